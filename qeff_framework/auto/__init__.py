@@ -1,0 +1,9 @@
+"""The classes that users start from, one file per task. `QEFFAutoModel` picks the task from the checkpoint."""
+
+from __future__ import annotations
+
+from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
+from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.model import QEFFAutoModel
+
+__all__ = ["QEFFAutoModel", "QEFFAutoModelForCausalLM", "QEFFAutoModelForFeatureExtraction"]

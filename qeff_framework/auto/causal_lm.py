@@ -1,0 +1,33 @@
+"""Text generation with decoder-only language models."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from qeff_framework.auto.dispatch import check_task
+from qeff_framework.contracts import Task
+from qeff_framework.model import QEFFBaseModel
+from qeff_framework.shapes import CausalLMShapes
+from qeff_framework.source import ModelSource
+
+
+class QEFFAutoModelForCausalLM(QEFFBaseModel):
+    """A causal language model.
+
+    ``compile`` takes ``prefill_seq_len=32, ctx_len=128, batch_size=1`` beside the backend's options. ``generate``
+    takes a tokenizer and prompts, or tokenizer output; see `qeff_framework.runtime.CompiledCausalLM.generate`.
+
+    Example::
+
+        model = QEFFAutoModelForCausalLM.from_pretrained("gpt2")
+        model.compile(backend="ort_sim", prefill_seq_len=32, ctx_len=128)
+        print(model.generate(prompts=["My name is"]).generated_texts)
+    """
+
+    task: ClassVar[Task] = "causal-lm"
+    transformers_class = "AutoModelForCausalLM"
+    shapes = CausalLMShapes
+
+    @classmethod
+    def _check_architecture(cls, source: ModelSource) -> None:
+        check_task(source, cls.task)

@@ -1,0 +1,113 @@
+"""Which task a checkpoint is for, read from its config and Transformers' own mappings; no list of names of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from qeff_framework.artifacts import store_root
+from qeff_framework.contracts import Task
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.source import ModelSource
+
+_CLASS_OF_TASK: Mapping[Task, str] = {
+    "causal-lm": "QEFFAutoModelForCausalLM",
+    "encoder": "QEFFAutoModelForFeatureExtraction",
+}
+
+
+def task_of(config: Mapping[str, Any]) -> Task:
+    """The task of a checkpoint.
+
+    The head that the checkpoint was saved with decides (``architectures``). A config without it is taken for a causal
+    LM if Transformers has a causal-LM class, and no masked-LM class, for its model type: encoders such as BERT have
+    both.
+
+    Raises:
+        UnsupportedModelError: it is neither a causal language model nor a text encoder.
+    """
+    return _remembered(config) or _remember(config, _decide(config))
+
+
+def check_task(source: ModelSource, task: Task) -> None:
+    """Raises `UnsupportedModelError` when a checkpoint is for another task."""
+    actual = task_of(source.config())
+    if actual != task:
+        raise UnsupportedModelError(
+            f"{source.name} ({_told(source.config())}) is not a model for {task} but for {actual}; use "
+            f"{_CLASS_OF_TASK[actual]}, or QEFFAutoModel, which picks the class by itself"
+        )
+
+
+def _decide(config: Mapping[str, Any]) -> Task:
+    # Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = str(config.get("model_type", ""))
+    if model_type not in auto.MODEL_MAPPING_NAMES and "auto_map" not in config:
+        raise UnsupportedModelError(
+            f"the installed Transformers does not know model_type '{model_type}'; upgrade it, or pass trust_remote_code=True "
+            "if the checkpoint brings its own code"
+        )
+    architectures = tuple(config.get("architectures") or ())
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedModelError(
+            f"{_told(config)} is an encoder-decoder model, which no task of this version carries"
+        )
+    causal = _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if architectures:
+        if any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+            return "causal-lm"
+        other = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+        heads = _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
+        if any(name in other | heads for name in architectures):
+            return "encoder"
+        raise UnsupportedModelError(
+            f"{_told(config)} is neither a causal language model nor a text encoder; those are the tasks of this version"
+        )
+    if (
+        model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    ):
+        return "causal-lm"
+    return "encoder"
+
+
+def _names(mapping: Mapping[str, Any]) -> set[str]:
+    """Class names of a Transformers auto mapping, whose values are names or tuples of names."""
+    return {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}
+
+
+def _told(config: Mapping[str, Any]) -> str:
+    return ", ".join(config.get("architectures") or ()) or f"model_type '{config.get('model_type')}'"
+
+
+def _memo_key(config: Mapping[str, Any]) -> str:
+    import importlib_metadata
+
+    asked = {name: config.get(name) for name in ("model_type", "architectures", "is_encoder_decoder", "auto_map")}
+    asked["transformers"] = importlib_metadata.version("transformers")
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _remembered(config: Mapping[str, Any]) -> Task | None:
+    with contextlib.suppress(OSError, ValueError):
+        task: Task = json.loads((store_root() / "tasks" / f"{_memo_key(config)}.json").read_text(encoding="utf-8"))
+        return task if task in _CLASS_OF_TASK else None
+    return None
+
+
+def _remember(config: Mapping[str, Any], task: Task) -> Task:
+    # A memo only: where it cannot be written, the next run decides again, and the store says what is wrong with its
+    # root.
+    with contextlib.suppress(OSError):
+        folder = store_root() / "tasks"
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{_memo_key(config)}.{os.getpid()}"
+        draft.write_text(json.dumps(task), encoding="utf-8")
+        draft.replace(folder / f"{_memo_key(config)}.json")
+    return task

@@ -1,0 +1,48 @@
+"""`QEFFAutoModel`: the class that picks the task class."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
+from qeff_framework.auto.dispatch import task_of
+from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.source import CheckpointSource, ModuleSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.contracts import Task
+    from qeff_framework.model import QEFFBaseModel
+
+_CLASSES: dict[Task, type[QEFFBaseModel]] = {
+    "causal-lm": QEFFAutoModelForCausalLM,
+    "encoder": QEFFAutoModelForFeatureExtraction,
+}
+
+
+class QEFFAutoModel:
+    """Builds the class that fits a checkpoint or a module: a causal LM generates text, an encoder embeddings.
+
+    Example::
+
+        model = QEFFAutoModel.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+        model.compile(num_cores=16)
+        embeddings = model.generate(tokenizer(["one text", "another"], padding=True, return_tensors="np"))
+    """
+
+    def __new__(cls, model: torch.nn.Module, **kwargs: Any) -> QEFFBaseModel:  # type: ignore[misc]
+        """Wraps a Transformers module; keyword arguments go to the task's class."""
+        source = ModuleSource(model)
+        # A module says more than its config: its own class is the head that it has.
+        config = {**source.config(), "architectures": [type(model).__name__]}
+        return _CLASSES[task_of(config)](model, **kwargs)
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> QEFFBaseModel:
+        """Takes a checkpoint; see `QEFFBaseModel.from_pretrained`."""
+        source = CheckpointSource(
+            pretrained_model_name_or_path, {key: value for key, value in hf_kwargs.items() if key != "pooling"}
+        )
+        return _CLASSES[task_of(source.config())].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)

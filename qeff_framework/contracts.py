@@ -1,0 +1,354 @@
+"""The typed values that pass between the stages. Frozen, keyword-only, readable from JSON; nothing heavy is imported.
+
+    ExportedModel  --(compile)-->  CompiledModel  --(execute)-->  ExecutionSession
+
+A later stage never reaches back into an earlier one: what it needs is written in the earlier stage's result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+from qeff_framework.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir
+    import torch
+    from numpy.typing import NDArray
+
+    #: NumPy array of any dtype, as sessions take and return them.
+    Array = NDArray[np.generic]
+
+#: Kinds of work that a model can do. A backend declares the ones it carries.
+Task = Literal["causal-lm", "encoder", "sequence-classification"]
+
+#: ``transform`` is called once for each of these.
+TransformStage = Literal["torch", "onnx"]
+
+
+# --- graph interface ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A graph input or output. `shape` holds an int for a fixed dimension and a symbol name for a dynamic one."""
+
+    name: str
+    #: NumPy dtype name, e.g. ``"int64"`` or ``"float32"``.
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpec:
+    """A retained state: output `output` of one step is input `input` of the next one and stays with the session."""
+
+    input: str
+    output: str
+    #: ``"kv"`` for attention caches; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers.
+    kind: str = "kv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialization:
+    """One static shape set of a program: a value for every symbolic dimension of the graph."""
+
+    name: str
+    dims: Mapping[str, int]
+
+
+class _JsonFile:
+    """Writing to and reading from one JSON file in the value's own directory."""
+
+    FILE: ClassVar[str]
+    directory: Path
+
+    def save(self) -> Path:
+        """Writes the value beside the files that it describes."""
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "directory"}  # type: ignore[arg-type]
+        target = self.directory / self.FILE
+        target.write_text(json.dumps(content, indent=2, default=_jsonable) + "\n", encoding="utf-8")
+        return target
+
+    @classmethod
+    def _read(cls, directory: Path) -> dict[str, Any]:
+        try:
+            content = json.loads((directory / cls.FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{directory} holds no {cls.FILE}: it is not a directory that `qeff` has written"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{directory / cls.FILE} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ArtifactError(f"{directory / cls.FILE} is not a JSON object")
+        return content
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (TensorSpec, StateSpec, Specialization)):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _tensor(value: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=value["name"], dtype=value["dtype"], shape=tuple(value["shape"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel(_JsonFile):
+    """Portable ONNX on disk: the result of the export stage, shared by every backend.
+
+    `directory` also holds what a compiled artifact must carry so that it runs without the checkpoint: ``config.json``,
+    ``generation_config.json`` and ``tokenizer/``, each only if the checkpoint has it.
+    """
+
+    FILE: ClassVar[str] = "exported.json"
+
+    directory: Path
+    task: Task
+    #: File name of the ONNX model inside `directory`; its weights lie in an external data file beside it.
+    model_file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...] = ()
+    #: Names of the transforms that were applied to the torch module, in order, as ``name@version``.
+    transforms: tuple[str, ...] = ()
+    #: Facts about the model: ``architecture``, ``model_type``, ``model_name``, ``vocab_size``, ...
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_path(self) -> Path:
+        """Full path of the ONNX model."""
+        return self.directory / self.model_file
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Reads what `save` wrote. Raises `ArtifactError` when `directory` is not an export."""
+        content = cls._read(directory)
+        try:
+            return cls(
+                directory=directory,
+                task=content["task"],
+                model_file=content["model_file"],
+                inputs=tuple(_tensor(item) for item in content["inputs"]),
+                outputs=tuple(_tensor(item) for item in content["outputs"]),
+                states=tuple(StateSpec(**item) for item in content["states"]),
+                transforms=tuple(content["transforms"]),
+                metadata=content["metadata"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{directory / cls.FILE} lacks or misnames a field: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel(_JsonFile):
+    """A program for one backend on disk: the result of the compile stage.
+
+    The backend fills it in; the core adds tokenizer, generation config, ``qconfig.json`` and the manifest, and
+    publishes the directory. `program` belongs to the backend: file names (relative to `directory`) and whatever else
+    its `execute` needs. It must be JSON.
+    """
+
+    FILE: ClassVar[str] = "compiled.json"
+
+    directory: Path
+    backend: str
+    task: Task
+    specializations: tuple[Specialization, ...]
+    #: Graph inputs and outputs that the host feeds and reads, retained states included.
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...] = ()
+    #: Compile options with defaults filled in.
+    options: Mapping[str, Any] = field(default_factory=dict)
+    program: Mapping[str, Any] = field(default_factory=dict)
+    #: Names of the transforms that were applied to the ONNX graph, in order, as ``name@version``.
+    transforms: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Reads what `save` wrote. Raises `ArtifactError` when `directory` is not a compiled artifact."""
+        content = cls._read(directory)
+        try:
+            return cls(
+                directory=directory,
+                backend=content["backend"],
+                task=content["task"],
+                specializations=tuple(Specialization(**item) for item in content["specializations"]),
+                inputs=tuple(_tensor(item) for item in content["inputs"]),
+                outputs=tuple(_tensor(item) for item in content["outputs"]),
+                states=tuple(StateSpec(**item) for item in content["states"]),
+                options=content["options"],
+                program=content["program"],
+                transforms=tuple(content["transforms"]),
+                metadata=content["metadata"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{directory / cls.FILE} lacks or misnames a field: {error}") from error
+
+
+# --- requests: the single argument of each hook ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformRequest:
+    """Asks for the transforms of one stage. `stage` ``"torch"``: before the export; ``"onnx"``: lowering, after it."""
+
+    stage: TransformStage
+    task: Task
+    #: The backend's compile options; `None` when the model is exported without a backend.
+    options: Any
+    #: Empty for stage ``"torch"``.
+    specializations: tuple[Specialization, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """Asks for portable ONNX. `output_dir` exists and is empty; everything that is written there is kept."""
+
+    #: In eval mode, on the CPU; torch-stage transforms are applied.
+    module: torch.nn.Module
+    task: Task
+    output_dir: Path
+    #: Encoders: how the last hidden state is pooled in the graph; `None` leaves it as it is.
+    pooling: str | Callable[..., Any] | None = None
+    #: Called with a short text when a long step starts.
+    progress: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """Asks for a program. `output_dir` exists and is empty; everything that is written there becomes the artifact."""
+
+    exported: ExportedModel
+    #: The portable graph after the backend's own ``"onnx"`` transforms. Weights are memory-mapped from the export.
+    model: onnx_ir.Model
+    #: ``name@version`` of the transforms that changed `model`.
+    transforms: tuple[str, ...]
+    specializations: tuple[Specialization, ...]
+    #: An instance of the backend's options class.
+    options: Any
+    output_dir: Path
+    #: Write every input file of the compiler, run nothing. Only for backends that declare the capability.
+    dry_run: bool = False
+    progress: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecuteRequest:
+    """Asks for a session. The core has verified the artifact's files against its manifest."""
+
+    compiled: CompiledModel
+    #: An instance of the backend's runtime options class.
+    options: Any
+
+
+# --- what backends implement ----------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A pass over a torch module or an ONNX graph."""
+
+    #: Unique within the backend; part of cache keys together with `version`.
+    name: str
+    #: Change it whenever the result changes.
+    version: str
+
+    def __call__(self, subject: Any) -> bool:
+        """Changes `subject` (a `torch.nn.Module` or an `onnx_ir.Model`) in place; says whether it changed anything."""
+
+
+@runtime_checkable
+class ExecutionSession(Protocol):
+    """A loaded program with its retained state. Not thread-safe: one thread at a time."""
+
+    compiled: CompiledModel
+    #: Where it runs, for people: ``{"device": "CPU", "simulator": "yes", ...}``.
+    info: Mapping[str, str]
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Runs one step and returns the outputs that are not retained states.
+
+        `inputs` holds every input that is not a retained state. Their shapes choose the specialization: all dimensions
+        must fit one compiled specialization, otherwise `InputError` names the allowed ones. Retained states are updated
+        in place and never leave the session. Returned arrays are valid until the next call.
+        """
+
+    def reset(self) -> None:
+        """Forgets the retained state: as after loading."""
+
+    def close(self) -> None:
+        """Releases the device and memory. Idempotent; every other call afterwards raises `ExecutionError`."""
+
+
+class Status(StrEnum):
+    """Verdict of one check of a probe."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that a probe looked at. `remedy` says what to do when the status is not ok."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a backend can do on this machine at this moment."""
+
+    can_compile: bool
+    can_execute: bool
+    #: `True` when `execute` would use the real hardware, `False` for a simulator.
+    hardware: bool
+    #: Order among backends of the same sort when none is named: higher first.
+    rank: int
+    checks: Sequence[Check] = ()
+
+    @property
+    def reason(self) -> str:
+        """The first failed check, or the summary that all is well."""
+        for check in self.checks:
+            if check.status is Status.FAILED:
+                return f"{check.name}: {check.detail}"
+        return "can compile and execute" if self.can_compile and self.can_execute else "cannot compile and execute here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend can be asked for. It gates early errors and the conformance kit."""
+
+    tasks: frozenset[Task]
+    #: Dimensions may be left symbolic in the program, so that other sizes than the compiled ones are not recompiled.
+    dynamic_shapes: bool = False
+    #: Retained states stay on the device between steps.
+    retained_state: bool = True
+    #: ``full_batch_size``: slots that are refilled while others go on.
+    continuous_batching: bool = False
+    #: ``num_devices > 1``.
+    multi_device: bool = False
+    #: ``mxfp6_matmul``.
+    mxfp6_matmul: bool = False
+    #: ``mxint8_kv_cache``.
+    mxint8_kv_cache: bool = False
+    #: ``num_speculative_tokens``.
+    speculative_decoding: bool = False
+    #: `CompileRequest.dry_run`.
+    dry_run: bool = False

@@ -1,0 +1,407 @@
+"""`QEFFBaseModel`: what every task has in common. It holds the module and drives transform, export, compile and
+execute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs
+from qeff_framework.contracts import (
+    CompiledModel,
+    CompileRequest,
+    ExportedModel,
+    ExportRequest,
+    Specialization,
+    Task,
+    TransformRequest,
+)
+from qeff_framework.errors import ExecutionError, OptionError
+from qeff_framework.options import CompileOptions, parse_options
+from qeff_framework.plugin_api import Backend
+from qeff_framework.progress import report
+from qeff_framework.registry import registry
+from qeff_framework.source import CheckpointSource, ModelSource, ModuleSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.relay import Relay
+    from qeff_framework.runtime import CompiledRunner
+
+#: Part of every export's key. Change it whenever the same model exports to another graph.
+EXPORT_FORMAT = 1
+#: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
+COMPILE_FORMAT = 1
+
+#: Libraries whose versions change the exported graph.
+_EXPORT_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
+#: Files that an artifact takes over from the export, so that it runs without the checkpoint.
+_COMPANIONS = ("config.json", "generation_config.json", "tokenizer")
+
+
+class Shapes(Protocol):
+    """The sizes of a task; see `qeff_framework.shapes`."""
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """The static shape sets to compile."""
+
+
+class QEFFBaseModel:
+    """A Transformers model on its way to a device.
+
+    Subclasses name their task; everything else is here. Weights are loaded when an export needs them, so that a model
+    whose artifacts exist starts at once.
+
+    Args:
+        model: a Transformers module in float32, or a source that can load one.
+    """
+
+    task: ClassVar[Task]
+    #: The Transformers class that loads a checkpoint for this task.
+    transformers_class: ClassVar[str]
+    #: Dataclass of the sizes that `compile` takes for this task.
+    shapes: ClassVar[type[Any]]
+
+    def __init__(self, model: torch.nn.Module | ModelSource) -> None:
+        self._source: ModelSource = ModuleSource(model) if hasattr(model, "state_dict") else model  # type: ignore[arg-type]
+        self._runner: CompiledRunner | None = None
+        self.compiled: CompiledModel | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> Self:
+        """Takes a checkpoint from a local folder, the hub, or a GGUF file.
+
+        Args:
+            pretrained_model_name_or_path: folder with a ``config.json``, hub id, or path of a ``.gguf`` file.
+            **hf_kwargs: passed on to Transformers' ``from_pretrained``: ``gguf_file``, ``revision``, ``token``,
+                ``trust_remote_code`` (off by default), ...
+
+        Raises:
+            CheckpointError: the checkpoint is missing, incomplete or damaged.
+            UnsupportedModelError: its architecture does not fit the task.
+        """
+        source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
+        cls._check_architecture(source)
+        return cls(source)
+
+    @classmethod
+    def _check_architecture(cls, source: ModelSource) -> None:
+        """Refuses a checkpoint of another task. The base accepts what Transformers can load."""
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, for people."""
+        return self._source.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The Hugging Face config as a dictionary."""
+        return self._source.config()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The torch module; loads the weights."""
+        return self._source.load(self.transformers_class)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    # --- export -------------------------------------------------------------------------------------------------------
+
+    def export(
+        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+    ) -> ExportedModel:
+        """Exports to portable ONNX, or finds the export that exists.
+
+        Args:
+            export_dir: put the export there instead of into the artifact store.
+            extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
+
+        Raises:
+            ExportError, UnsupportedModelError: the model cannot be expressed.
+            ArtifactError: the store or `export_dir` cannot be used.
+        """
+        return self._export(registry.core(extensions=extensions), None, export_dir)
+
+    def _export(self, relay: Relay, options: object, export_dir: str | os.PathLike[str] | None = None) -> ExportedModel:
+        transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
+        parts = {
+            "format": EXPORT_FORMAT,
+            "task": self.task,
+            "model": self._source.identity(),
+            "transforms": [f"{transform.name}@{transform.version}" for transform in transforms],
+            "libraries": _versions(_EXPORT_LIBRARIES),
+            **self._export_key(),
+        }
+
+        def build(output_dir: Path) -> None:
+            module = self.module
+            applied = [f"{t.name}@{t.version}" for t in transforms if t(module)]
+            report(f"exporting {self.name} to portable ONNX")
+            request = ExportRequest(
+                module=module, task=self.task, output_dir=output_dir, progress=report, **self._export_arguments()
+            )
+            exported = relay.export(request)
+            metadata = {"model_name": self.name, **exported.metadata}
+            self._source.save_companions(output_dir)
+            dataclasses.replace(exported, transforms=tuple(applied), metadata=metadata).save()
+
+        try:
+            stored = Store().get_or_build(
+                "exports",
+                self.name,
+                cache_key(parts),
+                parts,
+                build,
+                destination=Path(export_dir) if export_dir is not None else None,
+                on_wait=lambda: report(f"waiting for another process that exports {self.name}"),
+            )
+        finally:
+            self._source.release()
+        return ExportedModel.load(stored.path)
+
+    def _export_key(self) -> Mapping[str, object]:
+        """What a task adds to the export's key."""
+        return {}
+
+    def _export_arguments(self) -> Mapping[str, Any]:
+        """What a task adds to the export request."""
+        return {}
+
+    # --- compile ------------------------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        backend: str | Backend | type[Backend] | None = None,
+        *,
+        compile_dir: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        extensions: Sequence[str] | None = None,
+        **options: Any,
+    ) -> CompiledModel:
+        """Compiles for a backend, exporting first if needed; finds the program that exists.
+
+        Args:
+            backend: name of an installed backend; `None` takes ``QEFF_BACKEND`` or the best one that works here.
+            compile_dir: put the artifact there instead of into the artifact store.
+            dry_run: write every input file of the compiler and run nothing; for backends that can.
+            extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
+            **options: the task's sizes (``prefill_seq_len``, ``ctx_len``, ``batch_size``, ... or ``seq_len``) and the
+                backend's options (``num_cores``, ...). Unknown names fail before any work starts.
+
+        Returns:
+            The program; its ``directory`` is the artifact that `load_compiled` and ``qeff generate`` take.
+
+        Raises:
+            OptionError: unknown, misspelt or contradictory options.
+            BackendError: the backend cannot be selected.
+            CompileError: the compiler refused.
+        """
+        relay = registry.get(backend, extensions=extensions)
+        shapes, compile_options = self._parse(relay, options)
+        _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
+        specializations = shapes.specializations()
+        exported = self._export(relay, compile_options)
+        transforms = relay.transform(
+            TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
+        )
+        parts = {
+            "format": COMPILE_FORMAT,
+            "export": self._export_identity(exported),
+            "backend": relay.name,
+            "fingerprint": dict(relay.backend.fingerprint()),
+            "transforms": [f"{transform.name}@{transform.version}" for transform in transforms],
+            "specializations": [dataclasses.asdict(item) for item in specializations],
+            "options": _key_of(compile_options),
+            "dry_run": dry_run,
+        }
+        store, label, key = Store(), f"{relay.name}-{self.name}", cache_key(parts)
+        destination = Path(compile_dir) if compile_dir is not None else None
+
+        def build(output_dir: Path) -> None:
+            import onnx_ir
+
+            report(f"compiling {self.name} for {relay.name}")
+            model = onnx_ir.load(exported.model_path)
+            applied = tuple(f"{t.name}@{t.version}" for t in transforms if t(model))
+            compiled = relay.compile(
+                CompileRequest(
+                    exported=exported,
+                    model=model,
+                    transforms=applied,
+                    specializations=specializations,
+                    options=compile_options,
+                    output_dir=output_dir,
+                    dry_run=dry_run,
+                    progress=report,
+                )
+            )
+            final_dir = destination or store.path_of("compiled", label, key)
+            _finish_artifact(compiled, exported, relay, applied, compile_options, final_dir, dry_run=dry_run)
+
+        stored = store.get_or_build(
+            "compiled",
+            label,
+            key,
+            parts,
+            build,
+            destination=destination,
+            on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
+        )
+        self._close_runner()
+        self.compiled = CompiledModel.load(stored.path)
+        return self.compiled
+
+    def _parse(self, relay: Relay, options: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Splits the keywords into the task's sizes and the backend's options; reports every problem of both at once."""
+        size_names = {field.name for field in dataclasses.fields(self.shapes)}
+        sizes = {name: _plain_size(value) for name, value in options.items() if name in size_names}
+        others = {name: value for name, value in options.items() if name not in size_names}
+        problems: list[str] = []
+        parsed: list[Any] = []
+        for schema, values, owner in (
+            (self.shapes, sizes, f"task '{self.task}'"),
+            (relay.backend.options, others, f"backend '{relay.name}'"),
+        ):
+            try:
+                parsed.append(parse_options(schema, values, owner=owner, also_known=size_names))
+            except OptionError as error:
+                problems.append(str(error))
+        if problems and any(name not in {f.name for f in dataclasses.fields(relay.backend.options)} for name in others):
+            # Other backends are looked at only to improve the message, and only when there is one.
+            problems = [problem for problem in problems if not problem.startswith("backend ")]
+            try:
+                parse_options(
+                    relay.backend.options,
+                    others,
+                    owner=f"backend '{relay.name}'",
+                    also_known=size_names,
+                    elsewhere=registry.options_elsewhere(relay.name),
+                )
+            except OptionError as error:
+                problems.append(str(error))
+        if problems:
+            raise OptionError("; ".join(problems))
+        return parsed[0], parsed[1]
+
+    def _export_identity(self, exported: ExportedModel) -> str:
+        """The key of the export: its manifest holds it."""
+        from qeff_framework.artifacts import Manifest
+
+        return Manifest.load(exported.directory).key
+
+    # --- execute ------------------------------------------------------------------------------------------------------
+
+    def load(self, **runtime_options: Any) -> CompiledRunner:
+        """Loads the compiled program on its device. `generate` does it by itself with the defaults."""
+        from qeff_framework.runtime import load_compiled
+
+        if self.compiled is None:
+            raise ExecutionError(f"{self.name} is not compiled; call compile(backend=...) first")
+        self._close_runner()
+        self._runner = load_compiled(self.compiled.directory, **runtime_options)
+        return self._runner
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the compiled program; see the task's class for arguments and results."""
+        runner = self._runner or self.load()
+        return runner.generate(*args, **kwargs)
+
+    def _close_runner(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+
+def _plain_size(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _versions(distributions: Sequence[str]) -> dict[str, str]:
+    import importlib_metadata
+
+    return {name: importlib_metadata.version(name) for name in distributions}
+
+
+def _key_of(options: object) -> dict[str, object]:
+    """Options for a cache key: a path is replaced by what the file contains."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    return {
+        name: {"sha256": content_digest(value)} if isinstance(value, Path) else value for name, value in values.items()
+    }
+
+
+def _check_capabilities(relay: Relay, task: Task, shapes: object, options: CompileOptions, *, dry_run: bool) -> None:
+    """Refuses, before any work, what the backend says it cannot do."""
+    can = relay.backend.capabilities
+    asked = {
+        f"task '{task}'": task in can.tasks,
+        "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,
+        "num_speculative_tokens": can.speculative_decoding or getattr(shapes, "num_speculative_tokens", None) is None,
+        f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
+        "mxfp6_matmul=True": can.mxfp6_matmul or not options.mxfp6_matmul,
+        "mxint8_kv_cache=True": can.mxint8_kv_cache or not options.mxint8_kv_cache,
+        "dry_run=True": can.dry_run or not dry_run,
+    }
+    refused = [what for what, possible in asked.items() if not possible]
+    if refused:
+        raise OptionError(
+            f"backend '{relay.name}' does not support {', '.join(refused)}; leave it out or choose another one"
+        )
+
+
+def _finish_artifact(
+    compiled: CompiledModel,
+    exported: ExportedModel,
+    relay: Relay,
+    transforms: tuple[str, ...],
+    options: object,
+    final_dir: Path,
+    *,
+    dry_run: bool,
+) -> None:
+    """Adds what every artifact carries, whatever backend made it."""
+    directory = compiled.directory
+    for name in _COMPANIONS:
+        origin = exported.directory / name
+        if origin.is_dir():
+            shutil.copytree(origin, directory / name)
+        elif origin.is_file():
+            shutil.copy2(origin, directory / name)
+    backend = relay.backend
+    complete = dataclasses.replace(
+        compiled,
+        transforms=transforms,
+        options=dataclasses.asdict(options),  # type: ignore[call-overload]
+        metadata={**exported.metadata, **compiled.metadata, "dry_run": dry_run},
+    )
+    complete.save()
+    fingerprint = dict(backend.fingerprint())
+    create_and_dump_qconfigs(
+        directory,
+        huggingface_config=_read_config(exported.directory),
+        export_dir=exported.directory,
+        compile_dir=final_dir,
+        torch_transforms=exported.transforms,
+        onnx_transforms=transforms,
+        specializations=[dict(item.dims) for item in compiled.specializations],
+        compiler_options=complete.options,
+        backend={"name": relay.name, "distribution": relay.origin, "fingerprint": fingerprint},
+        sdk_versions=fingerprint,
+    )
+
+
+def _read_config(directory: Path) -> Mapping[str, Any]:
+    import json
+
+    path = directory / "config.json"
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

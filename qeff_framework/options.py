@@ -1,0 +1,203 @@
+"""Option schemas: one frozen, keyword-only dataclass per backend, checked before any work starts.
+
+A backend subclasses `CompileOptions` (what changes the program; part of the cache key) and `RuntimeOptions` (where
+and how it is run; not part of any key). Each field is documented by ``metadata={"help": ...}``, see `option`;
+`choices` and `minimum` are checked, anything beyond that belongs into ``__post_init__``, which raises `ValueError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from qeff_framework.errors import OptionError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, *, choices: Sequence[object] | None = None, minimum: float | None = None) -> Any:
+    """A documented dataclass field. `choices` and `minimum` are enforced by `parse_options`."""
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "minimum": minimum}
+    if isinstance(default, (list, dict, set)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """The options that users of accelerators know and every backend takes.
+
+    A backend that cannot honour one of them leaves the matching capability off; asking for it is then an error.
+    """
+
+    num_devices: int = option(1, "accelerators that one program is spread over", minimum=1)
+    num_cores: int = option(16, "compute cores used on each device; a simulator uses at most the host's", minimum=1)
+    mxfp6_matmul: bool = option(False, "store constant MatMul weights as MXFP6")
+    mxint8_kv_cache: bool = option(False, "store the KV cache as MXINT8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Where and how a program is run. Empty unless a backend adds fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """One row of an options table, for ``--help``, ``--json`` and the docs."""
+
+    name: str
+    type: str
+    default: object
+    help: str
+    choices: tuple[object, ...] = ()
+
+
+def describe_options(schema: type) -> list[OptionInfo]:
+    """The fields of an options class, in declaration order."""
+    hints = typing.get_type_hints(schema)
+    return [
+        OptionInfo(
+            name=field.name,
+            type=_type_name(hints[field.name]),
+            default=default_of(field),
+            help=str(field.metadata.get("help", "")),
+            choices=tuple(field.metadata.get("choices") or ()),
+        )
+        for field in dataclasses.fields(schema)
+    ]
+
+
+def default_of(field: dataclasses.Field[Any]) -> object:
+    """The default value of a dataclass field, or `None` when it has none."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None
+
+
+def parse_options(
+    schema: type[T],
+    values: Mapping[str, object],
+    *,
+    owner: str,
+    also_known: Iterable[str] = (),
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+    from_text: bool = False,
+) -> T:
+    """Builds `schema` from `values`, or raises one `OptionError` that lists every problem.
+
+    `owner` names the schema in messages (``"backend 'ort_sim'"``); `also_known` are names that the caller takes
+    itself and that serve as suggestions; `elsewhere` tells for an option name which other backends have it. With
+    `from_text` the values are strings from a command line and are read according to the field's type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(schema)
+    problems: list[str] = []
+    accepted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            problems.append(_unknown(name, [*fields, *also_known], owner, elsewhere or {}))
+            continue
+        try:
+            typed = _from_text(value, hints[name]) if from_text and isinstance(value, str) else value
+            accepted[name] = _checked(typed, hints[name], fields[name])
+        except ValueError as error:
+            problems.append(f"option '{name}' {error}")
+    if not problems:
+        try:
+            return schema(**accepted)
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
+    raise OptionError(f"{owner}: " + "; ".join(problems))
+
+
+def _unknown(name: str, known: Sequence[str], owner: str, elsewhere: Mapping[str, Sequence[str]]) -> str:
+    normalized = name.replace("-", "_").lower()
+    near = difflib.get_close_matches(normalized, known, n=1, cutoff=0.6)
+    message = f"unknown option '{name}'"
+    if near:
+        message += f", did you mean '{near[0]}'?"
+    others = elsewhere.get(normalized, ())
+    if others:
+        message += f" ('{normalized}' is an option of backend {', '.join(repr(other) for other in others)})"
+    if not near and not others:
+        message += f"; {owner} takes {', '.join(sorted(known))}"
+    return message
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " | ".join(_type_name(part) for part in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is not None:
+        return str(hint).replace("typing.", "")
+    return getattr(hint, "__name__", str(hint))
+
+
+def _checked(value: object, hint: Any, field: dataclasses.Field[Any]) -> object:
+    if not _matches(value, hint):
+        raise ValueError(f"must be {_type_name(hint)}, got {type(value).__name__} {value!r}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    minimum = field.metadata.get("minimum")
+    if minimum is not None and isinstance(value, (int, float)) and value < minimum:
+        raise ValueError(f"must be at least {minimum}, got {value!r}")
+    return value
+
+
+def _matches(value: object, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        return any(_matches(value, part) for part in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint in (int, float):
+        # bool is an int to Python; as an option value it is a mistake.
+        return not isinstance(value, bool) and isinstance(value, (int, float) if hint is float else int)
+    if hint is None:
+        return value is None
+    if origin is tuple and isinstance(value, tuple):
+        item = typing.get_args(hint)[0]
+        return all(_matches(part, item) for part in value)
+    return isinstance(value, origin or hint)
+
+
+def _from_text(text: str, hint: Any) -> object:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if text.lower() == "none" and type(None) in typing.get_args(hint):
+            return None
+        return _first_that_reads(text, [part for part in typing.get_args(hint) if part is not type(None)])
+    if hint is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"must be true or false, got {text!r}")
+        return text.lower() in ("true", "1")
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"must be {hint.__name__}, got {text!r}") from None
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_from_text(part.strip(), item) for part in text.split(",") if part.strip())
+    return text
+
+
+def _first_that_reads(text: str, hints: Sequence[Any]) -> object:
+    """Tries the narrower types first, so that ``int | str`` reads ``"16"`` as a number."""
+    failure: ValueError | None = None
+    for hint in sorted(hints, key=lambda part: part is str):
+        try:
+            return _from_text(text, hint)
+        except ValueError as error:
+            failure = error
+    raise failure or ValueError(f"cannot be read from {text!r}")

@@ -1,0 +1,437 @@
+"""Discovery and selection of backends.
+
+Listing reads package metadata and imports nothing. Selecting loads the one backend that was asked for: first its light
+descriptor, then, on first use, its implementation. Backends that are not selected never run.
+
+Environment variables, read at each call:
+
+- ``QEFF_BACKEND``: the backend to use when none is named.
+- ``QEFF_BACKENDS``: only these may be used (comma separated backend or distribution names; empty: none).
+- ``QEFF_DISABLE_BACKENDS``: these may not be used.
+- ``QEFF_EXTENSIONS``: extensions that wrap the hooks of every backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from qeff_framework.errors import (
+    BackendBlockedError,
+    BackendBrokenError,
+    BackendConflictError,
+    BackendError,
+    BackendIncompatibleError,
+    BackendNotInstalledError,
+    BackendUnavailableError,
+    ExtensionError,
+)
+from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
+from qeff_framework.relay import Relay
+
+if TYPE_CHECKING:
+    from importlib_metadata import EntryPoint
+
+    from qeff_framework.contracts import Probe
+
+logger = logging.getLogger(__name__)
+
+_GROUP_STEM, _, _API_MAJOR = BACKEND_GROUP.rpartition(".v")
+ALLOW_VARIABLE = "QEFF_BACKENDS"
+DENY_VARIABLE = "QEFF_DISABLE_BACKENDS"
+DEFAULT_VARIABLE = "QEFF_BACKEND"
+EXTENSIONS_VARIABLE = "QEFF_EXTENSIONS"
+
+BackendStatus = Literal["available", "blocked", "incompatible", "conflict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstalledBackend:
+    """What the package metadata tells about one backend. Whether it can be imported is not known before it is used."""
+
+    name: str
+    distribution: str
+    version: str
+    summary: str
+    #: ``"module:attribute"`` of the descriptor.
+    target: str
+    api_major: str
+    status: BackendStatus
+    #: Why the status is not ``"available"``.
+    reason: str = ""
+
+
+def normalize(name: str) -> str:
+    """Backend names differ neither by case nor by ``-`` and ``_``."""
+    return name.strip().lower().replace("-", "_")
+
+
+class Registry:
+    """All backends that this process can see: installed ones by entry point, and descriptors registered by hand."""
+
+    def __init__(self) -> None:
+        self._by_hand: dict[str, Backend] = {}
+
+    # --- discovery ----------------------------------------------------------------------------------------------------
+
+    def installed(self) -> tuple[InstalledBackend, ...]:
+        """Every backend that a package provides, sorted by name. Reads metadata only."""
+        entries = self._entries()
+        return tuple(self._describe(entry, entries) for entry in entries)
+
+    def register(self, backend: Backend | type[Backend]) -> Backend:
+        """Makes a descriptor selectable by name without installing a package. It takes precedence over installed
+        ones.
+        """
+        descriptor = _as_descriptor(backend, "registered by hand")
+        self._by_hand[normalize(descriptor.name)] = descriptor
+        return descriptor
+
+    @contextlib.contextmanager
+    def registered(self, backend: Backend | type[Backend]) -> Iterator[Backend]:
+        """Registers a descriptor for the duration of a ``with`` block."""
+        before = dict(self._by_hand)
+        try:
+            yield self.register(backend)
+        finally:
+            self._by_hand = before
+
+    # --- selection ----------------------------------------------------------------------------------------------------
+
+    def descriptor(self, name: str) -> Backend:
+        """Loads the descriptor of one backend, or raises the error that says why it cannot be used."""
+        wanted = normalize(name)
+        if wanted in self._by_hand:
+            return self._by_hand[wanted]
+        entry = self._select(name)
+        origin = _origin(entry)
+        try:
+            loaded = entry.load()
+        except (Exception, SystemExit) as error:
+            raise BackendBrokenError(
+                f"backend '{name}' ({origin}) is installed but could not be imported: {_told(error)}; "
+                f"reinstall or repair {entry.dist.name if entry.dist else 'its package'}, `qeff doctor {name}` shows more"
+            ) from error
+        descriptor = _as_descriptor(loaded, origin)
+        if normalize(descriptor.name) != normalize(entry.name):
+            raise BackendIncompatibleError(
+                f"backend '{name}' ({origin}): its entry point is named '{entry.name}' but the descriptor says "
+                f"'{descriptor.name}'; its author has to make them equal"
+            )
+        return descriptor
+
+    def get(
+        self, name: str | Backend | type[Backend] | None = None, *, extensions: Sequence[str] | None = None
+    ) -> Relay:
+        """Selects a backend and returns its relay, ready to be called.
+
+        Args:
+            name: a backend name, ``"distribution:name"`` when several packages provide it, a descriptor, or `None` for
+                ``QEFF_BACKEND`` or else the best of what works here (see `choose`).
+            extensions: names of extensions that wrap the hooks; `None` reads ``QEFF_EXTENSIONS``.
+
+        Raises:
+            BackendError: one of its subclasses says whether the backend is absent, blocked, incompatible or broken.
+            ExtensionError: a requested extension is absent or broken.
+        """
+        if name is None:
+            name = self.choose()
+        if isinstance(name, str):
+            descriptor, origin = self.descriptor(name), self._origin_of(name)
+        else:
+            descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
+        _check_api(descriptor, origin)
+        return Relay(
+            descriptor,
+            implementation=_load_implementation(descriptor, origin),
+            extensions=self.extensions(extensions),
+            origin=origin,
+        )
+
+    def core(self, *, extensions: Sequence[str] | None = None) -> Relay:
+        """A relay without a backend: the core's own hooks and the extensions. Enough to export."""
+        return Relay(None, implementation=None, extensions=self.extensions(extensions), origin="core")
+
+    def choose(self) -> str:
+        """The backend that is used when none is named.
+
+        ``QEFF_BACKEND``, else the one that ranks first among those whose probe says that they can compile and execute
+        here: hardware before simulators. Told in one log line. The choice is made before any work starts; a failure
+        of the chosen backend never leads to another one.
+
+        Raises:
+            BackendNotInstalledError: no backend is installed.
+            BackendUnavailableError: none of the installed ones can compile and execute here.
+        """
+        from_environment = os.environ.get(DEFAULT_VARIABLE, "").strip()
+        if from_environment:
+            logger.info("backend '%s' chosen: %s is set", from_environment, DEFAULT_VARIABLE)
+            return from_environment
+        usable: list[tuple[str, Probe]] = []
+        rejected: list[str] = []
+        for name, verdict in self._probe_all():
+            if isinstance(verdict, str):
+                rejected.append(f"{name} ({verdict})")
+            elif verdict.can_compile and verdict.can_execute:
+                usable.append((name, verdict))
+            else:
+                rejected.append(f"{name} ({verdict.reason})")
+        if not usable and not rejected:
+            raise BackendNotInstalledError(
+                "no backend is installed; install one, for instance `pip install qeff-ort-sim-backend`, "
+                "which simulates on the CPU"
+            )
+        if not usable:
+            raise BackendUnavailableError(
+                f"none of the installed backends can compile and execute here: {'; '.join(rejected)}; "
+                "`qeff doctor` shows the remedies, or name a backend explicitly"
+            )
+        usable.sort(key=lambda item: (not item[1].hardware, -item[1].rank, item[0]))
+        chosen, probe = usable[0]
+        others = [f"{name} ({_sort_of(other)}, rank {other.rank})" for name, other in usable[1:]] + rejected
+        logger.info(
+            "backend '%s' chosen: %s, rank %d%s",
+            chosen,
+            _sort_of(probe),
+            probe.rank,
+            f"; not {', '.join(others)}" if others else "; no other backend is installed",
+        )
+        return chosen
+
+    def options_elsewhere(self, excluding: str) -> dict[str, list[str]]:
+        """Option name -> other backends that have it. For error messages: backends that cannot be loaded are left
+        out.
+        """
+        from qeff_framework.options import describe_options
+
+        found: dict[str, list[str]] = {}
+        for name in self._usable_names():
+            if normalize(name) == normalize(excluding):
+                continue
+            with contextlib.suppress(Exception):
+                for info in describe_options(self.descriptor(name).options):
+                    found.setdefault(info.name, []).append(name)
+        return found
+
+    # --- extensions ---------------------------------------------------------------------------------------------------
+
+    def extensions(self, names: Sequence[str] | None = None) -> dict[str, object]:
+        """Loads extensions by name; `None` reads ``QEFF_EXTENSIONS``."""
+        if names is None:
+            names = [part for part in os.environ.get(EXTENSIONS_VARIABLE, "").split(",") if part.strip()]
+        if not names:
+            return {}
+        available = {normalize(entry.name): entry for entry in _entry_points(EXTENSION_GROUP)}
+        loaded: dict[str, object] = {}
+        for name in sorted({normalize(name) for name in names}):
+            if name not in available:
+                near = difflib.get_close_matches(name, available, n=1)
+                hint = f", did you mean '{near[0]}'?" if near else f"; installed: {', '.join(sorted(available))}"
+                raise ExtensionError(f"no extension named '{name}' is installed{hint}")
+            entry = available[name]
+            try:
+                target = entry.load()
+                loaded[name] = target() if isinstance(target, type) else target
+            except (Exception, SystemExit) as error:
+                raise ExtensionError(
+                    f"extension '{name}' ({_origin(entry)}) could not be loaded: {_told(error)}"
+                ) from error
+        return loaded
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _entries(self) -> list[EntryPoint]:
+        entries = [entry for entry in _entry_points() if entry.group.startswith(f"{_GROUP_STEM}.v")]
+        return sorted(entries, key=lambda entry: (normalize(entry.name), entry.dist.name if entry.dist else ""))
+
+    def _describe(self, entry: EntryPoint, entries: Sequence[EntryPoint]) -> InstalledBackend:
+        status, reason = self._status(entry, entries)
+        return InstalledBackend(
+            name=entry.name,
+            distribution=entry.dist.name if entry.dist else "",
+            version=entry.dist.version if entry.dist else "",
+            summary=(entry.dist.metadata["Summary"] or "") if entry.dist else "",
+            target=entry.value,
+            api_major=entry.group.rpartition(".v")[2],
+            status=status,
+            reason=reason,
+        )
+
+    def _status(self, entry: EntryPoint, entries: Sequence[EntryPoint]) -> tuple[BackendStatus, str]:
+        major = entry.group.rpartition(".v")[2]
+        if major != _API_MAJOR:
+            return "incompatible", f"built for plugin API v{major}, this qeff_framework speaks v{_API_MAJOR}"
+        variable = _blocked_by(entry)
+        if variable:
+            return "blocked", f"blocked by {variable}={os.environ[variable]!r}"
+        twins = [
+            twin for twin in entries if twin.group == entry.group and normalize(twin.name) == normalize(entry.name)
+        ]
+        if len(twins) > 1:
+            return "conflict", f"also provided by {', '.join(_origin(twin) for twin in twins if twin is not entry)}"
+        return "available", ""
+
+    def _select(self, name: str) -> EntryPoint:
+        """The one entry point for `name`, past the gates: exists, allowed, right API, not ambiguous."""
+        distribution, _, bare = name.rpartition(":")
+        entries = self._entries()
+        named = [
+            entry
+            for entry in entries
+            if normalize(entry.name) == normalize(bare)
+            and (not distribution or (entry.dist and normalize(entry.dist.name) == normalize(distribution)))
+        ]
+        if not named:
+            raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._by_hand]))
+        speaking = [entry for entry in named if entry.group == BACKEND_GROUP]
+        if not speaking:
+            majors = ", ".join(sorted(f"v{entry.group.rpartition('.v')[2]}" for entry in named))
+            raise BackendIncompatibleError(
+                f"backend '{name}' ({_origin(named[0])}) was built for plugin API {majors}, this qeff_framework speaks "
+                f"v{_API_MAJOR}; install matching versions of qeff-framework and {_distribution(named[0])}"
+            )
+        allowed = [entry for entry in speaking if not _blocked_by(entry)]
+        if not allowed:
+            variable = _blocked_by(speaking[0])
+            raise BackendBlockedError(
+                f"backend '{name}' ({_origin(speaking[0])}) is installed but blocked by "
+                f"{variable}={os.environ[variable]!r}; change or unset that variable to use it"
+            )
+        if len(allowed) > 1:
+            providers = ", ".join(_origin(entry) for entry in allowed)
+            raise BackendConflictError(
+                f"{len(allowed)} packages provide backend '{bare}': {providers}; uninstall one, or name it exactly as "
+                f"'{_distribution(allowed[0])}:{bare}'"
+            )
+        return allowed[0]
+
+    def _origin_of(self, name: str) -> str:
+        return "registered by hand" if normalize(name) in self._by_hand else _origin(self._select(name))
+
+    def _usable_names(self) -> list[str]:
+        available = [backend.name for backend in self.installed() if backend.status == "available"]
+        return sorted({*available, *self._by_hand})
+
+    def _probe_all(self) -> Iterator[tuple[str, Probe | str]]:
+        """Probes every backend that is not blocked; a string is the reason why one could not be probed."""
+        for backend in self.installed():
+            if backend.status != "available" and normalize(backend.name) not in self._by_hand:
+                yield backend.name, backend.reason
+        for name in self._usable_names():
+            try:
+                descriptor = self.descriptor(name)
+                _check_api(descriptor, self._origin_of(name))
+                yield name, descriptor.probe()
+            except Exception as error:  # noqa: BLE001 - a backend that breaks here is one that cannot be chosen, with its reason told
+                yield name, _told(error)
+
+
+def _entry_points(group: str | None = None) -> Sequence[EntryPoint]:
+    # Imported here: the first import costs 30 to 90 ms, which `import qeff_framework` should not pay.
+    import importlib_metadata
+
+    found = importlib_metadata.entry_points() if group is None else importlib_metadata.entry_points(group=group)
+    return list(found)
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown package"
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+
+
+def _told(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _sort_of(probe: Probe) -> str:
+    return "hardware" if probe.hardware else "simulator"
+
+
+def _blocked_by(entry: EntryPoint) -> str:
+    """The variable that blocks this entry point, or an empty string."""
+    names = {normalize(entry.name)} | ({normalize(entry.dist.name)} if entry.dist else set())
+    allowed = os.environ.get(ALLOW_VARIABLE)
+    if allowed is not None and not names & {normalize(part) for part in allowed.split(",")}:
+        return ALLOW_VARIABLE
+    denied = os.environ.get(DENY_VARIABLE, "")
+    return DENY_VARIABLE if names & {normalize(part) for part in denied.split(",") if part.strip()} else ""
+
+
+def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], by_hand: Sequence[str]) -> str:
+    names = sorted({entry.name for entry in entries} | set(by_hand))
+    near = difflib.get_close_matches(normalize(bare), names, n=1)
+    suggestion = f", did you mean '{near[0]}'?" if near else ""
+    package = f"qeff-{normalize(bare).replace('_', '-')}-backend"
+    return (
+        f"no backend named '{asked}' is installed{suggestion} (installed: {', '.join(names) or 'none'}); "
+        f"backends are packages, usually named like `pip install {package}`"
+    )
+
+
+def _as_descriptor(loaded: Any, origin: str) -> Backend:
+    candidate = loaded() if isinstance(loaded, type) and issubclass(loaded, Backend) else loaded
+    if not isinstance(candidate, Backend):
+        raise BackendIncompatibleError(
+            f"the backend entry point of {origin} resolves to {type(loaded).__name__}, expected a subclass or an instance of "
+            "qeff_framework.plugin_api.Backend"
+        )
+    missing = [name for name in ("name", "capabilities", "implementation") if not hasattr(candidate, name)]
+    if missing:
+        raise BackendIncompatibleError(
+            f"the backend descriptor of {origin} does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
+        )
+    return candidate
+
+
+def _check_api(descriptor: Backend, origin: str) -> None:
+    try:
+        major, minor = (int(part) for part in descriptor.api.split("."))
+    except ValueError:
+        raise BackendIncompatibleError(
+            f"backend '{descriptor.name}' ({origin}) declares plugin API {descriptor.api!r}, expected 'major.minor'"
+        ) from None
+    own_major, own_minor = (int(part) for part in API_VERSION.split("."))
+    if major != own_major or minor > own_minor:
+        raise BackendIncompatibleError(
+            f"backend '{descriptor.name}' ({origin}) was built for plugin API {descriptor.api}, this qeff_framework speaks "
+            f"{API_VERSION}; upgrade the older of the two packages"
+        )
+
+
+def _load_implementation(descriptor: Backend, origin: str) -> object:
+    module_name, _, attribute = descriptor.implementation.partition(":")
+    try:
+        implementation = getattr(importlib.import_module(module_name), attribute)
+        return implementation() if isinstance(implementation, type) else implementation
+    except (Exception, SystemExit) as error:
+        raise BackendBrokenError(
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
+            f"not be loaded: {_told(error)}; `qeff doctor {descriptor.name}` shows what is missing"
+        ) from error
+
+
+#: The process-wide registry that `list_backends` and `get_backend` use.
+registry = Registry()
+
+
+def list_backends() -> tuple[InstalledBackend, ...]:
+    """Every installed backend, from package metadata alone: nothing is imported."""
+    return registry.installed()
+
+
+def get_backend(name: str | Backend | type[Backend] | None = None, *, extensions: Sequence[str] | None = None) -> Relay:
+    """Selects a backend by name; see `Registry.get`."""
+    return registry.get(name, extensions=extensions)
+
+
+__all__ = ["BackendError", "InstalledBackend", "Registry", "get_backend", "list_backends", "normalize", "registry"]

@@ -1,0 +1,200 @@
+"""Running a compiled artifact. Neither torch nor transformers is imported, and the checkpoint is not needed.
+
+>>> from qeff_framework import load_compiled
+>>> with load_compiled(artifact_directory) as model:
+...     print(model.generate(prompts=["My name is"]).generated_texts)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from qeff_framework.artifacts import open_artifact
+from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
+from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.options import parse_options
+from qeff_framework.progress import report
+from qeff_framework.registry import registry
+
+if TYPE_CHECKING:
+    from qeff_framework.contracts import Array
+    from qeff_framework.generation import GenerationOutput, TextTokenizer
+
+
+def load_compiled(
+    path: str | os.PathLike[str], *, extensions: Sequence[str] | None = None, **runtime_options: Any
+) -> CompiledRunner:
+    """Loads an artifact directory on the device that it was compiled for.
+
+    Args:
+        path: what `QEFFBaseModel.compile` returned as ``directory``, or a copy of it.
+        extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
+        **runtime_options: the backend's runtime options (device, threads, ...).
+
+    Raises:
+        ArtifactError: `path` is not a compiled artifact, or its files differ from the manifest.
+        BackendError: the backend that it was compiled for cannot be used here.
+        ExecutionError: the program cannot be loaded.
+    """
+    directory = Path(path)
+    open_artifact(directory)
+    compiled = CompiledModel.load(directory)
+    if compiled.metadata.get("dry_run"):
+        raise ExecutionError(
+            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; compile without dry_run"
+        )
+    relay = registry.get(compiled.backend, extensions=extensions)
+    options = parse_options(relay.backend.runtime_options, runtime_options, owner=f"runtime of backend '{relay.name}'")
+    report(f"loading the program for {relay.name}")
+    session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
+    return _RUNNERS[compiled.task](session)
+
+
+class CompiledRunner:
+    """A loaded program. Use it as a context manager, or call `close`."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        self.session = session
+        self.compiled = session.compiled
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """Where it runs: device, simulator or hardware."""
+        return self.session.info
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program; see the task's class."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Releases device and memory. Idempotent."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CompiledCausalLM(CompiledRunner):
+    """Text generation with a loaded program."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        super().__init__(session)
+        self._tokenizer: TextTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that the artifact carries, or `None`."""
+        directory = self.compiled.directory / "tokenizer"
+        if self._tokenizer is None and directory.is_dir():
+            from qeff_framework.generation import load_tokenizer
+
+            self._tokenizer = load_tokenizer(directory)
+        return self._tokenizer
+
+    def generate(
+        self,
+        tokenizer: Any = None,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        generation_len: int | None = None,
+        stream: bool = False,
+        streamer: Any = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **settings: Any,
+    ) -> GenerationOutput:
+        """Generates text: greedy, unless sampling is asked for.
+
+        Args:
+            tokenizer: a Transformers tokenizer; `None` takes the one that the artifact carries. Tokenizer output may
+                stand here too (``generate(tokenizer(texts, padding=True))``).
+            prompts: texts, or lists of token ids.
+            inputs: tokenizer output: ``input_ids`` and, with padding, ``attention_mask``.
+            generation_len: new tokens per prompt at most (``max_new_tokens`` means the same); by default what is left
+                of ``ctx_len`` behind the longest prompt.
+            stream: print the text while it is generated.
+            streamer: a Transformers streamer; one prompt only.
+            generation_config: a Transformers `GenerationConfig`.
+            logits_processor: a Transformers `LogitsProcessorList`, applied before the configured ones take effect.
+            stopping_criteria: a Transformers `StoppingCriteriaList`.
+            **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``.
+
+        Raises:
+            InputError: no prompts, empty or too long prompts, more prompts than were compiled for.
+            OptionError: an unknown setting.
+        """
+        from qeff_framework.generation import TextGenerator, normalize_inputs, resolve_settings
+
+        if inputs is None and isinstance(tokenizer, Mapping):
+            tokenizer, inputs = None, tokenizer
+        elif inputs is None and hasattr(tokenizer, "input_ids"):
+            tokenizer, inputs = None, tokenizer.data
+        if (inputs is None) == (prompts is None):
+            raise InputError("give either prompts=[...] or tokenizer output as inputs=..., and not both")
+        if generation_len is not None:
+            if "max_new_tokens" in settings:
+                raise InputError("generation_len and max_new_tokens mean the same; give one of them")
+            settings["max_new_tokens"] = generation_len
+        generator = TextGenerator(self.session, tokenizer=tokenizer if tokenizer is not None else self.tokenizer)
+        resolved = resolve_settings(self._generation_defaults(), generation_config, **settings)
+        return generator.generate(
+            normalize_inputs(inputs) if inputs is not None else prompts,
+            resolved,
+            stream=stream,
+            streamer=streamer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+        )
+
+    def _generation_defaults(self) -> Mapping[str, Any]:
+        return generation_defaults(self.compiled.directory)
+
+
+class CompiledEncoder(CompiledRunner):
+    """Embeddings with a loaded program."""
+
+    def generate(self, inputs: Mapping[str, Any]) -> Array:
+        """Embeds tokenizer output.
+
+        Args:
+            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows, padded on any side.
+
+        Returns:
+            float32 ``[N, hidden]`` with pooling in the graph, else ``[N, S, hidden]``.
+
+        Raises:
+            InputError: no inputs, or longer ones than were compiled for.
+        """
+        from qeff_framework.generation import EncoderRunner
+
+        return EncoderRunner(self.session)(inputs)
+
+
+_RUNNERS: Mapping[str, type[CompiledRunner]] = {"causal-lm": CompiledCausalLM, "encoder": CompiledEncoder}
+
+
+def generation_defaults(directory: Path) -> Mapping[str, Any]:
+    """What the checkpoint says about generation: ``generation_config.json``, completed by the config's token ids."""
+    defaults: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        path = directory / name
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            kept = content if name == "generation_config.json" else {k: content.get(k) for k in _TOKEN_IDS}
+            defaults.update({key: value for key, value in kept.items() if value is not None})
+    return defaults
+
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from qeff_framework.errors import OptionError
+from qeff_framework.options import CompileOptions, describe_options, option, parse_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcmeOptions(CompileOptions):
+    target: str = option("a1", "chip", choices=("a1", "a2"))
+    ratio: float = option(0.5, "share", minimum=0)
+    lengths: int | tuple[int, ...] = option(8, "lengths")
+    limit: int | None = option(None, "limit", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.target == "a2" and self.num_cores > 16:
+            raise ValueError("target a2 has 16 cores")
+
+
+def parse(**values: object) -> AcmeOptions:
+    return parse_options(AcmeOptions, values, owner="backend 'acme'")
+
+
+def test_defaults_are_filled_in() -> None:
+    assert parse() == AcmeOptions()
+    assert parse(num_cores=4).num_cores == 4
+
+
+def test_misspelt_name_is_told_with_the_right_one() -> None:
+    with pytest.raises(OptionError, match=r"unknown option 'num_core', did you mean 'num_cores'\?"):
+        parse(num_core=16)
+
+
+def test_dashes_are_suggested_as_underscores() -> None:
+    with pytest.raises(OptionError, match="did you mean 'num_cores'"):
+        parse(**{"num-cores": 16})
+
+
+def test_option_of_another_backend_is_told() -> None:
+    with pytest.raises(OptionError, match=r"'target_soc' is an option of backend 'qnn'"):
+        parse_options(AcmeOptions, {"target_soc": 1}, owner="backend 'acme'", elsewhere={"target_soc": ["qnn"]})
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(OptionError) as caught:
+        parse(num_core=1, target="a9", ratio=-1.0, num_devices="2")
+    message = str(caught.value)
+    assert "num_core'" in message
+    assert "'a9'" in message
+    assert "must be at least 0" in message
+    assert "'num_devices' must be int, got str '2'" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"num_cores": True}, "must be int, got bool"),
+        ({"num_cores": 0}, "must be at least 1"),
+        ({"limit": 0}, "must be at least 1"),
+        ({"mxfp6_matmul": 1}, "must be bool"),
+        ({"lengths": (1, "2")}, "must be"),
+        ({"target": "a2", "num_cores": 32}, "a2 has 16 cores"),
+    ],
+)
+def test_values_are_checked(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(OptionError, match=complaint):
+        parse(**values)
+
+
+def test_text_is_read_by_the_type_of_the_field() -> None:
+    text = {"num_cores": "4", "mxfp6_matmul": "true", "ratio": "0.25", "lengths": "8,16", "limit": "none"}
+    options = parse_options(AcmeOptions, text, owner="backend 'acme'", from_text=True)
+    assert options == AcmeOptions(num_cores=4, mxfp6_matmul=True, ratio=0.25, lengths=(8, 16), limit=None)
+    assert parse_options(AcmeOptions, {"lengths": "8"}, owner="x", from_text=True).lengths == 8
+
+
+@pytest.mark.parametrize("text", [{"num_cores": "4.5"}, {"mxfp6_matmul": "yes"}, {"ratio": "much"}, {"lengths": "8;9"}])
+def test_unreadable_text_is_refused(text: dict[str, str]) -> None:
+    with pytest.raises(OptionError, match=f"option '{next(iter(text))}' must be"):
+        parse_options(AcmeOptions, text, owner="backend 'acme'", from_text=True)
+
+
+def test_description_has_a_row_for_each_field() -> None:
+    rows = {row.name: row for row in describe_options(AcmeOptions)}
+    assert list(rows)[:2] == ["num_devices", "num_cores"]
+    assert rows["target"].choices == ("a1", "a2")
+    assert rows["limit"].type == "int | None"
+    assert all(row.help for row in rows.values())

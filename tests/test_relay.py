@@ -1,0 +1,191 @@
+"""One relay per backend: what pluggy lets pass and we refuse, and that nobody else can answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qeff_framework.contracts import (
+    Capabilities,
+    CompiledModel,
+    CompileRequest,
+    ExportedModel,
+    ExportRequest,
+    TransformRequest,
+)
+from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
+from qeff_framework.extensions.timing import TimingExtension
+from qeff_framework.hookspecs import hookimpl
+from qeff_framework.plugin_api import Backend
+from qeff_framework.relay import Relay
+
+
+class Acme(Backend):
+    name = "acme"
+    capabilities = Capabilities(tasks=frozenset({"causal-lm"}))
+    implementation = "unused:Unused"
+
+
+def relay_of(implementation: object, **extensions: object) -> Relay:
+    return Relay(Acme(), implementation=implementation, extensions=extensions, origin="qeff-acme 1.0")
+
+
+def compile_request(directory: Path) -> CompileRequest:
+    exported = ExportedModel(directory=directory, task="causal-lm", model_file="model.onnx", inputs=(), outputs=())
+    unused: Any = None
+    return CompileRequest(
+        exported=exported, model=unused, transforms=(), specializations=(), options=None, output_dir=directory
+    )
+
+
+def compiled(request: CompileRequest, backend: str = "acme") -> CompiledModel:
+    return CompiledModel(
+        directory=request.output_dir, backend=backend, task="causal-lm", specializations=(), inputs=(), outputs=()
+    )
+
+
+def test_the_backend_answers(tmp_path: Path) -> None:
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+    assert relay_of(Hooks()).compile(compile_request(tmp_path)).directory == tmp_path
+
+
+def with_default(self: Any, request: CompileRequest, level: int = 1) -> None: ...
+def keyword_only(self: Any, *, request: CompileRequest) -> None: ...
+def anything(self: Any, **kwargs: Any) -> None: ...
+def other_name(self: Any, requets: CompileRequest) -> None: ...
+
+
+@pytest.mark.parametrize("method", [with_default, keyword_only, anything, other_name])
+def test_signatures_that_pluggy_would_call_wrongly_are_refused(method: Callable[..., None]) -> None:
+    hooks = type("Hooks", (), {"compile": hookimpl(method)})
+    with pytest.raises(
+        BackendIncompatibleError, match=r"'acme' \(qeff-acme 1\.0\).*one plain argument named 'request'"
+    ):
+        relay_of(hooks())
+
+
+def test_unknown_hook_and_forgotten_mark_are_refused() -> None:
+    class Hooks:
+        @hookimpl
+        def complie(self, request: CompileRequest) -> None: ...
+
+        def execute(self, request: object) -> None: ...
+
+    with pytest.raises(BackendIncompatibleError, match=r"unknown hook 'complie'.*execute\(\) .* not marked"):
+        relay_of(Hooks())
+
+
+def test_implementation_without_hooks_is_refused() -> None:
+    with pytest.raises(BackendIncompatibleError, match="no method marked with @hookimpl"):
+        relay_of(object())
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (lambda request: None, "does not answer compile"),
+        (lambda request: {"directory": request.output_dir}, "returned dict from compile, not CompiledModel"),
+        (lambda request: compiled(request, backend="beta"), "for backend 'beta'"),
+    ],
+)
+def test_wrong_answers_are_errors(
+    tmp_path: Path, answer: Callable[[CompileRequest], CompiledModel], complaint: str
+) -> None:
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return answer(request)
+
+    with pytest.raises(BackendError, match=complaint):
+        relay_of(Hooks()).compile(compile_request(tmp_path))
+
+
+def test_a_missing_hook_is_told(tmp_path: Path) -> None:
+    class Hooks:
+        @hookimpl
+        def transform(self, request: TransformRequest) -> list[Any]:
+            return []
+
+    with pytest.raises(BackendError, match="does not answer compile"):
+        relay_of(Hooks()).compile(compile_request(tmp_path))
+
+
+def test_transforms_of_extensions_come_before_the_backends() -> None:
+    def a_pass(title: str) -> object:
+        return type("Pass", (), {"name": title, "version": "1", "__call__": lambda self, subject: False})()
+
+    def hooks_with(title: str) -> object:
+        class Hooks:
+            @hookimpl
+            def transform(self, request: TransformRequest) -> list[Any]:
+                return [a_pass(title)]
+
+        return Hooks()
+
+    relay = relay_of(hooks_with("backend"), extra=hooks_with("extension"))
+    names = [item.name for item in relay.transform(TransformRequest(stage="onnx", task="causal-lm", options=None))]
+    assert names == ["extension", "backend"]
+
+
+def test_transform_must_return_transforms() -> None:
+    class Hooks:
+        @hookimpl
+        def transform(self, request: TransformRequest) -> Any:
+            return ["FuseEverything"]
+
+    with pytest.raises(BackendError, match="expected a list of objects with name, version"):
+        relay_of(Hooks()).transform(TransformRequest(stage="onnx", task="causal-lm", options=None))
+
+
+def test_timing_wraps_every_stage_and_keeps_failures(tmp_path: Path) -> None:
+    class Hooks:
+        @hookimpl
+        def export(self, request: ExportRequest) -> ExportedModel:
+            raise ValueError("no")
+
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+    timing = TimingExtension()
+    relay = relay_of(Hooks(), timing=timing)
+    module: Any = None
+    with pytest.raises(ValueError, match="no"):
+        relay.export(ExportRequest(module=module, task="causal-lm", output_dir=tmp_path))
+    relay.compile(compile_request(tmp_path))
+    assert [(record.stage, record.failed_with) for record in timing.records] == [
+        ("export", "ValueError"),
+        ("compile", ""),
+    ]
+    assert all(record.seconds >= 0 for record in timing.records)
+
+
+def test_an_extension_can_wrap_and_replace(tmp_path: Path) -> None:
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+    class Marker:
+        @hookimpl(wrapper=True)
+        def compile(self, request: CompileRequest) -> Generator[None, CompiledModel, CompiledModel]:
+            result = yield
+            return CompiledModel(**{**result.__dict__, "metadata": {"marked": True}})
+
+    assert relay_of(Hooks(), marker=Marker()).compile(compile_request(tmp_path)).metadata == {"marked": True}
+
+
+def test_a_bad_extension_is_told_as_such() -> None:
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> None: ...
+
+    with pytest.raises(ExtensionError, match="extension 'odd'"):
+        relay_of(Hooks(), odd=object())
