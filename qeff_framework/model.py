@@ -392,9 +392,15 @@ def _finish_artifact(
         compile_dir=final_dir,
         torch_transforms=exported.transforms,
         onnx_transforms=transforms,
-        specializations=[dict(item.dims) for item in compiled.specializations],
+        specializations=compiled.specializations,
+        onnx_path=exported.model_path,
         compiler_options=complete.options,
-        backend={"name": relay.name, "distribution": relay.origin, "fingerprint": fingerprint},
+        backend={
+            "name": relay.name,
+            "distribution": relay.distribution,
+            "version": relay.version,
+            "fingerprint": fingerprint,
+        },
         sdk_versions=fingerprint,
     )
 

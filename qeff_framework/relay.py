@@ -57,6 +57,16 @@ class Relay:
         return self.descriptor.name if self.descriptor else "core"
 
     @property
+    def distribution(self) -> str:
+        """Name of the package that provides the backend."""
+        return self.origin.rpartition(" ")[0]
+
+    @property
+    def version(self) -> str:
+        """Version of that package."""
+        return self.origin.rpartition(" ")[2]
+
+    @property
     def backend(self) -> Backend:
         """The descriptor. Raises `BackendError` on the core's own relay."""
         if self.descriptor is None:

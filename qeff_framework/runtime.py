@@ -104,9 +104,9 @@ class CompiledCausalLM(CompiledRunner):
     def generate(
         self,
         tokenizer: Any = None,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+        prompts: Any = None,
         *,
-        inputs: Mapping[str, Any] | None = None,
+        inputs: Any = None,
         generation_len: int | None = None,
         stream: bool = False,
         streamer: Any = None,
@@ -121,7 +121,7 @@ class CompiledCausalLM(CompiledRunner):
             tokenizer: a Transformers tokenizer; `None` takes the one that the artifact carries. Tokenizer output may
                 stand here too (``generate(tokenizer(texts, padding=True))``).
             prompts: texts, or lists of token ids.
-            inputs: tokenizer output: ``input_ids`` and, with padding, ``attention_mask``.
+            inputs: tokenizer output: ``input_ids`` and, with padding, ``attention_mask``; or token ids alone.
             generation_len: new tokens per prompt at most (``max_new_tokens`` means the same); by default what is left
                 of ``ctx_len`` behind the longest prompt.
             stream: print the text while it is generated.
@@ -135,31 +135,27 @@ class CompiledCausalLM(CompiledRunner):
             InputError: no prompts, empty or too long prompts, more prompts than were compiled for.
             OptionError: an unknown setting.
         """
-        from qeff_framework.generation import TextGenerator, normalize_inputs, resolve_settings
+        from qeff_framework.generation import TextGenerator
 
-        if inputs is None and isinstance(tokenizer, Mapping):
+        if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
             tokenizer, inputs = None, tokenizer
-        elif inputs is None and hasattr(tokenizer, "input_ids"):
-            tokenizer, inputs = None, tokenizer.data
         if (inputs is None) == (prompts is None):
             raise InputError("give either prompts=[...] or tokenizer output as inputs=..., and not both")
-        if generation_len is not None:
-            if "max_new_tokens" in settings:
-                raise InputError("generation_len and max_new_tokens mean the same; give one of them")
-            settings["max_new_tokens"] = generation_len
-        generator = TextGenerator(self.session, tokenizer=tokenizer if tokenizer is not None else self.tokenizer)
-        resolved = resolve_settings(self._generation_defaults(), generation_config, **settings)
+        generator = TextGenerator(
+            self.session,
+            tokenizer=tokenizer if tokenizer is not None else self.tokenizer,
+            generation_defaults=generation_defaults(self.compiled.directory),
+        )
         return generator.generate(
-            normalize_inputs(inputs) if inputs is not None else prompts,
-            resolved,
+            prompts if prompts is not None else inputs,
             stream=stream,
             streamer=streamer,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            generation_len=generation_len,
+            **settings,
         )
-
-    def _generation_defaults(self) -> Mapping[str, Any]:
-        return generation_defaults(self.compiled.directory)
 
 
 class CompiledEncoder(CompiledRunner):
@@ -187,14 +183,12 @@ _RUNNERS: Mapping[str, type[CompiledRunner]] = {"causal-lm": CompiledCausalLM, "
 
 def generation_defaults(directory: Path) -> Mapping[str, Any]:
     """What the checkpoint says about generation: ``generation_config.json``, completed by the config's token ids."""
-    defaults: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        path = directory / name
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            kept = content if name == "generation_config.json" else {k: content.get(k) for k in _TOKEN_IDS}
-            defaults.update({key: value for key, value in kept.items() if value is not None})
-    return defaults
+    from qeff_framework.generation import load_generation_defaults
+
+    config = directory / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    from_config = {name: content[name] for name in _TOKEN_IDS if content.get(name) is not None}
+    return {**from_config, **load_generation_defaults(directory)}
 
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -1,0 +1,101 @@
+"""SHA-256 of files, remembered by their stat so that a large checkpoint is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from qeff_framework.errors import ArtifactError
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+#: Smaller files are read each time: that costs less than the memo does.
+MEMO_MIN_BYTES = 1 << 20
+
+#: A younger file may change again and keep its time stamp: file systems count in steps of up to 2 s.
+MEMO_MIN_AGE_NS = 2_000_000_000
+
+
+_SAVE_TIMEOUT_SECONDS = 2.0
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits."""
+    # Unbuffered: file_digest reads large blocks into a buffer of its own, a second copy would only cost time.
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DigestMemo:
+    """Digests of files as long as size, time stamps and inode stay what they were.
+
+    The memo saves time and decides nothing else: when its file is missing, damaged or not writable, the files are read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known = _load(file)
+        self._new: dict[str, list[int | str]] = {}
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a regular file. Raises `ArtifactError` when `path` is none, or changes while it is read."""
+        before = path.stat()
+        if not stat.S_ISREG(before.st_mode):
+            raise ArtifactError(f"cannot compute the digest of {path}: it is not a regular file")
+        name = os.path.realpath(path)
+        identity = _identity(before)
+        entry = self._known.get(name)
+        if entry and entry[:-1] == identity:
+            return str(entry[-1])
+        self._known.pop(name, None)
+        result = file_sha256(path)
+        if _identity(path.stat()) != identity:
+            raise ArtifactError(
+                f"cannot compute the digest of {path}: it changed while it was read. Wait until it is complete"
+            )
+        if before.st_size >= MEMO_MIN_BYTES and time.time_ns() - before.st_mtime_ns >= MEMO_MIN_AGE_NS:
+            self._new[name] = [*identity, result]
+        return result
+
+    def save(self) -> None:
+        """Writes the memo if there is something new. Entries of files that have gone are dropped."""
+        if not self._new:
+            return
+        temporary = self._file.with_name(f"{self._file.name}.tmp")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._file.with_name(f"{self._file.name}.lock"), timeout=_SAVE_TIMEOUT_SECONDS):
+                # Read again: another process may have written since.
+                files = {**_load(self._file), **self._new}
+                present = {name: entry for name, entry in files.items() if Path(name).exists()}
+                temporary.write_text(json.dumps({"format": _FORMAT, "files": present}), encoding="utf-8")
+                temporary.replace(self._file)
+        except OSError as error:  # filelock's Timeout is one
+            _log.debug("digests are not remembered: %s", error)
+
+
+def _identity(found: os.stat_result) -> list[int | str]:
+    # ctime also moves when a tool restores the old mtime after writing.
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _load(file: Path) -> dict[str, list[int | str]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            return {}
+        return {name: list(entry) for name, entry in content["files"].items() if len(entry) == 5}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.debug("%s is not used: %s", file, error)
+        return {}

@@ -1,0 +1,48 @@
+"""Durable writes, and errors of the operating system in words that help."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qeff_framework.errors import ArtifactError
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk, or the user's quota on it, is used up."""
+    return error.errno in _DISK_FULL
+
+
+@contextmanager
+def os_errors_explained(asked: str, remedy: str) -> Iterator[None]:
+    """Turns an `OSError` of the body into an `ArtifactError` that says what was asked and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            remedy = "Free some space, or use a larger disk (QEFF_HOME, or the output directory)"
+        raise ArtifactError(f"{asked}: {error}. {remedy}") from error
+
+
+def sync_tree(directory: Path) -> None:
+    """Forces every file and directory below `directory`, and itself, to the disk."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Forces one file or directory to the disk."""
+    if os.name == "nt":  # read-only handles and directories cannot be synced there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
