@@ -150,7 +150,11 @@ class QEFFBaseModel:
                 module=module, task=self.task, output_dir=output_dir, progress=report, **self._export_arguments()
             )
             exported = relay.export(request)
-            metadata = {"model_name": self.name, **exported.metadata}
+            metadata = {
+                "model_name": self.name,
+                "pad_token_id": self.config.get("pad_token_id"),
+                **exported.metadata,
+            }
             self._source.save_companions(output_dir)
             dataclasses.replace(exported, transforms=tuple(applied), metadata=metadata).save()
 

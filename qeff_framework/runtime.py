@@ -23,7 +23,7 @@ from qeff_framework.registry import registry
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
-    from qeff_framework.generation import GenerationOutput, TextTokenizer
+    from qeff_framework.generation import GenerationOutput, TextGenerator, TextTokenizer
 
 
 def load_compiled(
@@ -90,6 +90,8 @@ class CompiledCausalLM(CompiledRunner):
     def __init__(self, session: ExecutionSession) -> None:
         super().__init__(session)
         self._tokenizer: TextTokenizer | None = None
+        # One for all calls: it knows which generation owns the cache.
+        self._generator: TextGenerator | None = None
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -127,7 +129,8 @@ class CompiledCausalLM(CompiledRunner):
             stream: print the text while it is generated.
             streamer: a Transformers streamer; one prompt only.
             generation_config: a Transformers `GenerationConfig`.
-            logits_processor: a Transformers `LogitsProcessorList`, applied before the configured ones take effect.
+            logits_processor: a Transformers `LogitsProcessorList`; one of a configured class replaces it, the others run
+                behind the penalties and before temperature and top-k, as in Transformers.
             stopping_criteria: a Transformers `StoppingCriteriaList`.
             **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``.
 
@@ -135,18 +138,19 @@ class CompiledCausalLM(CompiledRunner):
             InputError: no prompts, empty or too long prompts, more prompts than were compiled for.
             OptionError: an unknown setting.
         """
-        from qeff_framework.generation import TextGenerator
+        from qeff_framework.generation import TextGenerator, as_text_tokenizer
 
         if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
             tokenizer, inputs = None, tokenizer
         if (inputs is None) == (prompts is None):
             raise InputError("give either prompts=[...] or tokenizer output as inputs=..., and not both")
-        generator = TextGenerator(
-            self.session,
-            tokenizer=tokenizer if tokenizer is not None else self.tokenizer,
-            generation_defaults=generation_defaults(self.compiled.directory),
-        )
-        return generator.generate(
+        if self._generator is None:
+            self._generator = TextGenerator(
+                self.session, generation_defaults=generation_defaults(self.compiled.directory)
+            )
+        chosen = tokenizer if tokenizer is not None else self.tokenizer
+        self._generator.tokenizer = as_text_tokenizer(chosen) if chosen is not None else None
+        return self._generator.generate(
             prompts if prompts is not None else inputs,
             stream=stream,
             streamer=streamer,
@@ -175,7 +179,7 @@ class CompiledEncoder(CompiledRunner):
         """
         from qeff_framework.generation import EncoderRunner
 
-        return EncoderRunner(self.session)(inputs)
+        return EncoderRunner(self.session, pad_token_id=self.compiled.metadata.get("pad_token_id"))(inputs)
 
 
 _RUNNERS: Mapping[str, type[CompiledRunner]] = {"causal-lm": CompiledCausalLM, "encoder": CompiledEncoder}

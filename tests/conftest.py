@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# pytest listens at every level, and torch then formats megabytes of traces for each export.
+logging.getLogger("torch.__trace").disabled = True
 
 
 @pytest.fixture(scope="session")

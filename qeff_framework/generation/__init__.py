@@ -1,0 +1,32 @@
+"""Running loaded programs: text generation with causal language models, and encoders.
+
+Greedy decoding and fast tokenizers need NumPy and `tokenizers` only; what belongs to Transformers (generation configs, logits
+processors, stopping criteria, streamers, Python tokenizers) imports it when it is used.
+"""
+
+from __future__ import annotations
+
+from qeff_framework.generation.encoder import EncoderRunner
+from qeff_framework.generation.inputs import normalize_inputs
+from qeff_framework.generation.loop import ProgramShape, TextGenerator
+from qeff_framework.generation.output import GenerationOutput, PerfMetrics
+from qeff_framework.generation.settings import GenerationSettings, load_generation_defaults, resolve_settings
+from qeff_framework.generation.streaming import Detokenizer, TextStream
+from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer, load_tokenizer
+
+__all__ = [
+    "Detokenizer",
+    "EncoderRunner",
+    "GenerationOutput",
+    "GenerationSettings",
+    "PerfMetrics",
+    "ProgramShape",
+    "TextGenerator",
+    "TextStream",
+    "TextTokenizer",
+    "as_text_tokenizer",
+    "load_generation_defaults",
+    "load_tokenizer",
+    "normalize_inputs",
+    "resolve_settings",
+]

@@ -1,0 +1,140 @@
+"""Running encoders: any number of inputs of any length over programs of fixed shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.contracts import ExecutionSession
+from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.generation.inputs import check_same_shape, integer_rows, right_padded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: May be given although the graph does not take it: tokenizers return it for models that have no use for it.
+_OPTIONAL = "token_type_ids"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """All inputs right-padded to the longest row, ``[N, S]`` each; `mask` is 1 where there is a token."""
+
+    arrays: Mapping[str, NDArray[np.int64]]
+    mask: NDArray[np.int64]
+    #: Columns up to the last one that holds a token in any row.
+    used: int
+
+
+class EncoderRunner:
+    """Feeds tokenizer output to an encoder and returns its output without padding.
+
+    `pad_token_id` fills places that the attention mask hides; by default the one in the program's metadata, else 0.
+    """
+
+    def __init__(self, session: ExecutionSession, *, pad_token_id: int | None = None) -> None:
+        compiled = session.compiled
+        if compiled.task == "causal-lm":
+            raise InputError("the program was compiled for causal-lm; use TextGenerator")
+        self.session = session
+        self._specs = {spec.name: spec for spec in compiled.inputs}
+        self._output = compiled.outputs[0].name
+        #: Compiled sizes as (seq_len, batch_size), smallest first.
+        self._sizes = sorted((entry.dims["seq_len"], entry.dims["batch_size"]) for entry in compiled.specializations)
+        self._pad = pad_token_id if pad_token_id is not None else int(compiled.metadata.get("pad_token_id") or 0)
+
+    def __call__(self, inputs: Mapping[str, Any]) -> NDArray[Any]:
+        """The program's first output for ``input_ids``, optional ``attention_mask`` and ``token_type_ids``.
+
+        Lists (also of unequal lengths), arrays or tensors ``[N, S]`` or ``[S]`` are taken. The result is ``[N, H]`` for
+        pooled outputs and class scores, ``[N, S, H]`` for outputs per token, with S as given (the longest row of lists);
+        places behind the last token of the whole batch are 0 there. Raises `InputError` for what the program cannot take.
+        """
+        batch = self._read(inputs)
+        rows, width = batch.mask.shape
+        seq_len, batch_size = self._choose(rows, batch.used)
+        if "attention_mask" not in self._specs and (seq_len > batch.used or not batch.mask.all()):
+            raise InputError(
+                f"the program takes no attention_mask, so padding would change its result; give rows of {seq_len} tokens"
+            )
+        feed = {name: np.zeros((batch_size, seq_len), dtype=self._specs[name].dtype) for name in batch.arrays}
+        results: NDArray[Any] | None = None
+        for start in range(0, rows, batch_size):
+            count = min(batch_size, rows - start)
+            output = self._run(feed, batch, start, count)
+            per_token = output.ndim >= 3
+            if results is None:
+                inner = (width, *output.shape[2:]) if per_token else output.shape[1:]
+                results = np.zeros((rows, *inner), dtype=output.dtype)
+            if per_token:
+                results[start : start + count, : batch.used] = output[:count, : batch.used]
+            else:
+                results[start : start + count] = output[:count]
+        if results is None:
+            raise InputError("no inputs were given; give at least one row of input_ids")
+        return results
+
+    def _run(self, feed: Mapping[str, NDArray[Any]], batch: _Batch, start: int, count: int) -> NDArray[Any]:
+        """Runs rows `start` and following; the array is the session's, valid until its next call."""
+        for name, array in feed.items():
+            array.fill(self._pad if name == "input_ids" else 0)
+            array[:count, : batch.used] = batch.arrays[name][start : start + count, : batch.used]
+            # Unused rows repeat a real one: a row that is hidden as a whole makes attention divide by zero.
+            array[count:] = array[0]
+        outputs = self.session.run(feed)
+        if self._output not in outputs:
+            raise ExecutionError(f"the program returned {', '.join(sorted(outputs))}, but no {self._output}")
+        return np.asarray(outputs[self._output])
+
+    def _choose(self, rows: int, used: int) -> tuple[int, int]:
+        """The smallest compiled length that fits; for that length the smallest batch that fits, else the largest."""
+        lengths = sorted({seq_len for seq_len, _ in self._sizes})
+        fitting = [seq_len for seq_len in lengths if seq_len >= used]
+        if not fitting:
+            raise InputError(
+                f"the longest input has {used} tokens, the program was compiled for seq_len "
+                f"{', '.join(map(str, lengths))}; truncate it (truncation=True, max_length={lengths[-1]} in the tokenizer) "
+                f"or compile with seq_len={used}"
+            )
+        batches = [batch for seq_len, batch in self._sizes if seq_len == fitting[0]]
+        return fitting[0], next((batch for batch in batches if batch >= rows), batches[-1])
+
+    def _read(self, inputs: Mapping[str, Any]) -> _Batch:
+        if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+            raise InputError("an encoder takes what a tokenizer returns: a mapping with input_ids and attention_mask")
+        self._check_names(inputs)
+        rows = {name: integer_rows(value, name) for name, value in inputs.items() if value is not None}
+        ids = rows["input_ids"]
+        if not ids:
+            raise InputError("no inputs were given; give at least one row of input_ids")
+        for name, values in rows.items():
+            check_same_shape(name, values, ids)
+        width = max(map(len, ids))
+        mask = right_padded(rows.get("attention_mask", [[1] * len(row) for row in ids]), width, 0)
+        empty = np.flatnonzero(mask.sum(axis=1) == 0)
+        if empty.size:
+            raise InputError(f"row {empty[0]} of the inputs has no tokens; give it some text")
+        arrays = {
+            name: right_padded(rows[name], width, self._pad if name == "input_ids" else 0)
+            for name in self._specs
+            if name in rows
+        }
+        if "attention_mask" in self._specs:
+            arrays["attention_mask"] = mask
+        if _OPTIONAL in self._specs and _OPTIONAL not in arrays:
+            arrays[_OPTIONAL] = np.zeros_like(mask)
+        return _Batch(arrays=arrays, mask=mask, used=int(np.flatnonzero(mask.any(axis=0))[-1]) + 1)
+
+    def _check_names(self, inputs: Mapping[str, Any]) -> None:
+        given = {name for name, value in inputs.items() if value is not None}
+        known = {*self._specs, "input_ids", "attention_mask", _OPTIONAL}
+        unknown, missing = sorted(given - known), sorted(set(self._specs) - given - {"attention_mask", _OPTIONAL})
+        if unknown:
+            raise InputError(
+                f"the program does not take {', '.join(unknown)}, only {', '.join(sorted(self._specs))}; leave the others out"
+            )
+        if missing:
+            raise InputError(f"the program also needs {', '.join(missing)}")

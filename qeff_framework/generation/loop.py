@@ -1,0 +1,502 @@
+"""The generation loop of causal language models over any `ExecutionSession`.
+
+The host's part of the contract: prompts go in as chunks of the compiled prefill length, then one token per step. Position -1
+marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import numpy as np
+
+from qeff_framework.contracts import CompiledModel, ExecutionSession
+from qeff_framework.errors import ExecutionError, InputError, OptionError
+from qeff_framework.generation.history import TokenHistory
+from qeff_framework.generation.inputs import normalize_inputs
+from qeff_framework.generation.output import GenerationOutput, PerfMetrics
+from qeff_framework.generation.rows import Row, Step
+from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, greedy
+from qeff_framework.generation.settings import GenerationSettings, resolve_settings
+from qeff_framework.generation.stopping import StopRules
+from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
+from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import GenerationConfig
+
+#: Text, texts, token ids of one or several prompts, or what a tokenizer returns.
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramShape:
+    """The sizes that a causal language model was compiled for."""
+
+    batch_size: int
+    #: Tokens of one prefill chunk; 1 when the decode program does the prefill too.
+    prefill_seq_len: int
+    ctx_len: int
+    #: `None` when the program does not tell.
+    vocab_size: int | None
+    token_dtype: str
+    position_dtype: str
+
+    @classmethod
+    def of(cls, compiled: CompiledModel) -> Self:
+        """Reads the sizes from the specializations. Raises `InputError` for programs that this loop cannot drive."""
+        if compiled.task != "causal-lm":
+            raise InputError(
+                f"text generation needs a model of task causal-lm, this one was compiled for {compiled.task}"
+            )
+        fed = {spec.name: spec for spec in compiled.inputs}
+        for state in compiled.states:
+            fed.pop(state.input, None)
+        if set(fed) != {"input_ids", "position_ids"}:
+            raise InputError(
+                f"the program takes the inputs {', '.join(sorted(fed))}; this loop feeds input_ids and position_ids only. "
+                "Compile without the options that add inputs (full_batch_size, num_speculative_tokens)"
+            )
+        entries = [entry.dims for entry in compiled.specializations]
+        decode = [dims for dims in entries if dims.get("seq_len") == 1]
+        if not decode:
+            raise InputError(
+                "the program has no decode entry: none of its specializations has seq_len=1; compile it anew"
+            )
+        prefill = max(entries, key=lambda dims: dims.get("seq_len", 0))
+        sizes = {(dims.get("batch_size", 0), dims.get("ctx_len", 0)) for dims in (prefill, decode[0])}
+        if len(sizes) != 1 or 0 in min(sizes):
+            raise InputError(
+                f"prefill and decode must have one batch_size and ctx_len in common, found {sorted(sizes)}"
+            )
+        batch_size, ctx_len = sizes.pop()
+        return cls(
+            batch_size=batch_size,
+            prefill_seq_len=prefill["seq_len"],
+            ctx_len=ctx_len,
+            vocab_size=_vocab_size(compiled),
+            token_dtype=fed["input_ids"].dtype,
+            position_dtype=fed["position_ids"].dtype,
+        )
+
+
+def _vocab_size(compiled: CompiledModel) -> int | None:
+    for spec in compiled.outputs:
+        if spec.name == "logits" and isinstance(spec.shape[-1], int):
+            return spec.shape[-1]
+    size = compiled.metadata.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+class TextGenerator:
+    """Generates text with a loaded program.
+
+    `tokenizer` is needed for prompts and results in text form. `generation_defaults` is the content of the checkpoint's
+    ``generation_config.json``. Like its session, a generator is for one thread, and it runs one generation at a time.
+    """
+
+    def __init__(
+        self,
+        session: ExecutionSession,
+        tokenizer: object | None = None,
+        generation_defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.session = session
+        self.shape = ProgramShape.of(session.compiled)
+        self.tokenizer: TextTokenizer | None = None if tokenizer is None else as_text_tokenizer(tokenizer)
+        self.generation_defaults = dict(generation_defaults or {})
+        self._prefill = _StepInputs(self.shape, self.shape.prefill_seq_len)
+        self._decode = _StepInputs(self.shape, 1)
+        #: Number of the generation that owns the session's cache.
+        self._turn = 0
+
+    def settings(
+        self, generation_config: GenerationConfig | Mapping[str, Any] | None = None, **overrides: Any
+    ) -> GenerationSettings:
+        """The settings of a call, see `resolve_settings`. A checkpoint without an end-of-sequence id has its tokenizer's."""
+        defaults = dict(self.generation_defaults)
+        if defaults.get("eos_token_id") is None and self.tokenizer is not None:
+            defaults["eos_token_id"] = self.tokenizer.eos_token_id
+        return resolve_settings(defaults, generation_config, **overrides)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        settings: GenerationSettings | None = None,
+        *,
+        stream: bool | TextIO = False,
+        streamer: TokenStreamer | None = None,
+        logits_processor: Sequence[Any] | None = None,
+        stopping_criteria: Sequence[Any] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput:
+        """Generates for texts, for token ids, or for what a tokenizer returns.
+
+        Either `settings` is given, or they are made from `generation_config` and from every argument that has no name of its
+        own here: ``max_new_tokens`` (or ``generation_len``), ``do_sample``, ``eos_token_id``, ... see `resolve_settings`.
+        `stream` prints the text while it is generated, to
+        standard output or to the given file; several prompts are printed one after the other, each when it has finished.
+        The other arguments are described at `generate_ids`. Raises `InputError` before any work for prompts that do not fit.
+        """
+        settings = self._resolved(settings, generation_config, overrides)
+        ids = self._token_ids(prompts)
+        printer = None
+        if stream:
+            file = sys.stdout if stream is True else stream
+            printer = Printer(self._needed_tokenizer("stream=True"), len(ids), file)
+        output = self.generate_ids(
+            ids,
+            settings,
+            streamer=streamer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            on_token=on_token,
+            on_step=printer.put if printer else None,
+        )
+        texts = _texts_of(prompts)
+        return replace(output, prompts=texts) if texts is not None else output
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings | None = None,
+        *,
+        streamer: TokenStreamer | None = None,
+        logits_processor: Sequence[Any] | None = None,
+        stopping_criteria: Sequence[Any] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> GenerationOutput:
+        """Generates for prompts of token ids, at most `batch_size` of them, of any lengths.
+
+        `logits_processor` and `stopping_criteria` are Transformers' lists; they are called per row, see `ProcessedSelector`
+        and `StopRules`. `streamer` is one of Transformers' streamers: it gets the prompt, then token after token, and takes
+        one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`.
+        """
+        run = self._start(prompts, settings, logits_processor, stopping_criteria)
+        if streamer is not None:
+            _feed_prompt(streamer, run.rows)
+        with closing(self._steps(run)) as steps:
+            for step in steps:
+                if streamer is not None:
+                    streamer.put(_tensor([step.token]))
+                if on_token is not None:
+                    on_token(step.row, step.token)
+                if on_step is not None:
+                    on_step(step)
+        if streamer is not None:
+            streamer.end()
+        return self._output(run)
+
+    def stream(
+        self,
+        prompt: Prompts,
+        settings: GenerationSettings | None = None,
+        *,
+        logits_processor: Sequence[Any] | None = None,
+        stopping_criteria: Sequence[Any] | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> TextStream:
+        """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
+        settings = self._resolved(settings, generation_config, overrides)
+        tokenizer = self._needed_tokenizer("a text stream")
+        ids = self._token_ids(prompt)
+        _check_single(ids, "a text stream")
+        run = self._start(ids, settings, logits_processor, stopping_criteria)
+        texts = _texts_of(prompt)
+
+        def finish() -> GenerationOutput:
+            output = self._output(run)
+            return replace(output, prompts=texts) if texts is not None else output
+
+        return TextStream(self._steps(run), tokenizer, finish)
+
+    def _resolved(
+        self,
+        settings: GenerationSettings | None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None,
+        overrides: Mapping[str, Any],
+    ) -> GenerationSettings:
+        if settings is None:
+            return self.settings(generation_config, **overrides)
+        if generation_config is not None or overrides:
+            given = ", ".join([*overrides, *(["generation_config"] if generation_config is not None else [])])
+            raise OptionError(f"generate: settings are complete, {given} cannot be added; give one or the other")
+        return settings
+
+    def _token_ids(self, prompts: Prompts) -> list[list[int]]:
+        texts = _texts_of(prompts)
+        if texts is None:
+            return normalize_inputs(prompts)
+        tokenizer = self._needed_tokenizer("prompts of text")
+        return [tokenizer.encode(text) for text in texts]
+
+    def _needed_tokenizer(self, purpose: str) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise InputError(f"{purpose} needs a tokenizer; pass tokenizer=..., or give and take token ids")
+        return self.tokenizer
+
+    def _start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings | None,
+        logits_processor: Sequence[Any] | None,
+        stopping_criteria: Sequence[Any] | None,
+    ) -> _Run:
+        """Checks everything that can be checked before the session is touched."""
+        settings = settings if settings is not None else self.settings()
+        rows = _rows(prompts, settings, self.shape)
+        processed = bool(logits_processor) or settings.changes_scores
+        history = TokenHistory(rows) if processed or stopping_criteria else None
+        selector: TokenSelector = greedy
+        if processed and history is not None:
+            selector = ProcessedSelector(settings, rows, history, logits_processor)
+        rules = StopRules(settings, rows, tokenizer=self.tokenizer, history=history, criteria=stopping_criteria)
+        self._turn += 1
+        return _Run(
+            rows=rows, selector=selector, rules=rules, history=history, pad=self._pad(settings), turn=self._turn
+        )
+
+    def _pad(self, settings: GenerationSettings) -> int:
+        """Any id that the embedding has: padding reaches neither the cache nor a result."""
+        pad = settings.pad_token_id
+        within = pad is not None and pad >= 0 and (self.shape.vocab_size is None or pad < self.shape.vocab_size)
+        return pad if pad is not None and within else 0
+
+    def _steps(self, run: _Run) -> Generator[Step]:
+        """Runs prefill and decode; yields each token as soon as it is known."""
+        self._owned(run)
+        run.started = time.perf_counter()
+        run.rules.begin()
+        self.session.reset()
+        yield from self._take(run, self._run_prefill(run))
+        while run.unfinished:
+            logits = self._run_decode(run)
+            run.decode_steps += 1
+            yield from self._take(run, logits)
+
+    def _owned(self, run: _Run) -> None:
+        if run.turn != self._turn:
+            raise ExecutionError(
+                "another generation has started on this session; its cache does not hold this text any more"
+            )
+
+    def _run_prefill(self, run: _Run) -> NDArray[Any]:
+        """Feeds the prompts chunk by chunk; returns the logits after the last token of each, ``[B, V]``."""
+        width = self.shape.prefill_seq_len
+        kept: NDArray[Any] | None = None
+        for chunk in range(max(row.last_chunk(width) for row in run.rows) + 1):
+            self._prefill.clear(run.pad)
+            for row in run.rows:
+                self._prefill.set_chunk(row, chunk)
+            logits = self._run_step(self._prefill)
+            if kept is None:
+                kept = np.zeros(logits.shape, dtype=logits.dtype)
+            for row in run.rows:
+                # Later chunks of longer prompts return logits for this row too, of padding; the session may reuse its array.
+                if row.last_chunk(width) == chunk:
+                    kept[row.index] = logits[row.index]
+        if kept is None:
+            raise ExecutionError("the prefill ran no step")
+        return kept
+
+    def _run_decode(self, run: _Run) -> NDArray[Any]:
+        self._owned(run)
+        self._decode.clear(run.pad)
+        for row in run.unfinished:
+            self._decode.set_last_token(row)
+        return self._run_step(self._decode)
+
+    def _run_step(self, inputs: _StepInputs) -> NDArray[Any]:
+        """Logits ``[B, V]``, valid until the next step."""
+        outputs = self.session.run(inputs.feed)
+        logits = outputs.get("logits")
+        if logits is None or logits.ndim != 3 or logits.shape[:2] != (self.shape.batch_size, 1):
+            found = "none" if logits is None else f"shape {logits.shape}"
+            raise ExecutionError(
+                f"the program must return logits [{self.shape.batch_size}, 1, vocabulary], it returned {found} "
+                f"among {', '.join(sorted(outputs))}"
+            )
+        return logits[:, 0, :]
+
+    def _take(self, run: _Run, logits: NDArray[Any]) -> Iterator[Step]:
+        """Selects a token for every unfinished row. All rows take theirs before the first one is handed out."""
+        active = run.unfinished
+        tokens = run.selector(logits, active)
+        run.last_token = time.perf_counter()
+        if run.first_token is None:
+            run.first_token = run.last_token
+        for row, token in zip(active, tokens, strict=True):
+            row.generated.append(token)
+            if run.history is not None:
+                run.history.append(row.index, token)
+            row.finish_reason = run.rules.reason(row, token)
+        run.unfinished = [row for row in active if not row.finished]
+        for row, token in zip(active, tokens, strict=True):
+            yield Step(row.index, token, row.finish_reason)
+
+    def _output(self, run: _Run) -> GenerationOutput:
+        tokenizer = self.tokenizer
+        return GenerationOutput(
+            batch_size=self.shape.batch_size,
+            prompts=[tokenizer.decode(row.prompt) for row in run.rows] if tokenizer else [],
+            prompt_lengths=[len(row.prompt) for row in run.rows],
+            generated_ids=[row.generated for row in run.rows],
+            generated_texts=[tokenizer.decode(row.generated) for row in run.rows] if tokenizer else [],
+            finish_reasons=[row.finish_reason for row in run.rows if row.finish_reason is not None],
+            perf_metrics=_metrics(run),
+        )
+
+
+class _StepInputs:
+    """The arrays of one step ``[B, S]``, allocated once and filled anew for each step."""
+
+    def __init__(self, shape: ProgramShape, width: int) -> None:
+        self._ids = np.zeros((shape.batch_size, width), dtype=shape.token_dtype)
+        self._positions = np.full((shape.batch_size, width), -1, dtype=shape.position_dtype)
+        self._counting = np.arange(shape.ctx_len + width, dtype=shape.position_dtype)
+        self._width = width
+        self.feed: Mapping[str, NDArray[Any]] = {"input_ids": self._ids, "position_ids": self._positions}
+
+    def clear(self, pad: int) -> None:
+        self._ids.fill(pad)
+        self._positions.fill(-1)
+
+    def set_chunk(self, row: Row, chunk: int) -> None:
+        """Places chunk number `chunk` of the row's prompt; nothing when the prompt has ended before."""
+        start = chunk * self._width
+        tokens = row.prompt[start : start + self._width]
+        self._ids[row.index, : len(tokens)] = tokens
+        self._positions[row.index, : len(tokens)] = self._counting[start : start + len(tokens)]
+
+    def set_last_token(self, row: Row) -> None:
+        self._ids[row.index, 0] = row.generated[-1]
+        self._positions[row.index, 0] = row.position
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One generation in progress."""
+
+    rows: list[Row]
+    selector: TokenSelector
+    rules: StopRules
+    history: TokenHistory | None
+    pad: int
+    turn: int
+    unfinished: list[Row] = field(init=False)
+    started: float = 0.0
+    first_token: float | None = None
+    last_token: float = 0.0
+    decode_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.unfinished = list(self.rows)
+
+
+def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
+    """One row for each prompt. Raises `InputError` for prompts that the program cannot take."""
+    if not prompts:
+        raise InputError("no prompts were given; give at least one")
+    if len(prompts) > shape.batch_size:
+        raise InputError(
+            f"{len(prompts)} prompts were given, the program takes {shape.batch_size} at once; "
+            f"compile with batch_size={len(prompts)}, or call generate several times"
+        )
+    for index, prompt in enumerate(prompts):
+        _check_prompt(index, prompt, shape)
+    longest = max(map(len, prompts))
+    rows = [
+        Row(index=index, prompt=list(prompt), limit=_limit(len(prompt), longest, settings, shape))
+        for index, prompt in enumerate(prompts)
+    ]
+    for row in rows:
+        needed = len(row.prompt) + row.limit
+        if needed > shape.ctx_len:
+            raise InputError(
+                f"prompt {row.index} has {len(row.prompt)} tokens, and {row.limit} new ones make {needed}: more than the "
+                f"compiled ctx_len={shape.ctx_len}; ask for at most {shape.ctx_len - len(row.prompt)} new tokens, "
+                f"or compile with ctx_len={needed}"
+            )
+    return rows
+
+
+def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> None:
+    if not len(prompt):
+        raise InputError(f"prompt {index} has no tokens; give it some text (this tokenizer adds none to an empty one)")
+    if len(prompt) >= shape.ctx_len:
+        raise InputError(
+            f"prompt {index} has {len(prompt)} tokens, which leaves no room for new ones in the compiled "
+            f"ctx_len={shape.ctx_len}; shorten it, or compile with ctx_len={len(prompt) + 1} or more"
+        )
+    if min(prompt) < 0 or (shape.vocab_size is not None and max(prompt) >= shape.vocab_size):
+        wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+        upper = "" if shape.vocab_size is None else f" to {shape.vocab_size - 1}"
+        raise InputError(
+            f"prompt {index} holds the token id {wrong}, the model knows 0{upper}: is this the tokenizer of this model?"
+        )
+
+
+def _limit(length: int, longest: int, settings: GenerationSettings, shape: ProgramShape) -> int:
+    """New tokens that a prompt of `length` may get; by default what the longest prompt leaves of the context."""
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    if settings.max_length is None:
+        return shape.ctx_len - longest
+    if settings.max_length <= length:
+        raise InputError(
+            f"max_length={settings.max_length} counts the prompt, which has {length} tokens already; "
+            "give max_new_tokens=... instead"
+        )
+    return settings.max_length - length
+
+
+def _texts_of(prompts: Prompts) -> list[str] | None:
+    """The prompts when they are text, otherwise `None`."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Sequence) and prompts and all(isinstance(prompt, str) for prompt in prompts):
+        return [str(prompt) for prompt in prompts]
+    return None
+
+
+def _check_single(prompts: Sequence[object], what: str) -> None:
+    if len(prompts) != 1:
+        raise InputError(
+            f"{what} takes one prompt, {len(prompts)} were given; use on_token, or call generate for each prompt"
+        )
+
+
+def _feed_prompt(streamer: TokenStreamer, rows: Sequence[Row]) -> None:
+    _check_single(rows, "a streamer")
+    streamer.put(_tensor([list(rows[0].prompt)]))
+
+
+def _tensor(values: list[Any]) -> object:
+    import torch
+
+    return torch.tensor(values)
+
+
+def _metrics(run: _Run) -> PerfMetrics:
+    first = run.first_token if run.first_token is not None else run.started
+    total = run.last_token - run.started
+    decoding = run.last_token - first
+    tokens = sum(len(row.generated) for row in run.rows)
+    decoded = tokens - len(run.rows)
+    return PerfMetrics(
+        prefill_time=first - run.started,
+        decode_perf=decoded / decoding if decoding > 0 else 0.0,
+        total_perf=tokens / total if total > 0 else 0.0,
+        total_time=total,
+        decode_steps=run.decode_steps,
+    )

@@ -1,0 +1,53 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qeff_framework.generation.rows import FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerfMetrics:
+    """Times in seconds, rates in tokens per second over all rows together."""
+
+    #: From the start to the first token of every row: the time to first token.
+    prefill_time: float
+    #: Tokens of the decode steps (all but the first of each row) per second of decoding; 0 without decode steps.
+    decode_perf: float
+    #: All generated tokens per second of `total_time`.
+    total_perf: float
+    total_time: float
+    decode_steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"time to first token {self.prefill_time:.3f} s, decode {self.decode_perf:.1f} tokens/s "
+            f"({self.decode_steps} steps), total {self.total_perf:.1f} tokens/s in {self.total_time:.3f} s"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOutput:
+    """The result of `TextGenerator.generate`: lists have one entry for each prompt, in the given order."""
+
+    #: Rows that the program computes at once; prompts may be fewer.
+    batch_size: int
+    #: The prompts as text; decoded when they were given as token ids, empty without a tokenizer.
+    prompts: list[str]
+    prompt_lengths: list[int]
+    #: New tokens only, without padding. The end-of-sequence token is included, as in Transformers.
+    generated_ids: list[list[int]]
+    #: Text of `generated_ids` without special tokens; empty without a tokenizer.
+    generated_texts: list[str]
+    finish_reasons: list[FinishReason]
+    perf_metrics: PerfMetrics
+
+    def __str__(self) -> str:
+        lines = []
+        for row, ids in enumerate(self.generated_ids):
+            reason = self.finish_reasons[row]
+            lines.append(f"[{row}] {self.prompt_lengths[row]} prompt tokens, {len(ids)} new tokens, ended by {reason}")
+            if self.generated_texts:
+                lines += [f"    prompt: {self.prompts[row]!r}", f"    output: {self.generated_texts[row]!r}"]
+        return "\n".join([*lines, str(self.perf_metrics)])

@@ -1,0 +1,44 @@
+"""The state of the sequences that a program works on, one row of the batch each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+#: Why a row ended: its end-of-sequence token, a stop string, the caller's criteria, the time limit or the token limit.
+FinishReason = Literal["eos", "stop_string", "stopping_criteria", "max_time", "length"]
+
+
+class Step(NamedTuple):
+    """One generated token. `finish_reason` is set on the last one of its row."""
+
+    row: int
+    token: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One sequence: its prompt, its new tokens and how many there may be."""
+
+    index: int
+    prompt: Sequence[int]
+    #: Number of new tokens after which the row ends.
+    limit: int
+    generated: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the row takes no more tokens."""
+        return self.finish_reason is not None
+
+    @property
+    def position(self) -> int:
+        """Position of the last generated token: where the next decode step writes it."""
+        return len(self.prompt) + len(self.generated) - 1
+
+    def last_chunk(self, chunk: int) -> int:
+        """Number of the prefill chunk that holds the last token of the prompt, with `chunk` tokens each."""
+        return (len(self.prompt) - 1) // chunk

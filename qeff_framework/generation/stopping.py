@@ -1,0 +1,88 @@
+"""When a row ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from qeff_framework.errors import InputError
+from qeff_framework.generation.history import TokenHistory
+from qeff_framework.generation.rows import FinishReason, Row
+from qeff_framework.generation.settings import GenerationSettings
+from qeff_framework.generation.streaming import Detokenizer
+from qeff_framework.generation.tokenizer import TextTokenizer
+
+
+class StopRules:
+    """Tells after each token whether its row has ended, and why.
+
+    `criteria` are Transformers' stopping criteria; they see one row at a time, as ``[1, length]`` ids, and no scores.
+    """
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        rows: Sequence[Row],
+        *,
+        tokenizer: TextTokenizer | None = None,
+        history: TokenHistory | None = None,
+        criteria: Sequence[Any] | None = None,
+    ) -> None:
+        self._eos = frozenset(settings.eos_token_ids)
+        self._max_time = settings.max_time
+        self._deadline: float | None = None
+        self._history = history
+        self._criteria = list(criteria or ())
+        self._texts = _texts(settings.stop_strings, tokenizer, len(rows))
+
+    def begin(self) -> None:
+        """Starts the clock of `max_time`."""
+        self._deadline = None if self._max_time is None else time.perf_counter() + self._max_time
+
+    def reason(self, row: Row, token: int) -> FinishReason | None:
+        """Why `row` ends with `token`, which it has already taken; `None` when it goes on."""
+        if token in self._eos:
+            return "eos"
+        if self._texts and self._texts[row.index].ends(token):
+            return "stop_string"
+        if self._criteria and self._history is not None and self._criterion_met(self._history, row):
+            return "stopping_criteria"
+        if len(row.generated) >= row.limit:
+            return "length"
+        if self._deadline is not None and time.perf_counter() > self._deadline:
+            return "max_time"
+        return None
+
+    def _criterion_met(self, history: TokenHistory, row: Row) -> bool:
+        ids = history.ids(row.index)
+        # Every criterion is asked, also after one has said yes: some of them count.
+        verdicts = [bool(criterion(ids, None)) for criterion in self._criteria]
+        return any(verdicts)
+
+
+class _StopText:
+    """Looks for stop strings in the text that a row has generated."""
+
+    def __init__(self, stop_strings: Sequence[str], tokenizer: TextTokenizer) -> None:
+        self._stop_strings = stop_strings
+        # Stop strings are often special tokens (the end of a chat turn), as in Transformers.
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+        #: A stop string may begin in text that is already there, by at most this much.
+        self._overlap = max(map(len, stop_strings)) - 1
+        self._tail = ""
+
+    def ends(self, token: int) -> bool:
+        text = self._tail + self._detokenizer.put(token)
+        self._tail = text[-self._overlap :] if self._overlap else ""
+        return any(stop in text for stop in self._stop_strings)
+
+
+def _texts(stop_strings: Sequence[str], tokenizer: TextTokenizer | None, rows: int) -> list[_StopText]:
+    if not stop_strings:
+        return []
+    if tokenizer is None:
+        raise InputError("stop_strings need a tokenizer; pass tokenizer=..., or end rows with eos_token_id=[...]")
+    if not all(stop_strings):
+        raise InputError("stop_strings holds an empty string, which would end every row at once; leave it out")
+    return [_StopText(stop_strings, tokenizer) for _ in range(rows)]

@@ -1,0 +1,254 @@
+"""Text to token ids and back, from the files that Transformers' ``save_pretrained`` writes.
+
+A fast tokenizer is read with the `tokenizers` library alone, so that a compiled artifact runs without Transformers. The rules
+about special tokens and clean-up are those of ``transformers.PreTrainedTokenizerFast``; tests compare the two.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from qeff_framework.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+#: The special tokens that every Transformers tokenizer may name in its configuration.
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+#: Spaces that Transformers removes when ``clean_up_tokenization_spaces`` is set, in its order.
+_CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What the generation loop needs of a tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    #: Jinja source of the chat template, if the checkpoint has one.
+    chat_template: str | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, neither truncated nor padded."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+
+
+class FastTokenizer:
+    """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
+
+    `config` is the content of ``tokenizer_config.json``. Truncation and padding that the tokenizer file carries are switched
+    off: Transformers applies them only on request.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
+    ) -> None:
+        config = config or {}
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
+        _add_missing_tokens(tokenizer, config)
+        self._tokenizer = tokenizer
+        self._cleans_up = _cleans_up(tokenizer, config)
+        self.bos_token_id = _id_of(tokenizer, config.get("bos_token"))
+        self.eos_token_id = _id_of(tokenizer, config.get("eos_token"))
+        self.pad_token_id = _id_of(tokenizer, config.get("pad_token"))
+        self.chat_template = chat_template
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, neither truncated nor padded."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self._cleans_up:
+            for spaced, closed in _CLEAN_UP:
+                text = text.replace(spaced, closed)
+        return text
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+
+class TransformersTokenizer:
+    """A tokenizer object of Transformers, slow or fast, behind the `TextTokenizer` protocol."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.pad_token_id: int | None = tokenizer.pad_token_id
+        template = getattr(tokenizer, "chat_template", None)
+        self.chat_template: str | None = _default_template(template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, neither truncated nor padded."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+        return dict(self._tokenizer.get_vocab())
+
+
+def load_tokenizer(directory: Path) -> TextTokenizer:
+    """Reads the tokenizer that ``save_pretrained`` wrote to `directory`.
+
+    With a ``tokenizer.json`` only the `tokenizers` library is used; without one (a tokenizer that exists only in Python)
+    Transformers loads it from the same files. Raises `CheckpointError` when there is no readable tokenizer.
+    """
+    config = _read_json(directory / "tokenizer_config.json")
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return _load_with_transformers(directory)
+    if "added_tokens_decoder" not in config:
+        # Transformers reads the special tokens map only for folders that older versions wrote, which lack this key.
+        config = {**config, **_read_json(directory / "special_tokens_map.json")}
+
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
+        raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}") from error
+    return FastTokenizer(tokenizer, config, chat_template=_read_template(directory, config))
+
+
+def as_text_tokenizer(tokenizer: object) -> TextTokenizer:
+    """Makes a tokenizer that the caller gives usable: a `TextTokenizer`, or any tokenizer object of Transformers."""
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer
+    if all(hasattr(tokenizer, name) for name in ("encode", "decode", "get_vocab", "eos_token_id", "pad_token_id")):
+        return TransformersTokenizer(tokenizer)
+    raise InputError(
+        f"{type(tokenizer).__name__} is not a tokenizer: give a Transformers tokenizer (AutoTokenizer.from_pretrained(...)) "
+        "or what qeff_framework.generation.load_tokenizer returns"
+    )
+
+
+def _load_with_transformers(directory: Path) -> TextTokenizer:
+    from transformers import AutoTokenizer
+
+    logger.debug("%s holds no tokenizer.json; Transformers loads the tokenizer from its other files", directory)
+    try:
+        return TransformersTokenizer(AutoTokenizer.from_pretrained(str(directory)))
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory} holds no tokenizer that can be loaded: no tokenizer.json, and Transformers says: {error}. "
+            "Save one there with tokenizer.save_pretrained(...), or pass a tokenizer object"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object")
+    return content
+
+
+def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """The separate file wins over the entry in the configuration, as in Transformers."""
+    file = directory / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else _default_template(config.get("chat_template"))
+
+
+def _default_template(template: object) -> str | None:
+    """Of several named templates (a mapping, or the list of pairs that stands for it in JSON) the one named "default"."""
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Registers the special tokens that the configuration names and the tokenizer file does not."""
+    known = tokenizer.get_added_tokens_decoder()
+    # AddedToken compares by identity of more than its content; its text form shows every field.
+    as_written = {repr(token) for token in known.values()}
+    missing = [
+        token
+        for _, token in sorted((int(i), _added(t)) for i, t in config.get("added_tokens_decoder", {}).items())
+        if repr(token) not in as_written
+    ]
+    names = {token.content for token in (*known.values(), *missing)}
+    for value in _special_tokens(config):
+        token = _added(value, special=True)
+        if token.content not in names:
+            names.add(token.content)
+            missing.append(token)
+    if missing:
+        tokenizer.add_tokens(missing)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> Iterator[object]:
+    """The special tokens of a configuration: the usual names, then a model's own ``..._token``, then the nameless ones."""
+    yield from (config[name] for name in _NAMED_TOKENS if config.get(name))
+    yield from (
+        value for name, value in config.items() if name.endswith("_token") and name not in _NAMED_TOKENS if _text(value)
+    )
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    yield from extra.values() if isinstance(extra, Mapping) else extra
+
+
+def _added(value: object, *, special: bool | None = None) -> AddedToken:
+    from tokenizers import AddedToken
+
+    if not isinstance(value, Mapping):
+        return AddedToken(str(value), special=bool(special))
+    flags = {name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value}
+    return AddedToken(value["content"], special=bool(value.get("special")) if special is None else special, **flags)
+
+
+def _text(value: object) -> str | None:
+    """Content of a token that is written as a string or as the fields of an AddedToken."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _id_of(tokenizer: Tokenizer, value: object) -> int | None:
+    content = _text(value)
+    return None if content is None else tokenizer.token_to_id(content)
+
+
+def _cleans_up(tokenizer: Tokenizer, config: Mapping[str, Any]) -> bool:
+    if not config.get("clean_up_tokenization_spaces", False):
+        return False
+    # Transformers leaves BPE text alone: there the spaces before punctuation belong to the text.
+    forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return bool(forced) or type(tokenizer.model).__name__ != "BPE"

@@ -1,0 +1,164 @@
+"""Sessions without a backend, which check every step against the contract and compute from what was written to the cache."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qeff_framework.contracts import CompiledModel, Specialization, StateSpec, TensorSpec
+
+VOCAB = 17
+_UNWRITTEN = -7
+
+
+def next_logits(history: Sequence[int], vocab: int = VOCAB) -> np.ndarray:
+    """The "model": logits that depend on every token of the history and on their order."""
+    seed = zlib.crc32(np.asarray(history, dtype=np.int64).tobytes())
+    mixed = (np.arange(1, vocab + 1, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed)) * np.uint64(0x9E3779B1)
+    return ((mixed >> np.uint64(7)) % np.uint64(100_003)).astype(np.float32) / 1000
+
+
+def expected_tokens(prompt: Sequence[int], new_tokens: int, eos: Sequence[int] = (), vocab: int = VOCAB) -> list[int]:
+    """What greedy decoding of one prompt gives, without chunks, batches or a cache."""
+    history, generated = list(prompt), []
+    while len(generated) < new_tokens:
+        token = int(np.argmax(next_logits(history, vocab)))
+        history.append(token)
+        generated.append(token)
+        if token in eos:
+            break
+    return generated
+
+
+def causal_lm(
+    batch_size: int, prefill: int, ctx_len: int, vocab: int = VOCAB, directory: Path = Path()
+) -> CompiledModel:
+    sizes = {"batch_size": batch_size, "ctx_len": ctx_len}
+    lengths = {"prefill": prefill, "decode": 1} if prefill > 1 else {"decode": 1}
+    cache = TensorSpec(name="past_key.0", dtype="int64", shape=("batch_size", "ctx_len"))
+    return CompiledModel(
+        directory=directory,
+        backend="fake",
+        task="causal-lm",
+        specializations=tuple(Specialization(name=n, dims={**sizes, "seq_len": s}) for n, s in lengths.items()),
+        inputs=(
+            TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "seq_len")),
+            TensorSpec(name="position_ids", dtype="int64", shape=("batch_size", "seq_len")),
+            cache,
+        ),
+        outputs=(
+            TensorSpec(name="logits", dtype="float32", shape=("batch_size", 1, vocab)),
+            TensorSpec(name="past_key.0_RetainedState", dtype="int64", shape=cache.shape),
+        ),
+        states=(StateSpec(input="past_key.0", output="past_key.0_RetainedState"),),
+    )
+
+
+class FakeCausalLM:
+    """A program whose cache holds the token ids themselves."""
+
+    def __init__(self, batch_size: int = 1, prefill: int = 4, ctx_len: int = 32, vocab: int = VOCAB) -> None:
+        self.compiled = causal_lm(batch_size, prefill, ctx_len, vocab)
+        self.info: Mapping[str, str] = {"device": "none"}
+        self.shapes = {(batch_size, entry.dims["seq_len"]) for entry in self.compiled.specializations}
+        self.cache = np.zeros((batch_size, ctx_len), dtype=np.int64)
+        # One array for all steps, as a device's output buffer: whoever keeps a reference sees it change.
+        self.logits = np.zeros((batch_size, 1, vocab), dtype=np.float32)
+        self.steps: list[dict[str, np.ndarray]] = []
+        #: Raised at the step of this number, counted from 0.
+        self.fail_at: tuple[int, BaseException] | None = None
+        self.reset()
+
+    def model(self, history: Sequence[int]) -> np.ndarray:
+        return next_logits(history, self.logits.shape[-1])
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        assert set(inputs) == {"input_ids", "position_ids"}
+        assert ids.shape == positions.shape
+        assert ids.shape in self.shapes, f"{ids.shape} was not compiled"
+        assert ids.dtype == positions.dtype == np.int64
+        assert ids.min() >= 0
+        assert ids.max() < self.logits.shape[-1]
+        if self.fail_at is not None and len(self.steps) == self.fail_at[0]:
+            raise self.fail_at[1]
+        self.steps.append({"input_ids": ids.copy(), "position_ids": positions.copy()})
+        for row in range(ids.shape[0]):
+            self._run_row(row, ids[row], positions[row])
+        return {"logits": self.logits}
+
+    def _run_row(self, row: int, ids: np.ndarray, positions: np.ndarray) -> None:
+        valid = positions >= 0
+        count = int(valid.sum())
+        assert valid[:count].all(), "padding must be on the right"
+        if count == 0:
+            self.logits[row, 0] = np.nan  # whoever looks at the logits of padding gets what it deserves
+            return
+        written = int((self.cache[row] != _UNWRITTEN).sum())
+        assert positions[:count].tolist() == list(range(written, written + count)), "positions must follow each other"
+        assert positions.max() < self.cache.shape[1], "written beyond the context"
+        self.cache[row, positions[:count]] = ids[:count]
+        self.logits[row, 0] = self.model(self.cache[row, : written + count].tolist())
+
+    def reset(self) -> None:
+        self.cache.fill(_UNWRITTEN)
+
+    def close(self) -> None:
+        return
+
+
+class FakeEncoder:
+    """An encoder whose output of a place tells its token, its type and how many places the mask shows."""
+
+    def __init__(
+        self,
+        seq_lens: Sequence[int] = (4, 8),
+        batch_sizes: Sequence[int] = (2,),
+        *,
+        pooled: bool = False,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    ) -> None:
+        output_shape = ("batch_size", 3) if pooled else ("batch_size", "seq_len", 3)
+        self.compiled = CompiledModel(
+            directory=Path(),
+            backend="fake",
+            task="encoder",
+            specializations=tuple(
+                Specialization(name=f"s{s}b{b}", dims={"batch_size": b, "seq_len": s})
+                for s in seq_lens
+                for b in batch_sizes
+            ),
+            inputs=tuple(TensorSpec(name=name, dtype="int32", shape=("batch_size", "seq_len")) for name in inputs),
+            outputs=(TensorSpec(name="out", dtype="float32", shape=output_shape),),
+            metadata={"pad_token_id": 9},
+        )
+        self.info: Mapping[str, str] = {}
+        self.pooled = pooled
+        self.calls: list[dict[str, np.ndarray]] = []
+        self.shapes = {(b, s) for s in seq_lens for b in batch_sizes}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        assert set(inputs) == {spec.name for spec in self.compiled.inputs}
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", np.ones_like(ids))
+        assert ids.shape in self.shapes, f"{ids.shape} was not compiled"
+        assert all(array.shape == ids.shape and array.dtype == np.int32 for array in inputs.values())
+        assert mask.any(axis=1).all(), "a row without any token"
+        self.calls.append({name: array.copy() for name, array in inputs.items()})
+        return {"out": encode(ids, mask, inputs.get("token_type_ids", np.zeros_like(ids)), pooled=self.pooled)}
+
+    def reset(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def encode(ids: np.ndarray, mask: np.ndarray, types: np.ndarray, *, pooled: bool) -> np.ndarray:
+    """The numbers of `FakeEncoder` for ids, mask and types ``[N, S]``: sums over the visible places, or one per place."""
+    visible = np.broadcast_to(mask.sum(axis=1, keepdims=True), ids.shape)
+    places = np.stack([ids, types, visible], axis=-1).astype(np.float32)
+    return (places * mask[..., None]).sum(axis=1) if pooled else places
