@@ -1,0 +1,1 @@
+"""Stand-ins for vendor SDKs, and their own tests."""

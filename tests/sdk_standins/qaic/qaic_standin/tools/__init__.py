@@ -1,0 +1,1 @@
+"""The stand-in `qaic-util` and `qaic-version-util`."""
