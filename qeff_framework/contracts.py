@@ -96,6 +96,8 @@ def _jsonable(value: object) -> object:
         return dict(value)
     if isinstance(value, (TensorSpec, StateSpec, Specialization)):
         return asdict(value)
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from qeff_framework.errors import OptionError
@@ -181,6 +182,8 @@ def _from_text(text: str, hint: Any) -> object:
         if text.lower() not in ("true", "false", "1", "0"):
             raise ValueError(f"must be true or false, got {text!r}")
         return text.lower() in ("true", "1")
+    if hint is Path:
+        return Path(text)
     if hint in (int, float):
         try:
             return hint(text)

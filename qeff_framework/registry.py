@@ -90,6 +90,7 @@ class Registry:
         ones.
         """
         descriptor = _as_descriptor(backend, "registered by hand")
+        _check_api(descriptor, "registered by hand")
         self._by_hand[normalize(descriptor.name)] = descriptor
         return descriptor
 
@@ -124,6 +125,7 @@ class Registry:
                 f"backend '{name}' ({origin}): its entry point is named '{entry.name}' but the descriptor says "
                 f"'{descriptor.name}'; its author has to make them equal"
             )
+        _check_api(descriptor, origin)
         return descriptor
 
     def get(
@@ -146,7 +148,7 @@ class Registry:
             descriptor, origin = self.descriptor(name), self._origin_of(name)
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
-        _check_api(descriptor, origin)
+            _check_api(descriptor, origin)
         return Relay(
             descriptor,
             implementation=_load_implementation(descriptor, origin),
@@ -325,9 +327,7 @@ class Registry:
                 yield backend.name, backend.reason
         for name in self._usable_names():
             try:
-                descriptor = self.descriptor(name)
-                _check_api(descriptor, self._origin_of(name))
-                yield name, descriptor.probe()
+                yield name, self.descriptor(name).probe()
             except Exception as error:  # noqa: BLE001 - a backend that breaks here is one that cannot be chosen, with its reason told
                 yield name, _told(error)
 

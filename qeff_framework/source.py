@@ -299,6 +299,9 @@ class CheckpointSource:
 
         names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         arguments = {key: self._arguments[key] for key in names if key in self._arguments}
+        report(f"fetching {name} of {self._id}")
+        # Its retries are told as warnings; what counts is the error in the end, which is told below.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         try:
             return Path(hf_hub_download(self._id, name, subfolder=subfolder, **arguments))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

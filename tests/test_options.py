@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ class AcmeOptions(CompileOptions):
     ratio: float = option(0.5, "share", minimum=0)
     lengths: int | tuple[int, ...] = option(8, "lengths")
     limit: int | None = option(None, "limit", minimum=1)
+    side_file: Path | None = option(None, "file")
 
     def __post_init__(self) -> None:
         if self.target == "a2" and self.num_cores > 16:
@@ -71,9 +73,16 @@ def test_values_are_checked(values: dict[str, object], complaint: str) -> None:
 
 
 def test_text_is_read_by_the_type_of_the_field() -> None:
-    text = {"num_cores": "4", "mxfp6_matmul": "true", "ratio": "0.25", "lengths": "8,16", "limit": "none"}
+    text = {
+        "num_cores": "4",
+        "mxfp6_matmul": "true",
+        "ratio": "0.25",
+        "lengths": "8,16",
+        "limit": "none",
+        "side_file": "a.yaml",
+    }
     options = parse_options(AcmeOptions, text, owner="backend 'acme'", from_text=True)
-    assert options == AcmeOptions(num_cores=4, mxfp6_matmul=True, ratio=0.25, lengths=(8, 16), limit=None)
+    assert options == AcmeOptions(num_cores=4, mxfp6_matmul=True, ratio=0.25, lengths=(8, 16), side_file=Path("a.yaml"))
     assert parse_options(AcmeOptions, {"lengths": "8"}, owner="x", from_text=True).lengths == 8
 
 

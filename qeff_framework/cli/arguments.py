@@ -1,0 +1,168 @@
+"""Arguments that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from qeff_framework.errors import OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.outcome import Outcome
+    from qeff_framework.cli.progress import ProgressHandler
+
+    Run = Callable[[argparse.Namespace, ProgressHandler], Outcome]
+
+#: Options of the common tasks and of every backend that have a flag of their own, and what they say.
+_SIZES = {
+    "prefill_seq_len": ("N", "causal LM: prompt tokens per prefill step (default 32)"),
+    "ctx_len": ("N", "causal LM: prompt and generated tokens together (default 128)"),
+    "batch_size": ("N", "inputs that are run together (default 1)"),
+    "full_batch_size": ("N", "causal LM: slots of continuous batching"),
+    "seq_len": ("N[,N]", "encoder: tokens per input; several lengths give one program each (default 128)"),
+    "num_cores": ("N", "compute cores used on each device"),
+    "num_devices": ("N", "accelerators that one program is spread over"),
+}
+
+#: Parameters of `compile` and `load_compiled` that are no options; as ``-O name=...`` they would reach the wrong place.
+_NO_OPTIONS = {
+    "backend": "; use --backend",
+    "compile_dir": "; use -o DIR",
+    "dry_run": "; use --dry-run",
+    "extensions": "; use --extension",
+    "path": "",
+    "self": "",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in the form of every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage and message on stderr and exits with 2."""
+        self.exit(2, f"{self.format_usage()}qeff: error: {message}\n")
+
+
+def add_common(parser: argparse.ArgumentParser, *, default: Any = argparse.SUPPRESS) -> None:
+    """What stands before or after the subcommand. Without `default` an absent one leaves what stood before."""
+    group = parser.add_argument_group("messages")
+    group.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=default,
+        help="no progress and no figures, only results and warnings",
+    )
+    group.add_argument("-v", "--verbose", action="store_true", default=default, help="show debug messages too")
+    group.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+
+
+def add_subcommand(
+    subparsers: Any, name: str, run: Run | None, *, summary: str, description: str = "", examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    """A subcommand with the arguments that all of them take."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog="\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if run is not None:
+        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
+        parser.set_defaults(run=run)
+    add_common(parser)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> None:
+    """The model, and how a checkpoint is read."""
+    also = ", or an artifact that `qeff compile` has written" if metavar != "MODEL" else ""
+    parser.add_argument("model", metavar=metavar, help=f"a checkpoint folder, a .gguf file or a hub id{also}")
+    group = parser.add_argument_group("checkpoint")
+    group.add_argument("--gguf-file", metavar="FILE", help="a GGUF file of the folder or of the hub repository")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
+    )
+    group.add_argument(
+        "--task",
+        choices=("auto", "causal-lm", "encoder"),
+        default="auto",
+        help="what the model is for (default: its config says)",
+    )
+    group.add_argument(
+        "--pooling",
+        choices=("auto", "mean", "cls", "max", "lasttoken", "none"),
+        help="encoder: how token vectors become one embedding (default auto: as the checkpoint says)",
+    )
+
+
+def add_extension(parser: argparse.ArgumentParser) -> None:
+    """Extensions by name."""
+    parser.add_argument(
+        "--extension",
+        metavar="NAME",
+        action="append",
+        help="wrap the hooks with this extension, for instance timing; may be repeated (default: QEFF_EXTENSIONS)",
+    )
+
+
+def add_compile_options(parser: argparse.ArgumentParser) -> None:
+    """The backend and its options."""
+    group = parser.add_argument_group("compilation")
+    group.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="an installed backend (default: QEFF_BACKEND, else the best one that works here)",
+    )
+    group.add_argument(
+        "-O",
+        "--option",
+        dest="options",
+        metavar="KEY=VALUE",
+        type=key_value,
+        action="append",
+        default=[],
+        help="any option of the backend or the task; `qeff backends NAME --options` lists a backend's",
+    )
+    for name, (metavar, told) in _SIZES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=told)
+    add_extension(parser)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where a result is put."""
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="put the result there (default: the artifact store)"
+    )
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """Reads ``KEY=VALUE``."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must have the form KEY=VALUE")
+    return key.strip(), value
+
+
+def compile_texts(args: argparse.Namespace) -> dict[str, str]:
+    """All options of the compilation by name, as they were typed. Raises `OptionError` for one that is given twice."""
+    flags = [(name, getattr(args, name)) for name in _SIZES if getattr(args, name) is not None]
+    return texts_by_name([*flags, *args.options])
+
+
+def texts_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Option texts by name. Raises `OptionError` for one that is given twice, or that has a flag of its own."""
+    texts: dict[str, str] = {}
+    for name, text in pairs:
+        if name in _NO_OPTIONS:
+            raise OptionError(f"'{name}' is not an option of a backend or a task{_NO_OPTIONS[name]}")
+        if texts.setdefault(name, text) != text:
+            raise OptionError(
+                f"option '{name}' is given twice, as {texts[name]!r} and {text!r}; give it once, a list as a,b,c"
+            )
+    return texts

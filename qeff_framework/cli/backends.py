@@ -1,0 +1,123 @@
+"""``qeff backends``: what is installed, from package metadata alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import add_subcommand
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.tables import table
+from qeff_framework.errors import OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.registry import InstalledBackend
+
+NOTHING_INSTALLED = (
+    "no backend is installed; install one, for instance `pip install qeff-ort-sim-backend`, which simulates on the CPU"
+)
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "backends",
+        run,
+        summary="list the installed backends",
+        description="Lists the installed backends from package metadata: none of them is imported. "
+        "Whether one works here is told by `qeff doctor`.",
+        examples=["qeff backends --json", "qeff backends ort_sim --options"],
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this backend")
+    parser.add_argument(
+        "--options",
+        action="store_true",
+        help="list the options of backend NAME; loads its descriptor, not the backend itself",
+    )
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+    """Lists backends, or the options of one."""
+    from qeff_framework.registry import list_backends
+
+    if args.options:
+        if args.name is None:
+            raise OptionError("--options lists the options of one backend; name it: qeff backends NAME --options")
+        return _options(args.name)
+    return _listing(list_backends() if args.name is None else named(args.name))
+
+
+def named(name: str) -> Sequence[InstalledBackend]:
+    """The installed backends of one name, several if packages compete for it. Raises `BackendError` if there is none."""
+    from qeff_framework.registry import list_backends, normalize, registry
+
+    distribution, _, bare = name.rpartition(":")
+    found = [
+        backend
+        for backend in list_backends()
+        if normalize(backend.name) == normalize(bare)
+        and (not distribution or normalize(backend.distribution) == normalize(distribution))
+    ]
+    if not found:
+        registry.descriptor(name)
+    return found
+
+
+def _listing(backends: Sequence[InstalledBackend]) -> Outcome:
+    rows = [
+        (
+            backend.name,
+            backend.distribution,
+            backend.version,
+            f"{backend.status}: {backend.reason}" if backend.reason else backend.status,
+            backend.summary,
+        )
+        for backend in backends
+    ]
+    return Outcome(
+        document={"backends": [dataclasses.asdict(backend) for backend in backends]},
+        text=table(("NAME", "PACKAGE", "VERSION", "STATUS", "SUMMARY"), rows) if rows else NOTHING_INSTALLED,
+    )
+
+
+def _options(name: str) -> Outcome:
+    from qeff_framework.options import describe_options
+    from qeff_framework.registry import registry
+
+    descriptor = registry.descriptor(name)
+    stages = {"compile": descriptor.options, "runtime": descriptor.runtime_options}
+    described = {stage: describe_options(schema) for stage, schema in stages.items()}
+    rows = [
+        (info.name, stage, info.type, _default(info.default), _help(info.help, info.choices))
+        for stage, infos in described.items()
+        for info in infos
+    ]
+    return Outcome(
+        document={
+            "backend": descriptor.name,
+            "options": {
+                stage: [{**dataclasses.asdict(info), "default": _json_default(info.default)} for info in infos]
+                for stage, infos in described.items()
+            },
+        },
+        text=table(("OPTION", "STAGE", "TYPE", "DEFAULT", "MEANING"), rows),
+    )
+
+
+def _help(text: str, choices: Sequence[object]) -> str:
+    return f"{text} ({' | '.join(map(str, choices))})" if choices else text
+
+
+def _default(value: object) -> str:
+    """As it would be typed after ``-O name=``."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "(empty)"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _json_default(value: object) -> object:
+    return value if isinstance(value, (type(None), bool, int, float, str, list, tuple, dict)) else str(value)

@@ -1,0 +1,112 @@
+"""``qeff compile``: a model as a program for one backend."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import add_compile_options, add_model, add_output, add_subcommand, compile_texts
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.tables import facts
+from qeff_framework.errors import OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.contracts import CompiledModel, Specialization
+    from qeff_framework.plugin_api import Backend
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "compile",
+        run,
+        summary="compile a model for a backend",
+        description="Compiles a model for a backend, exporting it first if needed, or finds the program that exists.",
+        examples=[
+            "qeff compile gpt2 --backend ort_sim --prefill-seq-len 32 --ctx-len 128",
+            "qeff compile gpt2 --backend qaic -O mxfp6_matmul=true --dry-run -o gpt2-qaic",
+        ],
+    )
+    add_model(parser)
+    add_output(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write every input file of the compiler, run nothing; for backends that can",
+    )
+    add_compile_options(parser)
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+    """Compiles."""
+    compiled = compile_model(args, output=args.output, dry_run=args.dry_run)
+    specializations = [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
+    document = {
+        "backend": compiled.backend,
+        "task": compiled.task,
+        "model": compiled.metadata.get("model_name", ""),
+        "dry_run": args.dry_run,
+        "specializations": specializations,
+        "options": compiled.options,
+        "directory": str(compiled.directory),
+    }
+    shown = {
+        "backend": compiled.backend,
+        "task": compiled.task,
+        "model": document["model"],
+        "programs": specialization_lines(compiled.specializations),
+        "directory": str(compiled.directory),
+        "note": "a dry run: the compiler's inputs, nothing that can be run" if args.dry_run else "",
+    }
+    return Outcome(document=document, text=facts(shown))
+
+
+def compile_model(args: argparse.Namespace, *, output: Path | None = None, dry_run: bool = False) -> CompiledModel:
+    """The program that the arguments of `add_model` and `add_compile_options` describe.
+
+    Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes.
+    """
+    from qeff_framework.cli.models import open_model
+    from qeff_framework.cli.text_options import typed_options
+    from qeff_framework.registry import registry
+
+    texts = compile_texts(args)
+    backend = args.backend or registry.choose()
+    descriptor = registry.descriptor(backend)
+    _check_backend_options(texts, descriptor, args.task)
+    model = open_model(args)
+    options = typed_options(texts, [model.shapes, descriptor.options])
+    return model.compile(backend, compile_dir=output, dry_run=dry_run, extensions=args.extension, **options)
+
+
+def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> None:
+    """Raises `OptionError` for what is wrong whatever the model is; `compile` checks the rest, with the task's sizes."""
+    from qeff_framework.cli.models import task_classes
+    from qeff_framework.cli.text_options import typed_options
+    from qeff_framework.options import parse_options
+    from qeff_framework.registry import registry
+
+    classes = task_classes()
+    schemas = [model_class.shapes for name, model_class in classes.items() if task in (name, "auto")]
+    sizes = {field.name for schema in schemas for field in dataclasses.fields(schema)}
+    others = {name: text for name, text in texts.items() if name not in sizes}
+    values = typed_options(others, [descriptor.options])
+    owner = f"backend '{descriptor.name}'"
+    try:
+        parse_options(descriptor.options, values, owner=owner, also_known=sizes)
+    except OptionError:
+        # Other backends are looked at only when there is a message to improve.
+        elsewhere = registry.options_elsewhere(descriptor.name)
+        parse_options(descriptor.options, values, owner=owner, also_known=sizes, elsewhere=elsewhere)
+
+
+def specialization_lines(specializations: tuple[Specialization, ...]) -> str:
+    """One line for each program."""
+    return "\n".join(
+        f"{item.name}: {', '.join(f'{name}={value}' for name, value in item.dims.items())}" for item in specializations
+    )

@@ -1,0 +1,43 @@
+"""``qeff export``: a model as portable ONNX."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import add_extension, add_model, add_output, add_subcommand
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.tables import facts
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "export",
+        run,
+        summary="export a model to portable ONNX",
+        description="Exports a model to portable ONNX, which every backend compiles from, or finds the export that exists.",
+        examples=["qeff export gpt2 -o gpt2-onnx"],
+    )
+    add_model(parser)
+    add_output(parser)
+    add_extension(parser)
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+    """Exports."""
+    from qeff_framework.cli.models import open_model
+
+    exported = open_model(args).export(args.output, extensions=args.extension)
+    document = {
+        "task": exported.task,
+        "model": exported.metadata.get("model_name", ""),
+        "architecture": exported.metadata.get("architecture", ""),
+        "directory": str(exported.directory),
+        "onnx": str(exported.model_path),
+    }
+    return Outcome(document=document, text=facts(document))

@@ -1,0 +1,336 @@
+"""``qeff generate``: text from prompts, or embeddings of texts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import (
+    add_compile_options,
+    add_model,
+    add_subcommand,
+    compile_texts,
+    key_value,
+    texts_by_name,
+)
+from qeff_framework.cli.compile import compile_model
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.tables import facts
+from qeff_framework.errors import ArtifactError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.contracts import CompiledModel
+    from qeff_framework.generation import GenerationOutput
+    from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder, CompiledRunner
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "generate",
+        run,
+        summary="run a model or a compiled artifact",
+        description="Generates text, or embeds texts with an encoder. A MODEL is compiled first, unless the artifact store has "
+        "its program. An ARTIFACT runs as it is, without torch and transformers.",
+        examples=[
+            'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
+            'qeff generate gpt2-compiled --prompt "one" "two" --json',
+        ],
+    )
+    add_model(parser, metavar="MODEL|ARTIFACT")
+    prompts = parser.add_argument_group("input")
+    prompts.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", default=[], help="one text or several")
+    prompts.add_argument("--prompts-file", metavar="FILE", help="a text per line; - reads standard input")
+    generation = parser.add_argument_group("generation")
+    generation.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="new tokens per prompt at most (default: what ctx_len leaves)"
+    )
+    generation.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print text while it is generated (default: on a terminal, with one prompt)",
+    )
+    generation.add_argument(
+        "--do-sample", action="store_true", help="draw tokens by chance (default: the most likely one)"
+    )
+    generation.add_argument(
+        "--temperature", metavar="T", type=float, help="sampling: above 1 flattens, below 1 sharpens"
+    )
+    generation.add_argument("--top-k", metavar="N", type=int, help="sampling: only the N most likely tokens")
+    generation.add_argument(
+        "--top-p", metavar="P", type=float, help="sampling: only the most likely tokens that make up P"
+    )
+    generation.add_argument("--seed", metavar="N", type=int, help="sampling: the same seed draws the same tokens")
+    generation.add_argument(
+        "-R",
+        "--runtime-option",
+        dest="runtime_options",
+        metavar="KEY=VALUE",
+        type=key_value,
+        action="append",
+        default=[],
+        help="a runtime option of the backend",
+    )
+    add_compile_options(parser)
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
+    """Compiles if needed, loads and runs."""
+    prompts = _prompts(args)
+    settings = _settings(args)
+    compiled = _artifact(args) or compile_model(args)
+    with _load(args, compiled) as runner:
+        from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder
+
+        if isinstance(runner, CompiledCausalLM):
+            return _generate(runner, prompts, settings, args, progress)
+        if isinstance(runner, CompiledEncoder):
+            if settings or args.stream:
+                raise OptionError(
+                    "the model is an encoder: it embeds texts, and the options of text generation do not apply"
+                )
+            return _embed(runner, prompts, progress)
+    raise InputError(f"`qeff generate` has no way to show the results of task '{compiled.task}'; use the Python API")
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    prompts = [*args.prompt]
+    if args.prompts_file is not None:
+        try:
+            file = None if args.prompts_file == "-" else Path(args.prompts_file)
+            content = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the prompts in {args.prompts_file} cannot be read: {error}; give a UTF-8 text file"
+            ) from error
+        prompts += [line for line in content.splitlines() if line.strip()]
+    if not prompts:
+        raise OptionError("there is nothing to work on; give --prompt TEXT or --prompts-file FILE")
+    return prompts
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, checked before a model is compiled for them."""
+    from qeff_framework.generation import resolve_settings
+
+    given = {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
+    if given and not args.do_sample:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"{flags} has no effect without sampling; add --do-sample")
+    if args.do_sample:
+        given["do_sample"] = True
+    if args.max_new_tokens is not None:
+        given["max_new_tokens"] = args.max_new_tokens
+    resolve_settings({}, None, **given)
+    return given
+
+
+def _artifact(args: argparse.Namespace) -> CompiledModel | None:
+    """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
+    from qeff_framework.contracts import CompiledModel, ExportedModel
+
+    directory = Path(args.model)
+    if (directory / ExportedModel.FILE).is_file():
+        raise ArtifactError(
+            f"{directory} is an export, which no backend has compiled; give the model or a compiled artifact"
+        )
+    if not (directory / CompiledModel.FILE).is_file():
+        return None
+    compiled = CompiledModel.load(directory)
+    if args.backend is not None:
+        from qeff_framework.registry import normalize
+
+        if normalize(args.backend.rpartition(":")[2]) != normalize(compiled.backend):
+            raise OptionError(
+                f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
+                "or give the model instead of the artifact"
+            )
+    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code")
+    fixed = [*compile_texts(args), *(name for name in of_the_model if getattr(args, name))]
+    if fixed:
+        raise OptionError(
+            f"{', '.join(fixed)} cannot be given for {directory}: it is compiled already; give the model instead, or, for an "
+            "option of the runtime, use -R"
+        )
+    return compiled
+
+
+def _load(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
+    from qeff_framework.cli.text_options import typed_options
+    from qeff_framework.registry import registry
+    from qeff_framework.runtime import load_compiled
+
+    texts = texts_by_name(args.runtime_options)
+    options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
+    return load_compiled(compiled.directory, extensions=args.extension, **options)
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def _generate(
+    runner: CompiledCausalLM,
+    prompts: Sequence[str],
+    settings: Mapping[str, Any],
+    args: argparse.Namespace,
+    progress: ProgressHandler,
+) -> Outcome:
+    from qeff_framework.progress import report
+
+    if runner.tokenizer is None:
+        raise InputError(
+            f"{runner.compiled.directory} carries no tokenizer, so that text prompts cannot be read; save one in the model's "
+            "folder and compile again, or use the Python API with token ids"
+        )
+    stream = args.stream if args.stream is not None else len(prompts) == 1 and sys.stdout.isatty() and not args.json
+    shown = stream or not args.json
+    report(f"generating text for {len(prompts)} prompts" if len(prompts) > 1 else "generating text")
+    outputs: list[GenerationOutput] = []
+    for first, group in _groups(prompts, _batch_size(runner.compiled)):
+        alone = stream and len(group) == 1
+        if alone:
+            progress.clear()
+            print(_label(first, prompts), end="", flush=True)
+        outputs.append(runner.generate(prompts=group, stream=alone, **settings))
+        if shown and not alone:
+            progress.clear()
+            for index, text in enumerate(outputs[-1].generated_texts, first):
+                print(f"{_label(index, prompts)}{text}", flush=True)
+    return _text_outcome(runner, outputs)
+
+
+def _batch_size(compiled: CompiledModel) -> int:
+    return min(item.dims["batch_size"] for item in compiled.specializations)
+
+
+def _groups(prompts: Sequence[str], batch_size: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """As many prompts at once as the program computes, each group with the number of its first prompt."""
+    for first in range(0, len(prompts), batch_size):
+        yield first, prompts[first : first + batch_size]
+
+
+def _label(index: int, prompts: Sequence[str]) -> str:
+    return f"[{index}] " if len(prompts) > 1 else ""
+
+
+def _text_outcome(runner: CompiledRunner, outputs: Sequence[GenerationOutput]) -> Outcome:
+    metrics = _metrics(outputs)
+    results = [
+        {
+            "prompt": prompt,
+            "text": text,
+            "token_ids": ids,
+            "prompt_tokens": length,
+            "finish_reason": reason,
+        }
+        for output in outputs
+        for prompt, text, ids, length, reason in zip(
+            output.prompts,
+            output.generated_texts,
+            output.generated_ids,
+            output.prompt_lengths,
+            output.finish_reasons,
+            strict=True,
+        )
+    ]
+    figures = {
+        "time to first token": f"{metrics['time_to_first_token']:.3f} s",
+        "decode": f"{metrics['decode_tokens_per_second']:.1f} tokens/s",
+        "total": f"{metrics['new_tokens']} tokens in {metrics['total_time']:.3f} s, "
+        f"{metrics['tokens_per_second']:.1f} tokens/s",
+    }
+    return Outcome(
+        document={**_where(runner), "results": results, "metrics": metrics},
+        summary=facts({"backend": _backend_line(runner), **figures, "artifact": str(_place(runner))}),
+    )
+
+
+def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
+    """Figures of all groups together; the time to first token is that of the first group."""
+    tokens = sum(len(ids) for output in outputs for ids in output.generated_ids)
+    total = sum(output.perf_metrics.total_time for output in outputs)
+    decoding = total - sum(output.perf_metrics.prefill_time for output in outputs)
+    decoded = tokens - sum(len(output.generated_ids) for output in outputs)
+    return {
+        "time_to_first_token": outputs[0].perf_metrics.prefill_time,
+        "decode_tokens_per_second": decoded / decoding if decoded and decoding > 0 else 0.0,
+        "tokens_per_second": tokens / total if total > 0 else 0.0,
+        "new_tokens": tokens,
+        "total_time": total,
+    }
+
+
+# --- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def _embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+    import time
+
+    from qeff_framework.generation import load_tokenizer
+    from qeff_framework.progress import report
+
+    directory = runner.compiled.directory / "tokenizer"
+    if not directory.is_dir():
+        raise InputError(
+            f"{runner.compiled.directory} carries no tokenizer, so that texts cannot be read; save one in the model's folder "
+            "and compile again, or use the Python API with token ids"
+        )
+    tokenizer = load_tokenizer(directory)
+    report(f"embedding {len(texts)} texts")
+    start = time.perf_counter()
+    embeddings = runner.generate({"input_ids": [tokenizer.encode(text) for text in texts]})
+    seconds = time.perf_counter() - start
+    progress.clear()
+    shape = list(embeddings.shape)
+    return Outcome(
+        document={
+            **_where(runner),
+            "shape": shape,
+            "embeddings": embeddings.tolist(),
+            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
+        },
+        text=f"{embeddings.dtype} {shape}",
+        summary=facts(
+            {
+                "backend": _backend_line(runner),
+                "total": f"{len(texts)} texts in {seconds:.3f} s",
+                "artifact": str(_place(runner)),
+            }
+        ),
+    )
+
+
+# --- where it ran ---------------------------------------------------------------------------------------------------
+
+
+def _where(runner: CompiledRunner) -> dict[str, Any]:
+    compiled = runner.compiled
+    return {
+        "backend": compiled.backend,
+        "device": dict(runner.info),
+        "task": compiled.task,
+        "model": compiled.metadata.get("model_name", ""),
+        "artifact": str(_place(runner)),
+    }
+
+
+def _place(runner: CompiledRunner) -> Path:
+    return runner.compiled.directory.absolute()
+
+
+def _backend_line(runner: CompiledRunner) -> str:
+    """The backend and where it ran; a simulator is called one."""
+    info = dict(runner.info)
+    simulated = info.pop("simulator", "").lower() in ("yes", "true", "1")
+    told = [*(["simulator"] if simulated else []), *(f"{name} {value}" for name, value in info.items() if value)]
+    return f"{runner.compiled.backend} ({', '.join(told)})" if told else runner.compiled.backend

@@ -1,0 +1,193 @@
+"""``qeff inspect``: what an export or a compiled artifact consists of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import add_subcommand
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.tables import facts, size
+from qeff_framework.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from qeff_framework.artifacts import Problem
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.contracts import CompiledModel, ExportedModel
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "inspect",
+        run,
+        summary="describe an export or a compiled artifact",
+        description="Describes an export or a compiled artifact and checks its files. The exit code is 1 if they are damaged.",
+        examples=["qeff inspect gpt2-compiled", "qeff inspect gpt2-compiled --full --json"],
+    )
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="a directory that `qeff export` or `qeff compile` has written"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="read every file to check it, instead of those whose time stamp has changed"
+    )
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+    """Describes one directory."""
+    from qeff_framework.artifacts import verify
+    from qeff_framework.progress import report
+
+    subject = _load(args.path)
+    files = {
+        path.relative_to(args.path).as_posix(): path.stat().st_size
+        for path in sorted(args.path.rglob("*"))
+        if path.is_file()
+    }
+    report(f"checking {len(files)} files ({size(sum(files.values()))})")
+    problems = verify(args.path, full=args.full)
+    document = {
+        **_description(subject),
+        **_provenance(args.path, problems),
+        "files": [{"name": name, "size": count} for name, count in files.items()],
+        "size": sum(files.values()),
+        "check": "full" if args.full else "sizes and time stamps",
+        "intact": not problems,
+        "problems": [{"file": item.file, "kind": item.kind.value, "detail": item.detail} for item in problems],
+    }
+    return Outcome(
+        document=document,
+        text=_text(document),
+        failure=f"{args.path} is damaged: {problems[0]}; delete the directory and build it again" if problems else "",
+    )
+
+
+def _load(path: Path) -> ExportedModel | CompiledModel:
+    from qeff_framework.contracts import CompiledModel, ExportedModel
+
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a directory; give one that `qeff export` or `qeff compile` has written")
+    kinds: Sequence[type[CompiledModel | ExportedModel]] = (CompiledModel, ExportedModel)
+    for kind in kinds:
+        if (path / kind.FILE).is_file():
+            return kind.load(path)
+    raise ArtifactError(
+        f"{path} holds neither {CompiledModel.FILE} nor {ExportedModel.FILE}; give a directory that `qeff export` or "
+        "`qeff compile` has written"
+    )
+
+
+def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
+    from qeff_framework.contracts import CompiledModel
+
+    compiled = subject if isinstance(subject, CompiledModel) else None
+    qconfig = _qconfig(subject.directory)
+    return {
+        "kind": "compiled" if compiled else "export",
+        "directory": str(subject.directory),
+        "backend": {**qconfig.get("backend", {}), "name": compiled.backend} if compiled else None,
+        "task": subject.task,
+        "model": subject.metadata.get("model_name", ""),
+        "architecture": subject.metadata.get("architecture", ""),
+        "dry_run": bool(subject.metadata.get("dry_run", False)),
+        "specializations": [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
+        if compiled
+        else [],
+        "inputs": [asdict(item) for item in subject.inputs],
+        "outputs": [asdict(item) for item in subject.outputs],
+        "states": [asdict(item) for item in subject.states],
+        "transforms": {
+            "torch": _torch_transforms(qconfig) if compiled else list(subject.transforms),
+            "onnx": list(subject.transforms) if compiled else [],
+        },
+        "options": dict(compiled.options) if compiled else {},
+        "program": dict(compiled.program) if compiled else {},
+        "metadata": dict(subject.metadata),
+    }
+
+
+def _qconfig(directory: Path) -> Mapping[str, Any]:
+    """The artifact's ``qconfig.json``, as far as it can be read: it only adds to the picture."""
+    try:
+        content = json.loads((directory / "qconfig.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _torch_transforms(qconfig: Mapping[str, Any]) -> Any:
+    return qconfig.get("qpc_config", {}).get("QEff_config", {}).get("pytorch_transforms", [])
+
+
+def _provenance(path: Path, problems: Iterable[Problem]) -> dict[str, Any]:
+    """Key, time and versions from the manifest; nothing when the manifest itself is the problem."""
+    from qeff_framework.artifacts import Manifest
+
+    if any(problem.file == Manifest.FILE for problem in problems):
+        return {"key": "", "created": "", "versions": {}}
+    manifest = Manifest.load(path)
+    versions: dict[str, Any] = {"qeff-framework": manifest.core_version}
+    for part in ("libraries", "fingerprint"):
+        found = manifest.key_parts.get(part)
+        versions |= found if isinstance(found, dict) else {}
+    return {"key": manifest.key, "created": manifest.created.isoformat(), "versions": versions}
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    problems = [f"{item['file']} {item['detail']}" for item in document["problems"]]
+    intact = "intact" if document["intact"] else "\n".join(["DAMAGED", *problems])
+    states = {item["input"]: item for item in document["states"]}
+    shown = {
+        "kind": f"{document['kind']}{', dry run' if document['dry_run'] else ''}",
+        "directory": document["directory"],
+        "backend": _backend_line(document["backend"]) if document["backend"] else "",
+        "model": " ".join(str(document[name]) for name in ("model", "architecture") if document[name]),
+        "task": document["task"],
+        "programs": "\n".join(f"{item['name']}: {_pairs(item['dims'])}" for item in document["specializations"]),
+        "inputs": _tensor_lines(item for item in document["inputs"] if item["name"] not in states),
+        "outputs": _tensor_lines(
+            item for item in document["outputs"] if item["name"] not in {state["output"] for state in states.values()}
+        ),
+        "states": _state_lines(document["inputs"], states),
+        "torch transforms": "\n".join(document["transforms"]["torch"]),
+        "onnx transforms": "\n".join(document["transforms"]["onnx"]),
+        "options": "\n".join(f"{name}={value}" for name, value in document["options"].items()),
+        "versions": "\n".join(f"{name} {version}" for name, version in document["versions"].items()),
+        "created": document["created"],
+        "key": document["key"],
+        "files": "\n".join(f"{size(item['size']):>10}  {item['name']}" for item in document["files"]),
+        "size": size(document["size"]),
+        f"check ({document['check']})": intact,
+    }
+    return facts(shown)
+
+
+def _backend_line(backend: Mapping[str, Any]) -> str:
+    origin = backend.get("distribution")
+    return f"{backend['name']} ({origin})" if origin else str(backend["name"])
+
+
+def _tensor_lines(tensors: Iterable[Mapping[str, Any]]) -> str:
+    return "\n".join(_tensor_line(item["name"], item) for item in tensors)
+
+
+def _tensor_line(name: str, tensor: Mapping[str, Any]) -> str:
+    return f"{name} {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
+
+
+def _state_lines(inputs: Iterable[Mapping[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> str:
+    """States of the same kind, type and shape in one line: a decoder has two per layer."""
+    counted = Counter(
+        _tensor_line(f"{states[item['name']]['kind']} state", item) for item in inputs if item["name"] in states
+    )
+    return "\n".join(f"{count} x {line}" for line, count in counted.items())
+
+
+def _pairs(dims: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in dims.items())

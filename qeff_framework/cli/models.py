@@ -1,0 +1,42 @@
+"""The model that a command line names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.errors import OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.model import QEFFBaseModel
+
+
+def open_model(args: argparse.Namespace) -> QEFFBaseModel:
+    """The model of `arguments.add_model`. Its weights are not loaded.
+
+    Only what was given is passed on: every argument of a checkpoint is part of its cache keys.
+    """
+    from qeff_framework.auto import QEFFAutoModel
+
+    given: dict[str, Any] = {
+        name: getattr(args, name) for name in ("gguf_file", "revision", "trust_remote_code") if getattr(args, name)
+    }
+    task = args.task
+    if args.pooling is not None:
+        if task == "causal-lm":
+            raise OptionError("--pooling is for encoders; leave it out, or choose --task encoder")
+        # Whoever asks for a pooling has an encoder in mind; its class says so if the checkpoint is none.
+        task = "encoder"
+        given["pooling"] = None if args.pooling == "none" else args.pooling
+    if task == "auto":
+        return QEFFAutoModel.from_pretrained(args.model, **given)
+    return task_classes()[task].from_pretrained(args.model, **given)
+
+
+def task_classes() -> Mapping[str, type[QEFFBaseModel]]:
+    """The model class of each ``--task``."""
+    from qeff_framework.auto import QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction
+
+    classes = (QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction)
+    return {model_class.task: model_class for model_class in classes}

@@ -1,0 +1,198 @@
+"""What holds for every subcommand: exit codes, streams, JSON, interruption."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from tests.cli.conftest import command, interrupt, run_process
+
+COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache"]
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "onnx_ir")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(qeff, name):
+    result = qeff(name, "--help")
+
+    assert result.code == 0
+    assert f"  qeff {name}" in result.out.partition("example")[2]
+
+
+def test_importing_the_command_imports_nothing_heavy(environment):
+    source = (
+        f"import sys, qeff_framework.cli as c; c.main(['--version']); print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+
+    done = subprocess.run([*command()[:1], "-c", source], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[1] == "[]"
+
+
+def test_version(qeff):
+    result = qeff("--version")
+
+    assert result.code == 0
+    assert result.out.startswith("qeff-framework ")
+
+
+def test_no_command_shows_the_help(qeff):
+    result = qeff()
+
+    assert result.code == 2
+    assert result.out == ""
+    assert all(name in result.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["bakends"],
+        ["backends", "--jsno"],
+        ["backends", "--options"],
+        ["compile"],
+        ["compile", "model", "-O", "no_equals_sign"],
+        ["generate", "model", "--prompt", "x", "--top-k", "many"],
+        ["generate", "model"],
+        ["generate", "model", "--prompt", "x", "--temperature", "0.5"],
+        ["generate", "model", "--prompt", "x", "--do-sample", "--top-p", "7"],
+        ["cache"],
+        ["cache", "rm"],
+        ["cache", "rm", "--all", "something"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2_with_one_message(qeff, argv):
+    result = qeff(*argv)
+
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.splitlines()[-1].startswith("qeff: error: ")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["backends", "ort_simm"], "did you mean 'ort_sim'?"),
+        (["doctor", "nonexistent"], "no backend named 'nonexistent'"),
+        (["export", "./nonexistent"], "does not exist"),
+        (["compile", "./nonexistent", "--backend", "ort_simm"], "did you mean 'ort_sim'?"),
+        (["compile", "./nonexistent", "--backend", "ort_sim"], "does not exist"),
+        (["generate", "./nonexistent", "--backend", "ort_sim", "--prompt", "x"], "does not exist"),
+        (["generate", "./nonexistent", "--prompts-file", "./nonexistent.txt"], "cannot be read"),
+        (["inspect", "./nonexistent"], "is not a directory"),
+        (["inspect", "."], "holds neither compiled.json nor exported.json"),
+        (["cache", "rm", "nonexistent", "--yes"], "no artifact"),
+        (["cache", "verify", "nonexistent"], "no artifact"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_failure_is_1_with_one_message(qeff, argv, told):
+    result = qeff(*argv)
+
+    assert result.code == 1
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("qeff: error: ")
+    assert told in result.err
+
+
+def test_failure_with_json_is_a_document_too(qeff):
+    result = qeff("inspect", "./nonexistent", "--json")
+
+    assert result.code == 1
+    assert result.json["error"]["type"] == "ArtifactError"
+    assert result.json["error"]["message"] in result.err
+
+
+@pytest.mark.parametrize("argv", [["--debug", "inspect", "x"], ["inspect", "x", "--debug"]], ids=["before", "after"])
+def test_debug_adds_the_traceback(qeff, argv):
+    result = qeff(*argv)
+
+    assert result.code == 1
+    assert "Traceback (most recent call last)" in result.err
+    assert result.err.splitlines()[-1].startswith("qeff: error: ")
+
+
+def test_unexpected_error_is_one_line_that_names_debug(model_qeff, llama):
+    result = model_qeff("-q", "compile", llama, "--backend", "toy", "-O", "mode=crash")
+
+    assert result.code == 1
+    assert result.err == (
+        "qeff: error: unexpected ZeroDivisionError: a bug of the toy backend; --debug shows the traceback\n"
+    )
+
+
+@pytest.mark.parametrize("quiet", [["-q"], ["--quiet"]], ids=" ".join)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_hides_progress_and_figures(model_qeff, toy_artifact, quiet, place):
+    argv = ["generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "2"]
+
+    result = model_qeff(*quiet, *argv) if place == "before" else model_qeff(*argv, *quiet)
+
+    assert (result.out, result.err) == ("two three\n", "")
+
+
+def test_stdout_carries_the_document_alone(environment, toy_site, llama, store):
+    environment |= {"PYTHONPATH": f"{environment['PYTHONPATH']}:{toy_site}", "QEFF_HOME": str(store)}
+
+    result = run_process(environment, "compile", llama, "--backend", "toy", "-O", "mode=noisy", "--json")
+
+    assert result.code == 0
+    assert result.json["backend"] == "toy"
+    assert "printed by Python" in result.err
+    assert "written by native code" in result.err
+
+
+def test_interruption_leaves_nothing_behind(environment, toy_site, llama, store, tmp_path):
+    waiting = tmp_path / "waiting"
+    environment |= {
+        "PYTHONPATH": f"{environment['PYTHONPATH']}:{toy_site}",
+        "QEFF_HOME": str(store),
+        "TOY_WAITING": str(waiting),
+    }
+    argv = command("compile", llama, "--backend", "toy", "-O", "mode=wait", "--json")
+    before = sorted(path.name for path in (store / "compiled").glob("*"))
+
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not waiting.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        out, err = interrupt(process)
+
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "qeff: interrupted"
+    assert "Traceback" not in err
+    assert sorted(path.name for path in (store / "compiled").glob("*")) == before
+    assert list((store / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", ["--json", "-q"])
+def test_reader_that_has_gone_is_no_error(environment, option, unbuffered):
+    environment["PYTHONUNBUFFERED"] = unbuffered
+    with subprocess.Popen(
+        command("backends", option), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+
+    assert process.returncode == 141
+    assert err == b""
+
+
+def test_text_that_the_terminal_cannot_show(environment, toy_site, toy_artifact):
+    environment["PYTHONIOENCODING"] = "ascii"
+    environment["PYTHONPATH"] += f":{toy_site}"
+    argv = ["-q", "generate", toy_artifact, "--prompt", "is", "--max-new-tokens", "1"]
+
+    shown, document = run_process(environment, *argv), run_process(environment, *argv, "--json")
+
+    assert (shown.code, shown.out) == (0, "sch?n\n")
+    assert document.json["results"][0]["text"] == "sch\u00f6n"

@@ -1,0 +1,149 @@
+"""``qeff export`` and ``qeff compile``: options typed as text, checked before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qeff_framework.contracts import CompiledModel, ExportedModel
+
+
+def compiled_options(result):
+    assert result.code == 0, result.err
+    return result.json["options"]
+
+
+def test_export_to_a_directory_finds_what_lies_there(model_qeff, llama, exported, monkeypatch):
+    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+
+    result = model_qeff("export", llama, "-o", exported, "--json")
+
+    assert result.code == 0
+    loaded = ExportedModel.load(Path(result.json["directory"]))
+    assert loaded.directory == exported
+    assert Path(result.json["onnx"]) == loaded.model_path
+    assert result.json["task"] == loaded.task == "causal-lm"
+
+
+def test_sizes_and_options_reach_the_backend(model_qeff, llama):
+    flags = ["--prefill-seq-len", 8, "--ctx-len", 256, "--num-cores", 4]
+    options = ["level=3", "mode=plain", "flags=-a=1,-b", "batch_size=3"]
+
+    result = model_qeff("compile", llama, "--backend", "toy", *flags, *(f"-O{text}" for text in options), "--json")
+
+    written = compiled_options(result)
+    assert (written["num_cores"], written["level"], written["flags"]) == (4, 3, ["-a=1", "-b"])
+    assert result.json["specializations"] == [
+        {"name": "prefill", "dims": {"batch_size": 3, "ctx_len": 256, "seq_len": 8}},
+        {"name": "decode", "dims": {"batch_size": 3, "ctx_len": 256, "seq_len": 1}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("prefil_seq_len=8", "did you mean 'prefill_seq_len'?"),
+        ("num_core=8", "did you mean 'num_cores'?"),
+        ("optimization_level=basic", "is an option of backend 'ort_sim'"),
+        ("level=much", "option 'level' must be int"),
+        ("level=-1", "must be at least 0"),
+        ("mode=fast", "must be one of 'plain'"),
+        ("mxfp6_matmul=perhaps", "must be bool"),
+        ("dry_run=true", "use --dry-run"),
+    ],
+)
+def test_wrong_option_fails_before_the_model_is_opened(model_qeff, option, told):
+    result = model_qeff("compile", "./there-is-no-such-model", "--backend", "toy", "-O", option)
+
+    assert result.code == 2
+    assert told in result.err
+    assert "there-is-no-such-model" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--ctx-len", "many"], "option 'ctx_len' must be int"),
+        (["--ctx-len", "8", "--prefill-seq-len", "16"], "greater than ctx_len=8"),
+        (["--seq-len", "8"], "unknown option 'seq_len'"),
+        (["--ctx-len", "8", "-O", "ctx_len=16"], "given twice"),
+        (["-O", "mxfp6_matmul=true"], "does not support mxfp6_matmul"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_size_fails_before_any_work(model_qeff, llama, argv, told, monkeypatch):
+    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+
+    result = model_qeff("compile", llama, "--backend", "toy", *argv)
+
+    assert result.code == 2
+    assert told in result.err
+
+
+def test_several_problems_are_told_at_once(model_qeff):
+    result = model_qeff(
+        "compile", "./no-model", "--backend", "toy", "-O", "num_core=1", "-O", "level=x", "-O", "mode=y"
+    )
+
+    assert result.err.count("qeff: error") == 1
+    assert all(name in result.err for name in ("num_core", "'level'", "'mode'"))
+
+
+def test_compiler_that_refuses_is_1(model_qeff, llama):
+    result = model_qeff("-q", "compile", llama, "--backend", "toy", "-O", "mode=refuse")
+
+    assert result.code == 1
+    assert result.err == "qeff: error: the toy compiler refuses this model; try mode=plain\n"
+
+
+def test_dry_run_leaves_an_artifact_that_cannot_run(model_qeff, llama, tmp_path):
+    result = model_qeff("compile", llama, "--backend", "toy", "--dry-run", "-o", tmp_path / "dry")
+    run = model_qeff("generate", tmp_path / "dry", "--prompt", "one")
+
+    assert result.code == 0
+    assert "a dry run" in result.out
+    assert run.code == 1
+    assert "dry_run" in run.err
+
+
+def test_backend_is_chosen_and_said(model_qeff, llama):
+    result = model_qeff("compile", llama)
+
+    assert result.code == 0
+    assert "backend 'ort_sim' chosen" in result.err
+
+
+def test_stages_are_plain_lines_where_there_is_no_terminal(model_qeff, llama):
+    result = model_qeff("compile", llama, "--backend", "toy", "-O", "level=77", "--extension", "timing")
+
+    lines = result.err.splitlines()
+    assert "compiling tiny-llama for toy" in lines
+    assert any(line.startswith("compile took ") for line in lines)
+
+
+def test_unknown_extension_is_1(model_qeff, llama):
+    result = model_qeff("compile", llama, "--backend", "toy", "--extension", "timming")
+
+    assert result.code == 1
+    assert "did you mean 'timing'?" in result.err
+
+
+def test_pooling_belongs_to_encoders(model_qeff, llama):
+    causal = model_qeff("compile", llama, "--backend", "toy", "--pooling", "mean")
+    contradiction = model_qeff("compile", llama, "--backend", "toy", "--pooling", "mean", "--task", "causal-lm")
+
+    assert (causal.code, contradiction.code) == (1, 2)
+    assert "not a model for encoder" in causal.err
+
+
+def test_program_is_found_again(model_qeff, llama, monkeypatch):
+    argv = ["compile", llama, "--backend", "toy", "--ctx-len", "48", "--json"]
+    first = model_qeff(*argv)
+    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+
+    second = model_qeff(*argv)
+
+    assert json.loads(second.out) == json.loads(first.out)
+    assert CompiledModel.load(Path(second.json["directory"])).backend == "toy"

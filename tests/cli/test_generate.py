@@ -1,0 +1,234 @@
+"""``qeff generate``: text and embeddings, from models and artifacts."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import PROGRAM_SIZES, command, run_process
+
+PROMPTS = ["my name is", "one two three four five six", "ten"]
+NEW_TOKENS = 6
+HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript")
+
+
+@pytest.fixture(scope="session")
+def expected_ids(llama):
+    """What Transformers generates for each prompt, greedily."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
+    results = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        results.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+    assert len({token for row in results for token in row}) > 4, "a degenerate model would prove nothing"
+    return results
+
+
+def test_artifact_equals_transformers(model_qeff, artifact, expected_ids):
+    result = model_qeff("generate", artifact, "--prompt", *PROMPTS, "--max-new-tokens", NEW_TOKENS, "--json")
+
+    assert result.code == 0, result.err
+    assert [row["token_ids"] for row in result.json["results"]] == expected_ids
+    assert [row["prompt"] for row in result.json["results"]] == PROMPTS
+    assert result.json["device"]["simulator"] == "yes"
+    assert result.json["metrics"]["new_tokens"] == sum(map(len, expected_ids))
+
+
+def test_model_is_compiled_first(model_qeff, llama, expected_ids):
+    argv = ["generate", llama, "--backend", "ort_sim", *PROGRAM_SIZES, "--prompt", PROMPTS[0]]
+
+    result = model_qeff(*argv, "--max-new-tokens", NEW_TOKENS, "--json")
+
+    assert result.json["results"][0]["token_ids"] == expected_ids[0]
+
+
+def test_text_and_figures(model_qeff, toy_artifact):
+    result = model_qeff("generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "3")
+
+    text, _, figures = result.out.partition("\n\n")
+    assert text == "two three four"
+    assert figures.splitlines()[0].split(maxsplit=1) == ["backend", "toy (simulator, device fingers)"]
+    assert [line.split("  ")[0] for line in figures.splitlines()[1:]] == [
+        "time to first token",
+        "decode",
+        "total",
+        "artifact",
+    ]
+    assert figures.splitlines()[-1].endswith(str(toy_artifact))
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_more_prompts_than_the_program_takes_at_once(model_qeff, toy_artifact, tmp_path, stream):
+    file = tmp_path / "prompts.txt"
+    file.write_text("three\n\nfour four\n", encoding="utf-8")
+
+    result = model_qeff(
+        "-q", "generate", toy_artifact, "--prompt", "one", "--prompts-file", file, "--max-new-tokens", "2", stream
+    )
+
+    assert result.out.splitlines() == ["[0] two three", "[1] four five", "[2] five six"]
+
+
+def test_stream_beside_json_goes_to_stderr(model_qeff, toy_artifact):
+    result = model_qeff("generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "2", "--stream", "--json")
+
+    assert result.json["results"][0]["text"] == "two three"
+    assert "two three\n" in result.err
+    assert "time to first token" in result.err
+
+
+def test_prompts_from_standard_input(environment, artifact, expected_ids):
+    argv = ["-q", "generate", artifact, "--prompts-file", "-", "--max-new-tokens", NEW_TOKENS, "--json"]
+
+    result = run_process(environment, *argv, input="\n".join(PROMPTS))
+
+    assert [row["token_ids"] for row in result.json["results"]] == expected_ids
+
+
+def test_artifact_runs_without_torch_and_transformers(environment, artifact):
+    source = (
+        "import sys; from qeff_framework.cli import main; code = main(sys.argv[1:]); "
+        f"print(code, [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    argv = [*command()[:1], "-c", source, "-q", "generate", str(artifact), "--prompt", "one", "--max-new-tokens", "2"]
+
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_second_run_of_a_model_imports_neither_torch_nor_transformers(environment, llama, artifact, store):
+    environment["QEFF_HOME"] = str(store)
+    argv = [
+        "-q",
+        "generate",
+        str(llama),
+        "--backend",
+        "ort_sim",
+        *PROGRAM_SIZES,
+        "--prompt",
+        "one",
+        "--max-new-tokens",
+        "2",
+    ]
+    assert run_process(environment, *argv).code == 0
+    source = (
+        "import sys; from qeff_framework.cli import main; code = main(sys.argv[1:]); "
+        "print(code, [m for m in ('torch', 'transformers', 'onnxscript') if m in sys.modules])"
+    )
+
+    done = subprocess.run(
+        [*command()[:1], "-c", source, *argv], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_seed_decides_what_is_drawn(model_qeff, artifact):
+    def draw(seed):
+        result = model_qeff(
+            "generate", artifact, "--prompt", "one", "--do-sample", "--seed", seed, "--temperature", 3, "--json"
+        )
+        return result.json["results"][0]["token_ids"]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_runtime_option(model_qeff, toy_artifact):
+    result = model_qeff("-q", "generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "2", "-R", "shift=2")
+    wrong = model_qeff("-q", "generate", toy_artifact, "--prompt", "one", "-R", "shfit=2")
+
+    assert result.out == "three five\n"
+    assert wrong.code == 2
+    assert "did you mean 'shift'?" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--ctx-len", "8"], "compiled already"),
+        (["-O", "level=2"], "compiled already"),
+        (["--backend", "ort_sim"], "compiled for backend 'toy'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_the_compilation_do_not_fit_an_artifact(model_qeff, toy_artifact, argv, told):
+    result = model_qeff("generate", toy_artifact, "--prompt", "one", *argv)
+
+    assert result.code == 2
+    assert told in result.err
+
+
+def test_export_is_no_artifact(model_qeff, exported):
+    result = model_qeff("generate", exported, "--prompt", "one")
+
+    assert result.code == 1
+    assert "is an export" in result.err
+
+
+def test_too_long_prompt_is_1(model_qeff, toy_artifact):
+    result = model_qeff("generate", toy_artifact, "--prompt", "one " * 40)
+
+    assert result.code == 1
+    assert "40 tokens" in result.err
+
+
+def test_encoder_returns_embeddings(model_qeff, bert):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["my name is", "one two three four five six seven"]
+    argv = ["generate", bert, "--backend", "ort_sim", "--seq-len", "4,8", "--pooling", "mean", "--prompt", *texts]
+
+    result, text = model_qeff(*argv, "--json"), model_qeff("-q", *argv)
+
+    model, tokenizer = AutoModel.from_pretrained(bert), AutoTokenizer.from_pretrained(bert)
+    for row, written in zip(result.json["embeddings"], texts, strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(written, return_tensors="pt", return_token_type_ids=False)).last_hidden_state
+        np.testing.assert_allclose(row, hidden.mean(dim=1)[0].numpy(), rtol=1e-3, atol=1e-4)
+    assert result.json["shape"] == [2, 32]
+    assert text.out == "float32 [2, 32]\n"
+
+
+def test_encoder_takes_no_options_of_text_generation(model_qeff, bert):
+    argv = ["generate", bert, "--backend", "ort_sim", "--seq-len", "4,8", "--pooling", "mean", "--prompt", "one"]
+
+    result = model_qeff(*argv, "--max-new-tokens", "3")
+
+    assert result.code == 2
+    assert "encoder" in result.err
+
+
+def test_one_prompt_is_streamed_on_a_terminal(environment, toy_site, toy_artifact):
+    environment["PYTHONPATH"] += f":{toy_site}"
+    terminal, other_end = pty.openpty()
+    argv = command("generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "3")
+
+    with subprocess.Popen(argv, env=environment, stdout=other_end, stderr=other_end) as process:
+        os.close(other_end)
+        shown = b"".join(iter(lambda: read(terminal), b"")).decode()
+    os.close(terminal)
+
+    assert process.returncode == 0
+    live, _, rest = shown.partition("two three four")
+    assert "\rloading the program for toy 0.0 s" in live
+    assert live.endswith("\r"), "the live line is removed before the text begins"
+    assert "time to first token" in rest
+
+
+def read(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux reports the end of a terminal as an error
+        return b""
