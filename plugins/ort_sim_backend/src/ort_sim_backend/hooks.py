@@ -1,0 +1,40 @@
+"""The hook implementations of ``ort_sim``."""
+
+from __future__ import annotations
+
+from qeff_framework.plugin_api import (
+    CompiledModel,
+    CompileRequest,
+    ExecuteRequest,
+    ExecutionSession,
+    Transform,
+    TransformRequest,
+    hookimpl,
+)
+
+
+class OrtSimHooks:
+    """Each hook imports what it needs: running a compiled model loads neither onnx nor the lowering."""
+
+    @hookimpl
+    def transform(self, request: TransformRequest) -> list[Transform]:
+        """The lowering passes; the torch module is taken as it is, so the export is shared with other backends."""
+        if request.stage != "onnx":
+            return []
+        from ort_sim_backend.lowering import PASSES
+
+        return list(PASSES)
+
+    @hookimpl
+    def compile(self, request: CompileRequest) -> CompiledModel:
+        """Lets ONNX Runtime optimise the lowered graph and keeps the result."""
+        from ort_sim_backend.compiler import compile_model
+
+        return compile_model(request)
+
+    @hookimpl
+    def execute(self, request: ExecuteRequest) -> ExecutionSession:
+        """Loads the optimised graph."""
+        from ort_sim_backend.session import OrtSession
+
+        return OrtSession(request.compiled, request.options)

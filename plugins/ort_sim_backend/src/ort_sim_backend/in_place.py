@@ -1,0 +1,45 @@
+"""Which retained states a program may overwrite while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ort_sim_backend.lowering.graph import readers
+from qeff_framework.plugin_api import StateSpec
+
+#: Kernels that write a result over one of their inputs when both have the same buffer: op type -> {input: output}.
+_OVERWRITING = {"GroupQueryAttention": {3: 1, 4: 2}, "ScatterND": {0: 0}}
+
+
+def states_updated_in_place(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
+    """Input names of the states whose old and new value may share one buffer.
+
+    That holds when the new value is written by an overwriting kernel, and everything else that reads the old value must have
+    run before that kernel because the kernel depends on it.
+    """
+    inputs = {value.name: value for value in model.graph.inputs}
+    outputs = {value.name: value for value in model.graph.outputs}
+    return [state.input for state in states if _overwrites(inputs[state.input], outputs[state.output])]
+
+
+def _overwrites(old: ir.Value, new: ir.Value) -> bool:
+    writer = new.producer()
+    if writer is None:
+        return False
+    pairs = _OVERWRITING.get(writer.op_type, {})
+    if not any(writer.inputs[source] is old and writer.outputs[target] is new for source, target in pairs.items()):
+        return False
+    return _depends_on(writer, readers(old) - {writer})
+
+
+def _depends_on(node: ir.Node, others: set[ir.Node]) -> bool:
+    """`node` is reached from every one of `others`. The search goes backwards and ends with the last of them."""
+    missing, seen, frontier = set(others), {node}, [node]
+    while missing and frontier:
+        found = {producer for value in frontier.pop().inputs if value is not None and (producer := value.producer())}
+        missing -= found
+        frontier.extend(found - seen)
+        seen |= found
+    return not missing

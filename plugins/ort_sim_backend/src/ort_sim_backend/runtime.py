@@ -1,0 +1,53 @@
+"""Making ONNX Runtime sessions that do what was asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+PROVIDER = "CPUExecutionProvider"
+
+#: Names of the levels in the compile options.
+OPTIMIZATION_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+
+_ERRORS_ONLY = 3
+
+
+def session_options(*, optimization_level: str, threads: int, pack_weights: bool) -> ort.SessionOptions:
+    """Options that both stages share. Packed weights are copies in the layout that the kernels like best."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = OPTIMIZATION_LEVELS[optimization_level]
+    options.intra_op_num_threads = threads
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.disable_prepacking", "0" if pack_weights else "1")
+    return options
+
+
+def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on the CPU provider. ONNX Runtime replaces providers that it cannot load without an error, so this is checked."""
+    session = ort.InferenceSession(str(model), options, providers=[PROVIDER])
+    session.disable_fallback()
+    providers = session.get_providers()
+    if providers != [PROVIDER]:
+        raise RuntimeError(f"asked ONNX Runtime for {PROVIDER} and got {', '.join(providers)}")
+    return session
+
+
+def reason(error: Exception) -> str:
+    """ONNX Runtime's own words, without the prefix that names its error class."""
+    text = str(error).strip()
+    return text.partition(" : ")[2].partition(" : ")[2] or text if text.startswith("[ONNXRuntimeError]") else text
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use; less than the machine has under `taskset` or in a container with a CPU set."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

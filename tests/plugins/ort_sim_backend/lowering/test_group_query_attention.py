@@ -1,0 +1,113 @@
+"""Attention with its cache as one GroupQueryAttention: same numbers as the dialect, slot for slot."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx_ir
+import onnxruntime as ort
+import pytest
+from hypothesis import example, given, settings
+
+from ort_sim_backend.lowering import GroupQueryAttention, RemoveUnused
+from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, lowered, op_types, run, run_in_place, session
+from tests.plugins.ort_sim_backend.steps import Sequence, sequences
+
+VARIANTS = {
+    "plain": {},
+    "window": {"window": 3},
+    "window of one": {"window": 1},
+    "softcap": {"softcap": 0.7},
+    "window and softcap": {"window": 2, "softcap": 1.5},
+    "sinks": {"sinks": True},
+}
+
+PASSES = (GroupQueryAttention(), RemoveUnused())
+
+
+@cache
+def sessions(variant: str) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    model = attention_layer(**VARIANTS[variant])
+    changed = lowered(model, PASSES)
+    assert op_types(changed).count("GroupQueryAttention") == 1
+    assert not [node for node in changed.graph if node.domain == "qeff"]
+    assert not changed.functions
+    return session(model), session(changed)
+
+
+def fixed(capacity: int, *steps: list[list[int]]) -> Sequence:
+    return Sequence(capacity=capacity, steps=tuple(np.array(step) for step in steps), seed=1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=60, deadline=None)
+@given(sequences())
+@example(fixed(8, [[0, 1, 2, 3], [0, 1, -1, -1]], [[4, 5, 6, 7], [2, -1, -1, -1]], [[-1], [3]]))  # as a prefill goes
+@example(fixed(8, [[-1, -1, 0, 1], [0, 1, 2, 3]], [[-1, 2, -1, 3], [-1, -1, -1, -1]]))  # padding on the left and inside
+@example(fixed(6, [[0, 1, 2, 3]], [[4, 5, -1, -1]]))  # the padded chunk would pass the end of the cache
+@example(
+    fixed(4, [[-1, -1, -1, -1], [-1, -1, -1, -1]], [[-1], [-1]])
+)  # nothing but padding, chunk as long as the cache
+@example(fixed(1, [[0]], [[-1]], [[0]]))
+@example(fixed(9, [[7, 8, -1], [0, 1, 2]]))  # one row at the end, one at the start
+def test_steps_equal_the_dialect(variant, sequence):
+    portable, changed = sessions(variant)
+    expected_states, states = sequence.states(), sequence.states()
+    for number, position_ids in enumerate(sequence.steps):
+        feeds = sequence.feeds(number)
+        expected = run(portable, {**feeds, **expected_states})
+        expected_states = {name: expected[output] for name, output in STATES.items()}
+
+        attended = run_in_place(changed, feeds, states)["attended"]
+
+        for name, buffer in states.items():
+            np.testing.assert_array_equal(buffer, expected_states[name])
+        assert np.isfinite(attended).all()
+        row, token = np.nonzero(position_ids >= 0)
+        np.testing.assert_allclose(attended[row, :, token], expected["attended"][row, :, token], rtol=1e-5, atol=1e-5)
+
+
+def test_a_chunk_longer_than_the_cache_is_refused():
+    _, changed = sessions("plain")
+    sequence = fixed(3, [[0, 1, 2, -1]])
+    states = sequence.states()
+    before = {name: buffer.copy() for name, buffer in states.items()}
+
+    with pytest.raises(Exception, match="GroupQueryAttention"):
+        run_in_place(changed, sequence.feeds(0), states)
+
+    for name, buffer in states.items():
+        np.testing.assert_array_equal(buffer, before[name])
+
+
+def with_two_readers():
+    """Two attentions over one cache, as in models whose layers share it."""
+    model = attention_layer()
+    first = next(node for node in model.graph if node.op_type == "Attention")
+    second = onnx_ir.Node("qeff", "Attention", first.inputs, list(first.attributes.values()))
+    total = onnx_ir.Node("", "Add", [first.outputs[0], second.outputs[0]])
+    total.outputs[0].type, total.outputs[0].shape = first.outputs[0].type, first.outputs[0].shape
+    model.graph.extend([second, total])
+    model.graph.outputs[0] = total.outputs[0]
+    return model
+
+
+def with_another_slot_order():
+    model = attention_layer()
+    (slots,) = [node for node in model.graph if node.op_type == "Range"]
+    slots.replace_input_with(0, slots.inputs[2])
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [attention_layer(chunk=4), attention_layer(scale=0.0), with_two_readers(), with_another_slot_order()],
+    ids=["chunked mask", "scale 0", "two readers", "slots not from 0"],
+)
+def test_what_the_kernel_cannot_do_is_left_alone(model):
+    before = op_types(model)
+
+    assert not GroupQueryAttention()(model)
+
+    assert op_types(model) == before
