@@ -1,0 +1,189 @@
+"""ONNX bodies of the dialect ops in standard ops, so that any runtime can execute an unlowered model.
+
+A lowering finds a dialect node by its name and replaces it; the body is what is left for everybody else. The bodies avoid
+ScatterND: compilers for accelerators handle comparisons and matrix products everywhere, scatters only in special forms.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, VERSION
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+# A one-hot of the positions turns writing into a product and a selection. Slots that no position names keep their content
+# bit for bit. Positions outside 0 .. C-1 equal no slot, so they write nothing.
+_KV_UPDATE = """
+KVUpdate (cache, updates, position_ids) => (updated)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    slot_axis = Constant <value_ints = [1]> ()
+    outer_axes = Constant <value_ints = [1, 2]> ()
+    token_axis = Constant <value_ints = [3]> ()
+    shape = Shape <start = 2, end = 3> (cache)
+    limit = Squeeze (shape)
+    slots = Range (zero, limit, one)
+    slot_column = Unsqueeze (slots, slot_axis)
+    positions = Unsqueeze (position_ids, outer_axes)
+    hits = Equal (positions, slot_column)
+    selection = CastLike (hits, updates)
+    candidates = MatMul (selection, updates)
+    count = ReduceMax (selection, token_axis)
+    written = Cast <to = 9> (count)
+    updated = Where (written, candidates, cache)
+}
+"""
+
+# A padding token (position -1) is treated as position 0: it sees slot 0 and nothing else, so that no softmax row is empty.
+_CAUSAL_MASK = """
+CausalMask <window: int = 0, chunk: int = 0> (position_ids, kv_positions) => (mask)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    window_size = Constant <value_int: int = @window> ()
+    chunk_size = Constant <value_int: int = @chunk> ()
+    query_axes = Constant <value_ints = [1, 3]> ()
+    positions = Max (position_ids, zero)
+    query = Unsqueeze (positions, query_axes)
+    causal = LessOrEqual (kv_positions, query)
+    oldest = Sub (query, window_size)
+    recent = Greater (kv_positions, oldest)
+    unlimited = Equal (window_size, zero)
+    in_window = Or (recent, unlimited)
+    divisor = Max (chunk_size, one)
+    query_chunk = Div (query, divisor)
+    kv_chunk = Div (kv_positions, divisor)
+    same_chunk = Equal (query_chunk, kv_chunk)
+    unchunked = Equal (chunk_size, zero)
+    in_chunk = Or (same_chunk, unchunked)
+    local = And (in_window, in_chunk)
+    mask = And (causal, local)
+}
+"""
+
+# Query heads that share a key head are stacked along the token axis: grouped attention is then one plain batched product and
+# neither keys nor values are repeated. In the target shapes of Reshape, 0 keeps a dimension and -1 takes what is left.
+_SCORES = """
+    zero = Constant <value_ints = [0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    key_heads = Shape <start = 1, end = 2> (key)
+    token_count = Shape <start = 2, end = 3> (query)
+    stacked_shape = Concat <axis = 0> (zero, key_heads, rest, zero)
+    unstacked_shape = Concat <axis = 0> (zero, rest, token_count, zero)
+    scale_value = Constant <value_float: float = @scale> ()
+    softcap_value = Constant <value_float: float = @softcap> ()
+    scale_factor = CastLike (scale_value, query)
+    scaled_query = Mul (query, scale_factor)
+    stacked_query = Reshape (scaled_query, stacked_shape)
+    key_transposed = Transpose <perm = [0, 1, 3, 2]> (key)
+    stacked_scores = MatMul (stacked_query, key_transposed)
+    raw_scores = Reshape (stacked_scores, unstacked_shape)
+    no_softcap = Constant <value_float = 0.0> ()
+    capping = Greater (softcap_value, no_softcap)
+    scores = If (capping) <
+        then_branch = capped_scores () => (capped) {
+            cap = CastLike (softcap_value, raw_scores)
+            relative = Div (raw_scores, cap)
+            bounded = Tanh (relative)
+            capped = Mul (bounded, cap)
+        },
+        else_branch = plain_scores () => (plain) {
+            plain = Identity (raw_scores)
+        }
+    >
+"""
+
+# Masked scores become the lowest finite number, not -inf: a row without a single true entry is then an average, never NaN.
+_MASKING = """
+    lowest_value = Constant <value_float = -3.4028234663852886e38> ()
+    lowest = CastLike (lowest_value, scores)
+    visible_scores = Where (mask, scores, lowest)
+"""
+
+_SOFTMAX = """
+    weights = Softmax <axis = -1> (visible_scores)
+"""
+
+_SINK_SOFTMAX = """
+    last_axis = Constant <value_ints = [3]> ()
+    sink_shape = Constant <value_ints = [1, -1, 1, 1]> ()
+    sink = Reshape (sinks, sink_shape)
+    row_maximum = ReduceMax (visible_scores, last_axis)
+    maximum = Max (row_maximum, sink)
+    shifted = Sub (visible_scores, maximum)
+    exponentials = Exp (shifted)
+    shifted_sink = Sub (sink, maximum)
+    sink_exponential = Exp (shifted_sink)
+    visible_total = ReduceSum (exponentials, last_axis)
+    total = Add (visible_total, sink_exponential)
+    weights = Div (exponentials, total)
+"""
+
+_WEIGHTED_SUM = """
+    stacked_weights = Reshape (weights, stacked_shape)
+    stacked_result = MatMul (stacked_weights, value)
+    result = Reshape (stacked_result, unstacked_shape)
+"""
+
+_ATTENTION = f"""
+Attention <scale: float, softcap: float = 0.0> (query, key, value, mask) => (result)
+{{{_SCORES}{_MASKING}{_SOFTMAX}{_WEIGHTED_SUM}}}
+"""
+
+_ATTENTION_BIAS = f"""
+AttentionBias <scale: float, softcap: float = 0.0> (query, key, value, bias) => (result)
+{{{_SCORES}
+    visible_scores = Add (scores, bias)
+{_SOFTMAX}{_WEIGHTED_SUM}}}
+"""
+
+_ATTENTION_SINKS = f"""
+AttentionSinks <scale: float, softcap: float = 0.0> (query, key, value, mask, sinks) => (result)
+{{{_SCORES}{_MASKING}{_SINK_SOFTMAX}{_WEIGHTED_SUM}}}
+"""
+
+_RMS_NORM = """
+RMSNorm <epsilon: float> (hidden, weight) => (normed)
+{
+    last_axis = Constant <value_ints = [-1]> ()
+    epsilon_value = Constant <value_float: float = @epsilon> ()
+    hidden_float = Cast <to = 1> (hidden)
+    weight_float = Cast <to = 1> (weight)
+    squares = Mul (hidden_float, hidden_float)
+    mean_square = ReduceMean (squares, last_axis)
+    shifted = Add (mean_square, epsilon_value)
+    root = Sqrt (shifted)
+    unit = Div (hidden_float, root)
+    scaled = Mul (unit, weight_float)
+    normed = CastLike (scaled, hidden)
+}
+"""
+
+_BODIES = (_KV_UPDATE, _CAUSAL_MASK, _ATTENTION, _ATTENTION_BIAS, _ATTENTION_SINKS, _RMS_NORM)
+
+
+@cache
+def functions() -> dict[str, onnx.FunctionProto]:
+    """The body of every dialect op by op name."""
+    import onnx.parser
+
+    header = f'<opset_import: ["" : {ONNX_OPSET}], domain: "{DOMAIN}">'
+    protos = [onnx.parser.parse_function(header + body) for body in _BODIES]
+    return {proto.name: proto for proto in protos}
+
+
+def attach_functions(model: onnx_ir.Model) -> None:
+    """Adds to `model` the body of each dialect op that its graph uses, and the opset import of the domain."""
+    import onnx_ir
+
+    used = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
+    for op_type in sorted(used):
+        function = onnx_ir.serde.deserialize_function(functions()[op_type])
+        model.functions[function.identifier()] = function
+    if used:
+        model.opset_imports[DOMAIN] = VERSION

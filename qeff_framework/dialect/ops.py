@@ -1,0 +1,97 @@
+"""The torch side of the dialect: one typed function per op.
+
+Each call leaves a single node of domain ``qeff`` in the traced graph. Outside a trace the functions return zeros of the right
+shape and dtype: they describe a graph, they do not compute. `qeff_framework.dialect.reference` computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qeff_framework.dialect.names import DOMAIN, VERSION
+
+if TYPE_CHECKING:
+    import torch
+
+
+def kv_update(cache: torch.Tensor, updates: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """Writes ``updates [B, H, S, D]`` into ``cache [B, H, C, D]`` at ``position_ids [B, S]``; negative ones write nothing."""
+    return _emit("KVUpdate", (cache, updates, position_ids), {}, cache.dtype, cache.shape)
+
+
+def causal_mask(
+    position_ids: torch.Tensor, kv_positions: torch.Tensor, *, window: int = 0, chunk: int = 0
+) -> torch.Tensor:
+    """Which of the slots ``kv_positions [C]`` the tokens at ``position_ids [B, S]`` see: bool ``[B, 1, S, C]``."""
+    import torch
+
+    batch, seq = position_ids.shape
+    shape = (batch, 1, seq, kv_positions.shape[0])
+    attributes = {"window": window, "chunk": chunk}
+    return _emit("CausalMask", (position_ids, kv_positions), attributes, torch.bool, shape)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """Grouped attention over the keys where the bool ``mask [B|1, 1|Hq, S, C]`` is true: ``[B, Hq, S, Dv]``."""
+    return _emit_attention("Attention", (query, key, value, mask), scale, softcap)
+
+
+def attention_bias(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """`attention` with a float ``bias [B|1, 1|Hq, S, C]`` that is added to the scaled scores."""
+    return _emit_attention("AttentionBias", (query, key, value, bias), scale, softcap)
+
+
+def attention_sinks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    sinks: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """`attention` where each head has one more logit, ``sinks [Hq]``, that takes probability and has no value."""
+    return _emit_attention("AttentionSinks", (query, key, value, mask, sinks), scale, softcap)
+
+
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension, computed in float32, times ``weight``."""
+    return _emit("RMSNorm", (hidden, weight), {"epsilon": epsilon}, hidden.dtype, hidden.shape)
+
+
+def _emit_attention(op_type: str, inputs: tuple[torch.Tensor, ...], scale: float, softcap: float) -> torch.Tensor:
+    query, _, value = inputs[:3]
+    shape = (*query.shape[:3], value.shape[3])
+    return _emit(op_type, inputs, {"scale": scale, "softcap": softcap}, query.dtype, shape)
+
+
+def _emit(
+    op_type: str,
+    inputs: Sequence[torch.Tensor],
+    attributes: Mapping[str, int | float],
+    dtype: torch.dtype,
+    shape: Sequence[int | torch.SymInt],
+) -> torch.Tensor:
+    import torch
+
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{op_type}", inputs, dict(attributes), dtype=dtype, shape=list(shape), version=VERSION
+    )

@@ -1,0 +1,100 @@
+"""What the dialect ops mean, in NumPy: short, slow and the last word. Tests hold bodies and lowerings against it.
+
+Shapes: B batch, H heads (Hq of queries, Hkv of keys and values; Hq is a multiple of Hkv), S tokens of this step, C cache slots,
+D size of a key, Dv size of a value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def kv_update(cache: Floats, updates: Floats, position_ids: Ints) -> Floats:
+    """Writes ``updates[b, :, s]`` into slot ``position_ids[b, s]`` of ``cache[b]`` and leaves every other slot as it is.
+
+    `cache` is ``[B, H, C, D]``, `updates` ``[B, H, S, D]``, `position_ids` ``[B, S]``. A position outside ``0 .. C-1``
+    writes nothing; -1 marks padding. The positions of a row that are written are distinct.
+    """
+    result = cache.copy()
+    for row, token in np.argwhere((position_ids >= 0) & (position_ids < cache.shape[2])):
+        result[row, :, position_ids[row, token]] = updates[row, :, token]
+    return result
+
+
+def causal_mask(position_ids: Ints, kv_positions: Ints, window: int = 0, chunk: int = 0) -> Bools:
+    """Which slots each token sees: bool ``[B, 1, S, C]`` from `position_ids` ``[B, S]`` and `kv_positions` ``[C]``.
+
+    A token sees the slots up to its own position; with `window` only the last `window` of them, its own included; with `chunk`
+    only those in its own chunk, where chunks are ``chunk`` positions long and start at multiples of ``chunk``. 0 switches a
+    limit off. A padding token (negative position) is treated as position 0, so its row is not empty.
+    """
+    query = np.maximum(position_ids, 0)[:, None, :, None]
+    key = kv_positions[None, None, None, :]
+    visible = key <= query
+    if window:
+        visible &= key > query - window
+    if chunk:
+        visible &= query // chunk == key // chunk
+    return visible
+
+
+def attention(query: Floats, key: Floats, value: Floats, mask: Bools, *, scale: float, softcap: float = 0.0) -> Floats:
+    """Softmax attention ``[B, Hq, S, Dv]``; query head h uses key head ``h // (Hq / Hkv)``.
+
+    `query` is ``[B, Hq, S, D]``, `key` ``[B, Hkv, C, D]``, `value` ``[B, Hkv, C, Dv]``, `mask` bool ``[B|1, 1|Hq, S, C]``.
+    Scores are ``scale * q.k``, then, unless `softcap` is 0, ``softcap * tanh(scores / softcap)``. Where the mask is false the
+    score is the lowest finite number: a row without a true entry is the plain average of all values, not NaN.
+    """
+    return _weigh(_softmax(_masked(_scores(query, key, scale, softcap), mask)), value)
+
+
+def attention_bias(
+    query: Floats, key: Floats, value: Floats, bias: Floats, *, scale: float, softcap: float = 0.0
+) -> Floats:
+    """`attention` with a float `bias` ``[B|1, 1|Hq, S, C]`` that is added to the scores after the cap, in place of a mask."""
+    return _weigh(_softmax(_scores(query, key, scale, softcap) + bias), value)
+
+
+def attention_sinks(
+    query: Floats, key: Floats, value: Floats, mask: Bools, sinks: Floats, *, scale: float, softcap: float = 0.0
+) -> Floats:
+    """`attention` where each head has one more logit, `sinks` ``[Hq]``, that takes probability and has no value."""
+    scores = _masked(_scores(query, key, scale, softcap), mask)
+    column = np.broadcast_to(sinks[None, :, None, None], (*scores.shape[:3], 1))
+    return _weigh(_softmax(np.concatenate([scores, column], axis=3))[..., :-1], value)
+
+
+def rms_norm(hidden: Floats, weight: Floats, *, epsilon: float) -> Floats:
+    """``hidden / sqrt(mean(hidden ** 2) + epsilon) * weight`` over the last dimension, computed in float32."""
+    wide = hidden.astype(np.float32)
+    mean_square = np.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide / np.sqrt(mean_square + np.float32(epsilon)) * weight.astype(np.float32)).astype(hidden.dtype)
+
+
+def _scores(query: Floats, key: Floats, scale: float, softcap: float) -> Floats:
+    repeated = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
+    scores: Floats = np.matmul(query, repeated.swapaxes(2, 3)) * query.dtype.type(scale)
+    if softcap:
+        scores = np.tanh(scores / softcap) * softcap
+    return scores
+
+
+def _masked(scores: Floats, mask: Bools) -> Floats:
+    masked: Floats = np.where(mask, scores, np.finfo(np.float32).min)
+    return masked
+
+
+def _softmax(scores: Floats) -> Floats:
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _weigh(weights: Floats, value: Floats) -> Floats:
+    result: Floats = np.matmul(weights, np.repeat(value, weights.shape[1] // value.shape[1], axis=1))
+    return result

@@ -1,0 +1,3 @@
+"""From a torch module to portable ONNX on disk."""
+
+from __future__ import annotations

@@ -1,0 +1,109 @@
+"""Graphs without a cache: encoders, with or without pooling, and sequence classifiers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_interface
+from qeff_framework.export.stages import stage
+from qeff_framework.export.trace import convert, probe, trace
+from qeff_framework.export.weights import graph_weights
+from qeff_framework.seam.adapt import adapt
+from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.scope import Scope, forward_scope
+from qeff_framework.seam.shell import make_shell
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from transformers import PreTrainedModel
+
+    from qeff_framework.export.pooling import Pooling
+
+_BATCH, _SEQ = 2, 5
+
+
+def encoder_model(module: PreTrainedModel, pooling: Pooling | None) -> onnx_ir.Model:
+    """``last_hidden_state [B, S, H]`` of each token, or ``embedding [B, H]`` when it is pooled."""
+    output = "last_hidden_state" if pooling is None else "embedding"
+    return _model(module, field="last_hidden_state", pooling=pooling, output=output)
+
+
+def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
+    """``logits [B, labels]``."""
+    return _model(module, field="logits", pooling=None, output="logits")
+
+
+def _model(module: PreTrainedModel, *, field: str, pooling: Pooling | None, output: str) -> onnx_ir.Model:
+    norms = find_rms_norms(module)
+    shell = make_shell(module)
+    adapt(shell, norms)
+    inputs = _input_names(module)
+    graph = _TokensGraph(shell, inputs=inputs, field=field, pooling=pooling)
+    example = _example(len(inputs))
+    with stage("probe run"):
+        result = probe(graph, example)
+    graph.masks.finish_recording()
+    if output != "last_hidden_state" and result.dim() != 2:
+        raise UnsupportedModelError(f"its {output} has the shape {tuple(result.shape)} instead of [batch, features]")
+    batch, seq = (torch.export.Dim(name, min=1) for name in (BATCH, SEQ))
+    with stage("trace"):
+        program = trace(graph, example, ([{0: batch, 1: seq} for _ in inputs],))
+    with stage("translation to ONNX"):
+        model = convert(program, graph_weights(module, norms))
+    rename_interface(model, inputs=inputs, outputs=[output])
+    rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
+    _drop_unused_token_types(model)
+    return model
+
+
+class _TokensGraph(torch.nn.Module):
+    """Gives a shell the signature of the portable graph."""
+
+    def __init__(self, model: PreTrainedModel, *, inputs: tuple[str, ...], field: str, pooling: Pooling | None) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.field = field
+        self.pooling = pooling
+        self.masks = MaskPlan()
+
+    def forward(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """Returns the output field, pooled if asked for."""
+        arguments: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
+        if "use_cache" in inspect.signature(self.model.forward).parameters:
+            arguments["use_cache"] = False
+        with forward_scope(Scope(masks=self.masks)):
+            outputs = self.model(**arguments)
+        result = getattr(outputs, self.field, None)
+        if not isinstance(result, torch.Tensor):
+            raise UnsupportedModelError(f"its forward returns no {self.field}")
+        return self.pooling(result, arguments["attention_mask"]) if self.pooling is not None else result
+
+
+def _input_names(module: PreTrainedModel) -> tuple[str, ...]:
+    """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere."""
+    parameters = inspect.signature(module.forward).parameters
+    for name in ("input_ids", "attention_mask"):
+        if name not in parameters:
+            raise UnsupportedModelError(f"its forward takes no {name}")
+    if "token_type_ids" in parameters and (getattr(module.config, "type_vocab_size", None) or 0) > 1:
+        return ("input_ids", "attention_mask", "token_type_ids")
+    return ("input_ids", "attention_mask")
+
+
+def _example(inputs: int) -> tuple[list[torch.Tensor]]:
+    tokens = torch.zeros((_BATCH, _SEQ), dtype=torch.int64)
+    mask = torch.ones((_BATCH, _SEQ), dtype=torch.int64)
+    return ([tokens, mask, torch.zeros_like(tokens)][:inputs],)
+
+
+def _drop_unused_token_types(model: onnx_ir.Model) -> None:
+    """Some models accept token types and ignore them."""
+    for value in list(model.graph.inputs):
+        if value.name == "token_type_ids" and not value.uses():
+            model.graph.inputs.remove(value)

@@ -1,0 +1,102 @@
+"""Writes a Transformers model as portable ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+from transformers import PreTrainedModel
+
+from qeff_framework.contracts import ExportedModel, StateSpec, Task, TensorSpec
+from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
+from qeff_framework.export.causal_lm import causal_lm_model
+from qeff_framework.export.encoder import encoder_model, sequence_classification_model
+from qeff_framework.export.pooling import resolve_pooling
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+#: Smaller initializers stay inside the model file.
+_INLINE_BYTES = 1024
+
+Progress = Callable[[str], None]
+
+
+def export_portable(
+    module: torch.nn.Module,
+    *,
+    task: Task,
+    output_dir: Path,
+    pooling: str | Callable[..., Any] | None = None,
+    progress: Progress = lambda message: None,
+) -> ExportedModel:
+    """Exports `module` to ``model.onnx`` and ``model.onnx.data`` in `output_dir`; the module is left as it is.
+
+    `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
+    ``[B, S, H]`` and the attention mask ``[B, S]``.
+
+    Raises:
+        OptionError: `pooling` is unknown.
+        UnsupportedModelError: the architecture does not fit the task, or needs what the seam cannot carry.
+        ExportError: tracing or translating failed. The cause is chained.
+    """
+    pool = resolve_pooling(pooling)
+    states: tuple[StateSpec, ...] = ()
+    progress("tracing the model")
+    with _naming_architecture(module, task):
+        if not isinstance(module, PreTrainedModel):
+            raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
+        if task == "causal-lm":
+            model, states = causal_lm_model(module)
+        elif task == "encoder":
+            model = encoder_model(module, pool)
+        elif task == "sequence-classification":
+            model = sequence_classification_model(module)
+        else:
+            raise ExportError(f"the task '{task}' is unknown")
+    progress("writing the ONNX model")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    onnx_ir.save(model, output_dir / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+    return ExportedModel(
+        directory=output_dir,
+        task=task,
+        model_file=MODEL_FILE,
+        inputs=tuple(_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        states=states,
+        metadata=_metadata(module),
+    )
+
+
+def _spec(value: onnx_ir.Value) -> TensorSpec:
+    if value.shape is None or value.dtype is None:
+        raise ExportError(f"the translation left '{value.name}' without a shape or a type")
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(name=str(value.name), dtype=str(value.dtype.numpy()), shape=shape)
+
+
+def _metadata(module: torch.nn.Module) -> dict[str, Any]:
+    config = getattr(module, "config", None)
+    facts = {"architecture": type(module).__name__}
+    for name in ("model_type", "vocab_size", "max_position_embeddings"):
+        value = getattr(config, name, None)
+        if value is not None:
+            facts[name] = value
+    return facts
+
+
+@contextmanager
+def _naming_architecture(module: torch.nn.Module, task: Task) -> Iterator[None]:
+    """Says in every error which architecture and task it is about."""
+    asked = f"{type(module).__name__} cannot be exported as {task}"
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{asked}: {error}") from error
+    except QEFFError as error:
+        raise ExportError(f"{asked}: {error}") from error

@@ -1,0 +1,107 @@
+"""From a graph module to an ONNX model in memory, with the tracer's noise kept away from the user."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx_ir
+import onnxscript.optimizer
+import torch
+from torch._dynamo.exc import UserError, UserErrorType
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+
+from qeff_framework.dialect.functions import attach_functions
+from qeff_framework.dialect.names import ONNX_OPSET
+from qeff_framework.export.interface import strip_module_prefix
+from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
+from qeff_framework.seam.adapt import positional_masks, quiet_transformers
+from qeff_framework.seam.shell import hollow_parameters
+
+
+def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> torch.Tensor:
+    """Runs `graph` once on parameters without data. What depends on shapes and indices only is real in this run."""
+    with positional_masks(), torch.no_grad(), quiet_exporter():
+        result: torch.Tensor = torch.func.functional_call(graph, hollow_parameters(graph), arguments)
+    return result
+
+
+def trace(
+    graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
+) -> torch.export.ExportedProgram:
+    """Traces `graph` with symbolic dimensions. A model that bounds a dimension by the size of a table keeps its bound."""
+    with positional_masks(), torch.no_grad(), quiet_exporter():
+        try:
+            return _trace(graph, arguments, dynamic_shapes)
+        except UserError as error:
+            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
+                raise
+            bounded = refine_dynamic_shapes_from_suggested_fixes(error.msg, dynamic_shapes)
+            return _trace(graph, arguments, tuple(bounded))
+
+
+def _trace(
+    graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
+) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        graph,
+        arguments,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+        # Models compare sequence and context lengths to choose between equivalent forms; a comparison that the example sizes
+        # decide must not narrow the sizes that the graph accepts.
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def convert(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
+    """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
+    with quiet_exporter():
+        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
+        if converted is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        model = converted.model
+        strip_module_prefix(model)
+        bind_weights(model, weights)
+        onnxscript.optimizer.optimize_ir(model, inline=False, should_fold=_should_fold)
+    store_transposed(model)
+    _strip_metadata(model)
+    attach_functions(model)
+    return model
+
+
+def _should_fold(node: onnx_ir.Node) -> bool | None:
+    """Keeps the folding of constants away from weights, which it would copy. `None` leaves the decision to the optimizer."""
+    constants = (value.const_value for value in node.inputs if value is not None)
+    return False if any(isinstance(constant, ModuleTensor) for constant in constants) else None
+
+
+def _strip_metadata(model: onnx_ir.Model) -> None:
+    """Removes the tracer's notes: stack traces with paths of this machine, several times the size of the graph itself."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter's prints, log lines and deprecation warnings about its own internals from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # It warns about every optional package (torchvision, ...) that is not installed.
+    try:
+        with quiet_transformers(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            # torch 2.13 copies pytree specs through an interface that it deprecates itself.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,110 @@
+"""Weights of the portable graph: read from the torch module at the moment they are written, never held twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import onnx_ir
+import torch
+
+from qeff_framework.export.pages import MappedFiles
+from qeff_framework.seam.norms import RMSNormMatch, effective_weight
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Most bytes of a weight that exist a second time while it is converted or transposed for writing.
+_CHUNK_BYTES = 16 * 2**20
+
+
+class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
+    """An ONNX tensor over the memory of a torch tensor; converted to `dtype` piece by piece when it is written."""
+
+    def __init__(self, tensor: torch.Tensor, *, dtype: onnx_ir.DataType, name: str, mapped_files: MappedFiles) -> None:
+        tensor = tensor.detach()
+        super().__init__(tensor, dtype=dtype, shape=onnx_ir.Shape(tensor.shape, frozen=True), name=name)
+        self._torch_dtype = onnx_ir.tensor_adapters.to_torch_dtype(dtype)
+        self._mapped_files = mapped_files
+
+    def transposed(self) -> ModuleTensor:
+        """The same memory with its two dimensions swapped."""
+        return ModuleTensor(self.raw.t(), dtype=self.dtype, name=str(self.name), mapped_files=self._mapped_files)
+
+    def numpy(self) -> NDArray[np.generic]:
+        """The whole tensor; a view of the module's memory when the dtypes agree."""
+        array: NDArray[np.generic] = self.raw.to(self._torch_dtype).numpy(force=True)
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=bool(copy))
+
+    def tobytes(self) -> bytes:
+        """The whole tensor as little-endian bytes."""
+        return b"".join(self._chunks())
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Writes little-endian bytes without ever holding a second whole tensor."""
+        file.writelines(self._chunks())
+
+    def _chunks(self) -> Iterator[memoryview]:
+        tensor = self.raw.reshape(-1) if self.raw.is_contiguous() else self.raw
+        if tensor.numel() == 0:
+            return
+        rows = max(1, _CHUNK_BYTES * tensor.shape[0] // int(self.nbytes))
+        for start in range(0, tensor.shape[0], rows):
+            source = tensor[start : start + rows]
+            piece = source.to(self._torch_dtype).contiguous().numpy(force=True)
+            yield memoryview(piece.astype(piece.dtype.newbyteorder("<"), copy=False)).cast("B")
+            self._mapped_files.release(source)
+        if not tensor.is_contiguous() and tensor.dim() == 2:
+            self._mapped_files.release(tensor.t())
+
+
+def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
+    """Puts the module's own tensors behind the initializers that a shell's placeholders left in the graph."""
+    mapped_files = MappedFiles()
+    for name, value in model.graph.initializers.items():
+        if name in weights and value.dtype is not None:
+            value.const_value = ModuleTensor(weights[name], dtype=value.dtype, name=name, mapped_files=mapped_files)
+
+
+def store_transposed(model: onnx_ir.Model) -> bool:
+    """Stores a weight the way it is multiplied, where a ``Transpose`` is all that it is used for.
+
+    Torch keeps linear weights as ``[out, in]``; a runtime would fold the transposes when it loads the model, and hold every
+    weight twice while it does.
+    """
+    changed = False
+    for value in list(model.graph.initializers.values()):
+        users = [node for node, _ in value.uses()]
+        tensor = value.const_value
+        if not users or not isinstance(tensor, ModuleTensor) or len(tensor.shape) != 2:
+            continue
+        if value.is_graph_output() or not all(_swaps_two_dimensions(node) for node in users):
+            continue
+        value.const_value = tensor.transposed()
+        value.shape = value.const_value.shape
+        for node in users:
+            node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+        changed = True
+    return changed
+
+
+def _swaps_two_dimensions(node: onnx_ir.Node) -> bool:
+    if node.op_type != "Transpose" or node.domain:
+        return False
+    permutation = node.attributes.get("perm")
+    return permutation is None or list(permutation.as_ints()) == [1, 0]
+
+
+def graph_weights(module: torch.nn.Module, norms: tuple[RMSNormMatch, ...]) -> dict[str, torch.Tensor]:
+    """The parameters of `module` by name, with the norms' effective weights."""
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
+    for match in norms:
+        parameter = module.get_submodule(match.name).get_parameter("weight")
+        weights[f"{match.name}.weight"] = effective_weight(parameter, match)
+    return weights

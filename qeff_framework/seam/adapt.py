@@ -1,0 +1,63 @@
+"""Fits a shell into the seam: from here on its attention, masks, norms and experts speak the dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
+
+from qeff_framework.seam.attention import attention_interface
+from qeff_framework.seam.experts import use_exportable_experts
+from qeff_framework.seam.masks import mask_interface
+from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
+
+#: Name under which our functions stand in the registries of Transformers.
+IMPLEMENTATION = "qeff"
+
+
+def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
+    """Routes the shell through the seam. The shell is changed for good."""
+    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, mask_interface)
+    with quiet_transformers():
+        shell.set_attn_implementation(IMPLEMENTATION)
+        use_exportable_experts(shell)
+    replace_rms_norms(shell, norms)
+
+
+@contextmanager
+def positional_masks() -> Iterator[None]:
+    """Makes the masks of attention code that bypasses the attention interface depend on positions as well.
+
+    Such code runs with the implementation ``eager`` or ``sdpa``, whose stock masks count tokens from the start of the cache. The
+    overrides are local entries of the registry: removing them brings the library's own functions back.
+    """
+    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _additive_mask_interface
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask_interface
+    try:
+        yield
+    finally:
+        for name in ("eager", "sdpa"):
+            ALL_MASK_ATTENTION_FUNCTIONS.pop(name)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps back the library's advice to people who choose an attention implementation themselves."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _additive_mask_interface(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
+    mask = mask_interface(*args, **kwargs)
+    return torch.where(mask, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)

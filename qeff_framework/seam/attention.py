@@ -1,0 +1,82 @@
+"""The attention interface: every attention of a model becomes one dialect op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qeff_framework.dialect import ops
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.seam.scope import current_step
+
+#: Tensors that the library's own eager attention accepts and ignores: positions, which are already in the queries and keys, and
+#: what only fused kernels read.
+_IGNORED_TENSORS = frozenset({"position_ids", "cache_position", "indices"})
+
+
+def attention_interface(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | torch.Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Implements the attention interface of Transformers (`ALL_ATTENTION_FUNCTIONS`).
+
+    Takes query ``[B, Hq, S, D]``, key and value ``[B, Hkv, C, D]``; returns ``[B, S, Hq, Dv]`` and no weights.
+    """
+    unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
+    if not _IGNORED_TENSORS.issuperset(unknown):
+        raise UnsupportedModelError(f"its attention takes tensors that the dialect has no op for: {unknown}")
+    if isinstance(scaling, torch.Tensor):
+        query, scale = query * scaling, 1.0
+    else:
+        scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    mask = attention_mask if attention_mask is not None else _default_mask(query, key, causal=bool(causal))
+    if position_bias is not None:
+        mask = _biased(mask, position_bias)
+    result = _emit(query, key, value, mask, s_aux, scale, float(softcap or 0.0))
+    return result.transpose(1, 2).contiguous(), None
+
+
+def _emit(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    sinks: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    if mask.dtype == torch.bool:
+        if sinks is not None:
+            return ops.attention_sinks(query, key, value, mask, sinks, scale=scale, softcap=softcap)
+        return ops.attention(query, key, value, mask, scale=scale, softcap=softcap)
+    if sinks is not None:
+        raise UnsupportedModelError("it uses attention sinks together with an additive mask")
+    return ops.attention_bias(query, key, value, mask, scale=scale, softcap=softcap)
+
+
+def _default_mask(query: torch.Tensor, key: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    """The mask that a model means when it passes none: causal, or everything."""
+    seq, length = query.shape[2], key.shape[2]
+    if not causal:
+        return torch.ones((1, 1, seq, length), dtype=torch.bool)
+    step = current_step()
+    if step is not None:
+        return ops.causal_mask(step.position_ids, step.kv_positions)
+    return ops.causal_mask(torch.arange(seq)[None], torch.arange(length))
+
+
+def _biased(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        return mask + bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min)

@@ -1,0 +1,170 @@
+"""The mask interface: a model's own mask function, recognised where it has a closed form.
+
+Transformers describes every mask by an index-wise function ``(batch, head, query, key) -> bool``. The probe run evaluates it on
+concrete indices and compares it with the closed forms of the dialect op ``CausalMask``; a lowering can then tell a sliding
+window from a plain causal mask. A function that fits none of them is traced with the positions as its indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qeff_framework.dialect import ops
+from qeff_framework.errors import ExportError
+from qeff_framework.seam.scope import Step, current_scope
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+#: Every configuration field of Transformers that holds such a size has one of these in its name.
+_SIZE_FIELD_MARKS = ("window", "chunk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """A mask that indices alone decide: attributes of the op ``CausalMask``, or everything visible when not `causal`."""
+
+    causal: bool = True
+    window: int = 0
+    chunk: int = 0
+
+    def evaluate(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """The mask on concrete indices."""
+        visible = key <= query
+        if not self.causal:
+            return torch.ones_like(visible)
+        if self.window:
+            visible = visible & (key > query - self.window)
+        if self.chunk:
+            visible = visible & (query // self.chunk == key // self.chunk)
+        return visible
+
+
+@dataclass
+class MaskPlan:
+    """What the probe run found out about each mask that the model asks for, in the order of the calls."""
+
+    forms: list[ClosedForm | None] = field(default_factory=list)
+    _recording: bool = True
+    _next: int = 0
+
+    def finish_recording(self) -> None:
+        """From the next forward pass on, calls are answered from the record."""
+        self._recording = False
+
+    def rewind(self) -> None:
+        """Starts a forward pass."""
+        self._next = 0
+
+    def form_of_call(
+        self, function: MaskFunction, config: PreTrainedConfig | None, local_size: int | None
+    ) -> ClosedForm | None:
+        """The closed form of this call's mask, `None` when it has none."""
+        if self._recording:
+            self.forms.append(recognise(function, candidate_sizes(config, local_size)))
+        if self._next >= len(self.forms):
+            raise ExportError("the model asks for more attention masks in the trace than in the probe run")
+        form = self.forms[self._next]
+        self._next += 1
+        return form
+
+
+def mask_interface(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: MaskFunction | None = None,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    config: PreTrainedConfig | None = None,
+    **_unused: Any,
+) -> torch.Tensor:
+    """Implements the mask interface of Transformers (`ALL_MASK_ATTENTION_FUNCTIONS`); returns a bool ``[B|1, 1, S, C]``."""
+    del q_offset
+    if mask_function is None:
+        raise ExportError("Transformers asks for an attention mask without a mask function")
+    scope = current_scope()
+    form = scope.masks.form_of_call(mask_function, config, local_size)
+    if scope.step is not None and kv_length == scope.step.kv_positions.shape[0]:
+        return _positional_mask(mask_function, form, scope.step)
+    query = torch.arange(q_length)
+    key = torch.arange(kv_length) + kv_offset
+    mask = _token_mask(mask_function, form, batch_size, query, key)
+    if attention_mask is not None:
+        mask = mask & attention_mask.to(torch.bool)[:, None, None, :]
+    return mask
+
+
+def _positional_mask(function: MaskFunction, form: ClosedForm | None, step: Step) -> torch.Tensor:
+    """The mask of a model with a cache: the query indices are positions, the key indices are slots."""
+    if form is not None and form.causal:
+        return ops.causal_mask(step.position_ids, step.kv_positions, window=form.window, chunk=form.chunk)
+    batch, seq = step.position_ids.shape
+    rows = torch.arange(batch)[:, None, None, None]
+    heads = torch.arange(1)[None, :, None, None]
+    query = step.position_ids.clamp(min=0)[:, None, :, None]
+    key = step.kv_positions[None, None, None, :]
+    # A mask that looks ahead must not look at slots that hold nothing so far.
+    written = key <= query.amax(dim=2, keepdim=True)
+    return (function(rows, heads, query, key) & written).expand(batch, -1, seq, key.shape[3])
+
+
+def _token_mask(
+    function: MaskFunction, form: ClosedForm | None, batch: int, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    """The mask of a model without a cache, over token indices."""
+    if form is not None and form.causal:
+        return ops.causal_mask(query[None], key, window=form.window, chunk=form.chunk)
+    if form is not None:
+        return torch.ones((1, 1, query.shape[0], key.shape[0]), dtype=torch.bool)
+    rows = torch.arange(batch)[:, None, None, None]
+    heads = torch.arange(1)[None, :, None, None]
+    return function(rows, heads, query[None, None, :, None], key[None, None, None, :])
+
+
+def candidate_sizes(config: PreTrainedConfig | None, local_size: int | None) -> tuple[int, ...]:
+    """Window and chunk sizes that this call may be about: its own argument and the fields of the configuration."""
+    sizes: set[Any] = {local_size}
+    for name, value in vars(config).items() if config is not None else ():
+        if any(mark in name for mark in _SIZE_FIELD_MARKS):
+            sizes.update(value if isinstance(value, (list, tuple)) else (value,))
+    return tuple(sorted(size for size in sizes if type(size) is int and size > 0))
+
+
+def recognise(function: MaskFunction, sizes: tuple[int, ...]) -> ClosedForm | None:
+    """The closed form that equals `function` on every pair of telling indices, `None` when there is none."""
+    points = _telling_indices(sizes)
+    query, key = points[None, None, :, None], points[None, None, None, :]
+    first = torch.zeros((1, 1, 1, 1), dtype=torch.int64)
+    try:
+        wanted = function(first, first, query, key).expand(1, 1, len(points), len(points))
+        return next((form for form in _forms(sizes) if torch.equal(form.evaluate(query, key), wanted)), None)
+    except (IndexError, RuntimeError, NotImplementedError):
+        # The function looks indices up in tensors of this step (packed sequences, padding), or in tensors without data.
+        return None
+
+
+def _forms(sizes: tuple[int, ...]) -> Iterator[ClosedForm]:
+    yield ClosedForm()
+    yield ClosedForm(causal=False)
+    for size in sizes:
+        yield ClosedForm(window=size)
+        yield ClosedForm(window=size + 1)  # A window of `size` tokens before the query itself.
+        yield ClosedForm(chunk=size)
+
+
+def _telling_indices(sizes: tuple[int, ...]) -> torch.Tensor:
+    """Positions around every boundary that a window or chunk of one of `sizes` can have."""
+    points = set(range(12))
+    for size in sizes:
+        for multiple in (1, 2, 3):
+            points.update(multiple * size + offset for offset in range(-2, 3))
+    return torch.tensor(sorted(point for point in points if point >= 0))

@@ -1,0 +1,60 @@
+"""What the interfaces of Transformers do not hand through to our functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.seam.masks import MaskPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One forward pass of a causal LM over a cache of fixed size."""
+
+    #: ``[B, S]`` int64, -1 at padding.
+    position_ids: torch.Tensor
+    #: ``[C]`` int64: 0 .. ctx_len - 1.
+    kv_positions: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """One forward pass through the seam."""
+
+    masks: MaskPlan
+    #: `None` in a model that has no cache.
+    step: Step | None = None
+
+
+_SCOPE: ContextVar[Scope | None] = ContextVar("qeff_scope", default=None)
+
+
+@contextmanager
+def forward_scope(scope: Scope) -> Iterator[None]:
+    """Makes `scope` the current one; its first attention mask is the model's first."""
+    scope.masks.rewind()
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def current_scope() -> Scope:
+    """The forward pass that is running."""
+    scope = _SCOPE.get()
+    if scope is None:
+        raise RuntimeError("the seam's functions run inside a forward pass of an exported graph only")
+    return scope
+
+
+def current_step() -> Step | None:
+    """The step that is running, `None` in a model that has no cache."""
+    return current_scope().step

@@ -1,0 +1,47 @@
+"""A structural copy of a model without its weights.
+
+The seam changes attention, masks, experts and norms of a model. It does so on a copy, so that the caller's module stays as it was
+whatever happens, and no second set of weights is ever in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+#: All floating-point weights and states of the portable graph have this dtype.
+GRAPH_DTYPE = torch.float32
+
+
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+
+def make_shell(module: ModuleT) -> ModuleT:
+    """Copies everything but the parameters' contents; half-precision tensors become float32.
+
+    The new parameters are uninitialised: memory that nobody touches is reserved but never resident, so a shell of any size
+    costs next to nothing. Whoever runs the shell must replace them first (`hollow_parameters`) or trace it.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, dtype=_graph_dtype(parameter), memory_format=torch.contiguous_format)
+        memo[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().to(_graph_dtype(buffer), copy=True)
+    return copy.deepcopy(module, memo).eval()
+
+
+def hollow_parameters(shell: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that have shapes and no data, for `torch.func.functional_call`.
+
+    Everything computed from them has no data either, while index arithmetic (positions, masks) stays real and can be looked at.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return {name: mode.from_tensor(parameter) for name, parameter in shell.named_parameters()}
+
+
+def _graph_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return GRAPH_DTYPE if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

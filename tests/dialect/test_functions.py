@@ -1,0 +1,192 @@
+"""The ONNX bodies, run by ONNX Runtime, against the NumPy reference."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from qeff_framework.dialect import reference
+from qeff_framework.dialect.functions import functions
+from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, VERSION
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+
+#: Element types and ranks of the inputs of each op, and of its output.
+SIGNATURES = {
+    "KVUpdate": ([(FLOAT, 4), (FLOAT, 4), (INT64, 2)], (FLOAT, 4)),
+    "CausalMask": ([(INT64, 2), (INT64, 1)], (BOOL, 4)),
+    "Attention": ([(FLOAT, 4)] * 3 + [(BOOL, 4)], (FLOAT, 4)),
+    "AttentionBias": ([(FLOAT, 4)] * 4, (FLOAT, 4)),
+    "AttentionSinks": ([(FLOAT, 4)] * 3 + [(BOOL, 4), (FLOAT, 1)], (FLOAT, 4)),
+    "RMSNorm": ([(FLOAT, 3), (FLOAT, 1)], (FLOAT, 3)),
+}
+
+examples = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@cache
+def session(op_type: str, **attributes: Any) -> ort.InferenceSession:
+    """A model of one node with the op's body; all dimensions are dynamic."""
+    inputs, (out_type, out_rank) = SIGNATURES[op_type]
+    values = [
+        helper.make_tensor_value_info(f"x{number}", kind, [f"x{number}_{axis}" for axis in range(rank)])
+        for number, (kind, rank) in enumerate(inputs)
+    ]
+    output = helper.make_tensor_value_info("y", out_type, [f"y_{axis}" for axis in range(out_rank)])
+    node = helper.make_node(op_type, [value.name for value in values], ["y"], domain=DOMAIN, **attributes)
+    model = helper.make_model(
+        helper.make_graph([node], "one_op", values, [output]),
+        functions=[functions()[op_type]],
+        opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(op_type: str, *inputs: np.ndarray, **attributes: Any) -> np.ndarray:
+    feeds = {f"x{number}": value for number, value in enumerate(inputs)}
+    return session(op_type, **attributes).run(None, feeds)[0]
+
+
+@st.composite
+def steps(draw, max_ctx: int = 9):
+    """A random generator, sizes, and positions with padding anywhere, sometimes everywhere."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, seq, ctx = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, max_ctx))
+    positions = np.full((batch, seq), -1, dtype=np.int64)
+    for row in range(batch):
+        count = draw(st.integers(0, min(seq, ctx)))
+        places = np.sort(rng.choice(seq, size=count, replace=False))
+        start = draw(st.integers(0, ctx - count))
+        positions[row, places] = np.arange(start, start + count)
+    return rng, batch, seq, ctx, positions
+
+
+@st.composite
+def heads(draw):
+    """Query heads, key heads, size of a key, size of a value."""
+    groups, key_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return groups * key_heads, key_heads, draw(st.integers(1, 6)), draw(st.integers(1, 6))
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def attention_inputs(step, head_sizes) -> tuple[np.ndarray, ...]:
+    rng, batch, seq, ctx, _ = step
+    query_heads, key_heads, key_dim, value_dim = head_sizes
+    return (
+        normal(rng, batch, query_heads, seq, key_dim),
+        normal(rng, batch, key_heads, ctx, key_dim),
+        normal(rng, batch, key_heads, ctx, value_dim),
+    )
+
+
+@examples
+@given(step=steps(), heads_and_dims=heads())
+def test_kv_update(step, heads_and_dims):
+    rng, batch, seq, ctx, positions = step
+    _, count, dim, _ = heads_and_dims
+    cache, updates = normal(rng, batch, count, ctx, dim), normal(rng, batch, count, seq, dim)
+
+    result = run("KVUpdate", cache, updates, positions)
+
+    np.testing.assert_array_equal(result, reference.kv_update(cache, updates, positions))
+
+
+def test_kv_update_ignores_positions_beyond_the_cache():
+    cache, updates = np.zeros((1, 1, 3, 2), np.float32), np.ones((1, 1, 2, 2), np.float32)
+
+    result = run("KVUpdate", cache, updates, np.array([[3, -5]]))
+
+    np.testing.assert_array_equal(result, cache)
+
+
+@examples
+@given(step=steps(max_ctx=14), window=st.integers(0, 6), chunk=st.integers(0, 6))
+def test_causal_mask(step, window, chunk):
+    _, _, _, ctx, positions = step
+    slots = np.arange(ctx)
+
+    result = run("CausalMask", positions, slots, window=window, chunk=chunk)
+
+    np.testing.assert_array_equal(result, reference.causal_mask(positions, slots, window, chunk))
+    assert result[:, 0, :, 0][positions < 0].all(), "a padding token must see slot 0"
+
+
+@examples
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), per_head=st.booleans())
+def test_attention(step, head_sizes, softcap, per_head):
+    query, key, value = attention_inputs(step, head_sizes)
+    rng, batch, seq, ctx, positions = step
+    mask = reference.causal_mask(positions, np.arange(ctx))
+    if per_head:
+        mask = mask & (rng.random((batch, query.shape[1], seq, ctx)) < 0.7)  # some rows are all false
+
+    result = run("Attention", query, key, value, mask, scale=0.3, softcap=softcap)
+
+    expected = reference.attention(query, key, value, mask, scale=0.3, softcap=softcap)
+    np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
+
+
+@examples
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), shared=st.booleans())
+def test_attention_bias(step, head_sizes, softcap, shared):
+    query, key, value = attention_inputs(step, head_sizes)
+    rng, batch, seq, ctx, positions = step
+    mask = reference.causal_mask(positions, np.arange(ctx))
+    bias = normal(rng, 1 if shared else batch, query.shape[1], seq, ctx)
+    bias = np.where(mask[:1] if shared else mask, bias, np.finfo(np.float32).min)
+
+    result = run("AttentionBias", query, key, value, bias, scale=0.3, softcap=softcap)
+
+    expected = reference.attention_bias(query, key, value, bias, scale=0.3, softcap=softcap)
+    np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
+
+
+@examples
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]))
+def test_attention_sinks(step, head_sizes, softcap):
+    query, key, value = attention_inputs(step, head_sizes)
+    rng, _, _, ctx, positions = step
+    mask = reference.causal_mask(positions, np.arange(ctx))
+    sinks = normal(rng, query.shape[1])
+
+    result = run("AttentionSinks", query, key, value, mask, sinks, scale=0.3, softcap=softcap)
+
+    expected = reference.attention_sinks(query, key, value, mask, sinks, scale=0.3, softcap=softcap)
+    np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
+
+
+@examples
+@given(seed=st.integers(0, 1000), size=st.integers(1, 9), magnitude=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_rms_norm(seed, size, magnitude):
+    rng = np.random.default_rng(seed)
+    hidden, weight = normal(rng, 2, 3, size) * np.float32(magnitude), normal(rng, size)
+
+    result = run("RMSNorm", hidden, weight, epsilon=1e-5)
+
+    np.testing.assert_allclose(result, reference.rms_norm(hidden, weight, epsilon=1e-5), rtol=1e-5, atol=1e-6)
+
+
+def test_every_op_has_a_body_and_a_test():
+    assert set(functions()) == set(SIGNATURES)
+
+
+@pytest.mark.parametrize("op_type", SIGNATURES)
+def test_bodies_avoid_scatter(op_type):
+    used = {node.op_type for node in functions()[op_type].node}
+
+    assert not used & {"ScatterND", "ScatterElements", "Scatter"}

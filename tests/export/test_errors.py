@@ -1,0 +1,86 @@
+"""A model that cannot be carried is refused by name, with the stage and the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from qeff_framework.errors import ExportError, OptionError, UnsupportedModelError
+from qeff_framework.export.portable import export_portable
+from tests.tiny_models import tiny_causal_lm, tiny_encoder
+
+
+def test_a_model_that_numbers_tokens_by_itself(tmp_path):
+    """BART's decoder counts from the start of the step; with chunks or padding the tokens would be wrong without a word."""
+    config = AutoConfig.for_model(
+        "bart", vocab_size=64, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16
+    )
+    config.is_decoder, config.is_encoder_decoder = True, False
+    model = AutoModelForCausalLM.from_config(config)
+
+    with pytest.raises(UnsupportedModelError, match=r"BartForCausalLM.*numbers the tokens by their place in the step"):
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+
+def test_an_encoder_is_no_causal_lm(tmp_path):
+    model = tiny_encoder("distilbert")
+
+    with pytest.raises(UnsupportedModelError, match="DistilBertModel cannot be exported as causal-lm"):
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+
+def test_a_causal_lm_without_hidden_states_is_no_encoder(llama, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM cannot be exported as encoder.*last_hidden_state"):
+        export_portable(llama, task="encoder", output_dir=tmp_path)
+
+
+def test_control_flow_on_data_names_the_stage_and_keeps_the_cause(tmp_path, monkeypatch):
+    model, _ = tiny_causal_lm("llama")
+    original = type(model.model.layers[0].mlp).forward
+
+    def branching(self, hidden):
+        return original(self, hidden) if hidden.sum() > 0 else hidden
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", branching)
+    with pytest.raises(ExportError, match="LlamaForCausalLM.*the probe run failed: its forward branches on the contents") as caught:
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+    causes = []
+    error = caught.value
+    while (error := error.__cause__) is not None:
+        causes.append(type(error).__name__)
+    assert causes[0] == "ExportError"
+    assert len(causes) > 1, "the exception of the library is chained"
+
+
+def test_something_that_is_no_transformers_model(tmp_path):
+    with pytest.raises(UnsupportedModelError, match="Linear .*not a Transformers model"):
+        export_portable(torch.nn.Linear(2, 2), task="encoder", output_dir=tmp_path)
+
+
+def test_unknown_pooling_and_task(llama, tmp_path):
+    with pytest.raises(OptionError, match="'maen' is unknown.*did you mean 'mean'"):
+        export_portable(llama, task="encoder", output_dir=tmp_path, pooling="maen")
+    with pytest.raises(ExportError, match="task 'translation' is unknown"):
+        export_portable(llama, task="translation", output_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attention_with_a_tensor_that_has_no_op(tmp_path, monkeypatch):
+    model, _ = tiny_causal_lm("llama")
+    original = type(model.model.layers[0].self_attn).forward
+
+    def with_extra(self, *arguments, **kwargs):
+        return original(self, *arguments, **kwargs, relative_bias=torch.zeros(1))
+
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", with_extra)
+    with pytest.raises(UnsupportedModelError, match="relative_bias"):
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+
+def test_auto_model_of_an_encoder_decoder_is_refused(tmp_path):
+    config = AutoConfig.for_model("t5", vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+
+    with pytest.raises((UnsupportedModelError, ExportError), match="T5Model cannot be exported as encoder"):
+        export_portable(AutoModel.from_config(config), task="encoder", output_dir=tmp_path)

@@ -1,0 +1,111 @@
+"""Tiny random models of real architectures, for tests that compare numbers.
+
+The weights are drawn wide enough that the model's choice of the next token depends on the whole prompt; with the
+library's default of 0.02 a tiny model repeats one token whatever it reads, and a broken cache would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+VOCAB_SIZE = 128
+
+_COMMON: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+_SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "gemma2": {
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 8,
+        "num_hidden_layers": 3,
+        "attn_logit_softcapping": 5.0,
+        "tie_word_embeddings": False,
+    },
+    "gemma3_text": {
+        "initializer_range": 0.1,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 8,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "tie_word_embeddings": False,
+    },
+    "gpt2": {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_oss": {
+        "sliding_window": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "mistral": {"sliding_window": 5},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "phi": {"partial_rotary_factor": 0.5},
+}
+
+
+def tiny_causal_lm(model_type: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedConfig]:
+    """A random causal LM of the given ``model_type`` with float32 weights, in eval mode."""
+    config = AutoConfig.for_model(model_type, **{**_COMMON, **_SPECIAL.get(model_type, {})})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    _spread(model)
+    return model, config
+
+
+def _spread(model: PreTrainedModel) -> None:
+    """Gives the parameters that the library initialises with constants (biases, norms, sinks) values of their own."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+
+
+_ENCODER: Mapping[str, Any] = {
+    **_COMMON,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "local_attention": 6,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+
+
+def tiny_encoder(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """A random model without a head, in eval mode: encoders, and decoders that serve as embedding models."""
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(AutoConfig.for_model(model_type, **_ENCODER), attn_implementation="eager")
+    _spread(model)
+    return model.eval()
+
+
+def tiny_classifier(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """A random sequence classifier with three labels, in eval mode."""
+    config = AutoConfig.for_model(model_type, **_ENCODER, num_labels=3)
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    _spread(model)
+    return model.eval()
