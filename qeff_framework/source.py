@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -175,10 +176,12 @@ class CheckpointSource:
             report(f"loading the weights of {self.name}")
             arguments: dict[str, Any] = {"dtype": "float32", **self._arguments}
             if arguments.get("gguf_file"):
-                # Handing the config over saves Transformers one more pass over the file's metadata.
-                arguments.setdefault("config", self._config_object())
+                # Handing the config over saves Transformers one more pass over the file's metadata, which takes long.
+                content = dict(self.config())
+                arguments.setdefault("config", transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content))
             try:
-                with _quiet_transformers():
+                # The GGUF reader draws a progress bar that no setting turns off.
+                with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
                     module = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
             except Exception as error:
                 raise CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {_first_line(error)}") from error
