@@ -1,0 +1,352 @@
+"""What Transformers itself computes for a tiny model: the reference that an export is compared with.
+
+Run as a module, it goes through the model types and prints one JSON line for each:
+
+    python -m qeff_framework.coverage.reference --task causal-lm llama gemma3_text
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, Final
+
+from qeff_framework.coverage.families import causal_lm_types, encoder_types
+from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
+from qeff_framework.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+STEPS: Final = 16
+# Below this distance between the two best logits, in standard deviations, another order of summation may choose otherwise.
+CLEAR_MARGIN: Final = 0.01
+
+_PROMPT_SEEDS: Final = 8
+_WORKERS: Final = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedyReference:
+    """Greedy tokens of some prompts, the logits they were chosen from, and how clear the choices were.
+
+    `logits` has one `[steps, vocabulary]` tensor a prompt: row i is what token i was chosen from. `margin` is the smallest
+    distance between the best and the second best logit over all steps, in standard deviations of the logits.
+    """
+
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    logits: list[torch.Tensor]
+    margin: float
+
+
+def reference_greedy(module: torch.nn.Module, prompts: Sequence[Sequence[int]], steps: int = STEPS) -> list[list[int]]:
+    """The next `steps` tokens of each prompt: greedy, cached, each prompt alone, never stopped by an end token."""
+    return [_generate(module, prompt, steps)[0] for prompt in prompts]
+
+
+def reference_logits(
+    module: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    cached: bool = True,
+) -> list[torch.Tensor]:
+    """Logits `[len(continuation), vocabulary]` of each step when the model is fed the given continuation.
+
+    Row i belongs to the prompt followed by the first i tokens of the continuation: it predicts token i. Each family keeps
+    its own cache and positions, since the steps are those of `generate`; `cached=False` runs the whole sequence each step.
+    """
+    return [
+        _generate(module, prompt, len(continuation), forced=continuation, cached=cached)[1]
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
+
+
+def reference_embedding(module: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The last hidden state `[len(prompt), hidden]` of each prompt alone, without padding."""
+    import torch
+
+    embeddings = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)])
+        with torch.no_grad():
+            embeddings.append(module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0])
+    return embeddings
+
+
+def clear_reference(module: torch.nn.Module, steps: int = STEPS) -> GreedyReference:
+    """The greedy tokens of the first tiny prompts at which no choice is a near tie, else of the clearest ones."""
+    best: GreedyReference | None = None
+    for seed in range(_PROMPT_SEEDS):
+        prompts = tiny_prompts(seed)
+        tokens, logits = map(list, zip(*(_generate(module, prompt, steps) for prompt in prompts), strict=True))
+        margin = min(_margin(rows) for rows in logits)
+        if best is None or margin > best.margin:
+            best = GreedyReference(prompts=prompts, tokens=tokens, logits=logits, margin=margin)
+        if margin >= CLEAR_MARGIN:
+            break
+    assert best is not None  # noqa: S101  (the loop runs at least once)
+    return best
+
+
+def _margin(logits: torch.Tensor) -> float:
+    best = logits.topk(2).values
+    return float(((best[:, 0] - best[:, 1]) / logits.std(dim=-1)).min())
+
+
+def _generate(
+    module: Any, prompt: Sequence[int], steps: int, *, forced: Sequence[int] | None = None, cached: bool = True
+) -> tuple[list[int], torch.Tensor]:
+    """Tokens and raw logits of `generate`; with `forced`, these tokens are taken whatever the logits are."""
+    import torch
+    import transformers
+
+    generation_config: Any = transformers.GenerationConfig  # untyped
+    ids = torch.tensor([list(prompt)])
+
+    def force(sequence: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if forced is None:
+            return scores
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[:, forced[sequence.shape[1] - len(prompt)]] = 0.0
+        return chosen
+
+    with _plain_generation(module), torch.no_grad():
+        result = module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=generation_config(
+                max_new_tokens=steps,
+                do_sample=False,
+                use_cache=cached,
+                output_logits=True,
+                return_dict_in_generate=True,
+            ),
+            logits_processor=[force],
+        )
+    return result.sequences[0, len(prompt) :].tolist(), torch.cat(result.logits).float()
+
+
+@contextlib.contextmanager
+def _plain_generation(module: Any) -> Iterator[None]:
+    """Hides the end tokens, forced tokens and penalties of the family's defaults, which `generate` would merge in."""
+    import transformers
+
+    generation_config: Any = transformers.GenerationConfig
+    saved, module.generation_config = module.generation_config, generation_config()
+    try:
+        yield
+    finally:
+        module.generation_config = saved
+
+
+# --- what makes a reference worth comparing with ----------------------------------------------------------------------
+
+
+def check_causal_lm(model_type: str) -> dict[str, Any]:
+    """Decodes two prompts of a tiny model and measures the result.
+
+    `distinct` is the number of different tokens, `margin` that of the reference, and `cache_gap` the largest difference
+    between the logits of cached steps and of whole sequences: where Transformers disagrees with itself, only the cached
+    path can be asked of an export.
+
+    Raises:
+        UnsupportedModelError: the tokens do not depend on the input, so that any export would pass.
+    """
+    module = tiny_model(model_type, "causal-lm")
+    reference = clear_reference(module)
+    distinct = len({token for row in reference.tokens for token in row})
+    if distinct < 3 or reference.tokens[0] == reference.tokens[1]:
+        raise UnsupportedModelError(
+            f"The tiny {model_type!r} is degenerate: two prompts give {reference.tokens}. Adjust its sizes or weights."
+        )
+    return {
+        "class": type(module).__name__,
+        "parameters": _parameters(module),
+        "distinct": distinct,
+        "margin": round(reference.margin, 5),
+        **_cache_gap(module, reference),
+    }
+
+
+def check_encoder(model_type: str) -> dict[str, Any]:
+    """Encodes two prompts with a tiny model; `reach` is how much the first token moves the rows of the others.
+
+    Raises:
+        UnsupportedModelError: it moves none of them: the attention of this model does nothing.
+    """
+    module = tiny_model(model_type, "encoder")
+    prompts = tiny_prompts()
+    changed = [[prompt[0] ^ 1, *prompt[1:]] for prompt in prompts]
+    before, after = reference_embedding(module, prompts), reference_embedding(module, changed)
+    reach = min(float((a[1:] - b[1:]).abs().max()) for a, b in zip(before, after, strict=True))
+    if not reach > 1e-4:
+        raise UnsupportedModelError(
+            f"The tiny {model_type!r} does not mix its tokens: changing the first one moves the other rows by {reach:.1e}. "
+            "Transformers may replace a missing kernel by zeros; look at its modelling code."
+        )
+    return {
+        "class": type(module).__name__,
+        "parameters": _parameters(module),
+        "shape": list(before[0].shape),
+        "reach": round(reach, 5),
+    }
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _cache_gap(module: torch.nn.Module, reference: GreedyReference) -> dict[str, Any]:
+    try:
+        whole = reference_logits(module, reference.prompts, reference.tokens, cached=False)
+    except Exception as error:  # noqa: BLE001  (code of any family; the cached path is the one that counts)
+        return {"cache_gap": None, "uncached": _first_line(error)}
+    gaps = (float((a - b).abs().max()) for a, b in zip(whole, reference.logits, strict=True))
+    return {"cache_gap": round(max(gaps), 6)}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """One line of the sweep: the measurements of a type, or the first line of what Transformers raised."""
+
+    model_type: str
+    task: Task
+    ok: bool
+    seconds: float
+    error: str | None = None
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One JSON object without line breaks; the facts stand beside the other fields."""
+        fields = dataclasses.asdict(self)
+        facts = fields.pop("facts")
+        return json.dumps({name: value for name, value in fields.items() if value is not None} | facts)
+
+
+def sweep(task: Task, model_types: Sequence[str], *, time_limit: float) -> Iterator[Report]:
+    """Checks each type in its own process, two at a time; reports come in the order in which types finish."""
+    _load_libraries()
+    waiting = list(reversed(model_types))
+    running: dict[Connection, _Running] = {}
+    while waiting or running:
+        while waiting and len(running) < _WORKERS:
+            started = _start(task, waiting.pop())
+            running[started.answers] = started
+        for receiver in _finished(list(running.values()), time_limit):
+            yield running.pop(receiver).report(task, time_limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Running:
+    model_type: str
+    process: BaseProcess
+    answers: Connection
+    start: float
+
+    def report(self, task: Task, time_limit: float) -> Report:
+        """Ends the process, if it has not ended, and tells how it went."""
+        facts: dict[str, Any] = {}
+        error: str | None
+        try:
+            if self.answers.poll():
+                facts, error = self.answers.recv()
+            else:
+                error = f"no result within {time_limit:g} s"
+        except EOFError:
+            self.process.join()
+            error = f"the process ended with exit code {self.process.exitcode}"
+        self.process.kill()
+        self.process.join()
+        self.answers.close()
+        seconds = round(time.monotonic() - self.start, 2)
+        return Report(
+            model_type=self.model_type, task=task, ok=error is None, seconds=seconds, error=error, facts=facts
+        )
+
+
+def _load_libraries() -> None:
+    """Imports once, in the parent, what every forked process would import for itself: 3 s each."""
+    import torch  # noqa: F401
+    from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, modeling_utils  # noqa: F401
+
+
+def _start(task: Task, model_type: str) -> _Running:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, task, model_type))
+    process.start()
+    sender.close()
+    return _Running(model_type=model_type, process=process, answers=receiver, start=time.monotonic())
+
+
+def _finished(running: Sequence[_Running], time_limit: float) -> list[Connection]:
+    """The receivers of processes that have answered, died or used up their time; waits for the first of them."""
+    deadline = min(each.start for each in running) + time_limit
+    wait([each.answers for each in running], timeout=max(0.0, deadline - time.monotonic()))
+    now = time.monotonic()
+    return [each.answers for each in running if each.answers.poll() or now - each.start >= time_limit]
+
+
+def _work(sender: Connection, task: Task, model_type: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # some modelling code prints; stdout is for the reports
+    check = check_causal_lm if task == "causal-lm" else check_encoder
+    try:
+        sender.send((check(model_type), None))
+    except Exception as error:  # noqa: BLE001  (whatever a family raises is the result)
+        sender.send(({"where": _where(error)}, _first_line(error)))
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of Transformers in the traceback, relative to the package."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/transformers/" in frame.filename]
+    return f"{frames[-1].filename.rpartition('/transformers/')[2]}:{frames[-1].lineno}" if frames else "qeff_framework"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a JSON line a type; 0 when every type has a reference, 1 when one has none, 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qeff_framework.coverage.reference",
+        description="Decode tiny random models of every model type with Transformers alone; one JSON line a type.",
+    )
+    parser.add_argument("model_types", nargs="*", metavar="TYPE", help="model types (default: all of the task)")
+    parser.add_argument("--task", choices=("causal-lm", "encoder"), default="causal-lm")
+    parser.add_argument("--time-limit", type=float, default=120.0, metavar="SECONDS", help="for each type")
+    options = parser.parse_args(arguments)
+    known = causal_lm_types() if options.task == "causal-lm" else encoder_types()
+    failed = False
+    for report in sweep(options.task, options.model_types or known, time_limit=options.time_limit):
+        sys.stdout.write(report.to_json() + "\n")
+        sys.stdout.flush()
+        failed |= not report.ok
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

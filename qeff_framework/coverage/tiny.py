@@ -1,0 +1,171 @@
+"""Tiny random models with the real structure of their family.
+
+The configuration class says which fields exist and which per-layer patterns its default has; `sizes` says how small each
+field becomes. What cannot be known from a field's name is in `overrides`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from qeff_framework.coverage import sizes
+from qeff_framework.coverage.overrides import OVERRIDES
+from qeff_framework.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+Task = Literal["causal-lm", "encoder"]
+
+_DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def tiny_config(model_type: str, task: Task) -> PretrainedConfig:
+    """A small configuration of `model_type` in which every kind of layer of the family occurs.
+
+    Raises:
+        UnsupportedModelError: Transformers has no such model type.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=3)
+        raise UnsupportedModelError(
+            f"Cannot build a tiny {model_type!r}: this version of Transformers has no such model type. "
+            f"{'Near matches: ' + ', '.join(near) if near else 'Check the spelling of config.model_type'}."
+        )
+    return _shrink(CONFIG_MAPPING[model_type], {}, task, _TokenIds())
+
+
+def tiny_model(model_type: str, task: Task, seed: int = 0) -> torch.nn.Module:
+    """The model of `tiny_config` with random float32 weights, eager attention, in eval mode."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from qeff_framework.coverage.weights import randomise
+
+    auto: Any = AutoModelForCausalLM if task == "causal-lm" else AutoModel
+    config = tiny_config(model_type, task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: torch.nn.Module = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        randomise(model)
+    return model.float().eval()
+
+
+def tiny_prompts(seed: int = 0) -> list[list[int]]:
+    """Two prompts of unequal length, longer than every window, made of ids that no special token uses."""
+    source = random.Random(seed)  # noqa: S311  (test data)
+    ids = range(sizes.FIRST_PLAIN_TOKEN, 128)
+    return [source.sample(ids, k=length) for length in (9, 12)]
+
+
+class _TokenIds:
+    """Maps special token ids into the tiny vocabulary; the same id means the same token in nested configurations."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+        self._free = itertools.count(sizes.FIRST_PLAIN_TOKEN - 1, -1)
+
+    def shrink(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [self.shrink(item) for item in value]
+        if not isinstance(value, int) or value < 4:
+            return value
+        if value not in self._known:
+            self._known[value] = next(self._free)
+        return self._known[value]
+
+
+def _shrink(
+    config_class: type[PretrainedConfig], given: Mapping[str, Any], task: Task, ids: _TokenIds
+) -> PretrainedConfig:
+    from transformers import PretrainedConfig
+
+    override = OVERRIDES.get(config_class.model_type)
+    fixed = {**(override.values if override else {}), **given}
+    declared = _declared_fields(config_class)
+    switches = {name: value for name, value in sizes.SWITCHES.items() if name in declared}
+    nested_values = {name: value for name, value in fixed.items() if name.endswith("_config")}
+    full = config_class(**switches, **nested_values)
+    values: dict[str, Any] = dict(switches)
+    for name, default in declared.items():
+        if isinstance(nested := vars(full).get(name), PretrainedConfig):
+            values[name] = _shrink(type(nested), fixed.pop(name, {}), task, ids)
+        elif name in sizes.SIZES and (default is not None or name in sizes.EVEN_IF_NONE):
+            values[name] = sizes.SIZES[name]
+        elif name.endswith(("_token_id", "_token_index")):
+            values[name] = ids.shrink(vars(full).get(name))
+        elif task == "causal-lm" and name in sizes.CAUSAL_SWITCHES:
+            values[name] = sizes.CAUSAL_SWITCHES[name]
+    values |= _head_sizes(vars(full), declared)
+    values |= _expert_groups(declared)
+    values |= _layer_patterns(full, declared)
+    return config_class(**(values | fixed))
+
+
+def _declared_fields(config_class: type[PretrainedConfig]) -> dict[str, Any]:
+    """The fields that the family adds to the common ones, with their defaults."""
+    from transformers import PretrainedConfig
+
+    inherited = {field.name for field in dataclasses.fields(PretrainedConfig)}
+    return {
+        field.name: None if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(config_class)
+        if field.name not in inherited
+    }
+
+
+def _head_sizes(full: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of which only the relation to other sizes is known: it must stay the relation of the family's default."""
+    values = {}
+    head_dim = declared.get("head_dim")
+    if isinstance(head_dim, int):
+        if head_dim == declared.get("qk_rope_head_dim"):
+            values["head_dim"] = sizes.SIZES["qk_rope_head_dim"]
+        elif full.get("num_attention_heads", 0) * head_dim == full.get("hidden_size"):
+            values["head_dim"] = sizes.HEAD_DIM
+        else:
+            values["head_dim"] = sizes.WIDE_HEAD_DIM
+    if "num_key_value_heads" in declared:
+        if "kv_lora_rank" in declared:
+            # Latent attention expands the latent to one key and value per head.
+            values["num_key_value_heads"] = sizes.HEADS
+        elif declared["num_key_value_heads"] == 1:
+            values["num_key_value_heads"] = 1
+    return values
+
+
+def _expert_groups(declared: Mapping[str, Any]) -> dict[str, int]:
+    grouped = (declared.get("n_group") or 1) > 1
+    return {"n_group": 4, "topk_group": 2} if grouped else {}
+
+
+def _layer_patterns(full: PretrainedConfig, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Per-layer lists cut to the layers in which each combination of kinds occurs for the first and the second time."""
+    depth = next((size for name in _DEPTH_FIELDS if isinstance(size := getattr(full, name, None), int)), None)
+    patterns = {name: vars(full)[name] for name in declared if _is_pattern(vars(full).get(name), depth)}
+    if not patterns:
+        return {}
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, kinds in enumerate(zip(*patterns.values(), strict=True)):
+        places.setdefault(kinds, []).append(place)
+    # A combination that occurs once (a single dense layer in front) is doubled.
+    kept = sorted(place for found in places.values() for place in (found * 2)[:2])
+    depth_fields = {name: len(kept) for name in _DEPTH_FIELDS if name in declared}
+    return depth_fields | {name: [kinds[place] for place in kept] for name, kinds in patterns.items()}
+
+
+def _is_pattern(value: Any, depth: int | None) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != depth:
+        return False
+    if all(isinstance(kind, str) for kind in value):
+        return True
+    # Numbers are kinds when they are flags or fractions that differ; otherwise they are sizes or layer indices.
+    return len(set(value)) > 1 and all(isinstance(kind, int | float) and 0 <= kind <= 1 for kind in value)
