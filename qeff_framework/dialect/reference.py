@@ -73,7 +73,8 @@ def rms_norm(hidden: Floats, weight: Floats, *, epsilon: float) -> Floats:
     """``hidden / sqrt(mean(hidden ** 2) + epsilon) * weight`` over the last dimension, computed in float32."""
     wide = hidden.astype(np.float32)
     mean_square = np.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide / np.sqrt(mean_square + np.float32(epsilon)) * weight.astype(np.float32)).astype(hidden.dtype)
+    normalised: Floats = wide / np.sqrt(mean_square + np.float32(epsilon)) * weight.astype(np.float32)
+    return normalised.astype(hidden.dtype)
 
 
 def _scores(query: Floats, key: Floats, scale: float, softcap: float) -> Floats:

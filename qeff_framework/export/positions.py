@@ -1,6 +1,7 @@
 """Refuses causal LMs that number tokens by their place in the step instead of by the positions that they are given.
 
-Such a model is right when a whole prompt is one step, and silently wrong with chunks, padding and decoding. The traced program shows
+Such a model is right when a whole prompt is one step, and silently wrong with chunks, padding and decoding. The
+traced program shows
 it: values that vary along the token axis and come from no input, only from the size of that axis.
 """
 
@@ -19,7 +20,9 @@ _COUNTING = (torch.ops.aten.arange, torch.ops.aten.cumsum, torch.ops.aten.tril, 
 
 
 def require_given_positions(program: torch.export.ExportedProgram) -> None:
-    """Raises `UnsupportedModelError` if the outputs depend on tokens' places in the step. Input 0 is ``input_ids [B, S]``."""
+    """Raises `UnsupportedModelError` if the outputs depend on tokens' places in the step. Input 0 is ``input_ids [B,
+    S]``.
+    """
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     nodes = {node.name: node for node in program.graph.nodes}
     seq = _symbols(nodes[user_inputs[0]].meta["val"].shape[1])
@@ -48,9 +51,9 @@ def _computed_from(sources: set[torch.fx.Node], graph: torch.fx.Graph) -> set[to
     """The nodes whose values depend on the contents of `sources`. Sizes are no contents."""
     found = set(sources)
     for node in graph.nodes:
-        if isinstance(node.meta.get("val"), torch.Tensor) or node.target is operator.getitem:
-            if any(argument in found for argument in node.all_input_nodes):
-                found.add(node)
+        carries_contents = isinstance(node.meta.get("val"), torch.Tensor) or node.target is operator.getitem
+        if carries_contents and any(argument in found for argument in node.all_input_nodes):
+            found.add(node)
     return found
 
 

@@ -57,7 +57,7 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         for start in range(0, tensor.shape[0], rows):
             source = tensor[start : start + rows]
             piece = source.to(self._torch_dtype).contiguous().numpy(force=True)
-            yield memoryview(piece.astype(piece.dtype.newbyteorder("<"), copy=False)).cast("B")
+            yield piece.astype(piece.dtype.newbyteorder("<"), copy=False).data.cast("B")
             self._mapped_files.release(source)
         if not tensor.is_contiguous() and tensor.dim() == 2:
             self._mapped_files.release(tensor.t())

@@ -82,9 +82,7 @@ def test_classifier_logits_equal_transformers(model_type, tmp_path):
     assert [(spec.name, spec.shape) for spec in exported.outputs] == [("logits", ("batch_size", 3))]
     for lengths in BATCHES:
         feeds = batch(exported, lengths)
-        np.testing.assert_allclose(
-            run(exported, feeds), reference(model, feeds).logits.numpy(), rtol=1e-4, atol=2e-5
-        )
+        np.testing.assert_allclose(run(exported, feeds), reference(model, feeds).logits.numpy(), rtol=1e-4, atol=2e-5)
 
 
 def pooled(tokens: np.ndarray, pooling: str) -> np.ndarray:

@@ -31,7 +31,9 @@ def test_an_encoder_is_no_causal_lm(tmp_path):
 
 
 def test_a_causal_lm_without_hidden_states_is_no_encoder(llama, tmp_path):
-    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM cannot be exported as encoder.*last_hidden_state"):
+    with pytest.raises(
+        UnsupportedModelError, match="LlamaForCausalLM cannot be exported as encoder.*last_hidden_state"
+    ):
         export_portable(llama, task="encoder", output_dir=tmp_path)
 
 
@@ -43,7 +45,9 @@ def test_control_flow_on_data_names_the_stage_and_keeps_the_cause(tmp_path, monk
         return original(self, hidden) if hidden.sum() > 0 else hidden
 
     monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", branching)
-    with pytest.raises(ExportError, match="LlamaForCausalLM.*the probe run failed: its forward branches on the contents") as caught:
+    with pytest.raises(
+        ExportError, match="LlamaForCausalLM.*the probe run failed: its forward branches on the contents"
+    ) as caught:
         export_portable(model, task="causal-lm", output_dir=tmp_path)
 
     causes = []

@@ -17,28 +17,38 @@ Arrays = dict[str, NDArray[np.generic]]
 QUERY_HEADS, KEY_HEADS, HEAD_DIM = 4, 2, 8
 STATES = {"past_key": "past_key_RetainedState", "past_value": "past_value_RetainedState"}
 
-_INTERFACE = f"""
+_INTERFACE = """
     (int64[batch_size, seq_len] position_ids,
-     float[batch_size, {QUERY_HEADS}, seq_len, {HEAD_DIM}] query,
-     float[batch_size, {KEY_HEADS}, seq_len, {HEAD_DIM}] key,
-     float[batch_size, {KEY_HEADS}, seq_len, {HEAD_DIM}] value,
-     float[batch_size, {KEY_HEADS}, ctx_len, {HEAD_DIM}] past_key,
-     float[batch_size, {KEY_HEADS}, ctx_len, {HEAD_DIM}] past_value)
-    => (float[batch_size, {QUERY_HEADS}, seq_len, {HEAD_DIM}] attended,
-        float[batch_size, {KEY_HEADS}, ctx_len, {HEAD_DIM}] past_key_RetainedState,
-        float[batch_size, {KEY_HEADS}, ctx_len, {HEAD_DIM}] past_value_RetainedState)
-    <int64 zero = {{0}}, int64 one = {{1}}>
+     float[batch_size, QUERY_HEADS, seq_len, HEAD_DIM] query,
+     float[batch_size, KEY_HEADS, seq_len, HEAD_DIM] key,
+     float[batch_size, KEY_HEADS, seq_len, HEAD_DIM] value,
+     float[batch_size, KEY_HEADS, ctx_len, HEAD_DIM] past_key,
+     float[batch_size, KEY_HEADS, ctx_len, HEAD_DIM] past_value)
+    => (float[batch_size, QUERY_HEADS, seq_len, HEAD_DIM] attended,
+        float[batch_size, KEY_HEADS, ctx_len, HEAD_DIM] past_key_RetainedState,
+        float[batch_size, KEY_HEADS, ctx_len, HEAD_DIM] past_value_RetainedState)
+    <int64 zero = {0}, int64 one = {1}>
 """
 
 
 def attention_layer(
-    *, window: int = 0, chunk: int = 0, softcap: float = 0.0, scale: float = 0.4, sinks: bool = False
+    *,
+    window: int = 0,
+    chunk: int = 0,
+    softcap: float = 0.0,
+    scale: float = 0.4,
+    sinks: bool = False,
+    head_dim: int = HEAD_DIM,
 ) -> onnx_ir.Model:
     """One attention layer with its cache; with `sinks` its heads have some."""
+    sizes = {"QUERY_HEADS": QUERY_HEADS, "KEY_HEADS": KEY_HEADS, "HEAD_DIM": head_dim}
+    interface = _INTERFACE
+    for name, size in sizes.items():
+        interface = interface.replace(name, str(size))
     inputs = "query, past_key_RetainedState, past_value_RetainedState, mask"
     op_type, more = ("AttentionSinks", ", sinks") if sinks else ("Attention", "")
     return parse(
-        f"layer {_INTERFACE} {{"
+        f"layer {interface} {{"
         "past_key_RetainedState = qeff.KVUpdate (past_key, key, position_ids)"
         "past_value_RetainedState = qeff.KVUpdate (past_value, value, position_ids)"
         "size = Shape <start = 2, end = 3> (past_key)"

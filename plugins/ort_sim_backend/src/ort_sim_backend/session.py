@@ -44,6 +44,7 @@ class OrtSession:
         self._states = _state_buffers(compiled)
         #: Second buffers of the states that cannot be overwritten while they are read; the two change places after each step.
         self._next_states = {name: buffer.copy() for name, buffer in self._states.items() if name not in self._in_place}
+        # Two specializations with the same input shapes are one to the caller; the first one counts, as a dict keeps the last.
         self._steps = {
             _shape_key(compiled, specialization.dims): self._prepare(specialization)
             for specialization in reversed(compiled.specializations)

@@ -102,8 +102,14 @@ def with_another_slot_order():
 
 @pytest.mark.parametrize(
     "model",
-    [attention_layer(chunk=4), attention_layer(scale=0.0), with_two_readers(), with_another_slot_order()],
-    ids=["chunked mask", "scale 0", "two readers", "slots not from 0"],
+    [
+        attention_layer(chunk=4),
+        attention_layer(scale=0.0),
+        attention_layer(head_dim=12),
+        with_two_readers(),
+        with_another_slot_order(),
+    ],
+    ids=["chunked mask", "scale 0", "head size", "two readers", "slots not from 0"],
 )
 def test_what_the_kernel_cannot_do_is_left_alone(model):
     before = op_types(model)

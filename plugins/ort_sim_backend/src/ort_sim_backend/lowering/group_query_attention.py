@@ -23,6 +23,9 @@ from ort_sim_backend.lowering.graph import (
 )
 from ort_sim_backend.lowering.windows import Windows, describe_windows
 
+#: The kernel refuses other head sizes, but only when it runs.
+_HEAD_DIM_MULTIPLE = 8
+
 
 class GroupQueryAttention:
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
@@ -103,7 +106,7 @@ def _counts_from_zero(kv_positions: ir.Value) -> bool:
 
 
 def _sizes(query: ir.Value, key_update: ir.Node, value_update: ir.Node) -> tuple[int, int, int] | None:
-    """Query heads, key heads and head size, when keys and values have the same ones and everything is float32."""
+    """Query heads, key heads and head size, when keys and values agree in them and the kernel takes them and the dtype."""
     states = [operand(update, index) for update in (key_update, value_update) for index in (0, 1)]
     if {value.dtype for value in (query, *states)} != {ir.DataType.FLOAT}:
         return None
@@ -112,7 +115,7 @@ def _sizes(query: ir.Value, key_update: ir.Node, value_update: ir.Node) -> tuple
     if query_heads is None or head_dim is None or len(shapes) != 1:
         return None
     key_heads, key_dim = shapes.pop()
-    if key_heads is None or key_dim != head_dim or query_heads % key_heads:
+    if key_heads is None or key_dim != head_dim or query_heads % key_heads or head_dim % _HEAD_DIM_MULTIPLE:
         return None
     return query_heads, key_heads, head_dim
 
