@@ -267,7 +267,7 @@ class Transform(Protocol):
     #: Change it whenever the result changes.
     version: str
 
-    def __call__(self, subject: Any) -> bool:
+    def __call__(self, subject: Any, /) -> bool:
         """Changes `subject` (a `torch.nn.Module` or an `onnx_ir.Model`) in place; says whether it changed anything."""
 
 
