@@ -25,7 +25,7 @@ def require_given_positions(program: torch.export.ExportedProgram) -> None:
     """
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     nodes = {node.name: node for node in program.graph.nodes}
-    seq = nodes[user_inputs[0]].meta["val"].shape[1]
+    seq = _symbols(nodes[user_inputs[0]].meta["val"].shape[1])
     fed = _computed_from({nodes[name] for name in user_inputs}, program.graph)
     for node in _used(program.graph):
         if node in fed or not _has_axis(node, seq):
@@ -37,12 +37,14 @@ def require_given_positions(program: torch.export.ExportedProgram) -> None:
             )
 
 
-def _has_axis(node: torch.fx.Node, seq: torch.SymInt) -> bool:
-    """Whether an axis of the node's value is as long as the step, give or take a constant; not, say, batch times as long."""
+def _symbols(size: Any) -> frozenset[Any]:
+    return frozenset(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else frozenset()
+
+
+def _has_axis(node: torch.fx.Node, seq: frozenset[Any]) -> bool:
+    """Whether one axis of the node's value has the length of the step, and not, say, batch times that."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and any(
-        isinstance(size, torch.SymInt) and (size.node.expr - seq.node.expr).is_number for size in value.shape
-    )
+    return isinstance(value, torch.Tensor) and any(_symbols(size) == seq for size in value.shape)
 
 
 def _computed_from(sources: set[torch.fx.Node], graph: torch.fx.Graph) -> set[torch.fx.Node]:
@@ -67,7 +69,7 @@ def _used(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     return [node for node in graph.nodes if node in needed]
 
 
-def _slices_a_table(node: torch.fx.Node, seq: torch.SymInt, program: torch.export.ExportedProgram) -> bool:
+def _slices_a_table(node: torch.fx.Node, seq: frozenset[Any], program: torch.export.ExportedProgram) -> bool:
     """Whether the node cuts as many rows as there are tokens out of a table whose rows differ."""
     if getattr(node.target, "overloadpacket", None) is not torch.ops.aten.slice:
         return False

@@ -27,9 +27,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
-    # Violated constraints on sizes are listed below the first line.
-    told = next((line.removeprefix("  - ") for line in lines if line.startswith("  - ")), lines[0] if lines else "")
-    text = f"{type(error).__name__}: {told or '(no message)'}"
+    text = f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         return f"its forward branches on the contents of a tensor, which a graph cannot do ({text})"
     return text

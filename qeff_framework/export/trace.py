@@ -18,7 +18,6 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
 from qeff_framework.export.interface import strip_module_prefix
-from qeff_framework.export.translations import translations
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks, quiet_transformers
 from qeff_framework.seam.shell import hollow_parameters
@@ -62,14 +61,7 @@ def _trace(
 def convert(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
     with quiet_exporter():
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=ONNX_OPSET,
-            custom_translation_table=translations(),
-        )
+        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
         if converted is None:
             raise RuntimeError("torch.onnx.export returned nothing")
         model = converted.model

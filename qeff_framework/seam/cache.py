@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 
-_OTHER_STATES = (
-    "it has layers whose state is not keys and values (state-space, linear or indexed attention); the dialect has no op for them"
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
     """Sizes of one layer's keys and values. Layers of one model may differ."""
@@ -111,17 +106,6 @@ class RecordingCache(Cache):
         """The whole buffer, also before the first layer exists."""
         del query_length, layer_idx
         return self.ctx_len, 0
-
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        """Asked by layers whose state is not keys and values."""
-        del layer_idx, state_idx
-        raise UnsupportedModelError(_OTHER_STATES)
-
-    def update_conv_state(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Written by layers whose state is not keys and values."""
-        raise UnsupportedModelError(_OTHER_STATES)
-
-    update_recurrent_state = get_conv_state = get_recurrent_state = update_indexer = update_conv_state
 
     def shapes(self) -> tuple[LayerShape, ...]:
         """The layers that were written to, in layer order."""
