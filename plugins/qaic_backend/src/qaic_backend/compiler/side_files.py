@@ -1,0 +1,57 @@
+"""The small files that the compiler reads beside the model. Each function returns the text of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from qeff_framework.plugin_api import Specialization, StateSpec
+
+
+def flat_specializations(specializations: Sequence[Specialization]) -> str:
+    """The form that every SDK up to 1.21 reads. Values are decimal strings."""
+    return _json({"specializations": [_symbols(item) for item in specializations]})
+
+
+def named_specializations(specializations: Sequence[Specialization]) -> str:
+    """The form of SDK 1.22 and newer: each entry is a graph with a name."""
+    return _json(
+        {"specializations": [{"name": _title(item.name), "symbols": _symbols(item)} for item in specializations]}
+    )
+
+
+def _symbols(specialization: Specialization) -> dict[str, str]:
+    return {symbol: str(value) for symbol, value in specialization.dims.items()}
+
+
+def _title(name: str) -> str:
+    """``prefill`` is called ``Prefill`` on this platform."""
+    return name[:1].upper() + name[1:]
+
+
+def custom_io(states: Iterable[StateSpec], precision: str) -> str:
+    """YAML that stores each retained state, input and output, in `precision` (``float16`` or ``mxint8``)."""
+    names = [name for state in states for name in (state.input, state.output)]
+    # A name in JSON's quotes is YAML whatever characters it has.
+    return "\n".join(f" - IOName: {json.dumps(name)}\n   Precision: {precision}\n" for name in names)
+
+
+def tensor_slicing(num_devices: int, num_cores: int) -> str:
+    """One partition over all devices, which exchange data peer to peer. Ids are logical: QIDs are chosen at run time."""
+    ids = list(range(num_devices))
+    devices = [{"deviceId": number, "numCores": num_cores} for number in ids]
+    return _json(
+        {
+            "connections": [{"devices": ids, "type": "p2p"}],
+            "partitions": [{"name": "Partition0", "devices": devices}],
+        }
+    )
+
+
+def node_precision(fp32_nodes: Iterable[str]) -> str:
+    """YAML with the nodes, named by their first output, that stay in FP32."""
+    return "FP32NodeInstanceNames:\n" + "".join(f"  - {json.dumps(name)}\n" for name in fp32_nodes)
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=4, sort_keys=True, separators=(",", ":")) + "\n"

@@ -1,0 +1,44 @@
+"""What can be told about the backend without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qaic_backend.options import QaicOptions, QaicRuntimeOptions
+from qeff_framework.plugin_api import Backend, Capabilities, Probe
+
+
+class QaicBackend(Backend):
+    """Descriptor of ``qaic``."""
+
+    name = "qaic"
+    summary = "Qualcomm Cloud AI 100 through the QAIC SDK (qaic-compile, qaicrt)"
+    options = QaicOptions
+    runtime_options = QaicRuntimeOptions
+    capabilities = Capabilities(
+        tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
+        multi_device=True,
+        mxfp6_matmul=True,
+        mxint8_kv_cache=True,
+        dry_run=True,
+    )
+    implementation = "qaic_backend.hooks:QaicHooks"
+
+    def probe(self) -> Probe:
+        """Reads the SDK's files; loads its runtime and asks for devices in processes of their own."""
+        from qaic_backend.probe import probe
+
+        return probe()
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Versions of this package and of both SDKs; ``none`` for an SDK that is not there or does not say its version."""
+        from importlib.metadata import version
+
+        from qaic_backend.sdk import find_sdk
+
+        sdk = find_sdk()
+        return {
+            "qeff-qaic-backend": version("qeff-qaic-backend"),
+            "qaic_apps_version": sdk.apps_version or "none",
+            "qaic_platform_version": sdk.platform_version or "none",
+        }

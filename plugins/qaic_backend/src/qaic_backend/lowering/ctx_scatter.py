@@ -1,0 +1,74 @@
+"""``KVUpdate`` becomes ``CtxScatter``: the compiler writes the new tokens into the cache that stays on the card.
+
+Padding has position -1, and ONNX counts negative indices from the end: it would overwrite the last slot. The device drops the
+largest int32 instead, so padding is sent there.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qaic_backend.lowering.graph import (
+    CACHE_FUNCTIONS,
+    DROPPED_INDEX,
+    Writer,
+    attach_function,
+    dialect_nodes,
+    inputs_of,
+)
+
+# `data` has the dimensions B, H, C, D; `position_ids` B, S; `updates` B, H, S, D.
+_BODY = """
+CtxScatter (data, position_ids, updates) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    head_axis = Constant <value_ints = [1]> ()
+    batch_shape = Constant <value_ints = [-1, 1, 1]> ()
+    head_shape = Constant <value_ints = [1, -1, 1]> ()
+    component_axis = Constant <value_ints = [3]> ()
+    token_shape = Shape <start = 0, end = 3> (updates)
+    batch_size = Gather (token_shape, zero)
+    head_count = Gather (token_shape, one)
+    batch_numbers = Range (zero, batch_size, one)
+    head_numbers = Range (zero, head_count, one)
+    batch_column = Reshape (batch_numbers, batch_shape)
+    head_column = Reshape (head_numbers, head_shape)
+    position_column = Unsqueeze (position_ids, head_axis)
+    batches = Expand (batch_column, token_shape)
+    heads = Expand (head_column, token_shape)
+    positions = Expand (position_column, token_shape)
+    batch_part = Unsqueeze (batches, component_axis)
+    head_part = Unsqueeze (heads, component_axis)
+    position_part = Unsqueeze (positions, component_axis)
+    indices = Concat <axis = 3> (batch_part, head_part, position_part)
+    result = ScatterND (data, indices, updates)
+}
+"""
+
+
+class CtxScatter:
+    """Lowers every ``KVUpdate``."""
+
+    name = "CtxScatter"
+    version = "1"
+
+    def __call__(self, model: ir.Model) -> bool:
+        """Says whether an update was lowered."""
+        updates = dialect_nodes(model, "KVUpdate")
+        slots: dict[ir.Value, ir.Value] = {}
+        for update in updates:
+            cache, states, position_ids = inputs_of(update)
+            write = Writer()
+            if position_ids not in slots:
+                slots[position_ids] = _slots(write, position_ids)
+            written = write.op("CtxScatter", cache, slots[position_ids], states, domain=CACHE_FUNCTIONS)
+            write.replace(update, written)
+        if updates:
+            attach_function(model, CACHE_FUNCTIONS, _BODY)
+        return bool(updates)
+
+
+def _slots(write: Writer, position_ids: ir.Value) -> ir.Value:
+    is_padding = write.op("Less", position_ids, write.int(0))
+    return write.op("Where", is_padding, write.int(DROPPED_INDEX), position_ids)

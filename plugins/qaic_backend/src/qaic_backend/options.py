@@ -1,0 +1,99 @@
+"""What users can choose."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from qaic_backend import flags
+from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+
+#: NSP cores of one device.
+_MAX_CORES = 16
+#: Devices that exchange data peer to peer.
+_MAX_DEVICES = 16
+_MAX_PMU_EVENTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class QaicCompileOptions(CompileOptions):
+    """The options that are more than one flag of the compiler; `QaicOptions` adds the flags."""
+
+    hw_version: str = option("ai100", "device generation", choices=("ai100", "ai200"))
+    convert_to_fp16: bool = option(True, "compute in FP16; FP32 runs, but slowly")
+    fp32_nodes: tuple[str, ...] = option((), "first output names of the nodes of the lowered graph that stay in FP32")
+    target_sdk: str | None = option(
+        None,
+        "version of the apps SDK that will compile, for example 1.21.6; by default the installed one, else the newest",
+    )
+    specialization_format: str = option(
+        "auto",
+        "form of the specializations file: named is read from SDK 1.22 on; auto goes by the SDK's version",
+        choices=("auto", "flat", "named"),
+    )
+    compile_timeout_minutes: int = option(1440, "when to stop a compiler that does not end", minimum=1)
+    extra_flags: tuple[str, ...] = option((), "further compiler flags as they are, for example -flag=value")
+
+    def __post_init__(self) -> None:
+        """Refuses, all at once, what the compiler would refuse after the export."""
+        problems = [*flags.problems(self), *flags.extra_flag_problems(self.extra_flags, self), *self._contradictions()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        if self.num_cores > _MAX_CORES:
+            found.append(f"num_cores={self.num_cores} is out of range: a device has at most {_MAX_CORES} cores")
+        if self.num_devices > _MAX_DEVICES:
+            found.append(
+                f"num_devices={self.num_devices} is out of range: at most {_MAX_DEVICES} devices share a program"
+            )
+        for name in ("mos", "ols"):
+            value = getattr(self, name)
+            if value is not None and (value & (value - 1) or value > self.num_cores):
+                found.append(f"{name}={value} must be a power of two and at most num_cores={self.num_cores}")
+        clusters: tuple[int, ...] = getattr(self, "sdp_cluster_sizes")  # noqa: B009 -- a field of the table
+        if clusters and sum(clusters) != self.num_cores:
+            found.append(f"sdp_cluster_sizes={clusters} must add up to num_cores={self.num_cores}")
+        if len(getattr(self, "aic_pmu_events")) > _MAX_PMU_EVENTS:  # noqa: B009 -- a field of the table
+            found.append(f"aic_pmu_events takes at most {_MAX_PMU_EVENTS} counters")
+        if self.fp32_nodes and not self.convert_to_fp16:
+            found.append("fp32_nodes needs convert_to_fp16: without it every node is FP32")
+        if self.target_sdk is not None and not all(part.isdecimal() for part in self.target_sdk.split(".")):
+            found.append(f"target_sdk='{self.target_sdk}' must be a version such as 1.21.6")
+        return found
+
+
+def _field(flag: flags.Flag) -> tuple[str, Any, Any]:
+    is_list = flag.type not in (bool, int, float, str)
+    metadata = {"help": f"{flag.help} (-{flag.flag})", "choices": flag.choices or None, "minimum": None}
+    default = () if is_list else None
+    hint = flag.type if is_list else flag.type | None
+    return flag.option, hint, dataclasses.field(default=default, metadata=metadata)
+
+
+#: Options of `compile`: `QaicCompileOptions` and one field for each row of `flags.FLAGS`.
+QaicOptions: type[QaicCompileOptions] = dataclasses.make_dataclass(
+    "QaicOptions",
+    [_field(flag) for flag in flags.FLAGS],
+    bases=(QaicCompileOptions,),
+    frozen=True,
+    kw_only=True,
+    namespace={"__doc__": "Options of `compile`.", "__module__": __name__},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QaicRuntimeOptions(RuntimeOptions):
+    """Options of `execute`."""
+
+    device_ids: tuple[int, ...] = option(
+        (), "QIDs of the devices, one for each device of the program; by default free choice"
+    )
+    timeout_ms: int = option(60_000, "how long one step may take on the device", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses ids that name no set of devices."""
+        if len(set(self.device_ids)) != len(self.device_ids) or any(qid < 0 for qid in self.device_ids):
+            raise ValueError(f"device_ids={self.device_ids} must be different QIDs, 0 or more")

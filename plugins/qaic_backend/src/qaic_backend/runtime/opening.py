@@ -1,0 +1,71 @@
+"""From a compiled model to a session: is there a program, and on which devices does it run?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qaic_backend.devices import DeviceQueryError, choose_group, query_devices
+from qaic_backend.options import QaicRuntimeOptions
+from qaic_backend.sdk import find_sdk
+from qeff_framework.plugin_api import BackendUnavailableError, CompiledModel, ExecutionError, OptionError
+
+if TYPE_CHECKING:
+    from qaic_backend.runtime.session import QaicSession
+
+_PROGRAM_FILE = "programqpc.bin"
+
+
+def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSession:
+    """Loads the program on its devices and activates it.
+
+    Raises:
+        BackendUnavailableError: no runtime, or no usable device.
+        ExecutionError: there is no program, or the device refuses it.
+        OptionError: `device_ids` do not fit the program.
+    """
+    from qaic_backend.runtime.modules import load_modules
+    from qaic_backend.runtime.session import QaicSession
+
+    folder = compiled.directory / compiled.program["folder"]
+    if not (folder / _PROGRAM_FILE).is_file():
+        raise ExecutionError(
+            f"{compiled.directory} holds no program: it is the bundle of a dry run. Run its compile.sh on a machine with the "
+            "Apps SDK, or compile without dry_run"
+        )
+    modules = load_modules()
+    return QaicSession(
+        compiled,
+        modules,
+        folder,
+        device_ids=_devices(options.device_ids, compiled.options),
+        timeout_ms=options.timeout_ms,
+    )
+
+
+def _devices(asked: tuple[int, ...], compiled: Mapping[str, object]) -> tuple[int, ...]:
+    """QIDs in the order of the program's logical devices; empty when the runtime may choose the only one."""
+    count, cores = int(str(compiled["num_devices"])), int(str(compiled["num_cores"]))
+    if asked and len(asked) != count:
+        raise OptionError(
+            f"backend 'qaic': device_ids names {len(asked)} devices, the program was compiled for num_devices={count}"
+        )
+    if asked or count == 1:
+        return asked
+    util = find_sdk().util
+    if util is None:
+        raise BackendUnavailableError(
+            f"backend 'qaic': without qaic-util the {count} devices of the program cannot be chosen; name them with device_ids"
+        )
+    try:
+        group = choose_group(query_devices(util), count=count, cores=cores)
+    except DeviceQueryError as error:
+        raise BackendUnavailableError(
+            f"backend 'qaic' cannot choose devices: {error}; name them with device_ids"
+        ) from error
+    if group is None:
+        raise BackendUnavailableError(
+            f"backend 'qaic': no board has {count} devices that are ready, allow multi-device programs (HybridBoot+, MDP+) and "
+            f"have {cores} free cores each; see qaic-util -q, or name devices with device_ids"
+        )
+    return group

@@ -1,0 +1,77 @@
+"""The way from an export to a session on the stand-in SDK, as the framework goes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from qaic_backend import QaicOptions, QaicRuntimeOptions
+from qaic_backend.hooks import QaicHooks
+from qeff_framework.contracts import CompiledModel, CompileRequest, ExecuteRequest, ExportedModel, TransformRequest
+from qeff_framework.shapes import CausalLMShapes
+
+HOOKS = QaicHooks()
+
+
+def compile_program(
+    exported: ExportedModel,
+    directory: Path,
+    *,
+    batch_size: int = 1,
+    prefill_seq_len: int = 4,
+    ctx_len: int = 24,
+    dry_run: bool = False,
+    **options: Any,
+) -> CompiledModel:
+    """Transforms and compiles, then reads the result back from disk."""
+    directory.mkdir(parents=True)
+    sizes = CausalLMShapes(batch_size=batch_size, prefill_seq_len=prefill_seq_len, ctx_len=ctx_len)
+    chosen = QaicOptions(**{"num_cores": 2, **options})
+    model = onnx_ir.load(exported.model_path)
+    shapes = sizes.specializations()
+    asked = TransformRequest(stage="onnx", task=exported.task, options=chosen, specializations=shapes)
+    applied = tuple(f"{one.name}@{one.version}" for one in HOOKS.transform(asked) if one(model))
+    HOOKS.compile(
+        CompileRequest(
+            exported=exported,
+            model=model,
+            transforms=applied,
+            specializations=shapes,
+            options=chosen,
+            output_dir=directory,
+            dry_run=dry_run,
+        )
+    ).save()
+    return CompiledModel.load(directory)
+
+
+def open_session(compiled: CompiledModel, **options: Any) -> Any:
+    return HOOKS.execute(ExecuteRequest(compiled=compiled, options=QaicRuntimeOptions(**options)))
+
+
+def continuation(session: Any, prompts: Sequence[Sequence[int]], *, chunk: int, new_tokens: int) -> list[list[int]]:
+    """Greedy continuation: prefill in chunks with padding on the right, then one token a step."""
+    chosen = [0] * len(prompts)
+    for start in range(0, max(map(len, prompts)), chunk):
+        input_ids = np.zeros((len(prompts), chunk), np.int64)
+        position_ids = np.full((len(prompts), chunk), -1)
+        pieces = [prompt[start : start + chunk] for prompt in prompts]
+        for row, piece in enumerate(pieces):
+            input_ids[row, : len(piece)] = piece
+            position_ids[row, : len(piece)] = range(start, start + len(piece))
+        logits = session.run({"input_ids": input_ids, "position_ids": position_ids})["logits"]
+        assert np.isfinite(logits).all()
+        chosen = [int(logits[row, 0].argmax()) if piece else chosen[row] for row, piece in enumerate(pieces)]
+    results = [[token] for token in chosen]
+    for step in range(new_tokens - 1):
+        feeds = {
+            "input_ids": np.array([[row[-1]] for row in results]),
+            "position_ids": np.array([[len(prompt) + step] for prompt in prompts]),
+        }
+        for row, token in zip(results, session.run(feeds)["logits"][:, 0].argmax(axis=1), strict=True):
+            row.append(int(token))
+    return results

@@ -1,0 +1,202 @@
+"""Programs on the stand-in's device: the tokens of Transformers' eager decoding, and the rules of a session."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qaic_backend.lowering import RotaryTables
+from qeff_framework.contracts import ExportedModel
+from qeff_framework.errors import BackendUnavailableError, ExecutionError, InputError, OptionError
+from qeff_framework.export.portable import export_portable
+from tests.eager import eager_greedy
+from tests.plugins.qaic_backend.sessions import compile_program, continuation, open_session
+from tests.portable_loop import PortableLoop
+from tests.sdk_standins.qaic import NEGATIVE_SCATTER_VARIABLE, ROUNDING_VARIABLE, CallFault, fault_environment
+from tests.tiny_models import tiny_causal_lm
+
+#: The chunks of 4 leave partial ones and rows that are all padding; the first row ends with the context.
+PROMPTS = [[5, 17, 99, 23, 42, 7, 64, 31, 88, 12, 54], [71, 3, 90], [11, 29, 47, 83, 101, 6]]
+CHUNK, NEW_TOKENS = 4, 10
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+def test_standin_gives_the_tokens_of_eager_decoding(model_type, standin, tmp_path, monkeypatch) -> None:
+    module, _ = tiny_causal_lm(model_type)
+    expected = [eager_greedy(module, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    assert len({token for tokens in expected for token in tokens}) > 5, "the reference is degenerate"
+    (tmp_path / "export").mkdir()
+    exported = export_portable(module, task="causal-lm", output_dir=tmp_path / "export")
+    standin()
+
+    compiled = compile_program(exported, tmp_path / "program", batch_size=len(PROMPTS))
+    for negative_scatter in ("wrap", "drop"):
+        monkeypatch.setenv(NEGATIVE_SCATTER_VARIABLE, negative_scatter)
+        session = open_session(compiled)
+        try:
+            assert continuation(session, PROMPTS, chunk=CHUNK, new_tokens=NEW_TOKENS) == expected
+            # A second generation starts from nothing.
+            session.reset()
+            turned = continuation(session, PROMPTS[::-1], chunk=CHUNK, new_tokens=NEW_TOKENS)
+            assert turned == expected[::-1]
+        finally:
+            session.close()
+
+
+@pytest.fixture
+def llama_session(standin, llama_export, tmp_path):
+    standin()
+    session = open_session(compile_program(llama_export, tmp_path / "program"))
+    yield session
+    session.close()
+
+
+def feed(token: int, position: int) -> dict[str, np.ndarray]:
+    return {"input_ids": np.array([[token]]), "position_ids": np.array([[position]])}
+
+
+def test_standin_state_is_kept_until_reset(llama_session) -> None:
+    first = llama_session.run(feed(7, 0))["logits"].copy()
+    second = llama_session.run(feed(8, 1))["logits"].copy()
+    llama_session.reset()
+    # Slot 0 is zero again, so the same step sees another past.
+    assert not np.array_equal(llama_session.run(feed(8, 1))["logits"], second)
+    llama_session.reset()
+    np.testing.assert_array_equal(llama_session.run(feed(7, 0))["logits"], first)
+    np.testing.assert_array_equal(llama_session.run(feed(8, 1))["logits"], second)
+    assert first.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"input_ids": np.zeros((1, 3), np.int64), "position_ids": np.zeros((1, 3), np.int64)}, r"input_ids \[1, 4\]"),
+        ({"input_ids": np.zeros((1, 1), np.int64)}, "the model takes input_ids, position_ids"),
+        ({"input_ids": np.zeros((1, 1), np.int32), "position_ids": np.zeros((1, 1), np.int64)}, "is int32"),
+        (feed(1, 24), "position 24 of row 0 does not fit into the context"),
+    ],
+    ids=["shape", "names", "dtype", "position"],
+)
+def test_standin_session_refuses_wrong_inputs_before_the_device(llama_session, feeds, message) -> None:
+    with pytest.raises(InputError, match=message):
+        llama_session.run(feeds)
+    assert np.isfinite(llama_session.run(feed(1, 0))["logits"]).all()
+
+
+def test_standin_session_closes_once_and_for_all(llama_session) -> None:
+    llama_session.close()
+    llama_session.close()
+    for call in (llama_session.reset, lambda: llama_session.run(feed(1, 0))):
+        with pytest.raises(ExecutionError, match="closed"):
+            call()
+
+
+def test_standin_failed_step_needs_a_reset(llama_session, monkeypatch) -> None:
+    with monkeypatch.context() as faults:
+        faults.setenv(*fault_environment(runtime={"ExecObj.waitForCompletion": CallFault(status=300)}).popitem())
+        with pytest.raises(ExecutionError, match=r"running a step failed with QS_DEV_ERROR \(300\)"):
+            llama_session.run(feed(1, 0))
+    with pytest.raises(ExecutionError, match=r"call reset\(\)"):
+        llama_session.run(feed(1, 0))
+    llama_session.reset()
+    assert np.isfinite(llama_session.run(feed(1, 0))["logits"]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "error", "message"),
+    [
+        ("Program.load", CallFault(status=5), BackendUnavailableError, "QAIC_VISIBLE_DEVICES"),
+        ("Program.activate", CallFault(status=7), ExecutionError, "needs 2 cores.*Nsp Free"),
+        ("ExecObj", CallFault(raises="QAIC_ERROR_NSP_ALLOC_FAILED: no"), ExecutionError, "NSP_ALLOC_FAILED.*Nsp Free"),
+        ("Qpc", CallFault(raises="truncated"), ExecutionError, "holds no program that the runtime can read"),
+        ("Context", CallFault(raises="no access"), BackendUnavailableError, "cannot open a device: no access"),
+    ],
+    ids=["load", "activate", "exec", "qpc", "context"],
+)
+def test_standin_failures_while_opening_give_the_device_back(
+    call, fault, error, message, standin, llama_export, tmp_path, monkeypatch
+) -> None:
+    sdk = standin()
+    compiled = compile_program(llama_export, tmp_path / "program")
+    monkeypatch.setenv(*fault_environment(runtime={call: fault}).popitem())
+    with pytest.raises(error, match=message):
+        open_session(compiled)
+    sdk.assert_released()
+
+
+@pytest.mark.parametrize("profile", ["legacy", "1.22"])
+def test_standin_time_limit_has_the_name_that_the_sdk_knows(
+    profile, standin, llama_export, tmp_path, monkeypatch
+) -> None:
+    standin(profile=profile)
+    session = open_session(compile_program(llama_export, tmp_path / "program"), timeout_ms=100)
+    with monkeypatch.context() as faults:
+        faults.setenv(*fault_environment(runtime={"execute": CallFault(sleep_seconds=1)}).popitem())
+        with pytest.raises(ExecutionError, match=r"QS_TIMEDOUT \(9\).*timeout_ms"):
+            session.run(feed(1, 0))
+    # The device gives the program back once the late step has ended.
+    time.sleep(1.5)
+    session.close()
+
+
+def test_standin_four_devices_of_one_board(standin, llama_export: ExportedModel, tmp_path: Path) -> None:
+    sdk = standin(devices="two_boards")
+    one = open_session(compile_program(llama_export, tmp_path / "one"))
+    expected = continuation(one, PROMPTS[:1], chunk=CHUNK, new_tokens=4)
+    one.close()
+    compiled = compile_program(llama_export, tmp_path / "four", num_devices=4)
+    session = open_session(compiled)
+    assert [qid for qid, used in sdk.nsps_in_use().items() if used] == [0, 1, 2, 3]
+    assert continuation(session, PROMPTS[:1], chunk=CHUNK, new_tokens=4) == expected
+    session.close()
+    session = open_session(compiled, device_ids=(4, 5, 6, 7))
+    assert [qid for qid, used in sdk.nsps_in_use().items() if used] == [4, 5, 6, 7]
+    session.close()
+    with pytest.raises(OptionError, match="names 1 devices, the program was compiled for num_devices=4"):
+        open_session(compiled, device_ids=(0,))
+
+
+def test_standin_mxint8_cache_and_mxfp6_weights_stay_close(standin, llama_export, tmp_path) -> None:
+    standin()
+    logits = []
+    for name, options in (("plain", {}), ("small", {"mxint8_kv_cache": True, "mxfp6_matmul": True})):
+        session = open_session(compile_program(llama_export, tmp_path / name, **options))
+        session.run(feed(7, 0))
+        session.reset()
+        session.run(feed(7, 0))
+        logits.append(session.run(feed(8, 1))["logits"].ravel().copy())
+        session.close()
+    assert not np.array_equal(*logits)
+    assert np.corrcoef(*logits)[0, 1] > 0.95
+
+
+def test_standin_positions_beyond_2048_survive_fp16_arithmetic(standin, tmp_path, monkeypatch) -> None:
+    """With FP16 behind every node, angles that the device computed itself are wrong by radians; the window makes it matter."""
+    module, _ = tiny_causal_lm("mistral")
+    (tmp_path / "export").mkdir()
+    exported = export_portable(module, task="causal-lm", output_dir=tmp_path / "export")
+    feeds = {"input_ids": np.array([[7, 8, 90, 33]]), "position_ids": np.array([[4097, 4098, 4099, 4100]])}
+    expected = PortableLoop(exported, batch_size=1, ctx_len=4352).step(**feeds)[0]
+    standin()
+    monkeypatch.setenv(ROUNDING_VARIABLE, "every_node")
+
+    def error(name: str) -> float:
+        session = open_session(compile_program(exported, tmp_path / name, ctx_len=4352))
+        logits = session.run(feeds)["logits"][0, 0].copy()
+        session.close()
+        return float(np.abs(logits - expected).max() / np.abs(expected).max())
+
+    with_tables = error("tables")
+    monkeypatch.setattr(RotaryTables, "__call__", lambda self, model: False)
+    computed_on_device = error("computed")
+    assert with_tables < 0.02 < 10 * with_tables < computed_on_device
+
+
+def test_missing_runtime_names_the_module_and_the_remedy(standin, llama_export, tmp_path) -> None:
+    standin(without={"runtime"})
+    compiled = compile_program(llama_export, tmp_path / "program")
+    with pytest.raises(BackendUnavailableError, match=r"qaicrt does not load in Python 3.*Platform SDK"):
+        open_session(compiled)
