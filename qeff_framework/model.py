@@ -4,6 +4,7 @@ execute.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import shutil
@@ -144,6 +145,9 @@ class QEFFBaseModel:
 
         def build(output_dir: Path) -> None:
             module = self.module
+            if transforms and isinstance(self._source, ModuleSource):
+                # The module belongs to the caller, and the next backend must find it as it was.
+                module = copy.deepcopy(module)
             applied = [f"{t.name}@{t.version}" for t in transforms if t(module)]
             report(f"exporting {self.name} to portable ONNX")
             request = ExportRequest(

@@ -303,10 +303,9 @@ class CheckpointSource:
         names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         arguments = {key: self._arguments[key] for key in names if key in self._arguments}
         report(f"fetching {name} of {self._id}")
-        # Its retries are told as warnings; what counts is the error in the end, which is told below.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         try:
-            return Path(hf_hub_download(self._id, name, subfolder=subfolder, **arguments))
+            with _quiet_hub():
+                return Path(hf_hub_download(self._id, name, subfolder=subfolder, **arguments))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
             raise CheckpointError(
                 f"'{self._id}' is neither a local folder nor a model that the hub gives: {_first_line(error)}; check the "
@@ -396,6 +395,18 @@ def _is_plain(value: object) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keeps the hub's retries, which it tells as warnings, off the terminal: the error in the end is what counts."""
+    hub_logger = logging.getLogger("huggingface_hub")
+    level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub_logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from qeff_framework.errors import OptionError
@@ -27,8 +26,6 @@ def typed_options(texts: Mapping[str, str], schemas: Sequence[type]) -> dict[str
 
 
 def _read(name: str, text: str, hint: Any) -> object:
-    if Path in (hint, *typing.get_args(hint)):
-        return Path(text)
     # A class with this one field and without checks: those of the real class concern all of its values together.
     single = dataclasses.make_dataclass("single", [(name, hint)], frozen=True, kw_only=True)
     try:

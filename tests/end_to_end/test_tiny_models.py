@@ -29,7 +29,7 @@ def test_same_tokens_as_eager(model_type: str) -> None:
     model.compile(backend="ort_sim", prefill_seq_len=4, ctx_len=32, batch_size=4, num_cores=2)
     batch = model.generate(prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True)
     assert batch.generated_ids == expected
-    # Batched tensors of a tokenizer, padded on the left, are the same prompts.
+    # The rows that have no prompt are padding and change nothing.
     alone = model.generate(prompts=PROMPTS[:1], generation_len=NEW_TOKENS, ignore_eos=True)
     assert alone.generated_ids == expected[:1]
 

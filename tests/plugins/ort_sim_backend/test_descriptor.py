@@ -9,7 +9,6 @@ from importlib.metadata import entry_points, version
 import pytest
 
 from ort_sim_backend import OrtSimBackend, descriptor
-from ort_sim_backend.lowering import PASSES
 from qeff_framework.plugin_api import BACKEND_GROUP, Status
 
 
@@ -71,4 +70,3 @@ def test_fingerprint_names_everything_that_changes_a_program():
     fingerprint = OrtSimBackend().fingerprint()
     assert fingerprint["onnxruntime"] == version("onnxruntime")
     assert fingerprint["qeff-ort-sim-backend"] == version("qeff-ort-sim-backend")
-    assert fingerprint["lowering"].split(",") == [f"{one.name}@{one.version}" for one in PASSES]

@@ -43,15 +43,12 @@ class OrtSimBackend(Backend):
         return Probe(can_compile=usable, can_execute=usable, hardware=False, rank=100, checks=(check,))
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Versions of this package, of ONNX Runtime and of every lowering pass."""
+        """Versions of this package and of ONNX Runtime. The passes have their own, which the core puts into the key."""
         from importlib.metadata import version
-
-        from ort_sim_backend.lowering import PASSES
 
         return {
             "qeff-ort-sim-backend": version("qeff-ort-sim-backend"),
             "onnxruntime": version("onnxruntime"),
-            "lowering": ",".join(f"{lowering.name}@{lowering.version}" for lowering in PASSES),
         }
 
 
