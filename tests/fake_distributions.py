@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +34,9 @@ def write_distribution(
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for module, source in modules.items():
         (root / f"{module}.py").write_text(source, encoding="utf-8")
+        # Another test may have imported a module of this name from a folder of its own.
+        sys.modules.pop(module, None)
+    importlib.invalidate_caches()
 
 
 #: A backend that compiles to a text file and runs nothing: enough for everything that is not about numbers.
