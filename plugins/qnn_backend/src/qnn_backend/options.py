@@ -1,0 +1,48 @@
+"""What users can choose: the target, and the options of both kinds of targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qnn_backend import targets
+from qnn_backend.aic.options import AicOptions, AicRuntimeOptions
+from qnn_backend.htp.options import HtpOptions, HtpRuntimeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class QnnOptions(HtpOptions, AicOptions):
+    """Options of `compile`. Those of the kind of target that was not chosen must keep their defaults."""
+
+    target: str | int = option(targets.DEFAULT, "the chip, by name or by Qualcomm's id, or aic for Cloud AI 100")
+
+    def __post_init__(self) -> None:
+        """Refuses, all at once, unknown targets and options that do not fit the target."""
+        if not targets.is_aic(self.target) and targets.find_soc(self.target) is None:
+            raise ValueError(f"unknown target {self.target!r}; the targets are {targets.describe_targets()}")
+        if self.is_aic:
+            problems = [*self._foreign(HtpOptions, "of the chips with an NPU"), *self.aic_problems()]
+        else:
+            problems = [*self._foreign(AicOptions, "of target aic"), *self.htp_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def is_aic(self) -> bool:
+        """The target is Cloud AI 100."""
+        return targets.is_aic(self.target)
+
+    def _foreign(self, other: type[CompileOptions], whose: str) -> list[str]:
+        """Options of the other kind of target that were set."""
+        common = {field.name for field in dataclasses.fields(CompileOptions)}
+        return [
+            f"option '{field.name}' is one {whose} and means nothing for target {self.target}"
+            for field in dataclasses.fields(other)
+            if field.name not in common and getattr(self, field.name) != field.default
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QnnRuntimeOptions(HtpRuntimeOptions, AicRuntimeOptions, RuntimeOptions):
+    """Options of `execute`."""
