@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 #: Kinds of work that a model can do. A backend declares the ones it carries.
 Task = Literal["causal-lm", "encoder", "sequence-classification"]
 
+#: Inputs that a causal LM's graph has when it is asked for them. ``batch_index [B, 1]`` (continuous batching): the cache row of
+#: each row of the step. ``comp_ctx_lengths [L]`` (compute context): only its length counts, the first L slots of the cache are
+#: read. ``num_logits_to_keep [K, 1]`` (speculative target): only its length counts, the logits of the last K tokens are returned.
+EXTRA_INPUTS = ("batch_index", "comp_ctx_lengths", "num_logits_to_keep")
+
 #: ``transform`` is called once for each of these.
 TransformStage = Literal["torch", "onnx"]
 
@@ -224,6 +229,8 @@ class ExportRequest:
     output_dir: Path
     #: Encoders: how the last hidden state is pooled in the graph; `None` leaves it as it is.
     pooling: str | Callable[..., Any] | None = None
+    #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order.
+    extra_inputs: tuple[str, ...] = ()
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 

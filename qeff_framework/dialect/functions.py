@@ -39,6 +39,63 @@ KVUpdate (cache, updates, position_ids) => (updated)
 }
 """
 
+# The rows of this step are read, written as above, and put back with a second one-hot: which row of the step, if any, goes into
+# this row of the cache. The rows of a step are distinct, so there is at most one.
+_KV_UPDATE_CB = """
+KVUpdateCB (cache, updates, position_ids, batch_index) => (updated)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    slot_axis = Constant <value_ints = [1]> ()
+    outer_axes = Constant <value_ints = [1, 2]> ()
+    inner_axes = Constant <value_ints = [1, 2, 3]> ()
+    token_axis = Constant <value_ints = [3]> ()
+    flat_shape = Constant <value_ints = [-1]> ()
+    rows = Reshape (batch_index, flat_shape)
+    held = Gather <axis = 0> (cache, rows)
+    shape = Shape <start = 2, end = 3> (cache)
+    limit = Squeeze (shape)
+    slots = Range (zero, limit, one)
+    slot_column = Unsqueeze (slots, slot_axis)
+    positions = Unsqueeze (position_ids, outer_axes)
+    hits = Equal (positions, slot_column)
+    selection = CastLike (hits, updates)
+    candidates = MatMul (selection, updates)
+    count = ReduceMax (selection, token_axis)
+    written = Cast <to = 9> (count)
+    new_rows = Where (written, candidates, held)
+    row_count = Shape <start = 0, end = 1> (cache)
+    row_limit = Squeeze (row_count)
+    row_numbers = Range (zero, row_limit, one)
+    row_column = Unsqueeze (row_numbers, slot_axis)
+    row_hits = Equal (row_column, rows)
+    row_selection = Cast <to = 7> (row_hits)
+    source = ArgMax <axis = 1, keepdims = 0> (row_selection)
+    sources = Gather <axis = 0> (new_rows, source)
+    row_found = ReduceMax <keepdims = 0> (row_selection, slot_axis)
+    row_is_new = Cast <to = 9> (row_found)
+    row_mask = Unsqueeze (row_is_new, inner_axes)
+    updated = Where (row_mask, sources, cache)
+}
+"""
+
+_KV_GATHER = """
+KVGather (cache, kv_positions) => (read)
+{
+    read = Gather <axis = 2> (cache, kv_positions)
+}
+"""
+
+_KV_GATHER_CB = """
+KVGatherCB (cache, batch_index, kv_positions) => (read)
+{
+    flat_shape = Constant <value_ints = [-1]> ()
+    rows = Reshape (batch_index, flat_shape)
+    row_caches = Gather <axis = 0> (cache, rows)
+    read = Gather <axis = 2> (row_caches, kv_positions)
+}
+"""
+
 # A padding token (position -1) is treated as position 0: it sees slot 0 and nothing else, so that no softmax row is empty.
 _CAUSAL_MASK = """
 CausalMask <window: int = 0, chunk: int = 0> (position_ids, kv_positions) => (mask)
@@ -164,7 +221,17 @@ RMSNorm <epsilon: float> (hidden, weight) => (normed)
 }
 """
 
-_BODIES = (_KV_UPDATE, _CAUSAL_MASK, _ATTENTION, _ATTENTION_BIAS, _ATTENTION_SINKS, _RMS_NORM)
+_BODIES = (
+    _KV_UPDATE,
+    _KV_UPDATE_CB,
+    _KV_GATHER,
+    _KV_GATHER_CB,
+    _CAUSAL_MASK,
+    _ATTENTION,
+    _ATTENTION_BIAS,
+    _ATTENTION_SINKS,
+    _RMS_NORM,
+)
 
 
 @cache

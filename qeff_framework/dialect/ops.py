@@ -20,6 +20,27 @@ def kv_update(cache: torch.Tensor, updates: torch.Tensor, position_ids: torch.Te
     return _emit("KVUpdate", (cache, updates, position_ids), {}, cache.dtype, cache.shape)
 
 
+def kv_update_cb(
+    cache: torch.Tensor, updates: torch.Tensor, position_ids: torch.Tensor, batch_index: torch.Tensor
+) -> torch.Tensor:
+    """`kv_update` for continuous batching: row b of this step is row ``batch_index[b, 0]`` of ``cache [F, H, C, D]``."""
+    return _emit("KVUpdateCB", (cache, updates, position_ids, batch_index), {}, cache.dtype, cache.shape)
+
+
+def kv_gather(cache: torch.Tensor, kv_positions: torch.Tensor) -> torch.Tensor:
+    """The slots ``kv_positions [L]`` of each row of ``cache [B, H, C, D]``: ``[B, H, L, D]``."""
+    batch, heads, _, dim = cache.shape
+    shape = (batch, heads, kv_positions.shape[0], dim)
+    return _emit("KVGather", (cache, kv_positions), {}, cache.dtype, shape)
+
+
+def kv_gather_cb(cache: torch.Tensor, batch_index: torch.Tensor, kv_positions: torch.Tensor) -> torch.Tensor:
+    """The slots ``kv_positions [L]`` of the rows ``batch_index [B, 1]`` of ``cache [F, H, C, D]``: ``[B, H, L, D]``."""
+    _, heads, _, dim = cache.shape
+    shape = (batch_index.shape[0], heads, kv_positions.shape[0], dim)
+    return _emit("KVGatherCB", (cache, batch_index, kv_positions), {}, cache.dtype, shape)
+
+
 def causal_mask(
     position_ids: torch.Tensor, kv_positions: torch.Tensor, *, window: int = 0, chunk: int = 0
 ) -> torch.Tensor:

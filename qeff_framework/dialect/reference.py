@@ -1,7 +1,7 @@
 """What the dialect ops mean, in NumPy: short, slow and the last word. Tests hold bodies and lowerings against it.
 
-Shapes: B batch, H heads (Hq of queries, Hkv of keys and values; Hq is a multiple of Hkv), S tokens of this step, C cache slots,
-D size of a key, Dv size of a value.
+Shapes: B rows of this step, F rows of a cache for continuous batching, H heads (Hq of queries, Hkv of keys and values; Hq is a
+multiple of Hkv), S tokens of this step, C cache slots, L slots that a step reads, D size of a key, Dv size of a value.
 """
 
 from __future__ import annotations
@@ -24,6 +24,28 @@ def kv_update(cache: Floats, updates: Floats, position_ids: Ints) -> Floats:
     for row, token in np.argwhere((position_ids >= 0) & (position_ids < cache.shape[2])):
         result[row, :, position_ids[row, token]] = updates[row, :, token]
     return result
+
+
+def kv_update_cb(cache: Floats, updates: Floats, position_ids: Ints, batch_index: Ints) -> Floats:
+    """`kv_update` for continuous batching: `cache` is ``[F, H, C, D]`` and row b of the step is its row ``batch_index[b, 0]``.
+
+    `batch_index` is ``[B, 1]``; its numbers are distinct and lie in ``0 .. F-1``, also those of rows that are all padding.
+    """
+    result = cache.copy()
+    rows = batch_index[:, 0]
+    result[rows] = kv_update(cache[rows], updates, position_ids)
+    return result
+
+
+def kv_gather(cache: Floats, kv_positions: Ints) -> Floats:
+    """The slots `kv_positions` ``[L]`` of each row of `cache` ``[B, H, C, D]``: ``[B, H, L, D]``."""
+    result: Floats = cache[:, :, kv_positions]
+    return result
+
+
+def kv_gather_cb(cache: Floats, batch_index: Ints, kv_positions: Ints) -> Floats:
+    """The slots `kv_positions` ``[L]`` of the rows `batch_index` ``[B, 1]`` of `cache` ``[F, H, C, D]``: ``[B, H, L, D]``."""
+    return kv_gather(cache[batch_index[:, 0]], kv_positions)
 
 
 def causal_mask(position_ids: Ints, kv_positions: Ints, window: int = 0, chunk: int = 0) -> Bools:

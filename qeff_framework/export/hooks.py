@@ -19,5 +19,6 @@ class CoreHooks:
             task=request.task,
             output_dir=request.output_dir,
             pooling=request.pooling,
+            extra_inputs=request.extra_inputs,
             progress=request.progress,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,13 @@ def export_portable(
     task: Task,
     output_dir: Path,
     pooling: str | Callable[..., Any] | None = None,
+    extra_inputs: Sequence[str] = (),
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
     """Exports `module` to ``model.onnx`` and ``model.onnx.data`` in `output_dir`; the module is left as it is.
 
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
-    ``[B, S, H]`` and the attention mask ``[B, S]``.
+    ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
 
     Raises:
         OptionError: `pooling` is unknown.
@@ -52,7 +53,7 @@ def export_portable(
         if not isinstance(module, PreTrainedModel):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         if task == "causal-lm":
-            model, states = causal_lm_model(module)
+            model, states = causal_lm_model(module, tuple(extra_inputs))
         elif task == "encoder":
             model = encoder_model(module, pool)
         elif task == "sequence-classification":

@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qeff_framework.dialect import ops
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.scope import current_step
+from qeff_framework.seam.scope import Step, current_step
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,9 @@ class LayerShape:
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the library's __init_subclass__ is untyped
-    """Keys ``[B, H, ctx_len, D]`` and values ``[B, Hv, ctx_len, Dv]`` of one layer.
+    """Keys ``[B, H, C, D]`` and values ``[B, Hv, C, Dv]`` of one layer; with continuous batching F rows instead of B.
+
+    `ctx_len` is the number of slots that a step reads: C, or fewer with a compute context.
 
     Both are `None` in a layer that no attention writes to: one that reuses the keys of another layer, or has no attention.
     """
@@ -53,15 +55,15 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the libra
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the new keys and values at the positions of the running step; returns the whole buffers."""
+        """Writes the new keys and values at the positions of the running step; returns what the step reads, by default all."""
         del args, kwargs
         step = current_step()
         if step is None:
             raise UnsupportedModelError("it writes to a key/value cache outside a step with positions")
         keys, values = self.states()
-        self.keys = ops.kv_update(keys, key_states, step.position_ids)
-        self.values = ops.kv_update(values, value_states, step.position_ids)
-        return self.keys, self.values
+        self.keys = _written(keys, key_states, step)
+        self.values = _written(values, value_states, step)
+        return _read(self.keys, step), _read(self.values, step)
 
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as they are now."""
@@ -70,7 +72,7 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the libra
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Every query may look at the whole buffer; the mask decides."""
+        """Every query may look at every slot that is read; the mask decides."""
         del query_length
         return self.ctx_len, 0
 
@@ -79,8 +81,20 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the libra
         return 0
 
     def get_max_length(self) -> int:
-        """The size of the buffer."""
+        """The slots that a step reads."""
         return self.ctx_len
+
+
+def _written(cache: torch.Tensor, states: torch.Tensor, step: Step) -> torch.Tensor:
+    if step.batch_index is None:
+        return ops.kv_update(cache, states, step.position_ids)
+    return ops.kv_update_cb(cache, states, step.position_ids, step.batch_index)
+
+
+def _read(cache: torch.Tensor, step: Step) -> torch.Tensor:
+    if step.batch_index is not None:
+        return ops.kv_gather_cb(cache, step.batch_index, step.kv_positions)
+    return ops.kv_gather(cache, step.kv_positions) if step.reads_part else cache
 
 
 class RecordingCache(Cache):

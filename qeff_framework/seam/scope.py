@@ -20,8 +20,12 @@ class Step:
 
     #: ``[B, S]`` int64, -1 at padding.
     position_ids: torch.Tensor
-    #: ``[C]`` int64: 0 .. ctx_len - 1.
+    #: ``[L]`` int64: 0 .. L - 1, the slots that this step reads; L is ctx_len unless `reads_part` is set.
     kv_positions: torch.Tensor
+    #: ``[B, 1]`` int64: the cache row of each row of the step; `None` when the cache has the rows of the step.
+    batch_index: torch.Tensor | None = None
+    #: Only the first L slots are read, the compute context of this step.
+    reads_part: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

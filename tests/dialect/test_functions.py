@@ -22,6 +22,9 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 #: Element types and ranks of the inputs of each op, and of its output.
 SIGNATURES = {
     "KVUpdate": ([(FLOAT, 4), (FLOAT, 4), (INT64, 2)], (FLOAT, 4)),
+    "KVUpdateCB": ([(FLOAT, 4), (FLOAT, 4), (INT64, 2), (INT64, 2)], (FLOAT, 4)),
+    "KVGather": ([(FLOAT, 4), (INT64, 1)], (FLOAT, 4)),
+    "KVGatherCB": ([(FLOAT, 4), (INT64, 2), (INT64, 1)], (FLOAT, 4)),
     "CausalMask": ([(INT64, 2), (INT64, 1)], (BOOL, 4)),
     "Attention": ([(FLOAT, 4)] * 3 + [(BOOL, 4)], (FLOAT, 4)),
     "AttentionBias": ([(FLOAT, 4)] * 4, (FLOAT, 4)),
@@ -112,6 +115,38 @@ def test_kv_update_ignores_positions_beyond_the_cache():
     result = run("KVUpdate", cache, updates, np.array([[3, -5]]))
 
     np.testing.assert_array_equal(result, cache)
+
+
+@examples
+@given(step=steps(), heads_and_dims=heads(), spare=st.integers(0, 3))
+def test_kv_update_cb(step, heads_and_dims, spare):
+    rng, batch, seq, ctx, positions = step
+    _, count, dim, _ = heads_and_dims
+    cache, updates = normal(rng, batch + spare, count, ctx, dim), normal(rng, batch, count, seq, dim)
+    batch_index = rng.permutation(batch + spare)[:batch, None]
+
+    result = run("KVUpdateCB", cache, updates, positions, batch_index)
+
+    np.testing.assert_array_equal(result, reference.kv_update_cb(cache, updates, positions, batch_index))
+    # Row by row it is the plain update, and rows that the step does not name keep their content.
+    np.testing.assert_array_equal(
+        result[batch_index[:, 0]], reference.kv_update(cache[batch_index[:, 0]], updates, positions)
+    )
+    others = np.setdiff1d(np.arange(batch + spare), batch_index)
+    np.testing.assert_array_equal(result[others], cache[others])
+
+
+@examples
+@given(step=steps(), length=st.integers(1, 9))
+def test_kv_gather(step, length):
+    rng, batch, _, ctx, _ = step
+    cache, slots = normal(rng, batch, 2, ctx, 3), np.arange(min(length, ctx))
+    batch_index = rng.permutation(batch)[:1, None]
+
+    np.testing.assert_array_equal(run("KVGather", cache, slots), reference.kv_gather(cache, slots))
+    part = run("KVGatherCB", cache, batch_index, slots)
+    np.testing.assert_array_equal(part, reference.kv_gather_cb(cache, batch_index, slots))
+    np.testing.assert_array_equal(part, cache[batch_index[:, 0], :, : len(slots)])
 
 
 @examples
