@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sdk_standins import qairt
 from tests.sdk_standins.harness import Compiler, Runtime
 from tests.sdk_standins.qaic import StandinSdk, install_standin
+from tests.sdk_standins.qairt_harness import Tools
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +76,14 @@ def runtime_of() -> Iterator[Callable[[StandinSdk], Runtime]]:
 def runtime(sdk: StandinSdk, runtime_of: Callable[[StandinSdk], Runtime]) -> Runtime:
     """The runtime of SDK 1.21 with one device."""
     return runtime_of(sdk)
+
+
+@pytest.fixture(scope="session")
+def shared_qairt(tmp_path_factory: pytest.TempPathFactory) -> qairt.StandinQairt:
+    """One tree for all tests that change no file of it."""
+    return qairt.install_standin(tmp_path_factory.mktemp("qairt") / "sdk")
+
+
+@pytest.fixture
+def qairt_tools(shared_qairt: qairt.StandinQairt, tmp_path: Path) -> Tools:
+    return Tools(shared_qairt, tmp_path)

@@ -1,0 +1,1 @@
+"""The stand-in `qnn-context-binary-generator`."""
