@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,12 @@ class Ended:
     output: str
 
 
-def run_compiler(argv: Sequence[str], directory: Path, *, timeout_seconds: float) -> Ended:
+def run_compiler(
+    argv: Sequence[str], directory: Path, *, timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> Ended:
     """Runs the compiler in `directory` and appends command and output to ``compile.log`` there.
 
+    `environment` replaces this process's variables where it is given.
     The process and its children end with the time limit, and when this process is interrupted. Raises `OSError` when it cannot
     be started.
     """
@@ -36,6 +39,7 @@ def run_compiler(argv: Sequence[str], directory: Path, *, timeout_seconds: float
         process = subprocess.Popen(
             list(argv),
             cwd=directory,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
