@@ -359,5 +359,7 @@ class Capabilities:
     mxint8_kv_cache: bool = False
     #: ``num_speculative_tokens``.
     speculative_decoding: bool = False
+    #: ``comp_ctx_lengths_prefill`` and ``comp_ctx_lengths_decode``.
+    compute_contexts: bool = False
     #: `CompileRequest.dry_run`.
     dry_run: bool = False

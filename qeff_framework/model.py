@@ -52,6 +52,9 @@ class Shapes(Protocol):
     def specializations(self) -> tuple[Specialization, ...]:
         """The static shape sets to compile."""
 
+    def extra_inputs(self) -> tuple[str, ...]:
+        """Inputs of the graph that these sizes need, see `contracts.EXTRA_INPUTS`."""
+
 
 class QEFFBaseModel:
     """A Transformers model on its way to a device.
@@ -132,7 +135,14 @@ class QEFFBaseModel:
         """
         return self._export(registry.core(extensions=extensions), None, export_dir)
 
-    def _export(self, relay: Relay, options: object, export_dir: str | os.PathLike[str] | None = None) -> ExportedModel:
+    def _export(
+        self,
+        relay: Relay,
+        options: object,
+        export_dir: str | os.PathLike[str] | None = None,
+        *,
+        extra_inputs: tuple[str, ...] = (),
+    ) -> ExportedModel:
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         parts = {
             "format": EXPORT_FORMAT,
@@ -141,6 +151,7 @@ class QEFFBaseModel:
             "transforms": [f"{transform.name}@{transform.version}" for transform in transforms],
             "libraries": _versions(_EXPORT_LIBRARIES),
             **self._export_key(),
+            **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
         }
 
         def build(output_dir: Path) -> None:
@@ -151,7 +162,12 @@ class QEFFBaseModel:
             applied = [f"{t.name}@{t.version}" for t in transforms if t(module)]
             report(f"exporting {self.name} to portable ONNX")
             request = ExportRequest(
-                module=module, task=self.task, output_dir=output_dir, progress=report, **self._export_arguments()
+                module=module,
+                task=self.task,
+                output_dir=output_dir,
+                extra_inputs=extra_inputs,
+                progress=report,
+                **self._export_arguments(),
             )
             exported = relay.export(request)
             metadata = {
@@ -217,7 +233,7 @@ class QEFFBaseModel:
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         specializations = shapes.specializations()
-        exported = self._export(relay, compile_options)
+        exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs())
         transforms = relay.transform(
             TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
         )
@@ -354,6 +370,8 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         f"task '{task}'": task in can.tasks,
         "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,
         "num_speculative_tokens": can.speculative_decoding or getattr(shapes, "num_speculative_tokens", None) is None,
+        "comp_ctx_lengths_prefill, comp_ctx_lengths_decode": can.compute_contexts
+        or not getattr(shapes, "has_compute_contexts", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
         "mxfp6_matmul=True": can.mxfp6_matmul or not options.mxfp6_matmul,
         "mxint8_kv_cache=True": can.mxint8_kv_cache or not options.mxint8_kv_cache,

@@ -6,9 +6,10 @@ of the Qualcomm stack know.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qeff_framework.contracts import Specialization
+from qeff_framework.contracts import EXTRA_INPUTS, Specialization
 from qeff_framework.options import option
 
 
@@ -19,9 +20,21 @@ class CausalLMShapes:
     prefill_seq_len: int = option(32, "prompt tokens per prefill step; longer prompts take several", minimum=1)
     ctx_len: int = option(128, "positions of the KV cache: prompt and generated tokens together", minimum=1)
     batch_size: int = option(1, "prompts that are run together", minimum=1)
-    full_batch_size: int | None = option(None, "slots of continuous batching", minimum=1)
-    kv_cache_batch_size: int | None = option(None, "KV cache slots, full_batch_size or more", minimum=1)
-    num_speculative_tokens: int | None = option(None, "draft tokens checked per decode step", minimum=1)
+    full_batch_size: int | None = option(
+        None, "rows of continuous batching: prompts that decode together, a finished one is replaced", minimum=1
+    )
+    kv_cache_batch_size: int | None = option(
+        None, "KV cache slots, full_batch_size or more; the others keep what finished prompts have left", minimum=1
+    )
+    num_speculative_tokens: int | tuple[int, ...] | None = option(
+        None, "draft tokens checked per decode step; several numbers give one decode program each"
+    )
+    comp_ctx_lengths_prefill: tuple[int, ...] = option(
+        (), "cache positions that a prefill step reads: one prefill program for each length"
+    )
+    comp_ctx_lengths_decode: tuple[int, ...] = option(
+        (), "cache positions that a decode step reads: one decode program for each length, the last one is ctx_len"
+    )
 
     def __post_init__(self) -> None:
         """Refuses sizes that contradict each other."""
@@ -30,16 +43,120 @@ class CausalLMShapes:
                 f"prefill_seq_len={self.prefill_seq_len} is greater than ctx_len={self.ctx_len}: a prefill step cannot hold "
                 "more tokens than the KV cache; raise ctx_len or lower prefill_seq_len"
             )
-        if self.full_batch_size is None and self.kv_cache_batch_size is not None:
-            raise ValueError("kv_cache_batch_size needs full_batch_size: it counts the slots of continuous batching")
+        problems = [*self._continuous_batching_problems(), *self._speculation_problems(), *self._context_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _continuous_batching_problems(self) -> Iterator[str]:
+        slots, rows = self.kv_cache_batch_size, self.full_batch_size
+        if rows is None:
+            if slots is not None:
+                yield "kv_cache_batch_size needs full_batch_size: it counts the slots of continuous batching"
+            return
+        if self.batch_size != 1:
+            yield (
+                f"batch_size={self.batch_size} and full_batch_size={rows} exclude each other: continuous batching prefills one "
+                "prompt at a time; leave batch_size out"
+            )
+        if slots is not None and slots < rows:
+            yield f"kv_cache_batch_size={slots} is less than full_batch_size={rows}: each row needs a slot of its own"
+
+    def _speculation_problems(self) -> Iterator[str]:
+        drafts = self.draft_lengths
+        if self.num_speculative_tokens == () or (drafts and min(drafts) < 0):
+            yield f"num_speculative_tokens={self.num_speculative_tokens!r} must be one or more numbers of at least 0"
+        elif self.num_speculative_tokens == 0:
+            yield "num_speculative_tokens=0 checks no draft token; leave it out"
+        elif drafts and max(drafts) + 1 > self.prefill_seq_len:
+            yield (
+                f"num_speculative_tokens={max(drafts)} makes decode steps of {max(drafts) + 1} tokens: more than "
+                f"prefill_seq_len={self.prefill_seq_len}; raise prefill_seq_len or lower num_speculative_tokens"
+            )
+        if len(drafts) > 1 and self.has_compute_contexts:
+            yield (
+                "several num_speculative_tokens cannot be combined with comp_ctx_lengths: the device tells programs apart by one "
+                "input that differs in all of them"
+            )
+
+    def _context_problems(self) -> Iterator[str]:
+        prefill, decode = self.comp_ctx_lengths_prefill, self.comp_ctx_lengths_decode
+        for name, lengths in (("comp_ctx_lengths_prefill", prefill), ("comp_ctx_lengths_decode", decode)):
+            wrong = [length for length in lengths if not 1 <= length <= self.ctx_len]
+            if wrong:
+                yield f"{name} holds {wrong[0]}: lengths are 1 to ctx_len={self.ctx_len}"
+        if bool(prefill) != bool(decode):
+            given = "comp_ctx_lengths_prefill" if prefill else "comp_ctx_lengths_decode"
+            yield f"{given} alone is not enough: give comp_ctx_lengths_prefill and comp_ctx_lengths_decode"
+        common = sorted(set(prefill) & {*decode, self.ctx_len}) if decode else []
+        if common:
+            yield (
+                f"comp_ctx_lengths_prefill holds {common[0]}, which is a length of the decode programs as well (they end with "
+                f"ctx_len={self.ctx_len}): the device tells programs apart by this length, so choose another one, such as "
+                f"{_lower_multiple(common[0], {*prefill, *decode})}"
+            )
+        if prefill and not common and min(prefill) < self.prefill_seq_len:
+            yield (
+                f"comp_ctx_lengths_prefill holds {min(prefill)}, less than prefill_seq_len={self.prefill_seq_len}: a step must "
+                "read at least what it writes"
+            )
+
+    @property
+    def draft_lengths(self) -> tuple[int, ...]:
+        """Draft tokens per decode step, ascending, each once; empty without speculation."""
+        asked = self.num_speculative_tokens
+        if asked is None:
+            return ()
+        return (asked,) if isinstance(asked, int) else tuple(sorted(set(asked)))
+
+    @property
+    def has_compute_contexts(self) -> bool:
+        """Programs for several lengths of the cache that they read."""
+        return bool(self.comp_ctx_lengths_prefill or self.comp_ctx_lengths_decode)
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """Inputs that the graph needs for these sizes, see `contracts.EXTRA_INPUTS`."""
+        asked = {
+            "batch_index": self.full_batch_size is not None,
+            "comp_ctx_lengths": self.has_compute_contexts,
+            "num_logits_to_keep": self.num_speculative_tokens is not None,
+        }
+        return tuple(name for name in EXTRA_INPUTS if asked[name])
 
     def specializations(self) -> tuple[Specialization, ...]:
         """Prefill and decode over the same cache; a single one when the prefill takes one token at a time."""
-        shared = {"batch_size": self.batch_size, "ctx_len": self.ctx_len}
-        decode = Specialization(name="decode", dims={**shared, "seq_len": 1})
-        if self.prefill_seq_len == 1:
-            return (decode,)
-        return (Specialization(name="prefill", dims={**shared, "seq_len": self.prefill_seq_len}), decode)
+        shared = {"ctx_len": self.ctx_len}
+        if self.full_batch_size is not None:
+            shared["full_batch_size"] = self.kv_cache_batch_size or self.full_batch_size
+        prefill = self._entries("prefill", self.batch_size, self.prefill_seq_len, shared, kept=1)
+        rows = self.full_batch_size or self.batch_size
+        decode: list[Specialization] = []
+        for drafts in self.draft_lengths or (0,):
+            name = f"decode_{drafts}_drafts" if len(self.draft_lengths) > 1 else "decode"
+            decode += self._entries(name, rows, drafts + 1, shared, kept=drafts + 1)
+        known = [dict(entry.dims) for entry in decode]
+        return (*(entry for entry in prefill if dict(entry.dims) not in known), *decode)
+
+    def _entries(
+        self, name: str, rows: int, seq_len: int, shared: Mapping[str, int], *, kept: int
+    ) -> list[Specialization]:
+        dims = {"batch_size": rows, **shared, "seq_len": seq_len}
+        if self.num_speculative_tokens is not None:
+            dims["num_logits_to_keep"] = kept
+        if not self.has_compute_contexts:
+            return [Specialization(name=name, dims=dims)]
+        lengths = (
+            {*self.comp_ctx_lengths_prefill} if name == "prefill" else {*self.comp_ctx_lengths_decode, self.ctx_len}
+        )
+        return [
+            Specialization(name=f"{name}_{length}", dims={**dims, "comp_ctx_lengths": length})
+            for length in sorted(lengths)
+        ]
+
+
+def _lower_multiple(length: int, taken: set[int], step: int = 32) -> int:
+    """The next free multiple of `step` below `length`; the hardware reads the cache in blocks of that many."""
+    candidates = (value for value in range((length - 1) // step * step, 0, -step) if value not in taken)
+    return next(candidates, length - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +175,10 @@ class EncoderShapes:
     def lengths(self) -> tuple[int, ...]:
         """The compiled lengths, ascending, each once."""
         return (self.seq_len,) if isinstance(self.seq_len, int) else tuple(sorted(set(self.seq_len)))
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """None: they belong to causal LMs."""
+        return ()
 
     def specializations(self) -> tuple[Specialization, ...]:
         """One per length."""

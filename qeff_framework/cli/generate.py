@@ -196,7 +196,7 @@ def _generate(
     shown = stream or not args.json
     report(f"generating text for {len(prompts)} prompts" if len(prompts) > 1 else "generating text")
     outputs: list[GenerationOutput] = []
-    for first, group in _groups(prompts, _batch_size(runner.compiled)):
+    for first, group in _groups(prompts, _prompts_at_once(runner.compiled, len(prompts))):
         alone = stream and len(group) == 1
         if alone:
             progress.clear()
@@ -209,7 +209,10 @@ def _generate(
     return _text_outcome(runner, outputs)
 
 
-def _batch_size(compiled: CompiledModel) -> int:
+def _prompts_at_once(compiled: CompiledModel, count: int) -> int:
+    """With continuous batching prompts take turns by themselves."""
+    if any("full_batch_size" in item.dims for item in compiled.specializations):
+        return count
     return min(item.dims["batch_size"] for item in compiled.specializations)
 
 
@@ -262,7 +265,7 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
     decoding = total - sum(output.perf_metrics.prefill_time for output in outputs)
     decoded = tokens - sum(len(output.generated_ids) for output in outputs)
     return {
-        "time_to_first_token": outputs[0].perf_metrics.prefill_time,
+        "time_to_first_token": outputs[0].perf_metrics.time_to_first_token,
         "decode_tokens_per_second": decoded / decoding if decoded and decoding > 0 else 0.0,
         "tokens_per_second": tokens / total if total > 0 else 0.0,
         "new_tokens": tokens,

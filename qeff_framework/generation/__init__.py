@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.inputs import normalize_inputs
-from qeff_framework.generation.loop import ProgramShape, TextGenerator
+from qeff_framework.generation.loop import TextGenerator
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
+from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.settings import GenerationSettings, load_generation_defaults, resolve_settings
 from qeff_framework.generation.streaming import Detokenizer, TextStream
 from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer, load_tokenizer

@@ -1,7 +1,8 @@
 """The generation loop of causal language models over any `ExecutionSession`.
 
 The host's part of the contract: prompts go in as chunks of the compiled prefill length, then one token per step. Position -1
-marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only.
+marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only. With a program
+for continuous batching, prompts take turns in its rows, see `continuous`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from qeff_framework.contracts import CompiledModel, ExecutionSession
+from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
+from qeff_framework.generation.continuous import Scheduler
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
+from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row, Step
 from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, greedy
 from qeff_framework.generation.settings import GenerationSettings, resolve_settings
+from qeff_framework.generation.step_inputs import StepInputs
 from qeff_framework.generation.stopping import StopRules
 from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
 from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer
@@ -33,65 +37,6 @@ if TYPE_CHECKING:
 
 #: Text, texts, token ids of one or several prompts, or what a tokenizer returns.
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProgramShape:
-    """The sizes that a causal language model was compiled for."""
-
-    batch_size: int
-    #: Tokens of one prefill chunk; 1 when the decode program does the prefill too.
-    prefill_seq_len: int
-    ctx_len: int
-    #: `None` when the program does not tell.
-    vocab_size: int | None
-    token_dtype: str
-    position_dtype: str
-
-    @classmethod
-    def of(cls, compiled: CompiledModel) -> Self:
-        """Reads the sizes from the specializations. Raises `InputError` for programs that this loop cannot drive."""
-        if compiled.task != "causal-lm":
-            raise InputError(
-                f"text generation needs a model of task causal-lm, this one was compiled for {compiled.task}"
-            )
-        fed = {spec.name: spec for spec in compiled.inputs}
-        for state in compiled.states:
-            fed.pop(state.input, None)
-        if set(fed) != {"input_ids", "position_ids"}:
-            raise InputError(
-                f"the program takes the inputs {', '.join(sorted(fed))}; this loop feeds input_ids and position_ids only. "
-                "Compile without the options that add inputs (full_batch_size, num_speculative_tokens)"
-            )
-        entries = [entry.dims for entry in compiled.specializations]
-        decode = [dims for dims in entries if dims.get("seq_len") == 1]
-        if not decode:
-            raise InputError(
-                "the program has no decode entry: none of its specializations has seq_len=1; compile it anew"
-            )
-        prefill = max(entries, key=lambda dims: dims.get("seq_len", 0))
-        sizes = {(dims.get("batch_size", 0), dims.get("ctx_len", 0)) for dims in (prefill, decode[0])}
-        if len(sizes) != 1 or 0 in min(sizes):
-            raise InputError(
-                f"prefill and decode must have one batch_size and ctx_len in common, found {sorted(sizes)}"
-            )
-        batch_size, ctx_len = sizes.pop()
-        return cls(
-            batch_size=batch_size,
-            prefill_seq_len=prefill["seq_len"],
-            ctx_len=ctx_len,
-            vocab_size=_vocab_size(compiled),
-            token_dtype=fed["input_ids"].dtype,
-            position_dtype=fed["position_ids"].dtype,
-        )
-
-
-def _vocab_size(compiled: CompiledModel) -> int | None:
-    for spec in compiled.outputs:
-        if spec.name == "logits" and isinstance(spec.shape[-1], int):
-            return spec.shape[-1]
-    size = compiled.metadata.get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 class TextGenerator:
@@ -111,8 +56,8 @@ class TextGenerator:
         self.shape = ProgramShape.of(session.compiled)
         self.tokenizer: TextTokenizer | None = None if tokenizer is None else as_text_tokenizer(tokenizer)
         self.generation_defaults = dict(generation_defaults or {})
-        self._prefill = _StepInputs(self.shape, self.shape.prefill_seq_len)
-        self._decode = _StepInputs(self.shape, 1)
+        self._prefill = StepInputs(self.shape, self.shape.prefill)
+        self._decode = StepInputs(self.shape, self.shape.decode)
         #: Number of the generation that owns the session's cache.
         self._turn = 0
 
@@ -175,7 +120,7 @@ class TextGenerator:
         on_token: Callable[[int, int], None] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> GenerationOutput:
-        """Generates for prompts of token ids, at most `batch_size` of them, of any lengths.
+        """Generates for prompts of token ids of any lengths: at most `batch_size`, with continuous batching any number.
 
         `logits_processor` and `stopping_criteria` are Transformers' lists; they are called per row, see `ProcessedSelector`
         and `StopRules`. `streamer` is one of Transformers' streamers: it gets the prompt, then token after token, and takes
@@ -278,11 +223,41 @@ class TextGenerator:
         run.started = time.perf_counter()
         run.rules.begin()
         self.session.reset()
-        yield from self._take(run, self._run_prefill(run))
-        while run.unfinished:
-            logits = self._run_decode(run)
-            run.decode_steps += 1
-            yield from self._take(run, logits)
+        yield from self._one_batch(run) if self.shape.slots is None else self._continuously(run, self.shape.slots)
+
+    def _one_batch(self, run: _Run) -> Iterator[Step]:
+        """All prompts together: prefill, then decode until the last row has finished."""
+        active = run.rows
+        yield from self._take(run, self._run_prefill(run), active)
+        run.prefill_time = run.last_token - run.started
+        while active := [row for row in active if not row.finished]:
+            logits = self._run_decode(run, active)
+            yield from self._take(run, logits, active)
+
+    def _continuously(self, run: _Run, slots: int) -> Iterator[Step]:
+        """A prompt takes the place of one that has finished; one is prefilled while the others decode."""
+        shape = self.shape
+        scheduler = Scheduler(run.rows, lanes=shape.batch_size, slots=slots, reuse=shape.reusable)
+        while scheduler.busy:
+            if (row := scheduler.admit()) is not None:
+                started = time.perf_counter()
+                logits = self._run_chunk(run, row, scheduler.slot(row.lane))
+                run.prefill_time += time.perf_counter() - started
+                if row.is_prefilled:
+                    # The prefill program has one row, whatever the row's place among the decoding ones is.
+                    lane, row.lane = row.lane, 0
+                    steps = list(self._take(run, logits, [row]))
+                    row.lane = lane
+                    scheduler.filled()
+                    scheduler.release()
+                    yield from steps
+            if scheduler.decode_now:
+                for lane in range(shape.batch_size):
+                    self._decode.batch_index[lane, 0] = scheduler.slot(lane)
+                active = scheduler.decoding
+                steps = list(self._take(run, self._run_decode(run, active), active))
+                scheduler.release()
+                yield from steps
 
     def _owned(self, run: _Run) -> None:
         if run.turn != self._turn:
@@ -292,45 +267,59 @@ class TextGenerator:
 
     def _run_prefill(self, run: _Run) -> NDArray[Any]:
         """Feeds the prompts chunk by chunk; returns the logits after the last token of each, ``[B, V]``."""
-        width = self.shape.prefill_seq_len
         kept: NDArray[Any] | None = None
-        for chunk in range(max(row.last_chunk(width) for row in run.rows) + 1):
+        while filling := [row for row in run.rows if not row.is_prefilled]:
             self._prefill.clear(run.pad)
-            for row in run.rows:
-                self._prefill.set_chunk(row, chunk)
+            for row in filling:
+                self._place_chunk(row, row.lane)
             logits = self._run_step(self._prefill)
             if kept is None:
                 kept = np.zeros(logits.shape, dtype=logits.dtype)
-            for row in run.rows:
+            for row in filling:
                 # Later chunks of longer prompts return logits for this row too, of padding; the session may reuse its array.
-                if row.last_chunk(width) == chunk:
-                    kept[row.index] = logits[row.index]
+                if row.is_prefilled:
+                    kept[row.lane] = logits[row.lane]
         if kept is None:
             raise ExecutionError("the prefill ran no step")
         return kept
 
-    def _run_decode(self, run: _Run) -> NDArray[Any]:
+    def _run_chunk(self, run: _Run, row: Row, slot: int) -> NDArray[Any]:
+        """Feeds the next chunk of one prompt into a cache slot; returns its logits, ``[1, V]``."""
+        self._owned(run)
+        self._prefill.clear(run.pad)
+        self._prefill.batch_index[0, 0] = slot
+        self._place_chunk(row, 0)
+        return self._run_step(self._prefill)
+
+    def _place_chunk(self, row: Row, place: int) -> None:
+        start = row.prefilled
+        tokens = row.prompt[start : start + self._prefill.shape.width]
+        self._prefill.place(place, tokens, start)
+        row.prefilled += len(tokens)
+
+    def _run_decode(self, run: _Run, active: Sequence[Row]) -> NDArray[Any]:
         self._owned(run)
         self._decode.clear(run.pad)
-        for row in run.unfinished:
-            self._decode.set_last_token(row)
+        for row in active:
+            self._decode.place_last(row.lane, row.generated[-1:], row.position)
+        run.decode_steps += 1
         return self._run_step(self._decode)
 
-    def _run_step(self, inputs: _StepInputs) -> NDArray[Any]:
-        """Logits ``[B, V]``, valid until the next step."""
+    def _run_step(self, inputs: StepInputs) -> NDArray[Any]:
+        """Logits of each row's last token, ``[B, V]``, valid until the next step."""
         outputs = self.session.run(inputs.feed)
         logits = outputs.get("logits")
-        if logits is None or logits.ndim != 3 or logits.shape[:2] != (self.shape.batch_size, 1):
+        wanted = inputs.shape.rows, inputs.shape.kept
+        if logits is None or logits.ndim != 3 or logits.shape[:2] != wanted:
             found = "none" if logits is None else f"shape {logits.shape}"
             raise ExecutionError(
-                f"the program must return logits [{self.shape.batch_size}, 1, vocabulary], it returned {found} "
+                f"the program must return logits [{wanted[0]}, {wanted[1]}, vocabulary], it returned {found} "
                 f"among {', '.join(sorted(outputs))}"
             )
-        return logits[:, 0, :]
+        return logits[:, -1, :]
 
-    def _take(self, run: _Run, logits: NDArray[Any]) -> Iterator[Step]:
-        """Selects a token for every unfinished row. All rows take theirs before the first one is handed out."""
-        active = run.unfinished
+    def _take(self, run: _Run, logits: NDArray[Any], active: Sequence[Row]) -> Iterator[Step]:
+        """Selects a token for every active row. All rows take theirs before the first one is handed out."""
         tokens = run.selector(logits, active)
         run.last_token = time.perf_counter()
         if run.first_token is None:
@@ -340,7 +329,6 @@ class TextGenerator:
             if run.history is not None:
                 run.history.append(row.index, token)
             row.finish_reason = run.rules.reason(row, token)
-        run.unfinished = [row for row in active if not row.finished]
         for row, token in zip(active, tokens, strict=True):
             yield Step(row.index, token, row.finish_reason)
 
@@ -357,32 +345,6 @@ class TextGenerator:
         )
 
 
-class _StepInputs:
-    """The arrays of one step ``[B, S]``, allocated once and filled anew for each step."""
-
-    def __init__(self, shape: ProgramShape, width: int) -> None:
-        self._ids = np.zeros((shape.batch_size, width), dtype=shape.token_dtype)
-        self._positions = np.full((shape.batch_size, width), -1, dtype=shape.position_dtype)
-        self._counting = np.arange(shape.ctx_len + width, dtype=shape.position_dtype)
-        self._width = width
-        self.feed: Mapping[str, NDArray[Any]] = {"input_ids": self._ids, "position_ids": self._positions}
-
-    def clear(self, pad: int) -> None:
-        self._ids.fill(pad)
-        self._positions.fill(-1)
-
-    def set_chunk(self, row: Row, chunk: int) -> None:
-        """Places chunk number `chunk` of the row's prompt; nothing when the prompt has ended before."""
-        start = chunk * self._width
-        tokens = row.prompt[start : start + self._width]
-        self._ids[row.index, : len(tokens)] = tokens
-        self._positions[row.index, : len(tokens)] = self._counting[start : start + len(tokens)]
-
-    def set_last_token(self, row: Row) -> None:
-        self._ids[row.index, 0] = row.generated[-1]
-        self._positions[row.index, 0] = row.position
-
-
 @dataclass(kw_only=True)
 class _Run:
     """One generation in progress."""
@@ -393,30 +355,33 @@ class _Run:
     history: TokenHistory | None
     pad: int
     turn: int
-    unfinished: list[Row] = field(init=False)
     started: float = 0.0
     first_token: float | None = None
     last_token: float = 0.0
+    prefill_time: float = 0.0
     decode_steps: int = 0
-
-    def __post_init__(self) -> None:
-        self.unfinished = list(self.rows)
 
 
 def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
     """One row for each prompt. Raises `InputError` for prompts that the program cannot take."""
     if not prompts:
         raise InputError("no prompts were given; give at least one")
-    if len(prompts) > shape.batch_size:
+    if len(prompts) > shape.batch_size and shape.slots is None:
         raise InputError(
             f"{len(prompts)} prompts were given, the program takes {shape.batch_size} at once; "
-            f"compile with batch_size={len(prompts)}, or call generate several times"
+            f"compile with batch_size={len(prompts)} (or with full_batch_size, for any number of prompts), or call generate "
+            "several times"
         )
     for index, prompt in enumerate(prompts):
         _check_prompt(index, prompt, shape)
     longest = max(map(len, prompts))
     rows = [
-        Row(index=index, prompt=list(prompt), limit=_limit(len(prompt), longest, settings, shape))
+        # Rows of one batch end together; with continuous batching each prompt has the context for itself.
+        Row(
+            index=index,
+            prompt=list(prompt),
+            limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
+        )
         for index, prompt in enumerate(prompts)
     ]
     for row in rows:
@@ -437,6 +402,11 @@ def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> Non
         raise InputError(
             f"prompt {index} has {len(prompt)} tokens, which leaves no room for new ones in the compiled "
             f"ctx_len={shape.ctx_len}; shorten it, or compile with ctx_len={len(prompt) + 1} or more"
+        )
+    if len(prompt) > shape.longest_prompt:
+        raise InputError(
+            f"prompt {index} has {len(prompt)} tokens, the prefill programs read {shape.longest_prompt} at most; shorten it, or "
+            "compile with a greater last length in comp_ctx_lengths_prefill"
         )
     if min(prompt) < 0 or (shape.vocab_size is not None and max(prompt) >= shape.vocab_size):
         wrong = min(prompt) if min(prompt) < 0 else max(prompt)
@@ -490,13 +460,14 @@ def _tensor(values: list[Any]) -> object:
 def _metrics(run: _Run) -> PerfMetrics:
     first = run.first_token if run.first_token is not None else run.started
     total = run.last_token - run.started
-    decoding = run.last_token - first
+    decoding = total - run.prefill_time
     tokens = sum(len(row.generated) for row in run.rows)
     decoded = tokens - len(run.rows)
     return PerfMetrics(
-        prefill_time=first - run.started,
+        prefill_time=run.prefill_time,
         decode_perf=decoded / decoding if decoding > 0 else 0.0,
         total_perf=tokens / total if total > 0 else 0.0,
         total_time=total,
         decode_steps=run.decode_steps,
+        time_to_first_token=first - run.started,
     )

@@ -11,7 +11,7 @@ from qeff_framework.generation.rows import FinishReason
 class PerfMetrics:
     """Times in seconds, rates in tokens per second over all rows together."""
 
-    #: From the start to the first token of every row: the time to first token.
+    #: From the start to the first token of every row; with continuous batching, the time of all prefill steps.
     prefill_time: float
     #: Tokens of the decode steps (all but the first of each row) per second of decoding; 0 without decode steps.
     decode_perf: float
@@ -19,10 +19,12 @@ class PerfMetrics:
     total_perf: float
     total_time: float
     decode_steps: int
+    #: From the start to the first token of all.
+    time_to_first_token: float
 
     def __str__(self) -> str:
         return (
-            f"time to first token {self.prefill_time:.3f} s, decode {self.decode_perf:.1f} tokens/s "
+            f"time to first token {self.time_to_first_token:.3f} s, decode {self.decode_perf:.1f} tokens/s "
             f"({self.decode_steps} steps), total {self.total_perf:.1f} tokens/s in {self.total_time:.3f} s"
         )
 
@@ -31,7 +33,7 @@ class PerfMetrics:
 class GenerationOutput:
     """The result of `TextGenerator.generate`: lists have one entry for each prompt, in the given order."""
 
-    #: Rows that the program computes at once; prompts may be fewer.
+    #: Rows that the program computes at once; prompts may be fewer, and with continuous batching more.
     batch_size: int
     #: The prompts as text; decoded when they were given as token ids, empty without a tokenizer.
     prompts: list[str]

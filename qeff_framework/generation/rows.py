@@ -28,6 +28,14 @@ class Row:
     limit: int
     generated: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    #: Its row of a step's arrays: its own number, unless rows take turns.
+    lane: int = -1
+    #: Tokens of the prompt that are in the cache.
+    prefilled: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lane < 0:
+            self.lane = self.index
 
     @property
     def finished(self) -> bool:
@@ -39,6 +47,7 @@ class Row:
         """Position of the last generated token: where the next decode step writes it."""
         return len(self.prompt) + len(self.generated) - 1
 
-    def last_chunk(self, chunk: int) -> int:
-        """Number of the prefill chunk that holds the last token of the prompt, with `chunk` tokens each."""
-        return (len(self.prompt) - 1) // chunk
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether the whole prompt is in the cache."""
+        return self.prefilled == len(self.prompt)

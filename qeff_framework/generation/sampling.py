@@ -22,7 +22,7 @@ class TokenSelector(Protocol):
     """Picks one token for each of the given rows."""
 
     def __call__(self, logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
-        """`logits` is ``[B, V]``; entry i of the result is the token of ``rows[i]``, from the logits row ``rows[i].index``."""
+        """`logits` is ``[B, V]``; entry i of the result is the token of ``rows[i]``, from the logits row ``rows[i].lane``."""
 
 
 def greedy(logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
@@ -30,9 +30,9 @@ def greedy(logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
     tokens: list[int] = np.argmax(logits, axis=-1).tolist()
     for row in rows:
         # argmax takes a NaN for the greatest number, so looking at the winner finds any NaN in the row.
-        if np.isnan(logits[row.index, tokens[row.index]]):
+        if np.isnan(logits[row.lane, tokens[row.lane]]):
             raise _not_a_number(row)
-    return [tokens[row.index] for row in rows]
+    return [tokens[row.lane] for row in rows]
 
 
 class ProcessedSelector:
@@ -69,7 +69,7 @@ class ProcessedSelector:
         import torch
 
         # A copy: processors may write to it, and the session's array is its own.
-        raw = np.array(logits[row.index : row.index + 1], dtype=np.float32)
+        raw = np.array(logits[row.lane : row.lane + 1], dtype=np.float32)
         if np.isnan(raw).any():
             raise _not_a_number(row)
         scores = self._score(row, torch.from_numpy(raw))

@@ -74,7 +74,7 @@ def unloadable(checkpoint: Path, tmp_path: Path, store_root: Path) -> QEFFAutoMo
         ({"batch_size": 0}, "'batch_size' must be at least 1"),
         ({"mxfp6_matmul": True}, "backend 'ort_sim' does not support mxfp6_matmul=True"),
         ({"num_devices": 4}, "does not support num_devices=4"),
-        ({"full_batch_size": 4}, "does not support full_batch_size"),
+        ({"mxint8_kv_cache": True}, "does not support mxint8_kv_cache=True"),
         ({"dry_run": True}, "does not support dry_run"),
     ],
 )

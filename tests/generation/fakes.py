@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,24 +91,88 @@ class FakeCausalLM:
             self._run_row(row, ids[row], positions[row])
         return {"logits": self.logits}
 
-    def _run_row(self, row: int, ids: np.ndarray, positions: np.ndarray) -> None:
+    def _run_row(self, row: int, ids: np.ndarray, positions: np.ndarray, place: int | None = None) -> None:
+        place = row if place is None else place
         valid = positions >= 0
         count = int(valid.sum())
         assert valid[:count].all(), "padding must be on the right"
         if count == 0:
-            self.logits[row, 0] = np.nan  # whoever looks at the logits of padding gets what it deserves
+            self.logits[place, 0] = np.nan  # whoever looks at the logits of padding gets what it deserves
             return
         written = int((self.cache[row] != _UNWRITTEN).sum())
         assert positions[:count].tolist() == list(range(written, written + count)), "positions must follow each other"
         assert positions.max() < self.cache.shape[1], "written beyond the context"
         self.cache[row, positions[:count]] = ids[:count]
-        self.logits[row, 0] = self.model(self.cache[row, : written + count].tolist())
+        self.logits[place, 0] = self.model(self.cache[row, : written + count].tolist())
 
     def reset(self) -> None:
         self.cache.fill(_UNWRITTEN)
 
     def close(self) -> None:
         return
+
+
+class FakeContinuous(FakeCausalLM):
+    """The same with a cache of `slots` rows, `batch_size` of which decode together, and prefill of one row at a time.
+
+    With `contexts` the program has compute contexts: lengths of prefill and decode programs.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        slots: int,
+        prefill: int = 4,
+        ctx_len: int = 32,
+        contexts: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+        **options: int,
+    ) -> None:
+        super().__init__(slots, prefill, ctx_len, **options)
+        from qeff_framework.shapes import CausalLMShapes
+
+        sizes = CausalLMShapes(
+            prefill_seq_len=prefill,
+            ctx_len=ctx_len,
+            full_batch_size=batch_size,
+            kv_cache_batch_size=slots,
+            comp_ctx_lengths_prefill=contexts[0],
+            comp_ctx_lengths_decode=contexts[1],
+        )
+        extra = {"batch_index": ("batch_size", 1), "comp_ctx_lengths": ("comp_ctx_lengths",)}
+        tokens, positions, cache = self.compiled.inputs
+        inputs = [TensorSpec(name=name, dtype="int64", shape=extra[name]) for name in sizes.extra_inputs()]
+        self.compiled = replace(
+            self.compiled,
+            specializations=sizes.specializations(),
+            inputs=(tokens, positions, *inputs, replace(cache, shape=("full_batch_size", "ctx_len"))),
+        )
+        #: Shapes of tokens with the number of cache positions that are read.
+        self.allowed = {
+            (dims["batch_size"], dims["seq_len"], dims.get("comp_ctx_lengths", ctx_len))
+            for dims in (entry.dims for entry in self.compiled.specializations)
+        }
+        self.all_logits = np.zeros((slots, 1, self.logits.shape[-1]), dtype=np.float32)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        ids, positions, index = inputs["input_ids"], inputs["position_ids"], inputs["batch_index"]
+        states = {state.input for state in self.compiled.states}
+        assert set(inputs) == {spec.name for spec in self.compiled.inputs} - states
+        context = len(inputs.get("comp_ctx_lengths", range(self.cache.shape[1])))
+        assert (*ids.shape, context) in self.allowed, f"{ids.shape} with {context} positions was not compiled"
+        assert positions.max() < context, "a position is not read"
+        assert index.shape == (ids.shape[0], 1)
+        slots = index[:, 0].tolist()
+        assert len(set(slots)) == len(slots), "two rows of a step have one slot"
+        self.steps.append({name: array.copy() for name, array in inputs.items()})
+        self.all_logits.fill(np.nan)
+        for row, slot in enumerate(slots):
+            first = int(positions[row, 0])
+            if first >= 0:
+                # A slot is used again, from the start or behind what the two prompts have in common.
+                self.cache[slot, first:] = _UNWRITTEN
+            self.logits = self.all_logits[row : row + 1]
+            self._run_row(slot, ids[row], positions[row], place=0)
+        return {"logits": self.all_logits[: len(slots)]}
 
 
 class FakeEncoder:

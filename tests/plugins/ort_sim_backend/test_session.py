@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ort_sim_backend.positions import check_rows
 from ort_sim_backend.session import OrtSession
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, ExecutionSession, InputError
 from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, parse, run, session
@@ -210,3 +211,10 @@ def test_an_encoder_takes_each_of_its_shapes(tmp_path):
         np.testing.assert_array_equal(hidden, np.array([4.0, 5.0], np.float32) * mask[..., None])
     with pytest.raises(InputError, match=r"s3: .*; s5: "):
         opened.run({"input_ids": np.zeros((2, 4), np.int64), "attention_mask": np.ones((2, 4), np.int64)})
+
+
+def test_rows_of_a_step_need_cache_rows_of_their_own() -> None:
+    check_rows(np.array([[2], [0]]), cache_rows=3)
+    for rows in ([[0], [0]], [[-1]], [[3]]):
+        with pytest.raises(InputError, match="a cache row of its own, from 0 to 2"):
+            check_rows(np.array(rows), cache_rows=3)

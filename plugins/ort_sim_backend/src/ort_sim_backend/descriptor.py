@@ -29,7 +29,12 @@ class OrtSimBackend(Backend):
     summary = "CPU simulator on ONNX Runtime: static shapes and retained state, no hardware needed"
     options = OrtSimOptions
     runtime_options = OrtSimRuntimeOptions
-    capabilities = Capabilities(tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}))
+    capabilities = Capabilities(
+        tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
+        continuous_batching=True,
+        speculative_decoding=True,
+        compute_contexts=True,
+    )
     implementation = "ort_sim_backend.hooks:OrtSimHooks"
 
     def probe(self) -> Probe:

@@ -1,4 +1,4 @@
-"""The rules for ``position_ids`` of a step."""
+"""The rules for ``position_ids`` and ``batch_index`` of a step."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def check_positions(position_ids: NDArray[np.int64], *, ctx_len: int) -> None:
             raise InputError(
                 f"the positions of row {number} are {valid.tolist()}; apart from padding they must rise by one per token"
             )
+
+
+def check_rows(batch_index: NDArray[np.int64], *, cache_rows: int) -> None:
+    """Raises `InputError` unless each row of ``batch_index [B, 1]`` names a cache row of its own."""
+    rows = batch_index.ravel().tolist()
+    if len(set(rows)) != len(rows) or min(rows) < 0 or max(rows) >= cache_rows:
+        raise InputError(
+            f"batch_index is {rows}; each row of a step, padding included, needs a cache row of its own, from 0 to "
+            f"{cache_rows - 1}"
+        )

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ort_sim_backend import shapes
 from ort_sim_backend.options import OrtSimRuntimeOptions
-from ort_sim_backend.positions import check_positions
+from ort_sim_backend.positions import check_positions, check_rows
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 POSITIONS = "position_ids"
+ROWS = "batch_index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,10 @@ class OrtSession:
         step = self._choose(arrays)
         if POSITIONS in arrays and "ctx_len" in step.specialization.dims:
             check_positions(arrays[POSITIONS].astype(np.int64, copy=False), ctx_len=step.specialization.dims["ctx_len"])
+        if ROWS in arrays and "full_batch_size" in step.specialization.dims:
+            check_rows(
+                arrays[ROWS].astype(np.int64, copy=False), cache_rows=step.specialization.dims["full_batch_size"]
+            )
         for name, buffer in step.inputs.items():
             np.copyto(buffer, arrays[name])
         self._bind_alternating_states(step)

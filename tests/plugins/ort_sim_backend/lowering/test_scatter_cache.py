@@ -5,12 +5,22 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 
-from ort_sim_backend.lowering import RemoveUnused, ScatterCache
-from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, lowered, op_types, run, run_in_place, session
+from ort_sim_backend.lowering import GatherRows, RemoveUnused, ScatterCache
+from tests.plugins.ort_sim_backend.graphs import (
+    STATES,
+    attention_layer,
+    lowered,
+    op_types,
+    parse,
+    run,
+    run_in_place,
+    session,
+)
 from tests.plugins.ort_sim_backend.steps import sequences
 
 
@@ -39,3 +49,50 @@ def test_steps_equal_the_dialect(chunk, sequence):
         for name, buffer in states.items():
             np.testing.assert_array_equal(buffer, expected_states[name])
         np.testing.assert_allclose(attended, expected["attended"], rtol=1e-6, atol=1e-6)
+
+
+ROWS = """layer
+    (int64[batch_size, seq_len] position_ids, int64[batch_size, 1] batch_index, float[batch_size, 2, seq_len, 8] key,
+     float[batch_size, 2, seq_len, 8] value, float[rows, 2, ctx_len, 8] past_key, float[rows, 2, ctx_len, 8] past_value)
+    => (float[batch_size, 2, ctx_len, 8] read, float[rows, 2, ctx_len, 8] past_key_RetainedState,
+        float[rows, 2, ctx_len, 8] past_value_RetainedState)
+    <int64 zero = {0}, int64 one = {1}>
+{
+    past_key_RetainedState = qeff.KVUpdateCB (past_key, key, position_ids, batch_index)
+    past_value_RetainedState = qeff.KVUpdateCB (past_value, value, position_ids, batch_index)
+    size = Shape <start = 2, end = 3> (past_key)
+    limit = Squeeze (size)
+    slots = Range (zero, limit, one)
+    read = qeff.KVGatherCB (past_key_RetainedState, batch_index, slots)
+}"""
+
+
+@cache
+def row_sessions() -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    model = parse(ROWS)
+    slots = next(node for node in model.graph if node.op_type == "Range").outputs[0]
+    slots.type, slots.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["ctx_len"])  # as the export has them
+    changed = lowered(model, (ScatterCache(), GatherRows(), RemoveUnused()))
+    assert op_types(changed).count("ScatterND") == 2
+    assert not changed.functions
+    return session(model), session(changed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences())
+def test_rows_of_a_larger_cache_equal_the_dialect(sequence):
+    portable, changed = row_sessions()
+    rng = np.random.default_rng(sequence.seed)
+    more = {name: np.concatenate([state, state * 2]) for name, state in sequence.states().items()}
+    expected_states, states = dict(more), {name: state.copy() for name, state in more.items()}
+    for number in range(len(sequence.steps)):
+        feeds = {name: value for name, value in sequence.feeds(number).items() if name != "query"}
+        feeds["batch_index"] = rng.permutation(2 * sequence.batch)[: sequence.batch, None]
+        expected = run(portable, {**feeds, **expected_states})
+        expected_states = {name: expected[output] for name, output in STATES.items()}
+
+        read = run_in_place(changed, feeds, states)["read"]
+
+        for name, buffer in states.items():
+            np.testing.assert_array_equal(buffer, expected_states[name])
+        np.testing.assert_array_equal(read, expected["read"])

@@ -6,6 +6,7 @@ standard ops, which ONNX Runtime inlines.
 
 from __future__ import annotations
 
+from ort_sim_backend.lowering.gather_rows import GatherRows
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.scatter_cache import ScatterCache
@@ -17,9 +18,18 @@ from qeff_framework.plugin_api import Transform
 PASSES: tuple[Transform, ...] = (
     GroupQueryAttention(),
     ScatterCache(),
+    GatherRows(),
     SimplifiedRMSNorm(),
     TiedWeights(),
     RemoveUnused(),
 )
 
-__all__ = ["PASSES", "GroupQueryAttention", "RemoveUnused", "ScatterCache", "SimplifiedRMSNorm", "TiedWeights"]
+__all__ = [
+    "PASSES",
+    "GatherRows",
+    "GroupQueryAttention",
+    "RemoveUnused",
+    "ScatterCache",
+    "SimplifiedRMSNorm",
+    "TiedWeights",
+]

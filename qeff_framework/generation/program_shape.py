@@ -1,0 +1,145 @@
+"""What a causal language model was compiled for, read from its specializations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from qeff_framework.contracts import EXTRA_INPUTS, CompiledModel, TensorSpec
+from qeff_framework.errors import InputError
+
+_TOKENS = ("input_ids", "position_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """The sizes of one kind of step."""
+
+    rows: int
+    #: Tokens of a row.
+    width: int
+    #: Logits of a row: those of its last tokens.
+    kept: int = 1
+    #: Numbers of cache positions that a program of this kind reads, ascending; the last one limits what it can be used for.
+    contexts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramShape:
+    """The programs of a causal language model and what they have in common."""
+
+    prefill: StepShape
+    #: One program for each number of tokens that a decode step checks, ascending; the first one is for a single token.
+    decodes: tuple[StepShape, ...]
+    ctx_len: int
+    #: Slots of continuous batching; `None` when each row has its own cache.
+    slots: int | None
+    #: Names of the inputs beside tokens and positions.
+    extra_inputs: frozenset[str]
+    #: `None` when the program does not tell.
+    vocab_size: int | None
+    token_dtype: str
+    position_dtype: str
+    #: The cache of a finished prompt can serve one that begins in the same way: it holds nothing but one place for each token.
+    reusable: bool
+
+    @property
+    def decode(self) -> StepShape:
+        """The program for a single new token per row."""
+        return self.decodes[0]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that decode together."""
+        return self.decode.rows
+
+    @property
+    def prefill_seq_len(self) -> int:
+        """Tokens of one prefill chunk; 1 when the decode program does the prefill too."""
+        return self.prefill.width
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that the prefill programs can reach."""
+        return self.prefill.contexts[-1]
+
+    @classmethod
+    def of(cls, compiled: CompiledModel) -> Self:
+        """Reads the sizes from the specializations. Raises `InputError` for programs that the loop cannot drive."""
+        if compiled.task != "causal-lm":
+            raise InputError(
+                f"text generation needs a model of task causal-lm, this one was compiled for {compiled.task}"
+            )
+        fed = _fed(compiled)
+        entries = [entry.dims for entry in compiled.specializations]
+        ctx_len, slots = _common(entries, "ctx_len"), None
+        if "batch_index" in fed:
+            slots = _common(entries, "full_batch_size")
+        steps = _steps(entries, ctx_len)
+        most_rows = max(step.rows for step in steps)
+        decodes = sorted((s for s in steps if s.width == s.kept and s.rows == most_rows), key=lambda s: s.width)
+        if not decodes:
+            raise InputError(
+                "the program has no decode entry: none of its specializations has seq_len=1; compile it anew"
+            )
+        least_rows = min(step.rows for step in steps)
+        prefill = max((s for s in steps if s.kept == 1 and s.rows == least_rows), key=lambda s: s.width, default=None)
+        if (
+            prefill is None
+            or (slots is None and prefill.rows != most_rows)
+            or (slots is not None and prefill.rows != 1)
+        ):
+            raise InputError(
+                f"prefill and decode must have one batch_size and ctx_len in common, found "
+                f"{sorted({(step.rows, ctx_len) for step in steps})}; with batch_index, prefill must have batch_size 1"
+            )
+        return cls(
+            prefill=prefill,
+            decodes=tuple(decodes),
+            ctx_len=ctx_len,
+            slots=slots,
+            extra_inputs=frozenset(fed) - frozenset(_TOKENS),
+            vocab_size=_vocab_size(compiled),
+            token_dtype=fed["input_ids"].dtype,
+            position_dtype=fed["position_ids"].dtype,
+            reusable=all(state.kind == "kv" for state in compiled.states),
+        )
+
+
+def _fed(compiled: CompiledModel) -> dict[str, TensorSpec]:
+    """What the host feeds: all inputs but the retained states."""
+    states = {state.input for state in compiled.states}
+    fed = {spec.name: spec for spec in compiled.inputs if spec.name not in states}
+    if not set(_TOKENS) <= set(fed) or set(fed) - {*_TOKENS, *EXTRA_INPUTS}:
+        raise InputError(
+            f"the program takes the inputs {', '.join(sorted(fed))}; this loop feeds {', '.join(_TOKENS)} and, where a program "
+            f"has them, {', '.join(EXTRA_INPUTS)}"
+        )
+    return fed
+
+
+def _common(entries: list[Mapping[str, int]], name: str) -> int:
+    values = {dims.get(name, 0) for dims in entries}
+    if len(values) != 1 or 0 in values:
+        raise InputError(f"all programs must have one {name} in common, found {sorted(values)}; compile the model anew")
+    return values.pop()
+
+
+def _steps(entries: list[Mapping[str, int]], ctx_len: int) -> list[StepShape]:
+    contexts: dict[tuple[int, int, int], list[int]] = {}
+    for dims in entries:
+        kind = dims.get("batch_size", 0), dims.get("seq_len", 0), dims.get("num_logits_to_keep", 1)
+        contexts.setdefault(kind, []).append(dims.get("comp_ctx_lengths", ctx_len))
+    return [
+        StepShape(rows=rows, width=width, kept=kept, contexts=tuple(sorted(lengths)))
+        for (rows, width, kept), lengths in contexts.items()
+    ]
+
+
+def _vocab_size(compiled: CompiledModel) -> int | None:
+    for spec in compiled.outputs:
+        if spec.name == "logits" and isinstance(spec.shape[-1], int):
+            return spec.shape[-1]
+    size = compiled.metadata.get("vocab_size")
+    return size if isinstance(size, int) else None

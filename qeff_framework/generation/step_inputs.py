@@ -1,0 +1,63 @@
+"""The arrays of one kind of step, allocated once and filled anew for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.generation.program_shape import ProgramShape, StepShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Feed = Mapping[str, NDArray[Any]]
+
+
+class StepInputs:
+    """Tokens and positions ``[B, S]``, and the further inputs that the program has."""
+
+    def __init__(self, shape: ProgramShape, step: StepShape) -> None:
+        self.shape = step
+        size = (step.rows, step.width)
+        self._ids = np.zeros(size, dtype=shape.token_dtype)
+        self._positions = np.full(size, -1, dtype=shape.position_dtype)
+        self._counting = np.arange(shape.ctx_len + step.width, dtype=shape.position_dtype)
+        #: ``[B, 1]``: the cache row of each row of the step.
+        self.batch_index = np.arange(step.rows, dtype=np.int64)[:, None]
+        common: dict[str, NDArray[Any]] = {"input_ids": self._ids, "position_ids": self._positions}
+        if "batch_index" in shape.extra_inputs:
+            common["batch_index"] = self.batch_index
+        if "num_logits_to_keep" in shape.extra_inputs:
+            common["num_logits_to_keep"] = np.zeros((step.kept, 1), dtype=np.int64)
+        has_contexts = "comp_ctx_lengths" in shape.extra_inputs
+        #: One feed for each compute context: they share all arrays but the one whose length says how much is read.
+        self._feeds: list[tuple[int, Feed]] = [
+            (length, {**common, "comp_ctx_lengths": np.zeros(length, dtype=np.int64)} if has_contexts else common)
+            for length in step.contexts
+        ]
+
+    @property
+    def feed(self) -> Feed:
+        """The inputs of the program that reads no more of the cache than the step needs."""
+        if len(self._feeds) == 1:
+            return self._feeds[0][1]
+        needed = int(self._positions.max()) + 1
+        return next((feed for length, feed in self._feeds if length >= needed), self._feeds[-1][1])
+
+    def clear(self, pad: int) -> None:
+        """Makes every place padding."""
+        self._ids.fill(pad)
+        self._positions.fill(-1)
+
+    def place(self, row: int, tokens: Sequence[int], start: int) -> None:
+        """Places consecutive tokens, the first one at position `start`, at the beginning of a row."""
+        self._ids[row, : len(tokens)] = tokens
+        self._positions[row, : len(tokens)] = self._counting[start : start + len(tokens)]
+
+    def place_last(self, row: int, tokens: Sequence[int], start: int) -> None:
+        """Places consecutive tokens at the end of a row, where the program's last logits are those of the last token."""
+        first = self.shape.width - len(tokens)
+        self._ids[row, first:] = tokens
+        self._positions[row, first:] = self._counting[start : start + len(tokens)]
