@@ -6,7 +6,8 @@ Cloud AI 100 through the QAIRT tools (``target="aic"``).
 
 from __future__ import annotations
 
+from qnn_backend.constants import QnnConstants
 from qnn_backend.descriptor import QnnBackend
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
 
-__all__ = ["QnnBackend", "QnnOptions", "QnnRuntimeOptions"]
+__all__ = ["QnnBackend", "QnnConstants", "QnnOptions", "QnnRuntimeOptions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qeff_framework.plugin_api import Probe, Status
+from qnn_backend.aic.probe import check_aic
 from qnn_backend.htp.probe import check_htp
 
 
@@ -16,5 +17,5 @@ def probe() -> Probe:
         hardware=found.hardware,
         # Below ort_sim: a simulator of this detail is slow.
         rank=50,
-        checks=found.checks,
+        checks=(*found.checks, *check_aic()),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from qnn_backend.aic.sdk import described_versions
+
 _DISTRIBUTIONS = ("qeff-qnn-backend", "onnxruntime", "onnxruntime-qnn")
 
 
@@ -16,5 +18,5 @@ def version_of(distribution: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Reads metadata only."""
-    return {name: version_of(name) for name in _DISTRIBUTIONS}
+    """Reads metadata, and the QAIRT SDK's description of itself where ``QNN_SDK_ROOT`` names one."""
+    return {name: version_of(name) for name in _DISTRIBUTIONS} | described_versions()

@@ -42,7 +42,9 @@ class HtpOptions(CompileOptions):
         "also make one binary in which prefill and decode share weights; for the device, the simulator cannot load it",
     )
     dlc: bool = option(False, "also write each graph as a .dlc file for the QAIRT tools")
-    compile_timeout_minutes: int = option(60, "when to stop a compiler or a simulation that does not end", minimum=1)
+    compile_timeout_minutes: float = option(
+        60.0, "when to stop a compiler or a simulation that does not end", minimum=0.01
+    )
 
     def htp_problems(self) -> list[str]:
         """Combinations of options that cannot work."""
@@ -70,6 +72,9 @@ class HtpOptions(CompileOptions):
 class HtpRuntimeOptions(RuntimeOptions):
     """Options of `execute` for a chip with an NPU."""
 
+    target: str | int | None = option(
+        None, "the chip of this machine: a program that was compiled for another one is refused"
+    )
     performance_mode: str = option(
         "default",
         "clocks and sleep states of the NPU; the simulator ignores it",

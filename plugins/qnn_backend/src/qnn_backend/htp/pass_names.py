@@ -7,6 +7,8 @@ SWITCHABLE = (
     "FusedRMSNorm",
     "FiniteMasks",
     "GatherMiddleAxis",
+    "GatherNDRows",
+    "SquareTransposeRows",
     "ScaleOperandOrder",
     "ResidualScaling",
 )

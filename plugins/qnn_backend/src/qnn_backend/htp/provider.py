@@ -1,7 +1,10 @@
-"""ONNX Runtime with the QNN provider: registered once a process, sessions that use it or nothing."""
+"""ONNX Runtime with the QNN provider: registered once a process, and sessions that use it or nothing."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qeff_framework.plugin_api import BackendUnavailableError
@@ -9,6 +12,11 @@ from qnn_backend.versions import version_of
 
 #: The name under which the provider must be registered: sessions of compiled models look for it.
 PROVIDER = "QNNExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+#: Where a compiled model says for which chip and with which version of the compiler it was made.
+COMPATIBILITY = f"ep_compatibility_info.{PROVIDER}"
+
+_WARNINGS, _ERRORS = 2, 3
 
 
 def device() -> Any:
@@ -20,7 +28,7 @@ def device() -> Any:
 
     found = _devices(ort)
     if not found:
-        ort.register_execution_provider_library(PROVIDER, _library())
+        ort.register_execution_provider_library(PROVIDER, _package().get_library_path())
         found = _devices(ort)
     if not found:
         raise BackendUnavailableError("onnxruntime-qnn was loaded, but offers no device; see `qeff doctor qnn`")
@@ -32,20 +40,74 @@ def is_npu(one: Any) -> bool:
     return bool(one.device.type.name == "NPU")
 
 
+def has_simulator() -> bool:
+    """The wheel of this platform can run programs without an NPU."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def describe_devices() -> dict[str, Any]:
     """For the probe."""
-    return {"version": version_of("onnxruntime-qnn"), "npu": is_npu(device())}
+    return {"version": version_of("onnxruntime-qnn"), "npu": is_npu(device()), "simulator": has_simulator()}
+
+
+def session_options(
+    soc_id: int,
+    provider_options: Mapping[str, str],
+    session_entries: Mapping[str, str],
+    *,
+    allow_cpu: bool = False,
+    log_warnings: bool = False,
+) -> Any:
+    """Options of a session, or of a compilation, for one chip.
+
+    The chip is always given: without it the compiler silently makes a program for another one, in another precision.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _WARNINGS if log_warnings else _ERRORS
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if allow_cpu else "1")
+    for name, value in session_entries.items():
+        options.add_session_config_entry(name, value)
+    chosen = {
+        "backend_path": _package().get_qnn_htp_path(),
+        "soc_model": str(soc_id),
+        "enable_htp_fp16_precision": "1",
+        **provider_options,
+    }
+    options.add_provider_for_devices([device()], chosen)
+    return options
+
+
+def library_folder() -> Path:
+    """Where the compiler's libraries are."""
+    return Path(_package().get_qnn_htp_path()).parent
+
+
+def cpu_session(model: Path) -> Any:
+    """A session in float32 on the CPU: the reference that the NPU is compared with."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS
+    return ort.InferenceSession(str(model), options, providers=[CPU_PROVIDER])
+
+
+def reason(error: Exception) -> str:
+    """ONNX Runtime's own words, without the prefix that names its error class."""
+    text = str(error).strip()
+    return text.partition(" : ")[2].partition(" : ")[2] or text if text.startswith("[ONNXRuntimeError]") else text
 
 
 def _devices(ort: Any) -> list[Any]:
     return [one for one in ort.get_ep_devices() if one.ep_name == PROVIDER]
 
 
-def _library() -> str:
+def _package() -> Any:
     try:
         import onnxruntime_qnn
     except ImportError as error:
         raise BackendUnavailableError(
             f"backend 'qnn' needs onnxruntime-qnn for this target: {error}. Run `qeff doctor qnn` for what to install"
         ) from error
-    return str(onnxruntime_qnn.get_library_path())
+    return onnxruntime_qnn

@@ -1,0 +1,190 @@
+"""The compile stage from request to artifact."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qeff_framework.plugin_api import (
+    BackendUnavailableError,
+    CompiledModel,
+    CompileError,
+    CompileRequest,
+    ExportedModel,
+)
+from qnn_backend import targets
+from qnn_backend.htp.child import LOG_FILE, run_job
+from qnn_backend.htp.compiling import describe
+from qnn_backend.htp.graph_files import write_graphs
+from qnn_backend.htp.lowering import graphs_of, updated_states
+from qnn_backend.htp.probe import INSTALL, WHEELS
+from qnn_backend.htp.prompts import token_rows
+from qnn_backend.versions import version_of, versions
+
+#: Least cosine to float32 that the verification asks for. Measured: float16 0.99999, a16w8 0.998, w8 0.999; 4 bits are coarse.
+MIN_COSINE = {"fp16": 0.999, "a16w8": 0.98, "w8": 0.99, "w4": 0.9}
+#: See `verification.verify_graphs`.
+TIE_MARGIN = {"fp16": 0.02, "a16w8": 0.1, "w8": 0.1, "w4": 0.3}
+
+GRAPHS_FOLDER = "graphs"
+
+
+def compile_model(request: CompileRequest) -> CompiledModel:
+    """Compiles each static graph for the NPU, completely unless `allow_partial`, and verifies it in the simulator.
+
+    Raises:
+        BackendUnavailableError: the compiler is not installed.
+        CompileError: the compiler failed or crashed, nodes cannot run on the NPU, or a program computes something else.
+    """
+    exported, options = request.exported, request.options
+    soc = targets.find_soc(options.target)
+    if soc is None:
+        raise CompileError(f"unknown target {options.target!r}; the targets are {targets.describe_targets()}")
+    if not request.dry_run:
+        check_installed()
+    check_states(exported)
+    run = _Compilation(request, soc)
+    request.progress("writing the static graphs")
+    run.write()
+    if request.dry_run:
+        run.keep_graphs()
+        return run.result({})
+    request.progress(f"compiling for {soc.name} with the HTP compiler")
+    program = run.compile()
+    if options.verify:
+        request.progress("verifying the programs in the simulator against float32 on the CPU")
+        program["verification"] = run.verify()
+    run.clean_up()
+    return run.result(program)
+
+
+def check_installed() -> None:
+    """Raises `BackendUnavailableError` with the remedy when the compiler is not there."""
+    if version_of("onnxruntime-qnn") == "none":
+        raise BackendUnavailableError(
+            f"backend 'qnn' cannot compile for a chip with an NPU: onnxruntime-qnn is not installed. {INSTALL}; there are "
+            f"wheels for {WHEELS}. See `qeff doctor qnn`"
+        )
+
+
+def check_states(exported: ExportedModel) -> None:
+    """Refuses a batch dimension of its own for the caches, which nothing here schedules."""
+    if any("full_batch_size" in map(str, spec.shape) for spec in exported.inputs):
+        raise CompileError("qnn: continuous batching is not supported for a chip with an NPU")
+
+
+class _Compilation:
+    """The steps of one compilation; they share the folder with the graphs and the time limit."""
+
+    def __init__(self, request: CompileRequest, soc: targets.Soc) -> None:
+        self._request, self._soc, self._options = request, soc, request.options
+        self._deadline = time.monotonic() + 60.0 * request.options.compile_timeout_minutes
+        self._work = request.output_dir / "work"
+        self._work.mkdir()
+        self._models = graphs_of(request.model)
+        self._files: dict[str, Path] = {}
+
+    def write(self) -> None:
+        """The static graphs as files."""
+        self._files = write_graphs(self._models, self._work)
+
+    def keep_graphs(self) -> None:
+        """A dry run leaves the graphs that would have been compiled."""
+        self._work.rename(self._request.output_dir / GRAPHS_FOLDER)
+
+    def compile(self) -> dict[str, Any]:
+        """The programs, in the artifact's directory."""
+        options, output = self._options, self._request.output_dir
+        results = run_job(
+            "compile",
+            {
+                "graphs": {name: str(path) for name, path in self._files.items()},
+                "output": str(output),
+                "soc_id": self._soc.id,
+                "provider_options": compile_options(options),
+                "allow_partial": options.allow_partial,
+            },
+            self._work,
+            deadline=self._deadline,
+        )
+        unsupported = {name: result["unsupported"] for name, result in results.items() if result["unsupported"]}
+        for name, nodes in unsupported.items():
+            self._request.progress(f"{name}: {len(nodes)} nodes stay on the CPU: {describe(nodes)}")
+        return {
+            "soc": self._soc.name,
+            "versions": versions(),
+            "graphs": {name: {"file": f"{name}_ctx.onnx", **result} for name, result in results.items()},
+            "partial": unsupported,
+            "updated_states": updated_states(next(iter(self._models.values()))),
+            "verification": None,
+        }
+
+    def verify(self) -> dict[str, Any]:
+        """Golden inputs through the programs and through the portable model."""
+        exported, options = self._request.exported, self._options
+        threshold = options.verify_min_cosine
+        return run_job(
+            "verify",
+            {
+                "portable": str(exported.model_path),
+                "programs": {name: str(self._request.output_dir / f"{name}_ctx.onnx") for name in self._files},
+                "interface": {
+                    "inputs": [asdict(spec) for spec in exported.inputs],
+                    "outputs": [asdict(spec) for spec in exported.outputs],
+                    "states": [{"input": state.input, "output": state.output} for state in exported.states],
+                    "specializations": [
+                        {"name": item.name, "dims": dict(item.dims)} for item in self._request.specializations
+                    ],
+                },
+                "updated_states": updated_states(next(iter(self._models.values()))),
+                "prompts": self._prompts(),
+                "soc_id": self._soc.id,
+                "provider_options": {},
+                "min_cosine": MIN_COSINE[options.precision] if threshold is None else threshold,
+                "tie_margin": TIE_MARGIN[options.precision],
+                "allow_partial": options.allow_partial,
+            },
+            self._work,
+            deadline=self._deadline,
+        )
+
+    def clean_up(self) -> None:
+        """Keeps the log and removes what only the compiler needed."""
+        log = self._work / LOG_FILE
+        if log.is_file():
+            log.rename(self._request.output_dir / LOG_FILE)
+        shutil.rmtree(self._work)
+
+    def result(self, program: dict[str, Any]) -> CompiledModel:
+        """What the framework publishes."""
+        request, exported = self._request, self._request.exported
+        return CompiledModel(
+            directory=request.output_dir,
+            backend="qnn",
+            task=exported.task,
+            specializations=request.specializations,
+            inputs=exported.inputs,
+            outputs=exported.outputs,
+            states=exported.states,
+            options=asdict(self._options),
+            program=program,
+            transforms=request.transforms,
+            metadata=exported.metadata,
+        )
+
+    def _prompts(self) -> list[list[int]]:
+        exported, options = self._request.exported, self._options
+        return token_rows(
+            exported.directory, exported.metadata, options.calibration_prompts, options.calibration_samples
+        )
+
+
+def compile_options(options: Any) -> dict[str, str]:
+    """The provider's options; its own checks only warn, ours have refused everything that it would not take."""
+    chosen = {"htp_graph_finalization_optimization_mode": str(options.optimization_mode)}
+    if options.vtcm_mb is not None:
+        chosen["vtcm_mb"] = str(options.vtcm_mb)
+    return chosen

@@ -1,0 +1,147 @@
+"""Golden inputs: steps that visit what goes wrong when a compiler is wrong. Part of the child process.
+
+A language model is run from an empty cache and at the end of a full one (late positions, the last slot), with padding in all rows
+but the first; the caches of the later steps come from the reference. An encoder gets texts of unequal lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
+
+IDS, POSITIONS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """Names, dtypes and symbolic shapes of the portable graph, and the sizes that it is compiled for."""
+
+    #: ``{"name", "dtype", "shape"}``, retained states included.
+    inputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]]
+    #: ``{"input", "output"}``.
+    states: Sequence[Mapping[str, str]]
+    #: ``{"name", "dims"}``.
+    specializations: Sequence[Mapping[str, Any]]
+
+    def shape(self, spec: Mapping[str, Any], dims: Mapping[str, int]) -> tuple[int, ...]:
+        """The static shape of an input or output."""
+        return tuple(dim if isinstance(dim, int) else dims[dim] for dim in spec["shape"])
+
+    @property
+    def state_inputs(self) -> set[str]:
+        """Input names of the retained states."""
+        return {state["input"] for state in self.states}
+
+    @property
+    def is_decoder(self) -> bool:
+        """It reads tokens at positions into retained states."""
+        return bool(self.states) and POSITIONS in {spec["name"] for spec in self.inputs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One run of one graph with the reference's outputs."""
+
+    graph: str
+    #: What the step is about; variants of one kind differ in their tokens.
+    kind: str
+    feeds: Arrays
+    expected: Arrays
+
+
+def golden_steps(
+    interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], variant: int
+) -> Iterator[Step]:
+    """The steps of one variant. `reference` runs the portable graph in float32."""
+    tokens = [list(prompts[(variant + offset) % len(prompts)]) or [0] for offset in range(len(prompts))]
+    rng = np.random.default_rng(variant)
+    if interface.is_decoder:
+        yield from _decoder_steps(interface, reference, tokens, rng)
+    else:
+        yield from _encoder_steps(interface, reference, tokens, rng)
+
+
+def _decoder_steps(
+    interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
+) -> Iterator[Step]:
+    by_length = sorted(interface.specializations, key=lambda item: item["dims"].get("seq_len", 1), reverse=True)
+    first, states = by_length[0], _empty_states(interface, by_length[0]["dims"])
+    rows, length = first["dims"]["batch_size"], first["dims"].get("seq_len", 1)
+    used = [max(1, length - row % length) for row in range(rows)]
+
+    def step(item: Mapping[str, Any], kind: str, starts: Sequence[int], lengths: Sequence[int]) -> Step:
+        feeds = {
+            **_other_inputs(interface, item["dims"], rng),
+            **_tokens(prompts, starts, lengths, item["dims"].get("seq_len", 1)),
+            **states,
+        }
+        return Step(graph=item["name"], kind=f"{item['name']}, {kind}", feeds=feeds, expected=reference(feeds))
+
+    start = step(first, "empty cache", [0] * rows, used)
+    yield start
+    states = {state["input"]: start.expected[state["output"]] for state in interface.states}
+    for item in by_length:
+        length, ctx_len = item["dims"].get("seq_len", 1), item["dims"]["ctx_len"]
+        if item is not first and max(used) + length <= ctx_len:
+            yield step(item, "next token", used, [length] * rows)
+        if max(used) + length <= ctx_len:
+            lengths = [max(1, length - row % length) for row in range(rows)]
+            yield step(item, "end of the context", [ctx_len - count for count in lengths], lengths)
+
+
+def _encoder_steps(
+    interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
+) -> Iterator[Step]:
+    for item in interface.specializations:
+        dims = item["dims"]
+        feeds = _other_inputs(interface, dims, rng)
+        feeds.update(_texts(prompts, dims["batch_size"], dims["seq_len"], feeds))
+        yield Step(graph=item["name"], kind=item["name"], feeds=feeds, expected=reference(feeds))
+
+
+def _empty_states(interface: Interface, dims: Mapping[str, int]) -> Arrays:
+    return {
+        spec["name"]: np.zeros(interface.shape(spec, dims), spec["dtype"])
+        for spec in interface.inputs
+        if spec["name"] in interface.state_inputs
+    }
+
+
+def _tokens(prompts: Sequence[Sequence[int]], starts: Sequence[int], lengths: Sequence[int], width: int) -> Arrays:
+    """``input_ids`` and ``position_ids`` of one step; what is left of a row is padding."""
+    ids = np.zeros((len(starts), width), np.int64)
+    positions = np.full((len(starts), width), -1, np.int64)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        prompt = prompts[row % len(prompts)]
+        ids[row, :length] = [prompt[(start + offset) % len(prompt)] for offset in range(length)]
+        positions[row, :length] = np.arange(start, start + length)
+    return {IDS: ids, POSITIONS: positions}
+
+
+def _texts(prompts: Sequence[Sequence[int]], rows: int, width: int, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """``input_ids`` and ``attention_mask`` of one batch of texts."""
+    ids, mask = np.zeros((rows, width), np.int64), np.zeros((rows, width), np.int64)
+    for row in range(rows):
+        prompt = prompts[row % len(prompts)][:width]
+        ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
+    return {name: value for name, value in ((IDS, ids), (ATTENTION_MASK, mask)) if name in feeds}
+
+
+def _other_inputs(interface: Interface, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+    """Every input that is no state: zeros for integers, random numbers for floats."""
+    feeds: Arrays = {}
+    for spec in interface.inputs:
+        if spec["name"] in interface.state_inputs:
+            continue
+        shape = interface.shape(spec, dims)
+        is_float = np.issubdtype(np.dtype(spec["dtype"]), np.floating)
+        feeds[spec["name"]] = (rng.normal(size=shape) if is_float else np.zeros(shape)).astype(spec["dtype"])
+    return feeds

@@ -1,0 +1,37 @@
+"""Writing the static graphs for the compiler. Their weights are one file, however many graphs read them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+WEIGHTS_FILE = "weights.bin"
+#: Smaller initializers stay inside the model file; the compiler's shape inference reads shapes and axes there.
+_INLINE_BYTES = 1024
+
+
+def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path]:
+    """Writes ``<name>.onnx`` for each graph and ``weights.bin``. The graphs read their weights from there afterwards."""
+    large = {
+        id(value.const_value): value.const_value
+        for model in graphs.values()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
+    }
+    # One tensor may have a name in each graph; external data needs one.
+    external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, WEIGHTS_FILE) if large else []
+    by_identity = dict(zip(large, external, strict=True))
+    files = {}
+    for name, model in graphs.items():
+        for value in model.graph.initializers.values():
+            replacement = by_identity.get(id(value.const_value))
+            if replacement is not None:
+                tensor = copy.copy(replacement)
+                tensor.name = str(value.name)
+                value.const_value = tensor
+        files[name] = folder / f"{name}.onnx"
+        ir.save(model, files[name])
+    return files

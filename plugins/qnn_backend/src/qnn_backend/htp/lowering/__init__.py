@@ -1,0 +1,60 @@
+"""Lowering: the portable graph becomes static graphs that the NPU can run completely.
+
+`BindShapes` makes one graph for each specialization; every other pass works on each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qeff_framework.plugin_api import Transform, TransformRequest
+from qnn_backend.htp.lowering.attention import AttentionOps
+from qnn_backend.htp.lowering.bind_shapes import BindShapes, PerGraph, graphs_of
+from qnn_backend.htp.lowering.causal_mask import CausalMaskOps
+from qnn_backend.htp.lowering.finite_masks import FiniteMasks
+from qnn_backend.htp.lowering.fold import FoldConstants
+from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
+from qnn_backend.htp.lowering.gather_nd import GatherNDRows
+from qnn_backend.htp.lowering.inline import InlineDialect
+from qnn_backend.htp.lowering.kv_update import KVUpdateOps
+from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
+from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
+from qnn_backend.htp.lowering.rotary_tables import RotaryTables
+from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
+from qnn_backend.htp.lowering.state_updates import StateUpdates, updated_states
+
+#: Added to the score of a slot that must not be seen. Below -1e4 nothing changes in float16; in a quantised graph the range of
+#: the scores must stay small.
+MASKED_FLOAT16 = -1e4
+MASKED_QUANTISED = -50.0
+
+
+def passes(request: TransformRequest) -> list[Transform]:
+    """The passes in the order in which they must run, without those that the options switch off."""
+    options = request.options
+    lengths = [item.dims["ctx_len"] for item in request.specializations if "ctx_len" in item.dims]
+    masked = MASKED_QUANTISED if options.precision == "a16w8" else MASKED_FLOAT16
+    tables: list[Any] = [RotaryTables(max(lengths))] if lengths else []
+    finite: list[Any] = [] if "FiniteMasks" in options.disable_passes else [FiniteMasks(masked)]
+    # Without the pass a mask keeps what the dialect says, the lowest float32.
+    lowest = masked if finite else -3.4028234663852886e38
+    every: list[Any] = [
+        *tables,
+        StateUpdates(),
+        KVUpdateOps(),
+        CausalMaskOps(),
+        AttentionOps(lowest),
+        FusedRMSNorm(),
+        InlineDialect(),
+        FoldConstants(),
+        *finite,
+        GatherNDRows(),
+        GatherMiddleAxis(),
+        SquareTransposeRows(),
+        ScaleOperandOrder(),
+    ]
+    chosen = [PerGraph(single) for single in every if single.name not in options.disable_passes]
+    return [BindShapes(request.specializations), *chosen]
+
+
+__all__ = ["graphs_of", "passes", "updated_states"]

@@ -1,0 +1,87 @@
+"""Token ids for calibration and verification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qeff_framework.plugin_api import CompileError
+
+_RANDOM_PROMPTS, _RANDOM_LENGTH = 16, 48
+
+#: Plain sentences of several sorts, for those who bring no prompts of their own.
+_TEXTS = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "Water boils at one hundred degrees Celsius at sea level, and at less in the mountains.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)",
+    "Dear Sir or Madam, I am writing to ask whether the position that you advertised last week is still open.",
+    "Q: What is 17 plus 25?\nA: 42",
+    "Once upon a time there was a small village by the sea where nobody ever locked a door.",
+    "The committee will meet on Tuesday, 4 March, at 10:30 in room B-117.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
+    '{"name": "sensor-3", "unit": "kPa", "values": [101.3, 101.2, 99.8]}',
+    "Der schnelle braune Fuchs springt ueber den faulen Hund.",
+    "El tren de las ocho llega con veinte minutos de retraso.",
+    "She opened the letter, read the first line twice, and put it back into its envelope.",
+    "Stocks fell sharply on Friday after the central bank raised its key rate by half a point.",
+    "To make the dough, mix flour, yeast, salt and lukewarm water, and let it rest for two hours.",
+    "The patient reports mild headaches in the morning, but no fever and no loss of appetite.",
+    "In 1969 two people walked on the Moon while a third one stayed in orbit above them.",
+)
+
+
+def token_rows(folder: Path, metadata: Mapping[str, Any], file: Path | None, limit: int) -> list[list[int]]:
+    """The token ids of at most `limit` prompts.
+
+    Args:
+        folder: the export, with ``tokenizer/`` if the checkpoint has one and ``config.json``.
+        metadata: of the export.
+        file: one prompt a line; without it plain sentences are taken, or, without a tokenizer, random tokens.
+        limit: how many.
+
+    Raises:
+        CompileError: `file` cannot be used.
+    """
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    if file is not None:
+        return _encode(tokenizer, _lines(file), limit)
+    if tokenizer.is_file():
+        return _encode(tokenizer, list(_TEXTS), limit)
+    return _random_rows(folder, metadata)[:limit]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompileError(f"calibration_prompts={file} cannot be read: {error}") from error
+    if not lines:
+        raise CompileError(f"calibration_prompts={file} holds no prompt; write one a line")
+    return lines
+
+
+def _encode(tokenizer: Path, texts: list[str], limit: int) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    if not tokenizer.is_file():
+        raise CompileError("calibration_prompts needs a tokenizer, and the checkpoint has none (tokenizer.json)")
+    encoder = Tokenizer.from_file(str(tokenizer))
+    encoder.no_padding()
+    encoder.no_truncation()
+    rows = [list(encoder.encode(text).ids) for text in texts[:limit]]
+    return [row for row in rows if row]
+
+
+def _random_rows(folder: Path, metadata: Mapping[str, Any]) -> list[list[int]]:
+    """Random tokens behind the first token of a text: some models have their largest numbers there."""
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size = int(metadata.get("vocab_size") or config.get("vocab_size") or 2)
+    first = config.get("bos_token_id")
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, size, (_RANDOM_PROMPTS, _RANDOM_LENGTH)).tolist()
+    return [[first, *row] if isinstance(first, int) and 0 <= first < size else row for row in rows]
