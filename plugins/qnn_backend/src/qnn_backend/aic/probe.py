@@ -1,0 +1,120 @@
+"""What target ``aic`` can do here. It is one of two kinds of targets, so what is missing is a warning with its remedy."""
+
+from __future__ import annotations
+
+import subprocess
+
+from qeff_framework.plugin_api import BackendUnavailableError, Check, Status
+from qnn_backend.aic.qaic import shared
+from qnn_backend.aic.sdk import PYTHON_VARIABLE, DescriptionError, Sdk, find_sdk
+from qnn_backend.constants import QnnConstants
+
+_TIME_LIMIT_SECONDS = 20
+_VARIABLE = QnnConstants.QNN_SDK_PATH_ENV_VAR_NAME
+
+
+def check_aic() -> tuple[Check, ...]:
+    """Without ``QNN_SDK_ROOT`` and without the qaic distribution this runs nothing."""
+    return (_check_distribution(), *_check_sdk(), *_check_runtime())
+
+
+def _check_distribution() -> Check:
+    try:
+        shared()
+    except BackendUnavailableError as error:
+        return Check(
+            name="aic: qaic distribution",
+            status=Status.WARNING,
+            detail="qeff-qaic-backend does not load: target aic cannot be used",
+            remedy=str(error).rpartition(": ")[2],
+        )
+    return Check(name="aic: qaic distribution", status=Status.OK, detail="installed")
+
+
+def _check_sdk() -> tuple[Check, ...]:
+    sdk = find_sdk()
+    if sdk is None:
+        return (
+            Check(
+                name="aic: QAIRT SDK",
+                status=Status.WARNING,
+                detail=f"{_VARIABLE} is not set: cannot compile for target aic",
+                remedy=f"install the QAIRT SDK with its Cloud AI back end and set {_VARIABLE} to its folder",
+            ),
+        )
+    if sdk.missing:
+        return (
+            Check(
+                name="aic: QAIRT SDK",
+                status=Status.WARNING,
+                detail=f"{', '.join(map(str, sdk.missing))} is not there or not executable",
+                remedy=f"set {_VARIABLE} to a complete QAIRT SDK",
+            ),
+        )
+    try:
+        version = sdk.description()["version"]
+    except DescriptionError as error:
+        return (
+            Check(
+                name="aic: QAIRT SDK",
+                status=Status.WARNING,
+                detail=str(error),
+                remedy=f"set {_VARIABLE} to an undamaged QAIRT SDK",
+            ),
+        )
+    except ImportError:
+        # Said by the check of the distribution: the same extra brings both.
+        return ()
+    return (Check(name="aic: QAIRT SDK", status=Status.OK, detail=f"{version} in {sdk.root}"), _check_converter(sdk))
+
+
+def _check_converter(sdk: Sdk) -> Check:
+    """The converter starts: its Python packages are what is missing most often."""
+    name = "aic: converter"
+    try:
+        done = subprocess.run(
+            [*sdk.converter_command(), "--help"],
+            env=sdk.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIME_LIMIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"qairt-converter --help did not end within {_TIME_LIMIT_SECONDS} s"
+    except OSError as error:
+        reason = f"qairt-converter cannot be run: {error}"
+    else:
+        if done.returncode == 0:
+            return Check(name=name, status=Status.OK, detail="starts")
+        lines = done.stderr.strip().splitlines()
+        reason = f"qairt-converter --help ended with exit code {done.returncode}" + (f": {lines[-1]}" if lines else "")
+    return Check(
+        name=name,
+        status=Status.WARNING,
+        detail=reason,
+        remedy=f"let {PYTHON_VARIABLE} name a Python interpreter that has the packages that the SDK asks for",
+    )
+
+
+def _check_runtime() -> tuple[Check, ...]:
+    """What the backend ``qaic`` says about running; a program can be compiled on one machine and run on another."""
+    try:
+        qaic = shared()
+    except BackendUnavailableError:
+        return ()
+    sdk = qaic.find_sdk()
+    checks = [qaic.check_runtime(sdk)]
+    if checks[0].status is Status.OK:
+        checks.append(qaic.check_devices(sdk))
+    return tuple(
+        Check(
+            name=f"aic: {check.name}",
+            status=Status.WARNING if check.status is Status.FAILED else check.status,
+            detail=check.detail,
+            remedy=check.remedy,
+        )
+        for check in checks
+    )
