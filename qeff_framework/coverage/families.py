@@ -9,6 +9,11 @@ from typing import Final
 _UNLISTED_ENCODERS: Final = ("embedding_gemma2", "embedding_gemma2_text", "openai_privacy_filter", "bros")
 
 
+def types_of(task: str) -> list[str]:
+    """Every model type of ``"causal-lm"`` or ``"encoder"``."""
+    return causal_lm_types() if task == "causal-lm" else encoder_types()
+
+
 def causal_lm_types() -> list[str]:
     """Every type of Transformers' causal-LM mapping."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

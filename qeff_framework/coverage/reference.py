@@ -10,21 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import logging
-import multiprocessing
-import os
 import sys
-import time
-import traceback
-import warnings
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage.families import causal_lm_types, encoder_types
-from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
+from qeff_framework.coverage.families import types_of
+from qeff_framework.coverage.processes import first_line, sweep
+from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -35,7 +27,6 @@ STEPS: Final = 16
 CLEAR_MARGIN: Final = 0.01
 
 _PROMPT_SEEDS: Final = 8
-_WORKERS: Final = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,119 +205,9 @@ def _cache_gap(module: torch.nn.Module, reference: GreedyReference) -> dict[str,
     try:
         whole = reference_logits(module, reference.prompts, reference.tokens, cached=False)
     except Exception as error:  # noqa: BLE001  (code of any family; the cached path is the one that counts)
-        return {"cache_gap": None, "uncached": _first_line(error)}
+        return {"cache_gap": None, "uncached": first_line(error)}
     gaps = (float((a - b).abs().max()) for a, b in zip(whole, reference.logits, strict=True))
     return {"cache_gap": round(max(gaps), 6)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-# --- the sweep --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """One line of the sweep: the measurements of a type, or the first line of what Transformers raised."""
-
-    model_type: str
-    task: Task
-    ok: bool
-    seconds: float
-    error: str | None = None
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """One JSON object without line breaks; the facts stand beside the other fields."""
-        fields = dataclasses.asdict(self)
-        facts = fields.pop("facts")
-        return json.dumps({name: value for name, value in fields.items() if value is not None} | facts)
-
-
-def sweep(task: Task, model_types: Sequence[str], *, time_limit: float) -> Iterator[Report]:
-    """Checks each type in its own process, two at a time; reports come in the order in which types finish."""
-    _load_libraries()
-    waiting = list(reversed(model_types))
-    running: dict[Connection, _Running] = {}
-    while waiting or running:
-        while waiting and len(running) < _WORKERS:
-            started = _start(task, waiting.pop())
-            running[started.answers] = started
-        for receiver in _finished(list(running.values()), time_limit):
-            yield running.pop(receiver).report(task, time_limit)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Running:
-    model_type: str
-    process: BaseProcess
-    answers: Connection
-    start: float
-
-    def report(self, task: Task, time_limit: float) -> Report:
-        """Ends the process, if it has not ended, and tells how it went."""
-        facts: dict[str, Any] = {}
-        error: str | None
-        try:
-            if self.answers.poll():
-                facts, error = self.answers.recv()
-            else:
-                error = f"no result within {time_limit:g} s"
-        except EOFError:
-            self.process.join()
-            error = f"the process ended with exit code {self.process.exitcode}"
-        self.process.kill()
-        self.process.join()
-        self.answers.close()
-        seconds = round(time.monotonic() - self.start, 2)
-        return Report(
-            model_type=self.model_type, task=task, ok=error is None, seconds=seconds, error=error, facts=facts
-        )
-
-
-def _load_libraries() -> None:
-    """Imports once, in the parent, what every forked process would import for itself: 3 s each."""
-    import torch  # noqa: F401
-    from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, modeling_utils  # noqa: F401
-
-
-def _start(task: Task, model_type: str) -> _Running:
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, task, model_type))
-    process.start()
-    sender.close()
-    return _Running(model_type=model_type, process=process, answers=receiver, start=time.monotonic())
-
-
-def _finished(running: Sequence[_Running], time_limit: float) -> list[Connection]:
-    """The receivers of processes that have answered, died or used up their time; waits for the first of them."""
-    deadline = min(each.start for each in running) + time_limit
-    wait([each.answers for each in running], timeout=max(0.0, deadline - time.monotonic()))
-    now = time.monotonic()
-    return [each.answers for each in running if each.answers.poll() or now - each.start >= time_limit]
-
-
-def _work(sender: Connection, task: Task, model_type: str) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # some modelling code prints; stdout is for the reports
-    check = check_causal_lm if task == "causal-lm" else check_encoder
-    try:
-        sender.send((check(model_type), None))
-    except Exception as error:  # noqa: BLE001  (whatever a family raises is the result)
-        sender.send(({"where": _where(error)}, _first_line(error)))
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line of Transformers in the traceback, relative to the package."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/transformers/" in frame.filename]
-    return f"{frames[-1].filename.rpartition('/transformers/')[2]}:{frames[-1].lineno}" if frames else "qeff_framework"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -339,9 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=("causal-lm", "encoder"), default="causal-lm")
     parser.add_argument("--time-limit", type=float, default=120.0, metavar="SECONDS", help="for each type")
     options = parser.parse_args(arguments)
-    known = causal_lm_types() if options.task == "causal-lm" else encoder_types()
+    check = check_causal_lm if options.task == "causal-lm" else check_encoder
     failed = False
-    for report in sweep(options.task, options.model_types or known, time_limit=options.time_limit):
+    for report in sweep(check, options.model_types or types_of(options.task), time_limit=options.time_limit):
         sys.stdout.write(report.to_json() + "\n")
         sys.stdout.flush()
         failed |= not report.ok

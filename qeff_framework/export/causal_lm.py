@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +22,14 @@ from qeff_framework.export.interface import (
     rename_dims,
     rename_interface,
 )
+from qeff_framework.export.loops import insert_loops
 from qeff_framework.export.positions import require_given_positions
 from qeff_framework.export.stages import stage
-from qeff_framework.export.trace import convert, probe, trace
+from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt
-from qeff_framework.seam.cache import FixedLayer, LayerShape, RecordingCache
+from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
+from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, Step, forward_scope
@@ -54,31 +58,37 @@ def causal_lm_model(
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
-    masks = MaskPlan()
     with stage("probe run"):
-        layers = _probe_layers(shell, masks)
+        plan = _probe(shell)
+        _check_extra_inputs(plan, extra_inputs)
     with stage("trace"):
-        program = trace(_CausalLMGraph(shell, masks, layers, extra_inputs), *_example(layers, extra_inputs))
+        program = trace(_CausalLMGraph(shell, plan, extra_inputs), *_example(plan.states, extra_inputs))
         require_given_positions(program)
+    weights = graph_weights(module, norms)
     with stage("translation to ONNX"):
-        model = convert(program, graph_weights(module, norms))
-    return model, _name_interface(model, layers, extra_inputs)
+        model = translate(program, weights)
+    with stage("trace of a single token"):
+        insert_loops(model, shell, plan.loops, weights, _BATCH)
+    finish(model)
+    return model, _name_interface(model, plan.states, extra_inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What the probe runs found out about a model."""
+
+    masks: MaskPlan
+    states: tuple[StateShape, ...]
+    loops: tuple[LoopSite, ...]
 
 
 class _CausalLMGraph(torch.nn.Module):
     """Gives a shell the signature of the portable graph."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        masks: MaskPlan,
-        layers: tuple[LayerShape, ...],
-        extra_inputs: tuple[str, ...],
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
-        self.masks = masks
-        self.layers = layers
+        self.plan = plan
         self.extra_inputs = extra_inputs
 
     def forward(
@@ -88,32 +98,37 @@ class _CausalLMGraph(torch.nn.Module):
         extras: list[torch.Tensor],
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """Returns logits ``[B, 1, V]`` (``[B, K, V]`` of a speculative target) and the new `states`: key, value of each layer."""
+        """Returns logits ``[B, 1, V]`` (``[B, K, V]`` of a speculative target) and the new `states`."""
         extra = dict(zip(self.extra_inputs, extras, strict=True))
         compute_ctx, kept = extra.get("comp_ctx_lengths"), extra.get("num_logits_to_keep")
-        length = states[0].shape[2] if compute_ctx is None else compute_ctx.shape[0]
+        held = {shape.id: state for shape, state in zip(self.plan.states, states, strict=True)}
+        length = _slots(held) if compute_ctx is None else compute_ctx.shape[0]
         step = Step(
             position_ids=position_ids,
             kv_positions=torch.arange(length),
             batch_index=extra.get("batch_index"),
             reads_part=compute_ctx is not None,
         )
-        cache_layers = [FixedLayer(length) for _ in range(self.layers[-1].index + 1)]
-        for number, layer in enumerate(self.layers):
-            cache_layers[layer.index] = FixedLayer(length, states[2 * number], states[2 * number + 1])
-        logits = _last_logits(self.model, self.masks, input_ids, step, Cache(layers=list(cache_layers)), kept)
-        written = [cache_layers[layer.index] for layer in self.layers]
-        return logits, *(state for layer in written for state in layer.states())
+        cache = SeamCache(length, held)
+        with looping(self.model, self.plan.loops, held) as looped:
+            logits = _last_logits(self.model, self.plan.masks, input_ids, step, cache, kept)
+        written = {**cache.states, **looped}
+        return logits, *(written[shape.id] for shape in self.plan.states)
+
+
+def _slots(states: Mapping[StateId, torch.Tensor]) -> int:
+    """The context of the graph. A model without keys and values has none; one slot stands for it, which nothing reads."""
+    return next((tensor.shape[2] for state, tensor in states.items() if state.role in SLOTTED), 1)
 
 
 class _ProbeGraph(torch.nn.Module):
-    """The same step over a cache that records shapes."""
+    """The same step over a cache that records states."""
 
-    def __init__(self, model: PreTrainedModel, masks: MaskPlan) -> None:
+    def __init__(self, model: PreTrainedModel, recorder: LoopRecorder) -> None:
         super().__init__()
         self.model = model
-        self.masks = masks
-        self.cache = RecordingCache(_CTX)
+        self.masks = MaskPlan()
+        self.cache = SeamCache(_CTX, loops=recorder)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Returns logits ``[B, 1, V]``."""
@@ -185,32 +200,67 @@ def _cache_argument(model: PreTrainedModel) -> str:
     raise UnsupportedModelError("its forward takes no key/value cache")
 
 
-def _probe_layers(shell: PreTrainedModel, masks: MaskPlan) -> tuple[LayerShape, ...]:
-    """Runs one step; returns the layers that wrote to the cache."""
-    graph = _ProbeGraph(shell, masks)
-    logits = probe(graph, _example_tokens())
-    masks.finish_recording()
-    layers = graph.cache.shapes()
-    if not layers:
+def _probe(shell: PreTrainedModel) -> _Plan:
+    """Runs one step; returns what it needs to be traced."""
+    recorder = LoopRecorder()
+    graph = _ProbeGraph(shell, recorder)
+    with recorder.watching():
+        logits = probe(graph, _example_tokens())
+    graph.masks.finish_recording()
+    states = graph.cache.shapes()
+    if not states:
         raise UnsupportedModelError("it writes nothing to the key/value cache, so no state could be retained")
-    if not masks.forms:
+    if not graph.masks.forms and any(shape.id.role in SLOTTED for shape in states):
         raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return layers
+    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(shell, recorder.owners(shell), states))
 
 
-def _example_tokens() -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.zeros((_BATCH, _SEQ), dtype=torch.int64)
-    return tokens, torch.arange(_SEQ).expand(_BATCH, -1).contiguous()
+def _probe_loops(
+    shell: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
+) -> tuple[LoopSite, ...]:
+    """Runs two steps of unequal length to see what the modules with recurrent states are called with."""
+    if not owners:
+        return ()
+    names = list(owners.values())
+    calls = []
+    for length in (_SEQ, _SEQ + 2):
+        with recorded_calls(shell, names) as recorded:
+            probe(_ProbeGraph(shell, LoopRecorder()), _example_tokens(length))
+        calls.append(recorded)
+    short, long = calls
+    return tuple(
+        loop_site(
+            name,
+            # Keys and values of the layer may belong to another module.
+            [shape for shape in states if shape.id.layer == layer and shape.id.role not in SLOTTED],
+            short[name],
+            long[name],
+            _BATCH,
+        )
+        for layer, name in owners.items()
+    )
 
 
-def _example(layers: tuple[LayerShape, ...], extra_inputs: tuple[str, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _check_extra_inputs(plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
+    if extra_inputs and any(shape.id.role not in SLOTTED for shape in plan.states):
+        raise UnsupportedModelError(
+            "its convolution or recurrent states have no form for continuous batching, speculative decoding and compute contexts"
+        )
+
+
+def _example_tokens(length: int = _SEQ) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.zeros((_BATCH, length), dtype=torch.int64)
+    return tokens, torch.arange(length).expand(_BATCH, -1).contiguous()
+
+
+def _example(shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Arguments of the trace, and which of their dimensions are symbolic."""
     names = (BATCH, SEQ, CTX, FULL_BATCH, COMPUTE_CTX, KEPT_LOGITS)
     batch, seq, ctx, full_batch, compute_ctx, kept = (torch.export.Dim(name, min=1) for name in names)
     rows, row_axis = (_FULL_BATCH, full_batch) if "batch_index" in extra_inputs else (_BATCH, batch)
-    states = [torch.zeros((rows, heads, _CTX, dim)) for layer in layers for heads, dim in layer.sizes()]
+    states = [shape.zeros(rows, _CTX) for shape in shapes]
     examples = {
         "batch_index": (torch.arange(_BATCH).unsqueeze(1), {0: batch}),
         "comp_ctx_lengths": (torch.zeros(_COMPUTE_CTX, dtype=torch.int64), {0: compute_ctx}),
@@ -219,18 +269,20 @@ def _example(layers: tuple[LayerShape, ...], extra_inputs: tuple[str, ...]) -> t
     extras = [examples[name][0] for name in extra_inputs]
     extra_axes = [examples[name][1] for name in extra_inputs]
     token_axes = {0: batch, 1: seq}
-    axes = (token_axes, token_axes, extra_axes, [{0: row_axis, 2: ctx} for _ in states])
+    state_axes = [{0: row_axis, 2: ctx} if shape.id.role in SLOTTED else {0: row_axis} for shape in shapes]
+    axes = (token_axes, token_axes, extra_axes, state_axes)
     return (*_example_tokens(), extras, states), axes
 
 
 def _name_interface(
-    model: onnx_ir.Model, layers: tuple[LayerShape, ...], extra_inputs: tuple[str, ...]
+    model: onnx_ir.Model, shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...]
 ) -> tuple[StateSpec, ...]:
-    names = [f"past_{kind}.{layer.index}" for layer in layers for kind in ("key", "value")]
-    states = tuple(StateSpec(input=name, output=f"{name}_RetainedState") for name in names)
+    states = tuple(
+        StateSpec(input=shape.id.name, output=f"{shape.id.name}_RetainedState", kind=shape.id.kind) for shape in shapes
+    )
     rename_interface(
         model,
-        inputs=["input_ids", "position_ids", *extra_inputs, *names],
+        inputs=["input_ids", "position_ids", *extra_inputs, *(state.input for state in states)],
         outputs=["logits", *(state.output for state in states)],
     )
     first_state = 2 + len(extra_inputs)
@@ -241,5 +293,7 @@ def _name_interface(
         "num_logits_to_keep": (KEPT_LOGITS, number.get("num_logits_to_keep", 0)),
     }
     extra_dims = {dim: (place, 0) for dim, place in (found_in[name] for name in extra_inputs)}
-    rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1), CTX: (first_state, 2), **extra_dims})
+    slotted = next((number for number, shape in enumerate(shapes) if shape.id.role in SLOTTED), None)
+    context = {} if slotted is None else {CTX: (first_state + slotted, 2)}
+    rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1), **context, **extra_dims})
     return states

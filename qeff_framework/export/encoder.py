@@ -10,7 +10,7 @@ import torch
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_interface
 from qeff_framework.export.stages import stage
-from qeff_framework.export.trace import convert, probe, trace
+from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt
 from qeff_framework.seam.masks import MaskPlan
@@ -54,7 +54,8 @@ def _model(module: PreTrainedModel, *, field: str, pooling: Pooling | None, outp
     with stage("trace"):
         program = trace(graph, example, ([{0: batch, 1: seq} for _ in inputs],))
     with stage("translation to ONNX"):
-        model = convert(program, graph_weights(module, norms))
+        model = translate(program, graph_weights(module, norms))
+        finish(model)
     rename_interface(model, inputs=inputs, outputs=[output])
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
     _drop_unused_token_types(model)

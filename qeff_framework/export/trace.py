@@ -58,7 +58,7 @@ def _trace(
     )
 
 
-def convert(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
+def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
     with quiet_exporter():
         converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
@@ -68,10 +68,14 @@ def convert(program: torch.export.ExportedProgram, weights: Mapping[str, torch.T
         strip_module_prefix(model)
         bind_weights(model, weights)
         onnxscript.optimizer.optimize_ir(model, inline=False, should_fold=_should_fold)
+    return model
+
+
+def finish(model: onnx_ir.Model) -> None:
+    """Brings a translated model into the form in which it is written."""
     store_transposed(model)
     _strip_metadata(model)
     attach_functions(model)
-    return model
 
 
 def _should_fold(node: onnx_ir.Node) -> bool | None:

@@ -89,9 +89,16 @@ def store_transposed(model: onnx_ir.Model) -> bool:
         value.shape = value.const_value.shape
         for node in users:
             node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+            _graph_of(node).remove(node, safe=True)
         changed = True
     return changed
+
+
+def _graph_of(node: onnx_ir.Node) -> onnx_ir.Graph:
+    """The graph that holds the node: the model's, or the body of a loop."""
+    if not isinstance(node.graph, onnx_ir.Graph):
+        raise TypeError(f"node {node.name} stands in no graph")
+    return node.graph
 
 
 def _swaps_two_dimensions(node: onnx_ir.Node) -> bool:

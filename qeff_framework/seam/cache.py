@@ -1,10 +1,16 @@
-"""A key/value cache of fixed size whose layers write through the dialect op ``KVUpdate``."""
+"""The cache that an exported model writes to: every state is a graph input and a graph output.
+
+Keys and values have a fixed size and are written through the dialect op ``KVUpdate``; convolution and recurrent states of
+state-space and linear-attention layers are small tensors that a step replaces as a whole.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qeff_framework.dialect import ops
@@ -12,42 +18,80 @@ from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.scope import Step, current_step
 
 if TYPE_CHECKING:
-    import torch
+    from qeff_framework.seam.loops import LoopRecorder
+
+Role = Literal["key", "value", "index_key", "conv", "recurrent"]
+
+#: Roles whose third axis are the slots of the context, written at the positions of the step.
+SLOTTED: tuple[Role, ...] = ("key", "value", "index_key")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerShape:
-    """Sizes of one layer's keys and values. Layers of one model may differ."""
+class StateId:
+    """Which state: a layer may keep several, also several of one role."""
 
-    #: The layer's number in the model; layers without keys of their own are left out.
-    index: int
-    key_heads: int
-    key_dim: int
-    value_heads: int
-    value_dim: int
+    layer: int
+    role: Role
+    number: int = 0
 
-    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Heads and size of the keys, heads and size of the values."""
-        return (self.key_heads, self.key_dim), (self.value_heads, self.value_dim)
+    @property
+    def name(self) -> str:
+        """Name of the graph input."""
+        return f"past_{self.role}.{self.layer}" + (f".{self.number}" if self.number else "")
+
+    @property
+    def kind(self) -> str:
+        """See `qeff_framework.contracts.StateSpec.kind`."""
+        return "kv" if self.role in SLOTTED else self.role
 
 
-class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the library's __init_subclass__ is untyped
-    """Keys ``[B, H, C, D]`` and values ``[B, Hv, C, Dv]`` of one layer; with continuous batching F rows instead of B.
+@dataclass(frozen=True, kw_only=True)
+class StateShape:
+    """A state and its sizes behind the batch axis; the second of a slotted one is the context's. Layers may differ."""
 
-    `ctx_len` is the number of slots that a step reads: C, or fewer with a compute context.
+    id: StateId
+    sizes: tuple[int, ...]
 
-    Both are `None` in a layer that no attention writes to: one that reuses the keys of another layer, or has no attention.
-    """
+    def zeros(self, rows: int, ctx_len: int) -> torch.Tensor:
+        """An empty state."""
+        if self.id.role in SLOTTED:
+            return torch.zeros((rows, self.sizes[0], ctx_len, self.sizes[2]))
+        return torch.zeros((rows, *self.sizes))
+
+
+class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the library's __init_subclass__ is untyped
+    """One layer's view of the cache. A layer without states reuses those of another one, or keeps none."""
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, ctx_len: int, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+    def __init__(self, cache: SeamCache, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ctx_len = ctx_len
-        self.keys = keys
-        self.values = values
+        self.cache = cache
+        self.index = index
         self.is_initialized = True
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """What the step reads of the keys, `None` before the layer has any."""
+        return self._visible("key")
+
+    @keys.setter
+    def keys(self, value: torch.Tensor | None) -> None:
+        """The library clears it in its constructor."""
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """What the step reads of the values, `None` before the layer has any."""
+        return self._visible("value")
+
+    @values.setter
+    def values(self, value: torch.Tensor | None) -> None:
+        """The library clears it in its constructor."""
+
+    def _visible(self, role: Role) -> torch.Tensor | None:
+        state = self.cache.states.get(StateId(layer=self.index, role=role))
+        return None if state is None else _read(state, _step())
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the buffers are graph inputs."""
@@ -57,24 +101,16 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the libra
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes the new keys and values at the positions of the running step; returns what the step reads, by default all."""
         del args, kwargs
-        step = current_step()
-        if step is None:
-            raise UnsupportedModelError("it writes to a key/value cache outside a step with positions")
-        keys, values = self.states()
-        self.keys = _written(keys, key_states, step)
-        self.values = _written(values, value_states, step)
-        return _read(self.keys, step), _read(self.values, step)
+        return self.cache.write("key", self.index, key_states), self.cache.write("value", self.index, value_states)
 
-    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values as they are now."""
-        if self.keys is None or self.values is None:
-            raise UnsupportedModelError("a layer that wrote nothing to the cache in the probe run does so in the trace")
-        return self.keys, self.values
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """The same for the keys ``[B, S, D]`` by which a layer selects its keys."""
+        return self.cache.write("index_key", self.index, indexer_key_states.unsqueeze(1)).squeeze(1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Every query may look at every slot that is read; the mask decides."""
         del query_length
-        return self.ctx_len, 0
+        return self.cache.ctx_len, 0
 
     def get_seq_length(self) -> int:
         """0: positions are graph inputs, the cache counts nothing."""
@@ -82,7 +118,166 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the libra
 
     def get_max_length(self) -> int:
         """The slots that a step reads."""
+        return self.cache.ctx_len
+
+
+class SeamCache(Cache):
+    """States by layer and role.
+
+    A recording cache (`states` is `None`) is that of the probe run: it is empty, as at the start of a text, and makes a state
+    that fits the first tensor that a layer writes. Any other cache holds the states of the graph and knows no others.
+    """
+
+    def __init__(
+        self, ctx_len: int, states: Mapping[StateId, torch.Tensor] | None = None, loops: LoopRecorder | None = None
+    ) -> None:
+        super().__init__(layers=[])
+        #: Slots that a step reads.
+        self.ctx_len = ctx_len
+        self.recording = states is None
+        self.states = dict(states or {})
+        self._loops = loops
+        for state in self.states:
+            self._layer(state.layer)
+
+    # --- keys and values ----------------------------------------------------------------------------------------------
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `SeamLayer.update`."""
+        return self._layer(layer_idx).update(key_states, value_states, *args, **kwargs)
+
+    def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """See `SeamLayer.update_indexer`."""
+        return self._layer(layer_idx).update_indexer(indexer_key_states)
+
+    def write(self, role: Role, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Writes ``tokens [B, H, S, D]`` of the step to their slots; returns what the step reads."""
+        step, state = _step(), StateId(layer=layer, role=role)
+        if self.recording and state not in self.states:
+            if tokens.dim() != 4 or tokens.shape[2] != step.position_ids.shape[1]:
+                raise UnsupportedModelError(
+                    f"it writes keys or values of shape {tuple(tokens.shape)} to the cache, "
+                    "where only [batch, heads, tokens of this step, size] can be retained"
+                )
+            batch, heads, _, dim = tokens.shape
+            self.states[state] = tokens.new_zeros((batch, heads, self.ctx_len, dim))
+        self.states[state] = _written(self._held(state), tokens, step)
+        return _read(self.states[state], step)
+
+    # --- convolution and recurrent states -------------------------------------------------------------------------------
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """The last columns ``[B, N, kernel]`` that the convolution has seen, `None` in a recording."""
+        return self._previous(StateId(layer=layer_idx, role="conv", number=state_idx))
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Appends the columns ``[B, N, S]`` of the step; returns the kept ones and these, ``[B, N, kernel + S]``."""
+        step, state = _step(), StateId(layer=layer_idx, role="conv", number=state_idx)
+        self._note(state)
+        if self.recording:
+            width = conv_kernel_size or conv_states.shape[-1]
+            self.states.setdefault(state, conv_states.new_zeros((*conv_states.shape[:-1], width)))
+            return torch.nn.functional.pad(conv_states, (max(width - conv_states.shape[-1], 0), 0))
+        kept = self._held(state)
+        if step.looped:
+            everything = torch.cat([kept, conv_states], dim=-1)
+            self.states[state] = everything[..., -kept.shape[-1] :]
+            return everything
+        if conv_states.dim() != 3 or conv_states.shape[-1] != step.position_ids.shape[1]:
+            raise UnsupportedModelError(
+                f"it keeps columns of shape {tuple(conv_states.shape)} for a convolution, "
+                "where only [batch, channels, tokens of this step] can be retained"
+            )
+        everything = torch.cat([_unless_new(kept, step.position_ids), conv_states], dim=-1)
+        self.states[state] = _columns_before_padding(everything, kept.shape[-1], step.position_ids)
+        return everything
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """The recurrent state, `None` in a recording."""
+        return self._previous(StateId(layer=layer_idx, role="recurrent", number=state_idx))
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """Replaces the recurrent state; inside a loop over the tokens only, where padding can leave it as it was."""
+        state = StateId(layer=layer_idx, role="recurrent", number=state_idx)
+        self._note(state)
+        if not self.recording:
+            self._held(state)
+            if not _step().looped:
+                raise UnsupportedModelError("a layer keeps a recurrent state that it did not keep in the probe run")
+        self.states[state] = recurrent_states
+        return recurrent_states
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """Whether states exist before the step: not in a recording."""
+        del layer_idx, state_idx
+        return not self.recording
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Nothing is rolled back."""
+        del layer_idx
+        return False
+
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """See `SeamLayer.get_mask_sizes`; asked before the first layer exists."""
+        del query_length, layer_idx
+        return self.ctx_len, 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """See `SeamLayer.get_seq_length`."""
+        del layer_idx
+        return 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """See `SeamLayer.get_max_length`."""
+        del layer_idx
         return self.ctx_len
+
+    def shapes(self) -> tuple[StateShape, ...]:
+        """The states, those of a layer next to each other, in the order in which it wrote them first."""
+        ordered = sorted(self.states, key=lambda state: state.layer)
+        return tuple(StateShape(id=state, sizes=tuple(self.states[state].shape[1:])) for state in ordered)
+
+    def _layer(self, index: int) -> SeamLayer:
+        while len(self.layers) <= index:
+            self.layers.append(SeamLayer(self, len(self.layers)))
+        layer = self.layers[index]
+        if not isinstance(layer, SeamLayer):
+            raise UnsupportedModelError(f"it puts a cache layer of its own, {type(layer).__name__}, into the cache")
+        return layer
+
+    def _held(self, state: StateId) -> torch.Tensor:
+        if state not in self.states:
+            raise UnsupportedModelError(f"it writes to {state.name} in the trace, which it did not do in the probe run")
+        return self.states[state]
+
+    def _previous(self, state: StateId) -> torch.Tensor | None:
+        self._layer(state.layer)
+        self._note(state)
+        return None if self.recording else self.states.get(state)
+
+    def _note(self, state: StateId) -> None:
+        if self._loops is not None:
+            self._loops.note(state)
+
+
+def _step() -> Step:
+    step = current_step()
+    if step is None:
+        raise UnsupportedModelError("it uses its cache outside a step with positions")
+    return step
 
 
 def _written(cache: torch.Tensor, states: torch.Tensor, step: Step) -> torch.Tensor:
@@ -97,50 +292,14 @@ def _read(cache: torch.Tensor, step: Step) -> torch.Tensor:
     return ops.kv_gather(cache, step.kv_positions) if step.reads_part else cache
 
 
-class RecordingCache(Cache):
-    """The cache of the probe run: each layer gets buffers that fit the first keys and values that it is given."""
-
-    def __init__(self, ctx_len: int) -> None:
-        super().__init__(layers=[])
-        self.ctx_len = ctx_len
-        self.recorded: dict[int, FixedLayer] = {}
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes as the fixed cache does."""
-        while len(self.layers) <= layer_idx:
-            self.layers.append(FixedLayer(self.ctx_len))
-        if layer_idx not in self.recorded:
-            layer = FixedLayer(self.ctx_len, self._buffer_for(key_states), self._buffer_for(value_states))
-            self.layers[layer_idx] = self.recorded[layer_idx] = layer
-        return self.recorded[layer_idx].update(key_states, value_states, *args, **kwargs)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """The whole buffer, also before the first layer exists."""
-        del query_length, layer_idx
-        return self.ctx_len, 0
-
-    def shapes(self) -> tuple[LayerShape, ...]:
-        """The layers that were written to, in layer order."""
-        return tuple(_shape_of(index, *layer.states()) for index, layer in sorted(self.recorded.items()))
-
-    def _buffer_for(self, states: torch.Tensor) -> torch.Tensor:
-        step = current_step()
-        if step is None or states.dim() != 4 or states.shape[2] != step.position_ids.shape[1]:
-            raise UnsupportedModelError(
-                f"it writes keys or values of shape {tuple(states.shape)} to the cache, "
-                "where only [batch, heads, tokens of this step, size] can be retained"
-            )
-        batch, heads, _, dim = states.shape
-        return states.new_zeros((batch, heads, self.ctx_len, dim))
+def _unless_new(state: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """The state, or zeros in rows whose text starts with this step: position 0 begins anew, as it does for keys."""
+    goes_on = (position_ids[:, 0] != 0).to(state.dtype)
+    return state * goes_on.reshape(-1, *(1,) * (state.dim() - 1))
 
 
-def _shape_of(index: int, keys: torch.Tensor, values: torch.Tensor) -> LayerShape:
-    return LayerShape(
-        index=index,
-        key_heads=keys.shape[1],
-        key_dim=keys.shape[3],
-        value_heads=values.shape[1],
-        value_dim=values.shape[3],
-    )
+def _columns_before_padding(columns: torch.Tensor, width: int, position_ids: torch.Tensor) -> torch.Tensor:
+    """The last `width` of ``columns [B, N, width + S]`` that come before the padding at the end of a row."""
+    tokens = (position_ids >= 0).sum(dim=1, keepdim=True)
+    index = tokens + torch.arange(width)
+    return columns.gather(2, index.unsqueeze(1).expand(-1, columns.shape[1], -1))

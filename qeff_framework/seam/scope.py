@@ -26,6 +26,8 @@ class Step:
     batch_index: torch.Tensor | None = None
     #: Only the first L slots are read, the compute context of this step.
     reads_part: bool = False
+    #: The step is one turn of a loop over the tokens of a graph's step.
+    looped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

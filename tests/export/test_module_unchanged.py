@@ -48,7 +48,7 @@ def test_after_an_export(tmp_path):
     assert_registries_are_clean()
 
 
-@pytest.mark.parametrize("failing_step", ["probe", "trace", "convert"])
+@pytest.mark.parametrize("failing_step", ["probe", "trace", "translate"])
 def test_after_a_failure(failing_step, tmp_path, monkeypatch):
     model, _ = tiny_causal_lm("llama")
     before = snapshot(model)

@@ -1,0 +1,162 @@
+"""A tiny model through export, compile and execute, held against what Transformers computes for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qeff_framework.coverage.processes import CheckError, first_line, where
+from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, reference_embedding
+from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.contracts import Array, CompiledModel, ExecutionSession
+    from qeff_framework.model import QEFFBaseModel
+
+#: Prompts of 9 and 12 tokens, in a batch with one row to spare: chunks that are full, partly filled and empty.
+PREFILL, CONTEXT, BATCH = 4, 32, 3
+#: Encoders: the longer prompt fills neither length.
+LENGTHS = (10, 16)
+#: Largest difference of a hidden state, in standard deviations of all, that summation order explains.
+HIDDEN_TOLERANCE: Final = 1e-3
+
+
+def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]:
+    """The facts of a type whose tokens (or hidden states) through `backend` are those of Transformers.
+
+    A causal LM decodes two prompts of unequal length in one batch, prefilled in chunks, for 16 greedy steps. An encoder
+    embeds two texts of unequal length in one batch, by programs of two lengths.
+
+    Raises:
+        CheckError: they differ, or a stage failed; ``facts["stage"]`` names it. The stage ``reference`` means that
+            Transformers itself could not do it.
+    """
+    facts: dict[str, Any] = {}
+    with _stage("reference", facts):
+        module = tiny_model(model_type, task)
+        facts["class"] = type(module).__name__
+        if task == "causal-lm":
+            return _causal_lm(module, clear_reference(module), backend, facts)
+        prompts = tiny_prompts()
+        return _encoder(module, prompts, reference_embedding(module, prompts), backend, facts)
+
+
+def _causal_lm(
+    module: torch.nn.Module, reference: GreedyReference, backend: str, facts: dict[str, Any]
+) -> dict[str, Any]:
+    from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
+
+    model = QEFFAutoModelForCausalLM(module)
+    _build(model, backend, facts, prefill_seq_len=PREFILL, ctx_len=CONTEXT, batch_size=BATCH)
+    with _stage("execute", facts):
+        with model.load() as runner:
+            runner.session = session = _Watched(runner.session)
+            tokens = runner.generate(prompts=reference.prompts, generation_len=STEPS, ignore_eos=True).generated_ids
+        facts["logit_error"] = _logit_error(session, reference, tokens)
+    facts["margin"] = round(reference.margin, 5)
+    for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):
+        if got != want:
+            step = next(step for step, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1])
+            facts["stage"] = "tokens"
+            raise CheckError(
+                f"prompt {row} differs from step {step} on, logits by {facts['logit_error']:.1e} up to there", facts
+            )
+    return facts
+
+
+def _encoder(
+    module: torch.nn.Module,
+    prompts: list[list[int]],
+    expected: list[torch.Tensor],
+    backend: str,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+
+    model = QEFFAutoModelForFeatureExtraction(module, pooling=None)
+    _build(model, backend, facts, seq_len=LENGTHS, batch_size=BATCH)
+    with _stage("execute", facts), model.load() as runner:
+        batch = [runner.generate({"input_ids": prompts}), *(runner.generate({"input_ids": [p]}) for p in prompts)]
+    errors = [
+        float(np.abs(got[: len(want)] - want.numpy()).max() / float(want.std()))
+        for row, want in enumerate(expected)
+        for got in (batch[0][row], batch[1 + row][0])
+    ]
+    facts["hidden_error"] = float(f"{max(errors):.1e}")
+    if not max(errors) <= HIDDEN_TOLERANCE:
+        facts["stage"] = "values"
+        raise CheckError(f"hidden states differ by {max(errors):.1e} standard deviations", facts)
+    return facts
+
+
+def _build(model: QEFFBaseModel, backend: str, facts: dict[str, Any], **shapes: Any) -> None:
+    with _stage("export", facts):
+        model.export()
+    with _stage("compile", facts):
+        model.compile(backend=backend, **shapes)
+
+
+class _Watched:
+    """A session that keeps the logits after every position."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        self._session = session
+        self.compiled: CompiledModel = session.compiled
+        self.info = session.info
+        #: ``[V]`` by row and position.
+        self.logits: dict[tuple[int, int], Array] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        outputs = self._session.run(inputs)
+        for row, position in enumerate(inputs["position_ids"].max(axis=1).tolist()):
+            self.logits[row, position] = outputs["logits"][row, 0].copy()
+        return outputs
+
+    def reset(self) -> None:
+        self._session.reset()
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _logit_error(session: _Watched, reference: GreedyReference, tokens: list[list[int]]) -> float:
+    """The largest difference of a logit over the steps that saw the reference's tokens."""
+    worst = 0.0
+    for row, (prompt, wanted) in enumerate(zip(reference.prompts, reference.tokens, strict=True)):
+        for step in range(len(wanted)):
+            if tokens[row][:step] != wanted[:step]:
+                break
+            got = session.logits[row, len(prompt) - 1 + step]
+            worst = max(worst, float(np.abs(got - reference.logits[row][step].numpy()).max()))
+    return float(f"{worst:.1e}")
+
+
+@contextmanager
+def _stage(name: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Turns whatever the stage raises into the verdict that it failed there."""
+    try:
+        yield
+    except CheckError:
+        raise
+    except Exception as error:
+        facts["stage"] = name
+        facts["where"] = where(error)
+        raise CheckError(first_line(error), facts) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParityCheck:
+    """`check_parity` with its settings, for `sweep`."""
+
+    task: Task
+    backend: str
+
+    def __call__(self, model_type: str) -> dict[str, Any]:
+        """The facts of one type."""
+        return check_parity(model_type, task=self.task, backend=self.backend)

@@ -1,0 +1,110 @@
+"""Puts the loops over tokens into a translated graph: one ONNX ``Scan`` for each module that runs token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+
+from qeff_framework.dialect.names import DOMAIN
+from qeff_framework.errors import ExportError
+from qeff_framework.export.interface import BATCH
+from qeff_framework.export.trace import trace, translate
+from qeff_framework.seam.loops import LOOP_OP, LoopSite, TokenStep
+
+
+def insert_loops(
+    model: onnx_ir.Model,
+    shell: torch.nn.Module,
+    sites: Sequence[LoopSite],
+    weights: Mapping[str, torch.Tensor],
+    batch: int,
+) -> None:
+    """Replaces each ``TokenLoop`` of `model` by a ``Scan`` over the traced step of its site."""
+    for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type == LOOP_OP]:
+        site = sites[node.attributes["site"].as_int()]
+        _replace(model, node, site, _body(shell, site, weights, batch))
+
+
+def _body(shell: torch.nn.Module, site: LoopSite, weights: Mapping[str, torch.Tensor], batch: int) -> onnx_ir.Model:
+    step = TokenStep(shell, site)
+    example = step.example(batch)
+    dim = torch.export.Dim(BATCH, min=1)
+    axes = tuple(_batch_axes(argument, dim, batch) for argument in example)
+    own = {
+        name.removeprefix(f"{site.name}."): weight
+        for name, weight in weights.items()
+        if name.startswith(f"{site.name}.")
+    }
+    return translate(trace(step, example, axes), own)
+
+
+def _batch_axes(argument: Any, dim: Any, batch: int) -> Any:
+    if isinstance(argument, list):
+        return [_batch_axes(item, dim, batch) for item in argument]
+    return {0: dim} if argument.dim() and argument.shape[0] == batch else {}
+
+
+def _replace(model: onnx_ir.Model, node: onnx_ir.Node, site: LoopSite, body: onnx_ir.Model) -> None:
+    graph, states = body.graph, len(site.states)
+    axes = [leaf.axis for leaf in site.inputs if leaf.sort == "tokens"]
+    scanned = states + 1 + len(axes)  # the states, then the positions and the other slices
+    if len(graph.inputs) != len(node.inputs):
+        raise ExportError(f"the step of {site.name} was traced with {len(graph.inputs)} inputs, not {len(node.inputs)}")
+    for inner, outer in zip(list(graph.inputs[scanned:]), node.inputs[scanned:], strict=True):
+        if outer is None:
+            raise ExportError(f"the loop of {site.name} lacks an input")
+        inner.replace_all_uses_with(outer)
+        graph.inputs.remove(inner)
+    _share_weights(model, graph, site)
+    _make_names_unique(graph, site)
+    scan = onnx_ir.Node(
+        "",
+        "Scan",
+        inputs=list(node.inputs[:scanned]),
+        attributes=[
+            onnx_ir.AttrGraph("body", graph),
+            onnx_ir.AttrInt64("num_scan_inputs", scanned - states),
+            onnx_ir.AttrInt64s("scan_input_axes", [1, *axes]),
+            onnx_ir.AttrInt64s("scan_output_axes", [leaf.axis for leaf in site.outputs if leaf.sort == "tokens"]),
+        ],
+        outputs=list(_taken_over(node)),
+        name=f"{site.name}.loop",
+    )
+    model.graph.insert_before(node, scan)
+    model.graph.remove(node)
+
+
+def _taken_over(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    """New values in place of the node's outputs, under their names."""
+    values = []
+    for output in node.outputs:
+        value = onnx_ir.Value(name=output.name, type=output.type, shape=output.shape)
+        output.name = f"{output.name}_replaced"
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
+        values.append(value)
+    return values
+
+
+def _share_weights(model: onnx_ir.Model, graph: onnx_ir.Graph, site: LoopSite) -> None:
+    """Moves initializers to the outer graph, which a body may refer to: all weights of a model lie in one place."""
+    for name, value in list(graph.initializers.items()):
+        outer_name = f"{site.name}.{name}"
+        outer = model.graph.initializers.get(outer_name)
+        if outer is None:
+            outer = onnx_ir.Value(name=outer_name, shape=value.shape, type=value.type, const_value=value.const_value)
+            model.graph.register_initializer(outer)
+        value.replace_all_uses_with(outer)
+        del graph.initializers[name]
+
+
+def _make_names_unique(graph: onnx_ir.Graph, site: LoopSite) -> None:
+    """ONNX forbids that an inner value has the name of an outer one. Symbols of inner sizes are dropped: they are others."""
+    graph.name = f"{site.name}.step"
+    values = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        value.name = f"{site.name}/{value.name}"
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape(dim if isinstance(dim, int) else None for dim in value.shape)
