@@ -48,7 +48,21 @@ def no_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama_export(tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    directory = tmp_path_factory.mktemp("llama-export")
-    module, _ = tiny_causal_lm("llama")
-    return export_portable(module, task="causal-lm", output_dir=directory)
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedModel]:
+    """Exports of tiny models with extra inputs, each made once."""
+    made: dict[tuple[str, ...], ExportedModel] = {}
+
+    def export(model_type: str, *extra_inputs: str) -> ExportedModel:
+        known = (model_type, *extra_inputs)
+        if known not in made:
+            directory = tmp_path_factory.mktemp("-".join(known))
+            module, _ = tiny_causal_lm(model_type)
+            made[known] = export_portable(module, task="causal-lm", output_dir=directory, extra_inputs=extra_inputs)
+        return made[known]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def llama_export(exports: Callable[..., ExportedModel]) -> ExportedModel:
+    return exports("llama")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,16 @@ def compile_program(
     exported: ExportedModel,
     directory: Path,
     *,
-    batch_size: int = 1,
     prefill_seq_len: int = 4,
     ctx_len: int = 24,
     dry_run: bool = False,
     **options: Any,
 ) -> CompiledModel:
-    """Transforms and compiles, then reads the result back from disk."""
+    """Transforms and compiles, then reads the result back from disk. `options` are sizes of the task and of the backend."""
     directory.mkdir(parents=True)
-    sizes = CausalLMShapes(batch_size=batch_size, prefill_seq_len=prefill_seq_len, ctx_len=ctx_len)
+    names = {field.name for field in dataclasses.fields(CausalLMShapes)}
+    given = {name: options.pop(name) for name in list(options) if name in names}
+    sizes = CausalLMShapes(prefill_seq_len=prefill_seq_len, ctx_len=ctx_len, **given)
     chosen = QaicOptions(**{"num_cores": 2, **options})
     model = onnx_ir.load(exported.model_path)
     shapes = sizes.specializations()

@@ -26,11 +26,12 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_arguments.json").read_text(
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_standin_takes_exactly_these_arguments(name: str, standin, llama_export, tmp_path) -> None:
+def test_standin_takes_exactly_these_arguments(name: str, standin, exports, tmp_path) -> None:
     case = GOLDEN[name]
     sdk = standin(profile=case["sdk"])
+    exported = exports("llama", *case.get("extra_inputs", ()))
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in case["options"].items()}
-    compiled = compile_program(llama_export, tmp_path / "program", **options)
+    compiled = compile_program(exported, tmp_path / "program", **options)
     (run,) = sdk.invocations()
     assert run.tool == case["tool"]
     assert list(run.argv) == case["arguments"]

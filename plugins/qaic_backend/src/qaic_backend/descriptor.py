@@ -17,6 +17,9 @@ class QaicBackend(Backend):
     runtime_options = QaicRuntimeOptions
     capabilities = Capabilities(
         tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
+        continuous_batching=True,
+        speculative_decoding=True,
+        compute_contexts=True,
         multi_device=True,
         mxfp6_matmul=True,
         mxint8_kv_cache=True,

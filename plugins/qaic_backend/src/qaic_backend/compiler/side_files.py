@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from qeff_framework.plugin_api import Specialization, StateSpec
 
+_KINDS = {"prefill": "Prefill", "decode": "Decode", "encode": "Embedding"}
+
 
 def flat_specializations(specializations: Sequence[Specialization]) -> str:
     """The form that every SDK up to 1.21 reads. Values are decimal strings."""
@@ -15,18 +17,21 @@ def flat_specializations(specializations: Sequence[Specialization]) -> str:
 
 def named_specializations(specializations: Sequence[Specialization]) -> str:
     """The form of SDK 1.22 and newer: each entry is a graph with a name."""
-    return _json(
-        {"specializations": [{"name": _title(item.name), "symbols": _symbols(item)} for item in specializations]}
-    )
+    titles = _titles(specializations)
+    entries = zip(titles, specializations, strict=True)
+    return _json({"specializations": [{"name": title, "symbols": _symbols(item)} for title, item in entries]})
 
 
 def _symbols(specialization: Specialization) -> dict[str, str]:
     return {symbol: str(value) for symbol, value in specialization.dims.items()}
 
 
-def _title(name: str) -> str:
-    """``prefill`` is called ``Prefill`` on this platform."""
-    return name[:1].upper() + name[1:]
+def _titles(specializations: Sequence[Specialization]) -> list[str]:
+    """Names as this platform has them: ``Prefill``, ``Decode``, ``Embedding``; several of a kind are numbered from 0."""
+    kinds = [_KINDS.get(item.name.partition("_")[0], item.name) for item in specializations]
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind}_{kinds[:number].count(kind)}" for number, kind in enumerate(kinds)
+    ]
 
 
 def custom_io(states: Iterable[StateSpec], precision: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qaic_backend.lowering.attention import AttentionOps
 from qaic_backend.lowering.causal_mask import CausalMaskOps
+from qaic_backend.lowering.ctx_gather import CtxGather
 from qaic_backend.lowering.ctx_scatter import CtxScatter
 from qaic_backend.lowering.custom_rms_norm import CustomRMSNorm
 from qaic_backend.lowering.float16_range import Float16Range
@@ -27,6 +28,8 @@ def passes(specializations: Sequence[Specialization], *, convert_to_fp16: bool) 
     in_range: list[Any] = [Float16Range()] if convert_to_fp16 else []
     lowered: list[Any] = [
         *tables,
+        # Before the updates are lowered: it finds what is read by the updates that it is read from.
+        CtxGather(),
         CtxScatter(),
         CausalMaskOps(),
         AttentionOps(),
@@ -40,6 +43,7 @@ def passes(specializations: Sequence[Specialization], *, convert_to_fp16: bool) 
 __all__ = [
     "AttentionOps",
     "CausalMaskOps",
+    "CtxGather",
     "CtxScatter",
     "CustomRMSNorm",
     "Float16Range",

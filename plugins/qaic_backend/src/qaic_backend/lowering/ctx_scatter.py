@@ -1,7 +1,8 @@
 """``KVUpdate`` becomes ``CtxScatter``: the compiler writes the new tokens into the cache that stays on the card.
 
-Padding has position -1, and ONNX counts negative indices from the end: it would overwrite the last slot. The device drops the
-largest int32 instead, so padding is sent there.
+``KVUpdateCB`` of continuous batching becomes ``CtxScatterCB``, which finds the row of the cache by index. Padding has position
+-1, and ONNX counts negative indices from the end: it would overwrite the last slot. The device drops the largest int32 instead,
+so padding is sent there.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qaic_backend.lowering.graph import (
+    BEYOND_CACHE,
     CACHE_FUNCTIONS,
-    DROPPED_INDEX,
     Writer,
     attach_function,
     dialect_nodes,
@@ -46,29 +47,58 @@ CtxScatter (data, position_ids, updates) => (result)
 }
 """
 
+# `data` has the dimensions F, H, C, D; `batch_index` B, 1.
+_BODY_CB = """
+CtxScatterCB (data, batch_index, position_ids, updates) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    head_axis = Constant <value_ints = [1]> ()
+    batch_shape = Constant <value_ints = [-1, 1, 1]> ()
+    head_shape = Constant <value_ints = [1, -1, 1]> ()
+    component_axis = Constant <value_ints = [3]> ()
+    token_shape = Shape <start = 0, end = 3> (updates)
+    head_count = Gather (token_shape, one)
+    head_numbers = Range (zero, head_count, one)
+    batch_column = Reshape (batch_index, batch_shape)
+    head_column = Reshape (head_numbers, head_shape)
+    position_column = Unsqueeze (position_ids, head_axis)
+    batches = Expand (batch_column, token_shape)
+    heads = Expand (head_column, token_shape)
+    positions = Expand (position_column, token_shape)
+    batch_part = Unsqueeze (batches, component_axis)
+    head_part = Unsqueeze (heads, component_axis)
+    position_part = Unsqueeze (positions, component_axis)
+    indices = Concat <axis = 3> (batch_part, head_part, position_part)
+    result = ScatterND (data, indices, updates)
+}
+"""
+
 
 class CtxScatter:
-    """Lowers every ``KVUpdate``."""
+    """Lowers every ``KVUpdate`` and ``KVUpdateCB``."""
 
     name = "CtxScatter"
-    version = "1"
+    version = "2"
 
     def __call__(self, model: ir.Model) -> bool:
         """Says whether an update was lowered."""
-        updates = dialect_nodes(model, "KVUpdate")
+        updates = dialect_nodes(model, "KVUpdate", "KVUpdateCB")
         slots: dict[ir.Value, ir.Value] = {}
         for update in updates:
-            cache, states, position_ids = inputs_of(update)
+            cache, states, position_ids, *batch_index = inputs_of(update)
             write = Writer()
             if position_ids not in slots:
                 slots[position_ids] = _slots(write, position_ids)
-            written = write.op("CtxScatter", cache, slots[position_ids], states, domain=CACHE_FUNCTIONS)
+            op_type = "CtxScatterCB" if batch_index else "CtxScatter"
+            written = write.op(op_type, cache, *batch_index, slots[position_ids], states, domain=CACHE_FUNCTIONS)
             write.replace(update, written)
-        if updates:
-            attach_function(model, CACHE_FUNCTIONS, _BODY)
+        for op_type, body in (("KVUpdate", _BODY), ("KVUpdateCB", _BODY_CB)):
+            if any(update.op_type == op_type for update in updates):
+                attach_function(model, CACHE_FUNCTIONS, body)
         return bool(updates)
 
 
 def _slots(write: Writer, position_ids: ir.Value) -> ir.Value:
     is_padding = write.op("Less", position_ids, write.int(0))
-    return write.op("Where", is_padding, write.int(DROPPED_INDEX), position_ids)
+    return write.op("Where", is_padding, write.int(BEYOND_CACHE), position_ids)

@@ -12,8 +12,8 @@ CACHE_FUNCTIONS = "com.qualcomm.cloud"
 NATIVE_FUNCTIONS = "com.qti.aisw.onnx"
 #: Largest finite number of the device's FP16.
 FLOAT16_MAX = 65504.0
-#: An index that the device drops when it writes: the largest int32, the type of the device's indices.
-DROPPED_INDEX = 2**31 - 1
+#: An index that the device drops when it writes, and for which it reads zeros: the largest int32, the type of its indices.
+BEYOND_CACHE = 2**31 - 1
 
 _OPSET = 18
 _DOMAIN_VERSION = 1

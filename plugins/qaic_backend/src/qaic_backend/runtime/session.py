@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 POSITIONS = "position_ids"
+ROWS = "batch_index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,9 @@ class QaicSession:
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*compiled.inputs, *compiled.outputs)}
         self._ctx_len = next(
             (item.dims["ctx_len"] for item in compiled.specializations if "ctx_len" in item.dims), None
+        )
+        self._cache_rows = next(
+            (item.dims["full_batch_size"] for item in compiled.specializations if "full_batch_size" in item.dims), None
         )
         #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
         self._state_is_fresh, self._clear_state = True, False
@@ -140,6 +144,8 @@ class QaicSession:
                 raise InputError(f"input {name} is {array.dtype}, the model takes {self._dtypes[name]}")
         if POSITIONS in inputs and self._ctx_len is not None:
             _check_positions(inputs[POSITIONS], self._ctx_len)
+        if ROWS in inputs and self._cache_rows is not None:
+            _check_rows(inputs[ROWS], self._cache_rows)
         return step
 
     def _allowed(self) -> str:
@@ -157,4 +163,14 @@ def _check_positions(position_ids: Array, ctx_len: int) -> None:
         raise InputError(
             f"position {position_ids[row, token]} of row {row} does not fit into the context: ctx_len is {ctx_len}, the last "
             f"position is {ctx_len - 1}. Stop earlier or compile with a larger ctx_len"
+        )
+
+
+def _check_rows(batch_index: Array, cache_rows: int) -> None:
+    """Two rows of a step that write to one cache row would leave it in any state."""
+    rows = batch_index.ravel().tolist()
+    if len(set(rows)) != len(rows) or min(rows) < 0 or max(rows) >= cache_rows:
+        raise InputError(
+            f"batch_index is {rows}; each row of a step, padding included, needs a cache row of its own, from 0 to "
+            f"{cache_rows - 1}"
         )

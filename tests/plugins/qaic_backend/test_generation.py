@@ -1,0 +1,121 @@
+"""Generation on the stand-in's device with the programs of continuous batching, compute contexts and speculative targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qeff_framework.contracts import EXTRA_INPUTS
+from qeff_framework.errors import InputError
+from qeff_framework.generation import GenerationSettings, TextGenerator
+from tests.eager import eager_greedy
+from tests.plugins.qaic_backend.half_precision import same_up_to_near_ties
+from tests.plugins.qaic_backend.sessions import compile_program, open_session
+from tests.sdk_standins.qaic import NEGATIVE_SCATTER_VARIABLE
+from tests.tiny_models import tiny_causal_lm
+from tests.twelve_prompts import CTX_LEN, MAX_LENGTH, answers_alone, twelve_prompts
+
+BATCH_INDEX, CONTEXTS, KEPT_LOGITS = EXTRA_INPUTS
+
+
+@pytest.mark.parametrize("negative_scatter", ["wrap", "drop"])
+def test_standin_twelve_prompts_in_four_slots(negative_scatter, standin, exports, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(NEGATIVE_SCATTER_VARIABLE, negative_scatter)
+    module, _ = tiny_causal_lm("llama")
+    prompts = twelve_prompts()
+    eager, eos = answers_alone(module, prompts)
+    standin()
+    asked = GenerationSettings(max_length=MAX_LENGTH, eos_token_ids=(eos,))
+    session = open_session(compile_program(exports("llama"), tmp_path / "single", ctx_len=CTX_LEN))
+    generator = TextGenerator(session)
+    alone = [generator.generate_ids([prompt], asked).generated_ids[0] for prompt in prompts]
+    session.close()
+    assert len({len(answer) for answer in alone}) > 5
+    equal = [same_up_to_near_ties(module, *case) for case in zip(prompts, alone, eager, strict=True)]
+    assert sum(equal) >= 10
+
+    compiled = compile_program(exports("llama", BATCH_INDEX), tmp_path / "program", ctx_len=CTX_LEN, full_batch_size=4)
+    session = open_session(compiled)
+    generator = TextGenerator(session)
+    assert generator.generate_ids(prompts, asked).generated_ids == alone
+    assert generator.generate_ids(prompts[5:2:-1], asked).generated_ids == alone[5:2:-1]
+    session.close()
+
+
+def test_standin_spare_slots_and_compute_contexts(standin, exports, tmp_path) -> None:
+    module, _ = tiny_causal_lm("llama")
+    prompts = twelve_prompts()
+    # Half of the prompts begin like another one, which a spare slot still holds.
+    prompts = [*prompts[:6], *([*prompts[3][:9], *prompt[:3]] for prompt in prompts[6:])]
+    expected, eos = answers_alone(module, prompts)
+    standin()
+    compiled = compile_program(
+        exports("llama", BATCH_INDEX, CONTEXTS),
+        tmp_path / "program",
+        ctx_len=CTX_LEN,
+        full_batch_size=3,
+        kv_cache_batch_size=5,
+        comp_ctx_lengths_prefill=(8, 20),
+        comp_ctx_lengths_decode=(12, 24),
+    )
+    session = open_session(compiled)
+    asked = GenerationSettings(max_length=MAX_LENGTH, eos_token_ids=(eos,))
+    output = TextGenerator(session).generate_ids(prompts, asked).generated_ids
+    equal = [same_up_to_near_ties(module, *case) for case in zip(prompts, output, expected, strict=True)]
+    assert sum(equal) >= 10
+    with pytest.raises(InputError, match="a cache row of its own, from 0 to 4"):
+        session.run(
+            {
+                "input_ids": np.zeros((3, 1), np.int64),
+                "position_ids": np.zeros((3, 1), np.int64),
+                BATCH_INDEX: np.array([[0], [4], [4]]),
+                CONTEXTS: np.zeros(12, np.int64),
+            }
+        )
+    session.close()
+
+
+def test_standin_compute_contexts_of_a_batch(standin, exports, tmp_path) -> None:
+    """The window of 5 wraps within each compute context; the rows need different ones, the longest decides."""
+    module, _ = tiny_causal_lm("gemma3_text")
+    prompts = [[5, 17, 99, 23, 42, 7, 64, 31, 88, 12, 54], [71, 3, 90]]
+    standin()
+    compiled = compile_program(
+        exports("gemma3_text", CONTEXTS),
+        tmp_path / "program",
+        batch_size=2,
+        comp_ctx_lengths_prefill=(8, 16),
+        comp_ctx_lengths_decode=(12, 20),
+    )
+    session = open_session(compiled)
+    output = TextGenerator(session).generate(prompts, max_new_tokens=12)
+    assert output.generated_ids == [eager_greedy(module, prompt, 12) for prompt in prompts]
+    session.close()
+
+
+def test_standin_speculative_target_with_two_draft_lengths(standin, exports, tmp_path) -> None:
+    module, _ = tiny_causal_lm("llama")
+    prompt = [5, 17, 99, 23, 42, 7]
+    tokens = eager_greedy(module, prompt, 8)
+    standin(profile="1.22")
+    compiled = compile_program(exports("llama", KEPT_LOGITS), tmp_path / "program", num_speculative_tokens=(1, 3))
+    session = open_session(compiled)
+    # Without drafts each step has one token; the places in front of it are padding.
+    assert TextGenerator(session).generate([prompt], max_new_tokens=8).generated_ids == [tokens]
+    # With the right drafts one step confirms all of them.
+    session.reset()
+    keep = np.zeros((1, 1), np.int64)
+    session.run({"input_ids": np.array([prompt[:4]]), "position_ids": np.arange(4)[None], KEPT_LOGITS: keep})
+    rest = {"input_ids": np.array([[*prompt[4:], 0, 0]]), "position_ids": np.array([[4, 5, -1, -1]])}
+    first = session.run({**rest, KEPT_LOGITS: keep})["logits"]
+    assert first.shape == (1, 1, 128)
+    assert first[0, 0].argmax() == tokens[0]
+    checked = session.run(
+        {
+            "input_ids": np.array([tokens[:4]]),
+            "position_ids": np.arange(6, 10)[None],
+            KEPT_LOGITS: np.zeros((4, 1), np.int64),
+        }
+    )["logits"]
+    assert checked[0].argmax(axis=1).tolist() == tokens[1:5]
+    session.close()
