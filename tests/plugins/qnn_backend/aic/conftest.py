@@ -20,14 +20,14 @@ from tests.tiny_models import tiny_causal_lm
 
 @pytest.fixture
 def standin_qairt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., qairt.StandinQairt]:
-    """Installs a stand-in QAIRT SDK, in a folder with a blank in its name, and points the backend at it."""
+    """Installs a stand-in QAIRT SDK, in a folder with blanks and quotes in its name, and points the backend at it."""
     # Logs of failed compiles are kept there.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for variable in ("PYTHONPATH", "LD_LIBRARY_PATH", "QEFF_QAIRT_PYTHON"):
         monkeypatch.delenv(variable, raising=False)
 
     def install(**keywords: Any) -> qairt.StandinQairt:
-        sdk = qairt.install_standin(tmp_path / f"qairt sdk {len([*tmp_path.glob('qairt sdk *')])}", **keywords)
+        sdk = qairt.install_standin(tmp_path / f'the "qairt" sdk\'s {len([*tmp_path.glob("the*")])}', **keywords)
         monkeypatch.setenv(QnnConstants.QNN_SDK_PATH_ENV_VAR_NAME, str(sdk.root))
         return sdk
 

@@ -53,7 +53,8 @@ def test_standin_tools_take_exactly_these_arguments_and_files(name, standin_qair
     assert compiled.program["converter_arguments"] == case["converter"]
     assert compiled.program["generator_arguments"] == case["generator"]
     for file, text in case["files"].items():
-        assert (directory / file).read_text(encoding="utf-8").replace(str(sdk.root), ROOT) == text, file
+        quoted_root = json.dumps(str(sdk.root))[1:-1]
+        assert (directory / file).read_text(encoding="utf-8").replace(quoted_root, ROOT) == text, file
     assert (directory / PROGRAM).stat().st_size > 0
     written = {path for run in runs for path in run.written}
     assert written == {Path("model.dlc"), Path("qpc/qnngraph.serialized.bin"), PROGRAM}, "nothing outside the artifact"
@@ -316,12 +317,15 @@ def test_side_files_of_states_that_are_no_caches() -> None:
         TensorSpec(name="mask: x", dtype="bool", shape=("other", 3)),
         TensorSpec(name="past", dtype="float32", shape=("batch_size", 4)),
         TensorSpec(name="conv", dtype="float32", shape=("batch_size", 4)),
+        TensorSpec(name="count", dtype="int64", shape=("batch_size", 1)),
     ]
     states = [
         StateSpec(input="past", output="past_RetainedState"),
         StateSpec(input="conv", output="conv_RetainedState", kind="conv"),
+        StateSpec(input="count", output="count_RetainedState", kind="recurrent"),
     ]
-    outputs = [TensorSpec(name=state.output, dtype="float32", shape=("batch_size", 4)) for state in states]
+    dtypes = {spec.name: spec.dtype for spec in inputs}
+    outputs = [TensorSpec(name=state.output, dtype=dtypes[state.input], shape=("batch_size", 4)) for state in states]
     document = yaml.safe_load(side_files.io_config(inputs, outputs, states, sizes, mxint8=True))
     desired = {item["Name"]: item["Desired Model Parameters"] for section in document.values() for item in section}
     assert desired == {
@@ -330,6 +334,8 @@ def test_side_files_of_states_that_are_no_caches() -> None:
         "mask: x": {"DataType": "bool", "Shape": "(2, 3)"},
         "past": {"DataType": "uint8", "Shape": "(1, 4)"},
         "conv": {"DataType": "float16", "Shape": "(1, 4)"},
+        "count": {"DataType": "int64", "Shape": "(1, 1)"},
+        "count_RetainedState": {"DataType": "int64"},
         "past_RetainedState": {"DataType": "uint8"},
         "conv_RetainedState": {"DataType": "float16"},
     }

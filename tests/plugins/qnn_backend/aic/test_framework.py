@@ -13,9 +13,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from qaic_backend.sdk import ROOT_VARIABLE
-from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, load_compiled
+from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, cli, load_compiled
 from qeff_framework.errors import BackendUnavailableError, CompileError, ExecutionError, OptionError
 from qnn_backend import QnnConstants
+from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
 from tests.tiny_models import tiny_causal_lm
 
@@ -175,3 +176,30 @@ def test_importing_the_backend_loads_neither_its_targets_nor_yaml() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_standin_without_the_compiler_for_npus_the_target_still_works(standin_qairt, tmp_path, monkeypatch) -> None:
+    standin_qairt()
+    for name in ("onnxruntime", "onnxruntime_qnn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    module, _ = tiny_causal_lm("llama")
+    compiled = QEFFAutoModelForCausalLM(module).compile(backend="qnn", compile_dir=tmp_path / "here", **SIZES)
+    assert (compiled.directory / "qpc" / "programqpc.bin").is_file()
+
+
+def test_standin_from_the_command_line(standin_qairt, standin_card, tmp_path, capsys) -> None:
+    standin_qairt()
+    standin_card()
+    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", "gpt2")
+    program = tmp_path / "program"
+    sizes = ["--prefill-seq-len", "4", "--ctx-len", "32", "-O", "num_cores=2"]
+    command = ["compile", str(checkpoint), "--backend", "qnn", "-O", "target=aic", *sizes, "-o", str(program)]
+    assert cli.main([*command, "-O", "mos=3"]) == 2
+    assert "mos=3 must be a power of two" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    asked = ["--prompt", "hello world", "--max-new-tokens", "6", "--json"]
+    capsys.readouterr()
+    assert cli.main(["generate", str(program), *asked]) == 0
+    on_the_card = json.loads(capsys.readouterr().out)
+    assert cli.main(["generate", str(checkpoint), "--backend", "ort_sim", *asked]) == 0
+    assert on_the_card["results"] == json.loads(capsys.readouterr().out)["results"]

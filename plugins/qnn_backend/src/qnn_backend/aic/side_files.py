@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qeff_framework.plugin_api import CompileError, Specialization, StateSpec, TensorSpec
@@ -45,9 +45,9 @@ def io_config(
     retained = _state_types(states, mxint8=mxint8)
     sections: dict[str, list[tuple[str, str, str | None]]] = {
         "Input Tensor Configuration": [
-            (spec.name, retained.get(spec.name, spec.dtype), _shapes(spec, specializations)) for spec in inputs
+            (spec.name, _data_type(spec, retained), _shapes(spec, specializations)) for spec in inputs
         ],
-        "Output Tensor Configuration": [(spec.name, retained.get(spec.name, spec.dtype), None) for spec in outputs],
+        "Output Tensor Configuration": [(spec.name, _data_type(spec, retained), None) for spec in outputs],
     }
     lines = []
     for title, items in sections.items():
@@ -66,6 +66,11 @@ def _state_types(states: Iterable[StateSpec], *, mxint8: bool) -> dict[str, str]
         for state in states
         for name in (state.input, state.output)
     }
+
+
+def _data_type(spec: TensorSpec, retained: Mapping[str, str]) -> str:
+    """A state that counts or marks something keeps its type."""
+    return retained.get(spec.name, spec.dtype) if spec.dtype.startswith("float") else spec.dtype
 
 
 def _is_cache(state: StateSpec) -> bool:
