@@ -20,6 +20,13 @@ from qnn_backend.htp.child import LOG_FILE, run_job
 from qnn_backend.htp.compiling import describe
 from qnn_backend.htp.graph_files import write_graphs
 from qnn_backend.htp.lowering import graphs_of, updated_states
+from qnn_backend.htp.lowering.residual_scaling import (
+    LIMIT,
+    ScaledWeights,
+    factor_for,
+    normed_values,
+    scale_residual,
+)
 from qnn_backend.htp.probe import INSTALL, WHEELS
 from qnn_backend.htp.prompts import token_rows
 from qnn_backend.versions import version_of, versions
@@ -49,6 +56,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     run = _Compilation(request, soc)
     request.progress("writing the static graphs")
     run.write()
+    if not request.dry_run:
+        run.scale_residual()
     if request.dry_run:
         run.keep_graphs()
         return run.result({})
@@ -86,10 +95,37 @@ class _Compilation:
         self._work.mkdir()
         self._models = graphs_of(request.model)
         self._files: dict[str, Path] = {}
+        self._prompts: list[list[int]] | None = None
+        self._scaling: dict[str, Any] | None = None
 
     def write(self) -> None:
         """The static graphs as files."""
         self._files = write_graphs(self._models, self._work)
+
+    def scale_residual(self) -> None:
+        """Measures the residual stream on the calibration prompts and makes it smaller where float16 could not hold it."""
+        if "ResidualScaling" in self._options.disable_passes:
+            return
+        longest = max(self._request.specializations, key=lambda item: item.dims.get("seq_len", 1)).name
+        values = sorted(normed_values(self._models[longest]))
+        if not values:
+            return
+        self._request.progress("measuring the residual stream on calibration prompts")
+        largest = self._job(
+            "measure", graph=str(self._files[longest]), values=values, interface=self._interface(), prompts=self.prompts
+        )["largest"]
+        factor = factor_for(max(largest.values()))
+        if factor == 1:
+            return
+        seeds = {name for name, size in largest.items() if size > LIMIT}
+        scaled = ScaledWeights()
+        for model in self._models.values():
+            scale_residual(model, seeds, factor, scaled)
+        self._scaling = {"factor": factor, "largest": max(largest.values())}
+        self._request.progress(
+            f"the residual stream reaches {max(largest.values()):.0f}; it is computed divided by {factor}"
+        )
+        self.write()
 
     def keep_graphs(self) -> None:
         """A dry run leaves the graphs that would have been compiled."""
@@ -97,18 +133,14 @@ class _Compilation:
 
     def compile(self) -> dict[str, Any]:
         """The programs, in the artifact's directory."""
-        options, output = self._options, self._request.output_dir
-        results = run_job(
+        options = self._options
+        results = self._job(
             "compile",
-            {
-                "graphs": {name: str(path) for name, path in self._files.items()},
-                "output": str(output),
-                "soc_id": self._soc.id,
-                "provider_options": compile_options(options),
-                "allow_partial": options.allow_partial,
-            },
-            self._work,
-            deadline=self._deadline,
+            graphs={name: str(path) for name, path in self._files.items()},
+            output=str(self._request.output_dir),
+            soc_id=self._soc.id,
+            provider_options=compile_options(options),
+            allow_partial=options.allow_partial,
         )
         unsupported = {name: result["unsupported"] for name, result in results.items() if result["unsupported"]}
         for name, nodes in unsupported.items():
@@ -119,36 +151,26 @@ class _Compilation:
             "graphs": {name: {"file": f"{name}_ctx.onnx", **result} for name, result in results.items()},
             "partial": unsupported,
             "updated_states": updated_states(next(iter(self._models.values()))),
+            "residual_scaling": self._scaling,
             "verification": None,
         }
 
     def verify(self) -> dict[str, Any]:
         """Golden inputs through the programs and through the portable model."""
-        exported, options = self._request.exported, self._options
+        options = self._options
         threshold = options.verify_min_cosine
-        return run_job(
+        return self._job(
             "verify",
-            {
-                "portable": str(exported.model_path),
-                "programs": {name: str(self._request.output_dir / f"{name}_ctx.onnx") for name in self._files},
-                "interface": {
-                    "inputs": [asdict(spec) for spec in exported.inputs],
-                    "outputs": [asdict(spec) for spec in exported.outputs],
-                    "states": [{"input": state.input, "output": state.output} for state in exported.states],
-                    "specializations": [
-                        {"name": item.name, "dims": dict(item.dims)} for item in self._request.specializations
-                    ],
-                },
-                "updated_states": updated_states(next(iter(self._models.values()))),
-                "prompts": self._prompts(),
-                "soc_id": self._soc.id,
-                "provider_options": {},
-                "min_cosine": MIN_COSINE[options.precision] if threshold is None else threshold,
-                "tie_margin": TIE_MARGIN[options.precision],
-                "allow_partial": options.allow_partial,
-            },
-            self._work,
-            deadline=self._deadline,
+            portable=str(self._request.exported.model_path),
+            programs={name: str(self._request.output_dir / f"{name}_ctx.onnx") for name in self._files},
+            interface=self._interface(),
+            updated_states=updated_states(next(iter(self._models.values()))),
+            prompts=self.prompts,
+            soc_id=self._soc.id,
+            provider_options={},
+            min_cosine=MIN_COSINE[options.precision] if threshold is None else threshold,
+            tie_margin=TIE_MARGIN[options.precision],
+            allow_partial=options.allow_partial,
         )
 
     def clean_up(self) -> None:
@@ -175,11 +197,28 @@ class _Compilation:
             metadata=exported.metadata,
         )
 
-    def _prompts(self) -> list[list[int]]:
-        exported, options = self._request.exported, self._options
-        return token_rows(
-            exported.directory, exported.metadata, options.calibration_prompts, options.calibration_samples
-        )
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids for calibration and verification."""
+        if self._prompts is None:
+            exported, options = self._request.exported, self._options
+            self._prompts = token_rows(
+                exported.directory, exported.metadata, options.calibration_prompts, options.calibration_samples
+            )
+        return self._prompts
+
+    def _interface(self) -> dict[str, Any]:
+        """The fields of `golden.Interface`."""
+        exported = self._request.exported
+        return {
+            "inputs": [asdict(spec) for spec in exported.inputs],
+            "outputs": [asdict(spec) for spec in exported.outputs],
+            "states": [{"input": state.input, "output": state.output} for state in exported.states],
+            "specializations": [{"name": item.name, "dims": dict(item.dims)} for item in self._request.specializations],
+        }
+
+    def _job(self, job: str, **arguments: Any) -> dict[str, Any]:
+        return run_job(job, arguments, self._work, deadline=self._deadline)
 
 
 def compile_options(options: Any) -> dict[str, str]:

@@ -8,21 +8,22 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-WEIGHTS_FILE = "weights.bin"
 #: Smaller initializers stay inside the model file; the compiler's shape inference reads shapes and axes there.
 _INLINE_BYTES = 1024
 
 
 def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path]:
-    """Writes ``<name>.onnx`` for each graph and ``weights.bin``. The graphs read their weights from there afterwards."""
+    """Writes ``<name>.onnx`` for each graph, and weights that are not in `folder` yet. The graphs read them there afterwards."""
     large = {
         id(value.const_value): value.const_value
         for model in graphs.values()
         for value in model.graph.initializers.values()
         if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
+        if not _is_written(value.const_value, folder)
     }
     # One tensor may have a name in each graph; external data needs one.
-    external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, WEIGHTS_FILE) if large else []
+    weights = f"weights_{len(list(folder.glob('weights_*.bin')))}.bin"
+    external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, weights) if large else []
     by_identity = dict(zip(large, external, strict=True))
     files = {}
     for name, model in graphs.items():
@@ -35,3 +36,7 @@ def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path
         files[name] = folder / f"{name}.onnx"
         ir.save(model, files[name])
     return files
+
+
+def _is_written(tensor: ir.TensorProtocol, folder: Path) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).parent == folder

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from qnn_backend.htp.compiling import compile_graphs
+from qnn_backend.htp.measuring import measure
 from qnn_backend.htp.verification import verify_graphs
 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "compile": compile_graphs,
+    "measure": measure,
     "verify": verify_graphs,
 }
