@@ -178,6 +178,9 @@ class CompiledModel(_JsonFile):
     #: Compile options with defaults filled in.
     options: Mapping[str, Any] = field(default_factory=dict)
     program: Mapping[str, Any] = field(default_factory=dict)
+    #: Of a dry run: the file that is there once somebody has compiled the bundle, relative to `directory`. "" for a backend whose
+    #: bundles cannot be run where they were compiled.
+    bundle_result: str = ""
     #: Names of the transforms that were applied to the ONNX graph, in order, as ``name@version``.
     transforms: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -197,6 +200,7 @@ class CompiledModel(_JsonFile):
                 states=tuple(StateSpec(**item) for item in content["states"]),
                 options=content["options"],
                 program=content["program"],
+                bundle_result=content.get("bundle_result", ""),
                 transforms=tuple(content["transforms"]),
                 metadata=content["metadata"],
             )
@@ -250,6 +254,8 @@ class CompileRequest:
     output_dir: Path
     #: Write every input file of the compiler, run nothing. Only for backends that declare the capability.
     dry_run: bool = False
+    #: Where the log of a compiler that failed is kept, since `output_dir` is removed then. It may not exist yet.
+    log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None
 
 

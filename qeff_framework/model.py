@@ -265,6 +265,7 @@ class QEFFBaseModel:
                     options=compile_options,
                     output_dir=output_dir,
                     dry_run=dry_run,
+                    log_dir=store.root / "logs",
                     progress=report,
                 )
             )
@@ -356,8 +357,12 @@ def _versions(distributions: Sequence[str]) -> dict[str, str]:
 
 
 def _key_of(options: object) -> dict[str, object]:
-    """Options for a cache key: a path is replaced by what the file contains."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    """Options for a cache key, those that change the program; a path is replaced by what the file contains."""
+    values = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+        if field.metadata.get("changes_program", True)
+    }
     return {
         name: {"sha256": content_digest(value)} if isinstance(value, Path) else value for name, value in values.items()
     }

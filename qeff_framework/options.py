@@ -21,9 +21,24 @@ from qeff_framework.errors import OptionError
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, *, choices: Sequence[object] | None = None, minimum: float | None = None) -> Any:
-    """A documented dataclass field. `choices` and `minimum` are enforced by `parse_options`."""
-    metadata: dict[str, Any] = {"help": help, "choices": choices, "minimum": minimum}
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[object] | None = None,
+    minimum: float | None = None,
+    changes_program: bool = True,
+) -> Any:
+    """A documented dataclass field. `choices` and `minimum` are enforced by `parse_options`.
+
+    A compile option with ``changes_program=False``, such as a time limit, is not part of cache keys.
+    """
+    metadata: dict[str, Any] = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "changes_program": changes_program,
+    }
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

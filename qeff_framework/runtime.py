@@ -39,20 +39,25 @@ def load_compiled(
     Raises:
         ArtifactError: `path` is not a compiled artifact, or its files differ from the manifest.
         BackendError: the backend that it was compiled for cannot be used here.
-        ExecutionError: the program cannot be loaded.
+        ExecutionError: the program cannot be loaded, or there is none: the bundle of a dry run that was not compiled since.
     """
     directory = Path(path)
     open_artifact(directory)
     compiled = CompiledModel.load(directory)
-    if compiled.metadata.get("dry_run"):
+    if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
+        remedy = "compile the bundle where the compiler is, or " if compiled.bundle_result else ""
         raise ExecutionError(
-            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; compile without dry_run"
+            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
         )
     relay = registry.get(compiled.backend, extensions=extensions)
     options = parse_options(relay.backend.runtime_options, runtime_options, owner=f"runtime of backend '{relay.name}'")
     report(f"loading the program for {relay.name}")
     session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
     return _RUNNERS[compiled.task](session)
+
+
+def _was_compiled_since(compiled: CompiledModel) -> bool:
+    return bool(compiled.bundle_result) and (compiled.directory / compiled.bundle_result).is_file()
 
 
 class CompiledRunner:

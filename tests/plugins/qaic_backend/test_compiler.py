@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 
@@ -18,8 +19,8 @@ from qaic_backend.compiler.checks import check_program
 from qaic_backend.compiler.process import run_compiler
 from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, StateSpec, TensorSpec
-from qeff_framework.errors import BackendUnavailableError, CompileError, ExecutionError
-from tests.plugins.qaic_backend.sessions import compile_program, open_session
+from qeff_framework.errors import BackendUnavailableError, CompileError, ExecutionError, OptionError
+from tests.plugins.qaic_backend.sessions import compile_program, continuation, open_session
 from tests.sdk_standins.qaic import ProcessFault, fault_environment
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_arguments.json").read_text(encoding="utf-8"))
@@ -87,6 +88,24 @@ def test_unknown_extra_flag_is_the_compilers_to_refuse(standin, llama_export, tm
         compile_program(llama_export, tmp_path / "program", extra_flags=("-no-such-flag",))
 
 
+def test_standin_a_model_that_is_not_onnx(standin, llama_export, tmp_path, monkeypatch) -> None:
+    standin()
+    monkeypatch.setattr(
+        "qaic_backend.compiler.bundle.ir.save",
+        lambda model, path, **options: Path(path).write_bytes(b"no model at all"),
+    )
+    with pytest.raises(CompileError, match=r"exit code 1: .*Error message:"):
+        compile_program(llama_export, tmp_path / "program")
+
+
+def test_standin_paths_with_blanks(standin, llama_export, tmp_path) -> None:
+    standin()
+    compiled = compile_program(llama_export, tmp_path / "a folder with blanks" / "and 'quotes'")
+    session = open_session(compiled)
+    assert np.isfinite(session.run({"input_ids": np.array([[7]]), "position_ids": np.array([[0]])})["logits"]).all()
+    session.close()
+
+
 def test_compiler_that_does_not_end_is_ended_with_its_children(tmp_path) -> None:
     ended = run_compiler(["sh", "-c", "echo started; sleep 60 & wait"], tmp_path, timeout_seconds=0.5)
     assert ended.timed_out
@@ -144,6 +163,50 @@ def test_dry_run_script_reports_a_failure(standin, no_sdk, llama_export, tmp_pat
     assert refused.returncode == 1
     assert "'nothing'" in refused.stderr
     assert not (bundle.directory / "qpc" / "programqpc.bin").exists()
+
+
+def test_standin_large_weights_are_split_into_several_files(standin, llama_export, tmp_path, monkeypatch) -> None:
+    standin()
+    whole = compile_program(llama_export, tmp_path / "whole")
+    monkeypatch.setattr("qaic_backend.compiler.bundle.MAX_WEIGHTS_FILE_BYTES", 20_000)
+    split = compile_program(llama_export, tmp_path / "split")
+    parts = sorted(split.directory.glob("model*.data"))
+    assert len(parts) > 1
+    assert all(part.stat().st_size <= 20_000 for part in parts)
+    answers = []
+    for compiled in (whole, split):
+        session = open_session(compiled)
+        answers.append(continuation(session, [[5, 17, 99, 23, 42]], chunk=4, new_tokens=5))
+        session.close()
+    assert answers[0] == answers[1]
+
+
+def test_standin_sub_functions(standin, llama_export, tmp_path) -> None:
+    """Nothing in a sub-function has a shape that is known at run time only, and no index is beyond the cache when reading."""
+    standin()
+    plain = open_session(compile_program(llama_export, tmp_path / "plain"))
+    expected = continuation(plain, [[5, 17, 99, 23, 42]], chunk=4, new_tokens=5)
+    plain.close()
+    compiled = compile_program(llama_export, tmp_path / "program", sub_functions=True)
+    assert "-sub-functions" in compiled.program["arguments"]
+    session = open_session(compiled)
+    assert continuation(session, [[5, 17, 99, 23, 42]], chunk=4, new_tokens=5) == expected
+    session.close()
+
+
+def test_old_sdk_refuses_what_it_does_not_know(standin, llama_export, tmp_path) -> None:
+    sdk = standin(profile="legacy")
+    with pytest.raises(OptionError, match="know ai100 only"):
+        compile_program(llama_export, tmp_path / "program", hw_version="ai200")
+    assert sdk.invocations("qaic-exec") == []
+
+
+def test_node_names_are_unique(standin, llama_export, tmp_path) -> None:
+    standin()
+    compiled = compile_program(llama_export, tmp_path / "program")
+    names = [node.name for node in onnx.load(compiled.directory / "model.onnx", load_external_data=False).graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
 
 
 # --- what is refused before the compiler is started ------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Device:
     nsp_free: int | None
     board_serial: str | None
     multi_device: bool
+    dram_mb: int | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -75,6 +76,7 @@ def _device(qid: int, block: str) -> Device:
         nsp_free=_number(fields.get("Nsp Free")),
         board_serial=fields.get("Board serial"),
         multi_device=all(capability in capabilities for capability in _MULTI_DEVICE),
+        dram_mb=_number(fields.get("Dram Total", "").removesuffix("MB").strip()),
     )
 
 

@@ -116,7 +116,8 @@ OWN_FLAGS: dict[str, str] = {
     "network-specialization-config": "",
     "onnx-define-symbol": "",
     "custom-IO-list-file": "mxint8_kv_cache",
-    "mdp-load-partition-config": "num_devices",
+    "mdp-load-partition-config": "mdp_load_partition_config",
+    "sub-functions": "sub_functions",
     "mxfp6-matmul": "mxfp6_matmul",
     "node-precision-info": "fp32_nodes",
 }

@@ -23,7 +23,10 @@ class QaicHooks:
             return []
         from qaic_backend.lowering import passes
 
-        return passes(request.specializations, convert_to_fp16=request.options.convert_to_fp16)
+        options = request.options
+        return passes(
+            request.specializations, convert_to_fp16=options.convert_to_fp16, sub_functions=options.sub_functions
+        )
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qaic_backend import flags
@@ -32,7 +33,24 @@ class QaicCompileOptions(CompileOptions):
         "form of the specializations file: named is read from SDK 1.22 on; auto goes by the SDK's version",
         choices=("auto", "flat", "named"),
     )
-    compile_timeout_minutes: int = option(1440, "when to stop a compiler that does not end", minimum=1)
+    mdp_load_partition_config: Path | None = option(
+        None, "partition file of your own (JSON); num_devices must be the number of its devices"
+    )
+    mdp_num_partitions: int = option(
+        1,
+        "pipeline stages: the layers are divided among them, and each stage gets an equal share of the devices",
+        minimum=1,
+    )
+    sub_functions: bool = option(
+        False, "let the compiler treat local functions of the graph as reusable sub-functions (-sub-functions)"
+    )
+    device_memory_gb: float | None = option(
+        None,
+        "memory of one device, for the refusal of programs that cannot fit; by default what qaic-util reports, else 32 for ai100",
+    )
+    compile_timeout_minutes: int = option(
+        1440, "when to stop a compiler that does not end", minimum=1, changes_program=False
+    )
     extra_flags: tuple[str, ...] = option((), "further compiler flags as they are, for example -flag=value")
 
     def __post_init__(self) -> None:
@@ -58,6 +76,17 @@ class QaicCompileOptions(CompileOptions):
             found.append(f"sdp_cluster_sizes={clusters} must add up to num_cores={self.num_cores}")
         if len(getattr(self, "aic_pmu_events")) > _MAX_PMU_EVENTS:  # noqa: B009 -- a field of the table
             found.append(f"aic_pmu_events takes at most {_MAX_PMU_EVENTS} counters")
+        if self.num_devices % self.mdp_num_partitions:
+            found.append(
+                f"mdp_num_partitions={self.mdp_num_partitions} must divide num_devices={self.num_devices}: each stage gets the "
+                "same number of devices"
+            )
+        if self.mdp_load_partition_config is not None and self.mdp_num_partitions > 1:
+            found.append(
+                "mdp_num_partitions and mdp_load_partition_config exclude each other: the file has its own stages"
+            )
+        if self.device_memory_gb is not None and self.device_memory_gb <= 0:
+            found.append(f"device_memory_gb={self.device_memory_gb} must be a number above 0")
         if self.fp32_nodes and not self.convert_to_fp16:
             found.append("fp32_nodes needs convert_to_fp16: without it every node is FP32")
         if self.target_sdk is not None and not all(part.isdecimal() for part in self.target_sdk.split(".")):

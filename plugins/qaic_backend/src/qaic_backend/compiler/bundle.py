@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qaic_backend import flags
 from qaic_backend.compiler import side_files
+from qaic_backend.compiler.partitions import name_nodes, pipeline, read_user_file, stage_nodes
 from qaic_backend.options import QaicCompileOptions
 from qaic_backend.sdk import CompilerGeneration
 from qeff_framework.plugin_api import Specialization, StateSpec
@@ -27,6 +28,8 @@ NODE_PRECISION_FILE = "node_precision.yaml"
 PROGRAM_FOLDER = "qpc"
 PROGRAM_FILE = "programqpc.bin"
 
+#: The compiler's users split weights into files of this size; a second one is called ``model-00002-of-....onnx.data``.
+MAX_WEIGHTS_FILE_BYTES = 10 * 1024**3
 #: Smaller initializers stay inside the model file; the compiler reads shapes and axes there.
 _INLINE_BYTES = 1024
 
@@ -67,7 +70,17 @@ def write_bundle(
     generation: CompilerGeneration,
 ) -> Bundle:
     """Writes the model, its weights and every side file into `directory`."""
-    ir.save(model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+    user_file = options.mdp_load_partition_config
+    # Read first: what is wrong with it is cheaper to say before gigabytes are written.
+    user_partitions = read_user_file(user_file, options.num_devices) if user_file is not None else ""
+    name_nodes(model)
+    ir.save(
+        model,
+        directory / MODEL_FILE,
+        external_data=WEIGHTS_FILE,
+        size_threshold_bytes=_INLINE_BYTES,
+        max_shard_size_bytes=MAX_WEIGHTS_FILE_BYTES,
+    )
     named = _uses_named_form(options, generation)
     flat_text = side_files.flat_specializations(specializations)
     files = {SPECIALIZATIONS_FILE: side_files.named_specializations(specializations) if named else flat_text}
@@ -75,7 +88,12 @@ def write_bundle(
         files[FLAT_SPECIALIZATIONS_FILE] = flat_text
     if states:
         files[CUSTOM_IO_FILE] = side_files.custom_io(states, "mxint8" if options.mxint8_kv_cache else "float16")
-    if options.num_devices > 1:
+    if user_file is not None:
+        files[partition_file(options)] = user_partitions
+    elif options.mdp_num_partitions > 1:
+        nodes = stage_nodes(model, states, options.mdp_num_partitions)
+        files[partition_file(options)] = pipeline(nodes, options.num_devices, options.num_cores)
+    elif options.num_devices > 1:
         files[partition_file(options)] = side_files.tensor_slicing(options.num_devices, options.num_cores)
     if options.fp32_nodes:
         files[NODE_PRECISION_FILE] = side_files.node_precision(options.fp32_nodes)
@@ -89,7 +107,13 @@ def write_bundle(
 
 
 def partition_file(options: QaicCompileOptions) -> str:
-    """Name of the file that spreads a program over several devices."""
+    """Name of the file that spreads a program over several devices; "" for a single one."""
+    if options.mdp_load_partition_config is not None:
+        return "mdp_user.json"
+    if options.num_devices == 1:
+        return ""
+    if options.mdp_num_partitions > 1:
+        return f"mdp_disagg_{options.num_devices}d_{options.mdp_num_partitions}p.json"
     return f"mdp_ts_{options.num_devices}.json"
 
 
@@ -115,12 +139,13 @@ def compiler_arguments(
         "-convert-to-fp16": options.convert_to_fp16,
         "-retained-state": retained_state,
         "-mxfp6-matmul": options.mxfp6_matmul,
+        "-sub-functions": options.sub_functions,
     }
     result += [switch for switch, is_on in switches.items() if is_on]
     result += flags.arguments(options)
     result += options.extra_flags
-    if options.num_devices > 1:
-        result.append(f"-mdp-load-partition-config={partition_file(options)}")
+    if partitions := partition_file(options):
+        result.append(f"-mdp-load-partition-config={partitions}")
     if options.fp32_nodes:
         result.append(f"-node-precision-info={NODE_PRECISION_FILE}")
     result.append(f"-network-specialization-config={SPECIALIZATIONS_FILE}")

@@ -20,7 +20,9 @@ from qaic_backend.lowering.rotary_tables import RotaryTables
 from qeff_framework.plugin_api import Specialization, Transform
 
 
-def passes(specializations: Sequence[Specialization], *, convert_to_fp16: bool) -> list[Transform]:
+def passes(
+    specializations: Sequence[Specialization], *, convert_to_fp16: bool, sub_functions: bool = False
+) -> list[Transform]:
     """The passes in the order in which they must run."""
     lengths = {item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims}
     # `Any`: the protocol calls the argument of torch passes and of graph passes `subject`.
@@ -29,7 +31,7 @@ def passes(specializations: Sequence[Specialization], *, convert_to_fp16: bool) 
     lowered: list[Any] = [
         *tables,
         # Before the updates are lowered: it finds what is read by the updates that it is read from.
-        CtxGather(),
+        CtxGather(hidden_index=0) if sub_functions else CtxGather(),
         CtxScatter(),
         CausalMaskOps(),
         AttentionOps(),

@@ -22,14 +22,14 @@ from qaic_backend.lowering.graph import (
     inputs_of,
 )
 
-# `data` has the dimensions B, H, C, D; `ctx_indices` B, 1, L; `comp_ctx_len` is L.
+# `data` has the dimensions B, H, C, D; `ctx_indices` B, 1, L; `comp_ctx_len` is L. The length comes from a shape: in a
+# sub-function the compiler takes no other one.
 _BODY = """
 CtxGather (data, ctx_indices, comp_ctx_len) => (result)
 {
-    one_number = Constant <value_ints = [1]> ()
     component_axis = Constant <value_ints = [3]> ()
     row_shape = Shape <start = 0, end = 2> (data)
-    length = Reshape (comp_ctx_len, one_number)
+    length = Shape <start = 2, end = 3> (ctx_indices)
     target_shape = Concat <axis = 0> (row_shape, length)
     expanded = Expand (ctx_indices, target_shape)
     indices = Unsqueeze (expanded, component_axis)
@@ -37,8 +37,7 @@ CtxGather (data, ctx_indices, comp_ctx_len) => (result)
 }
 """
 
-# `data` has the dimensions F, H, C, D; `batch_index` B, 1. The length comes from a shape: in a sub-function the compiler takes no
-# other one.
+# `data` has the dimensions F, H, C, D; `batch_index` B, 1.
 _BODY_CB = """
 CtxGatherCB (data, batch_index, ctx_indices, comp_ctx_len) => (result)
 {

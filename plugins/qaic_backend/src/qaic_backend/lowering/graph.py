@@ -105,5 +105,8 @@ def attach_function(model: ir.Model, domain: str, text: str) -> None:
     import onnx
 
     function = ir.serde.deserialize_function(onnx.FunctionProto.FromString(_parsed(domain, text)))
+    for node in function:
+        # The compiler calls the copies that it inlines <call>/<inner node>; partition files refer to these names.
+        node.name = node.outputs[0].name
     model.functions[function.identifier()] = function
     model.opset_imports[domain] = _DOMAIN_VERSION

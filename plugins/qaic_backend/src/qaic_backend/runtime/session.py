@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class QaicSession:
         #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
         self._state_is_fresh, self._clear_state = True, False
         self._broken = False
+        # The buffers of one execution object must not be filled anew before the device has done with them.
+        self._lock = threading.RLock()
         self.info: Mapping[str, str] = {
             "device": "Cloud AI " + (", ".join(f"QID {qid}" for qid in device_ids) or "chosen by the runtime"),
             "simulator": "no",
@@ -84,9 +87,14 @@ class QaicSession:
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Runs one step, see `ExecutionSession.run`.
 
-        Raises `InputError`, before anything reaches the device, when names, dtypes, shapes or positions do not fit the program,
-        and `ExecutionError` when the device fails; the retained state is then undefined until `reset()`.
+        Steps of several threads run one after the other. Raises `InputError`, before anything reaches the device, when names,
+        dtypes, shapes or positions do not fit the program, and `ExecutionError` when the device fails; the retained state is
+        then undefined until `reset()`.
         """
+        with self._lock:
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         program = self._open_program()
         if self._broken:
             raise ExecutionError(
@@ -107,15 +115,17 @@ class QaicSession:
 
     def reset(self) -> None:
         """Makes every retained state zero, as after loading: the next step writes zeros over it before it runs."""
-        self._open_program()
-        self._clear_state = not self._state_is_fresh
-        self._broken = False
+        with self._lock:
+            self._open_program()
+            self._clear_state = not self._state_is_fresh
+            self._broken = False
 
     def close(self) -> None:
         """Gives the device back."""
-        program, self._program = self._program, None
-        if program is not None:
-            program.close()
+        with self._lock:
+            program, self._program = self._program, None
+            if program is not None:
+                program.close()
 
     def _open_program(self) -> DeviceProgram:
         if self._program is None:
