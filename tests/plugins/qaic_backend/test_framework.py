@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, load_compiled
-from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
+from qeff_framework.errors import ArtifactError, BackendUnavailableError, CompileError, ExecutionError, OptionError
+from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
+from tests.sdk_standins.qaic import ProcessFault, fault_environment
 from tests.tiny_models import tiny_causal_lm
 
 pytestmark = pytest.mark.usefixtures("session_store")
@@ -78,5 +83,89 @@ def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_pa
     assert {"compile.sh", "model.onnx", "specializations.json", "custom_io.yaml"} <= {
         path.name for path in bundle.directory.iterdir()
     }
-    with pytest.raises(ExecutionError, match="dry_run"):
+    with pytest.raises(ExecutionError, match=r"dry_run.*compile the bundle where the compiler is"):
         model.generate(prompts=PROMPTS, generation_len=2)
+
+
+def test_standin_a_dry_run_that_was_compiled_since_is_loaded(standin, tmp_path) -> None:
+    sdk = standin(profile="1.22")
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModelForCausalLM(module)
+    bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **SIZES)
+    assert sdk.invocations("qaic-compile") == []
+    subprocess.run([str(bundle.directory / "compile.sh")], check=True, capture_output=True)
+    with load_compiled(bundle.directory) as runner:
+        output = runner.generate(prompts=PROMPTS, generation_len=8, ignore_eos=True)
+    assert output.generated_ids == [eager_greedy(module, prompt, 8) for prompt in PROMPTS]
+
+
+def test_standin_log_of_a_failure_is_kept_in_the_store_and_nothing_else(standin, store_root, monkeypatch) -> None:
+    standin()
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModelForCausalLM(module)
+    monkeypatch.setenv(*fault_environment(compile=ProcessFault(exit_code=1, stderr="Compilation failed\n")).popitem())
+    with pytest.raises(CompileError, match="exit code 1: Compilation failed") as caught:
+        model.compile(backend="qaic", **SIZES)
+    (log,) = (store_root / "logs").iterdir()
+    assert str(caught.value).endswith(f"Full output: {log}")
+    assert "Compilation failed" in log.read_text()
+    assert not list((store_root / "compiled").glob("*/*"))
+
+
+def test_standin_time_limit_is_not_part_of_the_key(standin) -> None:
+    sdk = standin()
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModelForCausalLM(module)
+    first = model.compile(backend="qaic", compile_timeout_minutes=7, mos=2, **SIZES)
+    again = model.compile(backend="qaic", compile_timeout_minutes=9, mos=2, **SIZES)
+    assert first.directory == again.directory
+    assert len(sdk.invocations("qaic-compile")) == 1
+    model.compile(backend="qaic", compile_timeout_minutes=9, mos=1, **SIZES)
+    assert len(sdk.invocations("qaic-compile")) == 2
+
+
+def test_standin_after_a_partial_program_the_next_compile_starts_anew(standin, tmp_path, monkeypatch) -> None:
+    sdk = standin()
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModelForCausalLM(module)
+    asked = {"backend": "qaic", "compile_dir": tmp_path / "program", **SIZES}
+    with monkeypatch.context() as faults:
+        faults.setenv(*fault_environment(compile=ProcessFault(exit_code=1, truncate_output=100)).popitem())
+        with pytest.raises(CompileError, match="exit code 1"):
+            model.compile(**asked)
+    assert not (tmp_path / "program").exists(), "nothing half-made is left"
+    compiled = model.compile(**asked)
+    assert [run.exit_code for run in sdk.invocations("qaic-compile")] == [1, 0]
+    assert (compiled.directory / "qpc" / "programqpc.bin").stat().st_size > 10_000
+
+
+COMPILE = """
+import sys
+from qeff_framework import QEFFAutoModelForCausalLM
+model = QEFFAutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(model.compile(backend="qaic", prefill_seq_len=4, ctx_len=24, num_cores=2).directory)
+"""
+
+
+def test_standin_two_processes_compile_once(standin, tmp_path) -> None:
+    sdk = standin()
+    checkpoint = save_tiny_checkpoint(tmp_path / "model", "gpt2")
+    environment = {**os.environ, "QEFF_HOME": str(tmp_path / "home with blanks")}
+    command = [sys.executable, "-c", COMPILE, str(checkpoint)]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (process.communicate(timeout=200)[0].strip() for process in running)
+    assert [process.returncode for process in running] == [0, 0]
+    assert first == second
+    assert "home with blanks" in first
+    assert len(sdk.invocations("qaic-compile")) == 1
+
+
+def test_standin_a_store_that_cannot_be_written(standin, tmp_path, monkeypatch) -> None:
+    """A file stands where the store should be: root may write anywhere else, whatever the permissions say."""
+    sdk = standin()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path / "file" / "home"))
+    module, _ = tiny_causal_lm("llama")
+    with pytest.raises(ArtifactError, match="QEFF_HOME"):
+        QEFFAutoModelForCausalLM(module).compile(backend="qaic", **SIZES)
+    assert sdk.invocations("qaic-compile") == []
