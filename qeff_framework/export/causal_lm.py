@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from qeff_framework.export.interface import (
     rename_interface,
 )
 from qeff_framework.export.loops import insert_loops
-from qeff_framework.export.positions import require_given_positions
+from qeff_framework.export.positions import require_given_positions, token_counting
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
@@ -32,6 +33,7 @@ from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
 from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Scope, Step, forward_scope
 from qeff_framework.seam.shell import make_shell
 
@@ -62,8 +64,7 @@ def causal_lm_model(
         plan = _probe(shell)
         _check_extra_inputs(plan, extra_inputs)
     with stage("trace"):
-        program = trace(_CausalLMGraph(shell, plan, extra_inputs), *_example(plan.states, extra_inputs))
-        require_given_positions(program)
+        program = _trace(shell, plan, extra_inputs)
     weights = graph_weights(module, norms)
     with stage("translation to ONNX"):
         model = translate(program, weights)
@@ -71,6 +72,17 @@ def causal_lm_model(
         insert_loops(model, shell, plan.loops, weights, _BATCH)
     finish(model)
     return model, _name_interface(model, plan.states, extra_inputs)
+
+
+def _trace(shell: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
+    """Traces the step. A model that numbers tokens by their place is traced again with its count replaced by positions."""
+    example, axes = _example(plan.states, extra_inputs)
+    program = trace(_CausalLMGraph(shell, plan, extra_inputs), example, axes)
+    if token_counting(program) is None:
+        return program
+    program = trace(_CausalLMGraph(shell, plan, extra_inputs, PlacesArePositions), example, axes)
+    require_given_positions(program)
+    return program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +97,18 @@ class _Plan:
 class _CausalLMGraph(torch.nn.Module):
     """Gives a shell the signature of the portable graph."""
 
-    def __init__(self, model: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: _Plan,
+        extra_inputs: tuple[str, ...],
+        around: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
         self.extra_inputs = extra_inputs
+        self.around = around
 
     def forward(
         self,
@@ -99,6 +118,10 @@ class _CausalLMGraph(torch.nn.Module):
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         """Returns logits ``[B, 1, V]`` (``[B, K, V]`` of a speculative target) and the new `states`."""
+        # Each input has symbols of its own for its sizes; from here on they are known to be the same.
+        require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
+        require(input_ids.shape[0] == position_ids.shape[0])
+        require(input_ids.shape[1] == position_ids.shape[1])
         extra = dict(zip(self.extra_inputs, extras, strict=True))
         compute_ctx, kept = extra.get("comp_ctx_lengths"), extra.get("num_logits_to_keep")
         held = {shape.id: state for shape, state in zip(self.plan.states, states, strict=True)}
@@ -111,7 +134,7 @@ class _CausalLMGraph(torch.nn.Module):
         )
         cache = SeamCache(length, held)
         with looping(self.model, self.plan.loops, held) as looped:
-            logits = _last_logits(self.model, self.plan.masks, input_ids, step, cache, kept)
+            logits = _last_logits(self.model, self.plan.masks, input_ids, step, cache, kept, self.around(position_ids))
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
@@ -143,6 +166,7 @@ def _last_logits(
     step: Step,
     cache: Cache,
     kept_logits: torch.Tensor | None,
+    around: AbstractContextManager[object] | None = None,
 ) -> torch.Tensor:
     """One step over `cache`; logits ``[B, K, V]`` of each row's last tokens that are not padding, K the length of `kept_logits`.
 
@@ -157,7 +181,7 @@ def _last_logits(
     head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(gather) if head is not None else None
     try:
-        with forward_scope(Scope(masks=masks, step=step)):
+        with forward_scope(Scope(masks=masks, step=step)), around or nullcontext():
             logits: torch.Tensor = model(
                 input_ids=input_ids,
                 position_ids=position_ids.clamp(min=0),

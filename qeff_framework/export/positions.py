@@ -20,31 +20,41 @@ _COUNTING = (torch.ops.aten.arange, torch.ops.aten.cumsum, torch.ops.aten.tril, 
 
 
 def require_given_positions(program: torch.export.ExportedProgram) -> None:
-    """Raises `UnsupportedModelError` if the outputs depend on tokens' places in the step. Input 0 is ``input_ids [B,
-    S]``.
+    """Raises `UnsupportedModelError` if the outputs depend on tokens' places in the step."""
+    node = token_counting(program)
+    if node is not None:
+        raise UnsupportedModelError(
+            "it numbers the tokens by their place in the step instead of by position_ids, "
+            f"so prompts could not be split into steps{_where(node)}"
+        )
+
+
+def token_counting(program: torch.export.ExportedProgram) -> torch.fx.Node | None:
+    """The first value that numbers the tokens of a step by their place, `None` if outputs depend on none. Input 0 is
+    ``input_ids [B, S]``.
     """
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     nodes = {node.name: node for node in program.graph.nodes}
-    seq = _symbols(nodes[user_inputs[0]].meta["val"].shape[1])
+    seq = nodes[user_inputs[0]].meta["val"].shape[1]
+    if not isinstance(seq, torch.SymInt):
+        return None
     fed = _computed_from({nodes[name] for name in user_inputs}, program.graph)
     for node in _used(program.graph):
         if node in fed or not _has_axis(node, seq):
             continue
         if getattr(node.target, "overloadpacket", None) in _COUNTING or _slices_a_table(node, seq, program):
-            raise UnsupportedModelError(
-                "it numbers the tokens by their place in the step instead of by position_ids, "
-                f"so prompts could not be split into steps{_where(node)}"
-            )
+            return node
+    return None
 
 
-def _symbols(size: Any) -> frozenset[Any]:
-    return frozenset(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else frozenset()
-
-
-def _has_axis(node: torch.fx.Node, seq: frozenset[Any]) -> bool:
-    """Whether one axis of the node's value has the length of the step, and not, say, batch times that."""
+def _has_axis(node: torch.fx.Node, seq: torch.SymInt) -> bool:
+    """Whether an axis of the node's value is as long as the step, give or take a constant; not, say, batch times as long."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and any(_symbols(size) == seq for size in value.shape)
+    if not isinstance(value, torch.Tensor):
+        return False
+    # A size is an int or a SymInt, which torch's annotations do not say.
+    sizes: list[Any] = [size for size in value.shape if type(size) is not int]
+    return any((size.node.expr - seq.node.expr).is_number for size in sizes)
 
 
 def _computed_from(sources: set[torch.fx.Node], graph: torch.fx.Graph) -> set[torch.fx.Node]:
@@ -69,7 +79,7 @@ def _used(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     return [node for node in graph.nodes if node in needed]
 
 
-def _slices_a_table(node: torch.fx.Node, seq: frozenset[Any], program: torch.export.ExportedProgram) -> bool:
+def _slices_a_table(node: torch.fx.Node, seq: torch.SymInt, program: torch.export.ExportedProgram) -> bool:
     """Whether the node cuts as many rows as there are tokens out of a table whose rows differ."""
     if getattr(node.target, "overloadpacket", None) is not torch.ops.aten.slice:
         return False

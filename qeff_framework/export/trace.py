@@ -18,6 +18,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
 from qeff_framework.export.interface import strip_module_prefix
+from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks, quiet_transformers
 from qeff_framework.seam.shell import hollow_parameters
@@ -60,6 +61,7 @@ def _trace(
 
 def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
+    rewrite_untranslatable(program)
     with quiet_exporter():
         converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
         if converted is None:

@@ -12,7 +12,7 @@ from qeff_framework.seam.scope import current_step
 
 #: Tensors that the library's own eager attention accepts and ignores: positions, which are already in the queries and keys, and
 #: what only fused kernels read.
-_IGNORED_TENSORS = frozenset({"position_ids", "cache_position", "indices"})
+_IGNORED_TENSORS = frozenset({"position_ids", "cache_position"})
 
 
 def attention_interface(
@@ -25,12 +25,16 @@ def attention_interface(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Implements the attention interface of Transformers (`ALL_ATTENTION_FUNCTIONS`).
 
-    Takes query ``[B, Hq, S, D]``, key and value ``[B, Hkv, C, D]``; returns ``[B, S, Hq, Dv]`` and no weights.
+    Takes query ``[B, Hq, S, D]``, key and value ``[B, Hkv, C, D]``; returns ``[B, S, Hq, Dv]`` and no weights. Of each head
+    (``s_aux [Hq]``) or each head and token (``sinks [B, Hq, S, 1]``), one more logit takes part in the softmax. ``indices
+    [B, S, K]`` are the only keys that a token may look at, if the mask lets it.
     """
     unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
     if not _IGNORED_TENSORS.issuperset(unknown):
@@ -41,8 +45,12 @@ def attention_interface(
         scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     mask = attention_mask if attention_mask is not None else _default_mask(query, key, causal=bool(causal))
+    if indices is not None:
+        mask = _selected(mask, indices, key.shape[2])
     if position_bias is not None:
         mask = _biased(mask, position_bias)
+    if sinks is not None:
+        key, value, mask = _with_sink_key(query, key, value, mask, sinks)
     result = _emit(query, key, value, mask, s_aux, scale, float(softcap or 0.0))
     return result.transpose(1, 2).contiguous(), None
 
@@ -74,6 +82,26 @@ def _default_mask(query: torch.Tensor, key: torch.Tensor, *, causal: bool) -> to
     if step is not None:
         return ops.causal_mask(step.position_ids, step.kv_positions)
     return ops.causal_mask(torch.arange(seq)[None], torch.arange(length))
+
+
+def _selected(mask: torch.Tensor, indices: torch.Tensor, slots: int) -> torch.Tensor:
+    batch, seq, _ = indices.shape
+    selection = torch.zeros((batch, seq, slots), dtype=torch.bool).scatter(2, indices.long(), value=True).unsqueeze(1)
+    return mask & selection if mask.dtype == torch.bool else _biased(selection, mask)
+
+
+def _with_sink_key(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, sinks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One more key and value of zeros: its score is the sink, and it adds nothing to the result."""
+    if mask.dtype == torch.bool:
+        mask = _biased(mask, torch.zeros((), dtype=query.dtype))
+    bias = mask.expand(sinks.shape[0], sinks.shape[1], -1, -1)
+    return _one_longer(key), _one_longer(value), torch.cat([bias, sinks.to(bias.dtype)], dim=3)
+
+
+def _one_longer(states: torch.Tensor) -> torch.Tensor:
+    return torch.cat([states, torch.zeros_like(states[:, :, :1])], dim=2)
 
 
 def _biased(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,79 @@
+"""Operations of a traced program that the translation to ONNX has no form for, in terms of ones that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_ATEN = torch.ops.aten
+
+
+def rewrite_untranslatable(program: torch.export.ExportedProgram) -> None:
+    """Changes `program` in place; what it computes stays the same."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is _ATEN.unsqueeze.default and _is_complex(node):
+            _unsqueeze_parts(graph, node)
+        elif node.target is _ATEN.erfinv.default:
+            _newton_erfinv(graph, node)
+    graph.lint()
+    program.graph_module.recompile()
+
+
+def _is_complex(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
+def _unsqueeze_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """A complex tensor is translated to its real and imaginary parts along one more axis at the end."""
+    source, dim = node.args[0], node.args[1]
+    if not isinstance(source, torch.fx.Node) or not isinstance(dim, int):
+        return
+    with graph.inserting_before(node):
+        parts = _call(graph, _ATEN.view_as_real.default, source)
+        wider = _call(graph, _ATEN.unsqueeze.default, parts, dim if dim >= 0 else dim - 1)
+        result = _call(graph, _ATEN.view_as_complex.default, wider)
+    _replace(graph, node, result)
+
+
+def _newton_erfinv(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """The inverse of erf by its elementary approximation, then two Newton steps on erf, which reach float32 precision.
+
+    The start is ``sign(x) * sqrt(sqrt(b^2 - l/a) - b)`` with ``l = ln(1 - x^2)``, ``a = 0.147``, ``b = 2/(pi a) + l/2``: 0.002
+    off at most (S. Winitzki, "A handy approximation for the error function and its inverse", 2008).
+    """
+    x = node.args[0]
+    if not isinstance(x, torch.fx.Node):
+        return
+    a, two_over_sqrt_pi = 0.147, 1.1283791670955126
+    with graph.inserting_before(node):
+
+        def call(op: Any, *args: Any) -> torch.fx.Node:
+            return _call(graph, op, *args)
+
+        log = call(_ATEN.log.default, call(_ATEN.rsub.Scalar, call(_ATEN.mul.Tensor, x, x), 1.0))
+        b = call(_ATEN.add.Scalar, call(_ATEN.mul.Scalar, log, 0.5), 2.0 / (torch.pi * a))
+        inner = call(_ATEN.sub.Tensor, call(_ATEN.mul.Tensor, b, b), call(_ATEN.mul.Scalar, log, 1.0 / a))
+        size = call(_ATEN.sqrt.default, call(_ATEN.sub.Tensor, call(_ATEN.sqrt.default, inner), b))
+        guess = call(_ATEN.mul.Tensor, call(_ATEN.sign.default, x), size)
+        for _ in range(2):
+            error = call(_ATEN.sub.Tensor, call(_ATEN.erf.default, guess), x)
+            square = call(_ATEN.neg.default, call(_ATEN.mul.Tensor, guess, guess))
+            slope = call(_ATEN.mul.Scalar, call(_ATEN.exp.default, square), two_over_sqrt_pi)
+            guess = call(_ATEN.sub.Tensor, guess, call(_ATEN.div.Tensor, error, slope))
+    _replace(graph, node, guess)
+
+
+def _call(graph: torch.fx.Graph, op: Any, *args: Any) -> torch.fx.Node:
+    node = graph.call_function(op, args)
+    values = [arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args]
+    node.meta["val"] = op(*values)
+    return node
+
+
+def _replace(graph: torch.fx.Graph, node: torch.fx.Node, result: torch.fx.Node) -> None:
+    result.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)

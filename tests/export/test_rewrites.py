@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import torch
+
+from qeff_framework.export.rewrites import rewrite_untranslatable
+
+
+class Rotation(torch.nn.Module):
+    def forward(self, pairs, angles):
+        turns = torch.polar(torch.ones_like(angles), angles)
+        turned = torch.view_as_complex(pairs) * turns.unsqueeze(1) * turns.unsqueeze(-1).squeeze(-1).unsqueeze(-2)
+        return torch.view_as_real(turned)
+
+
+class InverseError(torch.nn.Module):
+    def forward(self, x):
+        return torch.special.erfinv(x)
+
+
+def _targets(program):
+    return [str(node.target) for node in program.graph.nodes]
+
+
+def test_complex_numbers_get_an_axis_through_their_parts():
+    arguments = (torch.randn(2, 4, 3, 2), torch.randn(2, 3))
+    program = torch.export.export(Rotation(), arguments)
+    rewrite_untranslatable(program)
+    assert "aten.view_as_real.default" in _targets(program)
+    for node in program.graph.nodes:
+        if str(node.target) == "aten.unsqueeze.default":
+            assert not node.meta["val"].is_complex()
+    torch.testing.assert_close(program.module()(*arguments), Rotation()(*arguments))
+
+
+def test_the_inverse_of_erf_is_exact_to_rounding():
+    x = torch.cat([torch.linspace(-0.9999, 0.9999, 2001), torch.tensor([0.0, 1e-6, -1e-6])])
+    program = torch.export.export(InverseError(), (x,))
+    rewrite_untranslatable(program)
+    assert "aten.erfinv.default" not in _targets(program)
+    torch.testing.assert_close(program.module()(x), torch.special.erfinv(x), rtol=2e-4, atol=1e-6)
