@@ -69,6 +69,32 @@ def golden_steps(
         yield from _encoder_steps(interface, reference, tokens, rng)
 
 
+def calibration_steps(interface: Interface, reference: Run, prompts: Sequence[Sequence[int]]) -> Iterator[Step]:
+    """Steps as a session makes them: prompts in chunks, then single tokens, for as long as there is text and context."""
+    if not interface.is_decoder:
+        for variant in range(len(prompts)):
+            yield from golden_steps(interface, reference, prompts, variant)
+        return
+    by_length = sorted(interface.specializations, key=lambda item: item["dims"].get("seq_len", 1), reverse=True)
+    dims = by_length[0]["dims"]
+    rows, chunk, ctx_len = dims["batch_size"], dims.get("seq_len", 1), dims["ctx_len"]
+    rng = np.random.default_rng(0)
+    for start in range(0, len(prompts), rows):
+        group = [prompts[(start + row) % len(prompts)] for row in range(rows)]
+        states, used = _empty_states(interface, dims), 0
+        limit = min(ctx_len, max(len(prompt) for prompt in group))
+        while used < limit:
+            # The second half of a text is read token by token, as text is generated.
+            graph = by_length[0] if used + chunk <= limit // 2 or used == 0 else by_length[-1]
+            length = graph["dims"].get("seq_len", 1)
+            tokens = _tokens(group, [used] * rows, [min(length, ctx_len - used)] * rows, length)
+            feeds = {**_other_inputs(interface, graph["dims"], rng), **tokens, **states}
+            step = Step(graph=graph["name"], kind="calibration", feeds=feeds, expected=reference(feeds))
+            yield step
+            states = {state["input"]: step.expected[state["output"]] for state in interface.states}
+            used += length
+
+
 def _decoder_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Iterator[Step]:

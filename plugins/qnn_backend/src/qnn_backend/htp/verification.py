@@ -6,7 +6,7 @@ The compiler miscompiles some patterns without a word, so a program is believed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def verify_graphs(
     min_cosine: float,
     tie_margin: float,
     allow_partial: bool,
+    compressed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs golden inputs through the portable model and through each program.
 
@@ -49,6 +50,8 @@ def verify_graphs(
         min_cosine: least cosine between a program's output and the reference, over each row.
         tie_margin: logits that are this part of the largest one apart count as equal when the best token is compared.
         allow_partial: the programs may have nodes on the CPU.
+        compressed: the static graphs, when their weights were stored in fewer bits. What that costs is the choice of the user, so
+            the programs are compared with these on the CPU, and the distance to the portable model is only reported.
 
     Returns:
         What was compared, for each kind of step: ``cosine``, ``max_error``, ``variants``.
@@ -67,7 +70,18 @@ def verify_graphs(
             if first.graph != name:
                 continue
             variants = [variant[index] for variant in steps]
-            results[first.kind] = _check_kind(session, variants, described, updated_states, min_cosine, tie_margin)
+            weights: dict[str, Any] = {}
+            whole_caches = compressed is None
+            if compressed is not None:
+                variants, weights = _with_compressed_weights(compressed[name], variants)
+            check = _Check(
+                interface=described,
+                updated=updated_states if whole_caches else (),
+                trimmed=() if whole_caches else updated_states,
+                min_cosine=min_cosine,
+                tie_margin=tie_margin,
+            )
+            results[first.kind] = {**_check_kind(session, variants, check), **weights}
         del session
     return {"min_cosine": min_cosine, "reference": "onnxruntime, CPU, float32", "steps": results}
 
@@ -97,18 +111,35 @@ class _Comparison:
     worst: str
 
 
-def _check_kind(
-    session: Any,
-    variants: Sequence[Step],
-    interface: Interface,
-    updated: Sequence[str],
-    min_cosine: float,
-    tie_margin: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    interface: Interface
+    #: States of which the program returns the new part and the reference the whole.
+    updated: Sequence[str]
+    #: States of which both return the new part.
+    trimmed: Sequence[str]
+    min_cosine: float
+    tie_margin: float
+
+
+def _with_compressed_weights(graph: str, variants: Sequence[Step]) -> tuple[list[Step], dict[str, Any]]:
+    """The same steps with the outputs of the graph that has the compressed weights, and what they cost."""
+    reference = _Reference(Path(graph))
+    steps = [replace(step, expected=reference.run(step.feeds)) for step in variants]
+    reference.close()
+    if LOGITS not in steps[0].expected:
+        return steps, {}
+    costs = [
+        _least_cosine(old.expected[LOGITS], new.expected[LOGITS]) for old, new in zip(variants, steps, strict=True)
+    ]
+    return steps, {"cosine_of_compressed_weights": round(min(costs), 6)}
+
+
+def _check_kind(session: Any, variants: Sequence[Step], check: _Check) -> dict[str, Any]:
     failures, best = [], None
     for tried, step in enumerate(variants, start=1):
-        found = _compare(session, step, interface, updated, tie_margin)
-        if found.cosine >= min_cosine and not found.other_token:
+        found = _compare(session, step, check)
+        if found.cosine >= check.min_cosine and not found.other_token:
             best = best or found
         else:
             failures.append(found)
@@ -119,7 +150,7 @@ def _check_kind(
         worst = min(failures, key=lambda item: item.cosine)
         raise CompileError(
             f"the compiled graph computes something else than the model ({variants[0].kind}): output {worst.worst} has the "
-            f"cosine {worst.cosine:.5f} to float32 on the CPU, at least {min_cosine:g} is asked for, largest error "
+            f"cosine {worst.cosine:.5f} to float32 on the CPU, at least {check.min_cosine:g} is asked for, largest error "
             f"{worst.max_error:.4g}" + (", and the best token is another one" if worst.other_token else "") + ". "
             "verify=False compiles without this check, verify_min_cosine sets the threshold"
         )
@@ -131,16 +162,19 @@ def _check_kind(
     }
 
 
-def _compare(session: Any, step: Step, interface: Interface, updated: Sequence[str], tie_margin: float) -> _Comparison:
+def _compare(session: Any, step: Step, check: _Check) -> _Comparison:
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, step.feeds), strict=True))
-    inputs_of_states = {state["output"]: state["input"] for state in interface.states}
+    inputs_of_states = {state["output"]: state["input"] for state in check.interface.states}
     cosine, worst, error, other_token = 1.0, "", 0.0, False
     for name, actual in outputs.items():
         wanted, found = step.expected[name], actual
-        if inputs_of_states.get(name) in updated:
+        state = inputs_of_states.get(name)
+        if state in check.updated:
             wanted, found = _written(wanted, step.feeds[POSITIONS]), _sent(found, step.feeds[POSITIONS])
-        elif name not in inputs_of_states:
+        elif state in check.trimmed:
+            wanted, found = _sent(wanted, step.feeds[POSITIONS]), _sent(found, step.feeds[POSITIONS])
+        elif state is None:
             wanted, found = _kept(wanted, step.feeds), _kept(found, step.feeds)
         least = _least_cosine(wanted, found)
         if least < cosine or not worst:
@@ -148,7 +182,7 @@ def _compare(session: Any, step: Step, interface: Interface, updated: Sequence[s
         if wanted.size:
             error = max(error, float(np.abs(wanted.astype(np.float64) - found).max()))
         if name == LOGITS:
-            other_token = _is_other_token(wanted, found, tie_margin)
+            other_token = _is_other_token(wanted, found, check.tie_margin)
     return _Comparison(cosine=cosine, max_error=error, other_token=other_token, worst=worst)
 
 

@@ -1,7 +1,8 @@
 """A gather in the middle of a tensor is moved to axis 0.
 
 In float16 the compiler gets a gather wrong, without an error, when its axis is neither the first nor the last, something larger
-than 1 is in front of it, and data or indices are not constant. Axis 0 of the transposed tensor is right.
+than 1 is in front of it, and data or indices are not constant (seen with 32-bit indices). Axis 0 of the transposed tensor is
+right.
 """
 
 from __future__ import annotations

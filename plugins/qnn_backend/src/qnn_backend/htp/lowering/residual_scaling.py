@@ -90,7 +90,11 @@ class ScaledWeights:
             self._tensors[key] = (original, ir.Tensor(content, name=f"{weight.name}_by_{factor}"))
         result = add_initializer(model, f"{weight.name}_by_{factor}", np.zeros(0, np.float32))
         tensor = self._tensors[key][1]
-        result.const_value, result.shape, result.type = tensor, ir.Shape(list(tensor.shape)), ir.TensorType(tensor.dtype)
+        result.const_value, result.shape, result.type = (
+            tensor,
+            ir.Shape(tensor.numpy().shape),
+            ir.TensorType(tensor.dtype),
+        )
         return result
 
 

@@ -1,0 +1,195 @@
+"""Each hazard of the compiler: wrong or refused without its lowering, right with it. Both are computed in the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qnn_backend.htp.lowering.finite_masks import FiniteMasks
+from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
+from qnn_backend.htp.lowering.gather_nd import GatherNDRows
+from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
+from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for, normed_values, scale_residual
+from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
+from qnn_backend.htp.lowering.rotary_tables import RotaryTables
+from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
+from tests.plugins.qnn_backend.htp.simulator import lowered, needs_simulator, on_cpu, parse, simulate, worst
+
+pytestmark = needs_simulator
+
+RNG = np.random.default_rng(0)
+TOLERANCE = 0.01
+
+
+def floats(*shape: int, scale: float = 1.0) -> np.ndarray:
+    return (RNG.normal(size=shape) * scale).astype(np.float32)
+
+
+def test_a_weight_in_front_of_a_composed_norm(tmp_path: Path) -> None:
+    """Hazard 1."""
+    model = parse(
+        """norm (float[1, 4, 64] x) => (float[1, 4, 64] y)
+        <float two = {2.0}, float epsilon = {1e-6}> {
+            squares = Pow (x, two) mean = ReduceMean <axes = [-1], keepdims = 1> (squares)
+            shifted = Add (mean, epsilon) root = Sqrt (shifted) factor = Reciprocal (root)
+            unit = Mul (x, factor) y = Mul (weight, unit)
+        }""",
+        {"weight": floats(64)},
+        opset=17,
+    )
+    feeds = {"x": floats(1, 4, 64)}
+    with pytest.raises(Exception, match=r"1002|finalize"):
+        simulate(model, feeds, tmp_path)
+    assert worst(on_cpu(model, feeds), simulate(lowered(model, ScaleOperandOrder()), feeds, tmp_path)) < TOLERANCE
+
+
+def test_a_gather_in_the_middle(tmp_path: Path) -> None:
+    """Hazard 2; with indices of 64 bits the compiler takes another way, which is right."""
+    model = parse(
+        "pick (float[1, 2, 64, 16] x, int32[5] rows) => (float[1, 2, 5, 16] y) { y = Gather <axis = 2> (x, rows) }"
+    )
+    feeds = {"x": floats(1, 2, 64, 16), "rows": np.array([3, 60, 0, 17, 3], np.int32)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    rewritten = lowered(model, GatherMiddleAxis())
+    np.testing.assert_array_equal(on_cpu(rewritten, feeds)[0], expected[0])
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
+def test_more_index_rows_than_rows_of_data(tmp_path: Path) -> None:
+    model = parse(
+        "pick (int64[16, 1] rows) => (float[16, 96, 32] y) { y = GatherND (experts, rows) }",
+        {"experts": floats(4, 96, 32)},
+    )
+    feeds = {"rows": RNG.integers(0, 4, (16, 1))}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    assert worst(expected, simulate(lowered(model, GatherNDRows()), feeds, tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "indices", "batch"), [((4, 5, 8), (3, 2), 0), ((2, 4, 8), (2, 3, 1), 1), ((2, 3, 4), (2, 3, 1), 2)]
+)
+def test_every_form_of_gather_nd(shape: tuple[int, ...], indices: tuple[int, ...], batch: int, tmp_path: Path) -> None:
+    """Depths above 1 and batch dimensions, which the compiler refuses."""
+    named = shape[batch : batch + indices[-1]]
+    rows = np.stack([RNG.integers(0, size, indices[:-1]) for size in named], axis=-1)
+    result = [*indices[:-1], *shape[batch + indices[-1] :]]
+    model = parse(
+        f"pick (float{list(shape)} x, int64{list(indices)} rows) => (float{result} y) {{ y = GatherND <batch_dims = {batch}> (x, rows) }}"
+    )
+    feeds = {"x": floats(*shape), "rows": rows}
+    expected, rewritten = on_cpu(model, feeds), lowered(model, GatherNDRows())
+    np.testing.assert_array_equal(on_cpu(rewritten, feeds)[0], expected[0])
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
+def test_angles_of_late_positions(tmp_path: Path) -> None:
+    """Hazard 3."""
+    model = parse(
+        """angles (int64[1, 4] position_ids) => (float[1, 4, 8] cosine)
+        <int64[1] last = {2}> {
+            column = Unsqueeze (position_ids, last) position = Cast <to = 1> (column)
+            angle = Mul (position, frequencies) cosine = Cos (angle)
+        }""",
+        {"frequencies": (10000.0 ** -np.linspace(0, 1, 8)).astype(np.float32)},
+    )
+    feeds = {"position_ids": np.array([[0, 33, 1500, 2047]])}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.2
+    assert worst(expected, simulate(lowered(model, RotaryTables(2048)), feeds, tmp_path)) < TOLERANCE
+
+
+def rms_norm() -> str:
+    return """{
+        y = qeff.RMSNorm <epsilon: float = 1e-6> (x, weight)
+    }"""
+
+
+def test_squares_beyond_the_range(tmp_path: Path) -> None:
+    """Hazard 4: the norm's body in single ops against its kernel."""
+    import onnx
+    import onnx_ir
+
+    from qeff_framework.dialect.functions import attach_functions
+    from qnn_backend.htp.lowering.fold import FoldConstants
+    from qnn_backend.htp.lowering.inline import InlineDialect
+
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18, "qeff": 1]> norm (float[1, 4, 64] x) => (float[1, 4, 64] y)'
+        + rms_norm()
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(floats(64), "weight"))
+    model = onnx_ir.serde.deserialize_model(proto)
+    attach_functions(model)
+    feeds = {"x": floats(1, 4, 64, scale=2000.0)}
+    expected = on_cpu(model, feeds)
+    composed, fused = model.clone(), model.clone()
+    InlineDialect()(composed)
+    FoldConstants()(composed)
+    assert worst(expected, simulate(composed, feeds, tmp_path)) > 0.2
+    assert FusedRMSNorm()(fused)
+    InlineDialect()(fused)
+    FoldConstants()(fused)
+    assert [node.op_type for node in fused.graph] == ["RMSNormalization"]
+    assert worst(expected, simulate(fused, feeds, tmp_path)) < TOLERANCE
+
+
+def test_equal_sizes_in_front_of_a_transposition(tmp_path: Path) -> None:
+    model = parse(
+        """project (float[4, 4, 4, 8] x) => (float[4, 4, 32] y)
+        <int64[3] shape = {4, 4, 32}> {
+            tokens_first = Transpose <perm = [0, 2, 1, 3]> (x) rows = Reshape (tokens_first, shape) y = MatMul (rows, weight)
+        }""",
+        {"weight": floats(32, 32)},
+    )
+    feeds = {"x": floats(4, 4, 4, 8)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    assert worst(expected, simulate(lowered(model, SquareTransposeRows()), feeds, tmp_path)) < TOLERANCE
+
+
+STREAM = """block (int64[1, 4] ids) => (float[1, 4, 32] y)
+    <float scale = {32.0}> {
+        embedded = Gather (table, ids) hidden = Mul (embedded, scale)
+        first = RMSNormalization <axis = -1, epsilon = 1e-6> (hidden, weight)
+        up = MatMul (first, large) biased = Add (up, bias) sum = Add (hidden, biased)
+        second = LayerNormalization <axis = -1, epsilon = 1e-6> (sum, weight)
+        other = Tanh (up) y = Add (second, other)
+    }"""
+
+
+def test_a_residual_stream_beyond_the_range(tmp_path: Path) -> None:
+    """Hazard 6: readers that are no norms get the value as it was, shared weights are not changed for others."""
+    model = parse(
+        STREAM,
+        {
+            "table": floats(16, 32),
+            "weight": floats(32),
+            "large": floats(32, 32, scale=30000.0),
+            "bias": floats(32, scale=1e5),
+        },
+    )
+    feeds = {"ids": np.array([[3, 9, 0, 15]])}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.05
+    scaled = model.clone()
+    assert normed_values(scaled) == {"hidden", "sum"}
+    assert scale_residual(scaled, {"sum"}, factor_for(400_000.0), ScaledWeights())
+    np.testing.assert_allclose(on_cpu(scaled, feeds)[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert worst(expected, simulate(scaled, feeds, tmp_path)) < TOLERANCE
+
+
+def test_the_least_factor_that_is_enough() -> None:
+    assert [factor_for(size) for size in (0.0, 8192.0, 8193.0, 103_795.0)] == [1, 1, 2, 16]
+
+
+def test_masks_are_finite() -> None:
+    model = parse(
+        "mask (float[1, 4] x) => (float[1, 4] y) { y = Add (x, bias) }",
+        {"bias": np.array([[0.0, -np.inf, -3.4e38, -9000.0]], np.float32)},
+    )
+    [output] = on_cpu(lowered(model, FiniteMasks(-50.0)), {"x": np.ones((1, 4), np.float32)})
+    np.testing.assert_allclose(output, [[1.0, -49.0, -49.0, -8999.0]])
