@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from qeff_framework.contracts import EXTRA_INPUTS
+from qeff_framework.contracts import EXTRA_INPUTS, TensorSpec
 from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from tests.eager import eager_greedy
+from tests.generation.fakes import FakeContinuous
 from tests.plugins.qaic_backend.half_precision import same_up_to_near_ties
 from tests.plugins.qaic_backend.sessions import compile_program, open_session
 from tests.sdk_standins.qaic import NEGATIVE_SCATTER_VARIABLE
@@ -119,3 +122,12 @@ def test_standin_speculative_target_with_two_draft_lengths(standin, exports, tmp
     )["logits"]
     assert checked[0].argmax(axis=1).tolist() == tokens[1:5]
     session.close()
+
+
+def test_a_program_with_some_of_the_samplers_inputs_is_refused() -> None:
+    """The loop feeds none of them: a program that samples on the device would run with whatever the buffers hold."""
+    program = FakeContinuous(batch_size=1, slots=1)
+    more = TensorSpec(name="temperatures", dtype="float32", shape=("batch_size", 1))
+    program.compiled = replace(program.compiled, inputs=(*program.compiled.inputs, more))
+    with pytest.raises(InputError, match=r"the program takes the inputs .*temperatures; this loop feeds input_ids"):
+        TextGenerator(program)
