@@ -11,12 +11,13 @@ TOKENS ?= 32
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test lint format coverage-range clean help
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
 	@echo "make test    ruff, mypy and pytest over the core and the plugins"
 	@echo "make lint    ruff and mypy only"
+	@echo "make coverage-range    some model types with the oldest and the newest Transformers allowed"
 	@echo "make clean   removes the virtual environment"
 
 $(BIN)/python:
@@ -55,6 +56,9 @@ test: lint
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+coverage-range: $(VENV)/run.stamp
+	$(BIN)/python -m qeff_framework.coverage.versions
 
 clean:
 	rm -rf $(VENV)

@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+from qeff_framework.errors import OptionError
+
+#: Whose coverage there is.
+TASKS: Final = ("causal-lm", "encoder")
+
+#: Decoders that differ in structure, by what each one has: quick enough to be checked with every change and version.
+KINDS: Final[Mapping[str, str]] = {
+    "convolution states": "lfm2",
+    "state space": "mamba",
+    "linear attention": "qwen3_next",
+    "latent attention": "deepseek_v3",
+    "alibi": "bloom",
+    "parallel blocks": "falcon",
+    "one key head": "gpt_bigcode",
+    "encoder as decoder": "bert",
+    "windows": "gemma3_text",
+    "sinks and experts": "gpt_oss",
+    "partial rotation": "gptj",
+    "learned positions": "opt",
+}
 
 # Text encoders that Transformers lists under no task by which encoders could be told from decoders.
 _UNLISTED_ENCODERS: Final = ("embedding_gemma2", "embedding_gemma2_text", "openai_privacy_filter", "bros")
@@ -44,3 +67,27 @@ def _is_encoder_decoder(model_type: str) -> bool:
 
     fields = dataclasses.fields(CONFIG_MAPPING[model_type])
     return any(field.name == "is_encoder_decoder" and field.default is True for field in fields)
+
+
+def chosen_types(task: str, names: Sequence[str]) -> list[str]:
+    """The named types, each once, or all of the task if none is named.
+
+    Raises:
+        OptionError: the installed Transformers has no such type for this task; lists all of them, with near matches.
+    """
+    known = types_of(task)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        from transformers import __version__
+
+        told = "; ".join(_unknown(name, task, known) for name in unknown)
+        raise OptionError(f"Transformers {__version__} has no {task} model of these types: {told}")
+    return list(dict.fromkeys(names)) or known
+
+
+def _unknown(name: str, task: str, known: Sequence[str]) -> str:
+    other = next(other for other in TASKS if other != task)
+    if name in types_of(other):
+        return f"{name!r} (use --task {other})"
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"{name!r} (did you mean {', '.join(near)}?)" if near else f"{name!r}"

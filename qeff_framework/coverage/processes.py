@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -18,7 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
+
+Outcome = Literal["pass", "fail", "no reference"]
 
 #: Checks one model type and returns the facts that belong in its line.
 Check = Callable[[str], dict[str, Any]]
@@ -34,11 +38,33 @@ class Report:
     error: str | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def outcome(self) -> Outcome:
+        """What the line counts as: a type that Transformers itself cannot run says nothing about an export."""
+        if self.ok:
+            return "pass"
+        return "no reference" if self.facts.get("stage") == "reference" else "fail"
+
     def to_json(self) -> str:
         """One JSON object without line breaks; the facts stand beside the other fields."""
         fields = dataclasses.asdict(self)
         facts = fields.pop("facts")
         return json.dumps({name: value for name, value in fields.items() if value is not None} | facts)
+
+    @classmethod
+    def from_json(cls, line: str) -> Report:
+        """Reads what `to_json` wrote. Raises `ValueError` or `KeyError` for anything else."""
+        facts = json.loads(line)
+        own = {field.name: facts.pop(field.name) for field in dataclasses.fields(cls) if field.name in facts}
+        return cls(**own, facts=facts)
+
+
+#: What an export imports on its way, beside the framework.
+_LIBRARIES: Final = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "torch.onnx._internal.exporter._core")
+
+
+#: In the folder of a process: all that it printed.
+_OUTPUT: Final = "output.txt"
 
 
 class CheckError(Exception):
@@ -49,9 +75,17 @@ class CheckError(Exception):
         self.facts = facts
 
 
-def sweep(check: Check, model_types: Sequence[str], *, time_limit: float, jobs: int = 2) -> Iterator[Report]:
-    """Checks each type in its own process, `jobs` at a time; reports come in the order in which types finish."""
+def sweep(
+    check: Check, model_types: Sequence[str], *, time_limit: float, jobs: int = 2, packages: Sequence[str] = ()
+) -> Iterator[Report]:
+    """Checks each type in its own process, `jobs` at a time; reports come in the order in which types finish.
+
+    The modules of `packages` (those of a backend) are loaded beforehand, like those of the framework: an edit of the
+    sources during a long run then reaches none of its processes.
+    """
     _load_libraries()
+    for package in ("qeff_framework", *packages):
+        _load_modules(package)
     waiting = list(reversed(model_types))
     running: dict[Connection, _Running] = {}
     try:
@@ -82,13 +116,19 @@ class _Running:
             if self.answers.poll():
                 facts, error = self.answers.recv()
             else:
-                error = f"no result within {time_limit:g} s"
+                facts, error = {"stage": "time limit"}, f"no result within {time_limit:g} s"
         except EOFError:
             self.process.join()
-            error = f"the process ended with exit code {self.process.exitcode}"
+            facts = {"stage": "process"}
+            error = f"the process ended with exit code {self.process.exitcode}{self._last_words()}"
         self.end()
         seconds = round(time.monotonic() - self.start, 2)
         return Report(model_type=self.model_type, ok=error is None, seconds=seconds, error=error, facts=facts)
+
+    def _last_words(self) -> str:
+        """What native code said before it took the process down."""
+        lines = (Path(self.folder.name) / _OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
 
     def end(self) -> None:
         """Kills the process and what it has started, and removes its folder."""
@@ -103,8 +143,18 @@ class _Running:
 
 def _load_libraries() -> None:
     """Imports once, in the parent, what every forked process would import for itself: 3 s each."""
-    import torch  # noqa: F401
+    for name in _LIBRARIES:
+        importlib.import_module(name)
     from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, modeling_utils  # noqa: F401
+
+
+def _load_modules(package: str) -> None:
+    """Imports every module of a package. One that cannot be imported here fails where it is used, with its own error."""
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{package}.", onerror=lambda name: None):
+        if not module.name.endswith(".__main__"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(module.name)
 
 
 def _start(check: Check, model_type: str) -> _Running:
@@ -131,16 +181,27 @@ def _work(sender: Connection, check: Check, model_type: str, folder: Path) -> No
     os.setpgid(0, 0)  # so that the parent can end what the check starts along with it
     os.chdir(folder)
     os.environ["QEFF_HOME"] = str(folder / "store")
+    _redirect_output(folder / _OUTPUT)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # some modelling code prints; stdout is for the reports
     try:
         sender.send((check(model_type), None))
     except CheckError as verdict:
         sender.send((verdict.facts, str(verdict)))
     except Exception as error:  # noqa: BLE001  (whatever a family raises is the result)
         sender.send(({"where": where(error)}, first_line(error)))
+
+
+def _redirect_output(file: Path) -> None:
+    """Sends what modelling code and native libraries print to `file`: the parent's streams are for the reports.
+
+    The stream objects are replaced as well: a thread of the parent may have held their locks when the process was forked.
+    """
+    stream = file.open("w", encoding="utf-8", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = stream
 
 
 def first_line(error: BaseException) -> str:

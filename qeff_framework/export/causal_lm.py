@@ -216,9 +216,9 @@ def _rows(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
-    """Transformers renames `past_key_values` to `cache` from 5.24 on."""
+    """Transformers 5.24 renamed `past_key_values` to `cache`, and the `cache_params` of state-space models as well."""
     parameters = inspect.signature(model.forward).parameters
-    for name in ("cache", "past_key_values"):
+    for name in ("cache", "past_key_values", "cache_params"):
         if name in parameters:
             return name
     raise UnsupportedModelError("its forward takes no key/value cache")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import command, interrupt, run_process
 
-COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache"]
+COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache", "coverage"]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "onnx_ir")
 
 

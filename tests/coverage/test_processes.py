@@ -1,0 +1,92 @@
+"""Each type has a process of its own, forked from a parent that has loaded all that the checks will need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qeff_framework.coverage.processes import Report
+
+SWEEP = """
+import os, sys, time
+from qeff_framework.coverage.processes import CheckError, sweep
+
+def dies():
+    os.write(2, b"something first\\nterminate called\\n")
+    os._exit(3)
+
+def fails():
+    raise CheckError("differs", {"stage": "tokens"})
+
+def raises():
+    raise ValueError("no\\nmore")
+
+def works():
+    print("noise")
+    return {"loaded": len([name for name in sys.modules if name.startswith("qeff_framework.")])}
+
+ways = {"hangs": lambda: time.sleep(60), "dies": dies, "fails": fails, "raises": raises, "works": works}
+for report in sweep(lambda name: ways[name](), list(ways), time_limit=5.0):
+    print(report.to_json())
+print([name for name in ("onnxruntime", "ort_sim_backend") if name in sys.modules], file=sys.stderr)
+print(len([name for name in sys.modules if name.startswith("qeff_framework.")]), file=sys.stderr)
+missing = {"cli.coverage", "export.trace", "seam.cache", "generation.loop", "auto.causal_lm", "coverage.parity"}
+print([name for name in missing if f"qeff_framework.{name}" not in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def swept() -> tuple[dict[str, Report], list[str]]:
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", SWEEP], capture_output=True, text=True, check=True)
+    reports = [Report.from_json(line) for line in ended.stdout.splitlines()]
+    return {report.model_type: report for report in reports}, ended.stderr.splitlines()[-3:]
+
+
+def test_a_type_that_hangs_or_dies_costs_only_its_own_line(swept: tuple[dict[str, Report], list[str]]) -> None:
+    reports, _ = swept
+    assert {name: report.error for name, report in reports.items()} == {
+        "hangs": "no result within 5 s",
+        "dies": "the process ended with exit code 3: terminate called",
+        "fails": "differs",
+        "raises": "ValueError: no",
+        "works": None,
+    }
+    assert {name: report.facts.get("stage") for name, report in reports.items()} == {
+        "hangs": "time limit",
+        "dies": "process",
+        "fails": "tokens",
+        "raises": None,
+        "works": None,
+    }
+
+
+def test_the_parent_loads_the_framework_and_no_backend(swept: tuple[dict[str, Report], list[str]]) -> None:
+    reports, (backends, count, missing) = swept
+    assert (backends, missing) == ("[]", "[]")
+    # What a check finds loaded is what the parent had: an edit of the sources reaches none of the processes.
+    assert reports["works"].facts["loaded"] == int(count)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report(model_type="llama", ok=True, seconds=1.5, facts={"logit_error": 1e-5}),
+        Report(model_type="bart", ok=False, seconds=2.0, error="no", facts={"stage": "export"}),
+    ],
+    ids=lambda report: report.outcome,
+)
+def test_lines_are_read_as_they_were_written(report: Report) -> None:
+    assert "\n" not in report.to_json()
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_only_a_failing_reference_is_no_failure() -> None:
+    stages = {"reference": "no reference", "export": "fail", "tokens": "fail", None: "fail"}
+    for stage, outcome in stages.items():
+        line = json.dumps(
+            {"model_type": "x", "ok": False, "seconds": 1.0, "error": "e"} | ({"stage": stage} if stage else {})
+        )
+        assert Report.from_json(line).outcome == outcome
