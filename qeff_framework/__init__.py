@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qeff_framework.artifacts import create_and_dump_qconfigs
-    from qeff_framework.auto import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction
+    from qeff_framework.auto import (
+        QEFFAutoModel,
+        QEFFAutoModelForCausalLM,
+        QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSequenceClassification,
+    )
     from qeff_framework.errors import QEFFError
     from qeff_framework.model import QEFFBaseModel
     from qeff_framework.registry import get_backend, list_backends
@@ -20,6 +25,7 @@ _HOMES = {
     "QEFFAutoModel": "auto",
     "QEFFAutoModelForCausalLM": "auto",
     "QEFFAutoModelForFeatureExtraction": "auto",
+    "QEFFAutoModelForSequenceClassification": "auto",
     "QEFFBaseModel": "model",
     "QEFFError": "errors",
     "create_and_dump_qconfigs": "artifacts",
@@ -32,6 +38,7 @@ __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForSequenceClassification",
     "QEFFBaseModel",
     "QEFFError",
     "create_and_dump_qconfigs",

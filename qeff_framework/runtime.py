@@ -187,17 +187,60 @@ class CompiledEncoder(CompiledRunner):
         return EncoderRunner(self.session, pad_token_id=self.compiled.metadata.get("pad_token_id"))(inputs)
 
 
-_RUNNERS: Mapping[str, type[CompiledRunner]] = {"causal-lm": CompiledCausalLM, "encoder": CompiledEncoder}
+class CompiledClassifier(CompiledRunner):
+    """Class scores with a loaded program."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the columns of the logits stand for, as the checkpoint's config names them, else ``LABEL_0``, ..."""
+        names = _config(self.compiled.directory).get("id2label") or {}
+        count = int(self.compiled.outputs[0].shape[-1])
+        return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(count))
+
+    @property
+    def problem_type(self) -> str | None:
+        """``"regression"``, ``"single_label_classification"``, ``"multi_label_classification"``, or `None`: not stated."""
+        stated = _config(self.compiled.directory).get("problem_type")
+        return None if stated is None else str(stated)
+
+    def generate(self, inputs: Mapping[str, Any]) -> Array:
+        """Classifies tokenizer output.
+
+        Args:
+            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows.
+
+        Returns:
+            Logits, float32 ``[N, labels]``.
+
+        Raises:
+            InputError: no inputs, or longer ones than were compiled for.
+        """
+        from qeff_framework.generation import EncoderRunner
+
+        return EncoderRunner(self.session, pad_token_id=self.compiled.metadata.get("pad_token_id"))(inputs)
+
+
+_RUNNERS: Mapping[str, type[CompiledRunner]] = {
+    "causal-lm": CompiledCausalLM,
+    "encoder": CompiledEncoder,
+    "sequence-classification": CompiledClassifier,
+}
 
 
 def generation_defaults(directory: Path) -> Mapping[str, Any]:
     """What the checkpoint says about generation: ``generation_config.json``, completed by the config's token ids."""
     from qeff_framework.generation import load_generation_defaults
 
-    config = directory / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    content = _config(directory)
     from_config = {name: content[name] for name in _TOKEN_IDS if content.get(name) is not None}
     return {**from_config, **load_generation_defaults(directory)}
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
+    """The Hugging Face config that the artifact carries."""
+    file = directory / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content
 
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -5,5 +5,11 @@ from __future__ import annotations
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.model import QEFFAutoModel
+from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 
-__all__ = ["QEFFAutoModel", "QEFFAutoModelForCausalLM", "QEFFAutoModelForFeatureExtraction"]
+__all__ = [
+    "QEFFAutoModel",
+    "QEFFAutoModelForCausalLM",
+    "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForSequenceClassification",
+]

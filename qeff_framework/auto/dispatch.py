@@ -17,6 +17,7 @@ from qeff_framework.source import ModelSource
 _CLASS_OF_TASK: Mapping[Task, str] = {
     "causal-lm": "QEFFAutoModelForCausalLM",
     "encoder": "QEFFAutoModelForFeatureExtraction",
+    "sequence-classification": "QEFFAutoModelForSequenceClassification",
 }
 
 
@@ -28,7 +29,7 @@ def task_of(config: Mapping[str, Any]) -> Task:
     both.
 
     Raises:
-        UnsupportedModelError: it is neither a causal language model nor a text encoder.
+        UnsupportedModelError: its head is that of no task.
     """
     return _remembered(config) or _remember(config, _decide(config))
 
@@ -62,12 +63,15 @@ def _decide(config: Mapping[str, Any]) -> Task:
     if architectures:
         if any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
             return "causal-lm"
+        if any(name in _names(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES) for name in architectures):
+            return "sequence-classification"
         other = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
         heads = _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
         if any(name in other | heads for name in architectures):
             return "encoder"
         raise UnsupportedModelError(
-            f"{_told(config)} is neither a causal language model nor a text encoder; those are the tasks of this version"
+            f"{_told(config)} is neither a causal language model nor a text encoder or classifier of texts; those are the tasks "
+            "of this version"
         )
     if (
         model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.dispatch import task_of
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 from qeff_framework.source import CheckpointSource, ModuleSource
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 _CLASSES: dict[Task, type[QEFFBaseModel]] = {
     "causal-lm": QEFFAutoModelForCausalLM,
     "encoder": QEFFAutoModelForFeatureExtraction,
+    "sequence-classification": QEFFAutoModelForSequenceClassification,
 }
 
 
 class QEFFAutoModel:
-    """Builds the class that fits a checkpoint or a module: a causal LM generates text, an encoder embeddings.
+    """Builds the class that fits a checkpoint or a module: a causal LM generates text, an encoder embeddings, a
+    classifier scores.
 
     Example::
 

@@ -90,7 +90,7 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
     )
     group.add_argument(
         "--task",
-        choices=("auto", "causal-lm", "encoder"),
+        choices=("auto", "causal-lm", "encoder", "sequence-classification"),
         default="auto",
         help="what the model is for (default: its config says)",
     )

@@ -1,4 +1,4 @@
-"""``qeff generate``: text from prompts, or embeddings of texts."""
+"""``qeff generate``: text from prompts, embeddings or classes of texts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from qeff_framework.errors import ArtifactError, InputError, OptionError
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
-    from qeff_framework.contracts import CompiledModel
+    from qeff_framework.contracts import Array, CompiledModel
     from qeff_framework.generation import GenerationOutput
-    from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder, CompiledRunner
+    from qeff_framework.runtime import CompiledCausalLM, CompiledClassifier, CompiledEncoder, CompiledRunner
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -37,7 +37,7 @@ def add_to(subparsers: Any) -> None:
         "generate",
         run,
         summary="run a model or a compiled artifact",
-        description="Generates text, or embeds texts with an encoder. A MODEL is compiled first, unless the artifact store has "
+        description="Generates text, or embeds or classifies texts. A MODEL is compiled first, unless the artifact store has "
         "its program. An ARTIFACT runs as it is, without torch and transformers.",
         examples=[
             'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
@@ -87,16 +87,18 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
     settings = _settings(args)
     compiled = _artifact(args) or compile_model(args)
     with _load(args, compiled) as runner:
-        from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder
+        from qeff_framework.runtime import CompiledCausalLM, CompiledClassifier, CompiledEncoder
 
         if isinstance(runner, CompiledCausalLM):
             return _generate(runner, prompts, settings, args, progress)
+        if settings or args.stream:
+            raise OptionError(
+                f"the program is for {compiled.task}: it generates no text, and the options of text generation do not apply"
+            )
         if isinstance(runner, CompiledEncoder):
-            if settings or args.stream:
-                raise OptionError(
-                    "the model is an encoder: it embeds texts, and the options of text generation do not apply"
-                )
             return _embed(runner, prompts, progress)
+        if isinstance(runner, CompiledClassifier):
+            return _classify(runner, prompts, progress)
     raise InputError(f"`qeff generate` has no way to show the results of task '{compiled.task}'; use the Python API")
 
 
@@ -277,6 +279,58 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
 
 
 def _embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+    embeddings, seconds = _run_on_texts(runner, texts, progress, doing="embedding")
+    shape = list(embeddings.shape)
+    return Outcome(
+        document={
+            **_where(runner),
+            "shape": shape,
+            "embeddings": embeddings.tolist(),
+            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
+        },
+        text=f"{embeddings.dtype} {shape}",
+        summary=_texts_summary(runner, texts, seconds),
+    )
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def _classify(runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+    from qeff_framework.generation import class_scores
+
+    logits, seconds = _run_on_texts(runner, texts, progress, doing="classifying")
+    labels, scores = runner.labels, class_scores(logits, runner.problem_type)
+    best = [int(row.argmax()) for row in scores]
+    results = [
+        {
+            "prompt": text,
+            "label": labels[index],
+            "scores": dict(zip(labels, row.tolist(), strict=True)),
+            "logits": values.tolist(),
+        }
+        for text, index, row, values in zip(texts, best, scores, logits, strict=True)
+    ]
+    lines = [f"{_label(number, texts)}{labels[index]} {scores[number, index]:.4f}" for number, index in enumerate(best)]
+    return Outcome(
+        document={
+            **_where(runner),
+            "labels": list(labels),
+            "results": results,
+            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
+        },
+        text="\n".join(lines),
+        summary=_texts_summary(runner, texts, seconds),
+    )
+
+
+# --- one pass over texts --------------------------------------------------------------------------------------------
+
+
+def _run_on_texts(
+    runner: CompiledEncoder | CompiledClassifier, texts: Sequence[str], progress: ProgressHandler, *, doing: str
+) -> tuple[Array, float]:
+    """The program's output for each text, and the seconds that it took."""
     import time
 
     from qeff_framework.generation import load_tokenizer
@@ -289,27 +343,21 @@ def _embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHand
             "and compile again, or use the Python API with token ids"
         )
     tokenizer = load_tokenizer(directory)
-    report(f"embedding {len(texts)} texts")
+    report(f"{doing} {len(texts)} texts")
     start = time.perf_counter()
-    embeddings = runner.generate({"input_ids": [tokenizer.encode(text) for text in texts]})
+    output = runner.generate({"input_ids": [tokenizer.encode(text) for text in texts]})
     seconds = time.perf_counter() - start
     progress.clear()
-    shape = list(embeddings.shape)
-    return Outcome(
-        document={
-            **_where(runner),
-            "shape": shape,
-            "embeddings": embeddings.tolist(),
-            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
-        },
-        text=f"{embeddings.dtype} {shape}",
-        summary=facts(
-            {
-                "backend": _backend_line(runner),
-                "total": f"{len(texts)} texts in {seconds:.3f} s",
-                "artifact": str(_place(runner)),
-            }
-        ),
+    return output, seconds
+
+
+def _texts_summary(runner: CompiledRunner, texts: Sequence[str], seconds: float) -> str:
+    return facts(
+        {
+            "backend": _backend_line(runner),
+            "total": f"{len(texts)} texts in {seconds:.3f} s",
+            "artifact": str(_place(runner)),
+        }
     )
 
 

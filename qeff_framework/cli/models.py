@@ -24,7 +24,7 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
     }
     task = args.task
     if args.pooling is not None:
-        if task == "causal-lm":
+        if task not in ("auto", "encoder"):
             raise OptionError("--pooling is for encoders; leave it out, or choose --task encoder")
         # Whoever asks for a pooling has an encoder in mind; its class says so if the checkpoint is none.
         task = "encoder"
@@ -36,7 +36,15 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
 
 def task_classes() -> Mapping[str, type[QEFFBaseModel]]:
     """The model class of each ``--task``."""
-    from qeff_framework.auto import QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction
+    from qeff_framework.auto import (
+        QEFFAutoModelForCausalLM,
+        QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSequenceClassification,
+    )
 
-    classes = (QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction)
+    classes = (
+        QEFFAutoModelForCausalLM,
+        QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSequenceClassification,
+    )
     return {model_class.task: model_class for model_class in classes}

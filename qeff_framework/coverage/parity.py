@@ -31,7 +31,8 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
     """The facts of a type whose tokens (or hidden states) through `backend` are those of Transformers.
 
     A causal LM decodes two prompts of unequal length in one batch, prefilled in chunks, for 16 greedy steps. An encoder
-    embeds two texts of unequal length in one batch, by programs of two lengths.
+    embeds two texts of unequal length in one batch, by programs of two lengths. Where padding changes what Transformers itself
+    computes (``facts["padding_effect"]``, in standard deviations), its result with the same padding is the reference.
 
     Raises:
         CheckError: they differ, or a stage failed; ``facts["stage"]`` names it. The stage ``reference`` means that
@@ -43,8 +44,7 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
         facts["class"] = type(module).__name__
         if task == "causal-lm":
             return _causal_lm(module, clear_reference(module), backend, facts)
-        prompts = tiny_prompts()
-        return _encoder(module, prompts, reference_embedding(module, prompts), backend, facts)
+        return _encoder(module, _EncoderReference.of(module, tiny_prompts()), backend, facts)
 
 
 def _causal_lm(
@@ -70,29 +70,70 @@ def _causal_lm(
     return facts
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EncoderReference:
+    """What Transformers computes for each prompt, alone and padded to each compiled length that holds it."""
+
+    prompts: list[list[int]]
+    alone: list[torch.Tensor]
+    #: By prompt and length.
+    padded: dict[tuple[int, int], torch.Tensor]
+
+    @classmethod
+    def of(cls, module: torch.nn.Module, prompts: list[list[int]]) -> _EncoderReference:
+        padded = {
+            (row, width): reference_embedding(module, [prompt], width=width)[0]
+            for row, prompt in enumerate(prompts)
+            for width in LENGTHS
+            if len(prompt) <= width
+        }
+        return cls(prompts=prompts, alone=reference_embedding(module, prompts), padded=padded)
+
+    @property
+    def padding_effect(self) -> float:
+        """The largest difference that padding makes, in standard deviations; 0 where it is rounding."""
+        effect = max(_difference(hidden, self.alone[row]) for (row, _), hidden in self.padded.items())
+        return effect if effect > HIDDEN_TOLERANCE else 0.0
+
+    def expected(self, row: int, width: int) -> torch.Tensor:
+        """The prompt alone; with the padding of that length only if Transformers lets it take part."""
+        return self.padded[row, width] if self.padding_effect else self.alone[row]
+
+
+def _difference(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).abs().max() / want.std())
+
+
 def _encoder(
-    module: torch.nn.Module,
-    prompts: list[list[int]],
-    expected: list[torch.Tensor],
-    backend: str,
-    facts: dict[str, Any],
+    module: torch.nn.Module, reference: _EncoderReference, backend: str, facts: dict[str, Any]
 ) -> dict[str, Any]:
+    import torch
+
     from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 
+    prompts, widest = reference.prompts, max(map(len, reference.prompts))
+    if reference.padding_effect:
+        facts["padding_effect"] = float(f"{reference.padding_effect:.1e}")
     model = QEFFAutoModelForFeatureExtraction(module, pooling=None)
     _build(model, backend, facts, seq_len=LENGTHS, batch_size=BATCH)
     with _stage("execute", facts), model.load() as runner:
-        batch = [runner.generate({"input_ids": prompts}), *(runner.generate({"input_ids": [p]}) for p in prompts)]
+        together = runner.generate({"input_ids": prompts})
+        runs = [(row, _length_for(widest), together[row]) for row in range(len(prompts))]
+        runs += [(row, _length_for(len(p)), runner.generate({"input_ids": [p]})[0]) for row, p in enumerate(prompts)]
     errors = [
-        float(np.abs(got[: len(want)] - want.numpy()).max() / float(want.std()))
-        for row, want in enumerate(expected)
-        for got in (batch[0][row], batch[1 + row][0])
+        _difference(torch.from_numpy(got[: len(prompts[row])]), reference.expected(row, width))
+        for row, width, got in runs
     ]
     facts["hidden_error"] = float(f"{max(errors):.1e}")
     if not max(errors) <= HIDDEN_TOLERANCE:
         facts["stage"] = "values"
         raise CheckError(f"hidden states differ by {max(errors):.1e} standard deviations", facts)
     return facts
+
+
+def _length_for(tokens: int) -> int:
+    """The program that the runner takes for that many tokens."""
+    return min(length for length in LENGTHS if length >= tokens)
 
 
 def _build(model: QEFFBaseModel, backend: str, facts: dict[str, Any], **shapes: Any) -> None:

@@ -66,15 +66,21 @@ def reference_logits(
     ]
 
 
-def reference_embedding(module: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """The last hidden state `[len(prompt), hidden]` of each prompt alone, without padding."""
+def reference_embedding(
+    module: torch.nn.Module, prompts: Sequence[Sequence[int]], *, width: int = 0
+) -> list[torch.Tensor]:
+    """The last hidden state `[len(prompt), hidden]` of each prompt alone, padded on the right up to `width` tokens."""
     import torch
 
+    pad = getattr(module.config, "pad_token_id", None) or 0
     embeddings = []
     for prompt in prompts:
-        ids = torch.tensor([list(prompt)])
+        padding = max(0, width - len(prompt))
+        ids = torch.tensor([[*prompt, *[pad] * padding]])
+        mask = torch.tensor([[*[1] * len(prompt), *[0] * padding]])
         with torch.no_grad():
-            embeddings.append(module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0])
+            hidden = module(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        embeddings.append(hidden[: len(prompt)])
     return embeddings
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_interface
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
@@ -34,8 +34,21 @@ def encoder_model(module: PreTrainedModel, pooling: Pooling | None) -> onnx_ir.M
 
 
 def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
-    """``logits [B, labels]``."""
-    return _model(module, field="logits", pooling=None, output="logits")
+    """``logits [B, labels]``.
+
+    Raises:
+        UnsupportedModelError: a decoder whose config names no padding token: it reads its scores at the last token that is none,
+            and could not tell the padding of a program of fixed length from text.
+    """
+    try:
+        return _model(module, field="logits", pooling=None, output="logits")
+    except ExportError as error:
+        if module.config.get_text_config().pad_token_id is None and "padding token" in str(error):
+            raise UnsupportedModelError(
+                "it reads its scores at the last token that is no padding, and its config names no pad_token_id; set "
+                "config.pad_token_id to the tokenizer's, in the checkpoint's config.json or before the model is wrapped"
+            ) from error
+        raise
 
 
 def _model(module: PreTrainedModel, *, field: str, pooling: Pooling | None, output: str) -> onnx_ir.Model:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qeff_framework.contracts import ExportedModel, StateSpec, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
@@ -84,8 +84,11 @@ def _spec(value: onnx_ir.Value) -> TensorSpec:
 def _metadata(module: torch.nn.Module) -> dict[str, Any]:
     config = getattr(module, "config", None)
     facts = {"architecture": type(module).__name__}
-    for name in ("model_type", "vocab_size", "max_position_embeddings"):
+    # A model of several parts keeps what is about text in a config of its own.
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
+    for name in ("model_type", "vocab_size", "max_position_embeddings", "pad_token_id"):
         value = getattr(config, name, None)
+        value = getattr(text, name, None) if value is None else value
         if value is not None:
             facts[name] = value
     return facts

@@ -6,6 +6,7 @@ processors, stopping criteria, streamers, Python tokenizers) imports it when it 
 
 from __future__ import annotations
 
+from qeff_framework.generation.classification import class_scores
 from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.loop import TextGenerator
@@ -26,6 +27,7 @@ __all__ = [
     "TextStream",
     "TextTokenizer",
     "as_text_tokenizer",
+    "class_scores",
     "load_generation_defaults",
     "load_tokenizer",
     "normalize_inputs",

@@ -128,6 +128,15 @@ def bert(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def classifier(tmp_path_factory) -> Path:
+    """A tiny random BERT that tells moods apart, with a word tokenizer."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(**_sizes(), initializer_range=0.4, id2label={0: "bad", 1: "middling", 2: "good"})
+    return _save(BertForSequenceClassification, config, tmp_path_factory.mktemp("models") / "tiny-classifier")
+
+
+@pytest.fixture(scope="session")
 def exported(llama, store, tmp_path_factory) -> Path:
     """The tiny Llama as portable ONNX."""
     return _built(store, "export", llama, "-o", tmp_path_factory.mktemp("artifacts") / "onnx")

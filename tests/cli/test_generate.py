@@ -210,6 +210,44 @@ def test_encoder_takes_no_options_of_text_generation(model_qeff, bert):
     assert "encoder" in result.err
 
 
+def test_classifier_returns_labels_and_scores(model_qeff, classifier):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    texts = ["my name is", "one two three four five six seven"]
+    argv = ["generate", classifier, "--backend", "ort_sim", "--seq-len", "4,8", "--prompt", *texts]
+
+    result, text = model_qeff(*argv, "--json"), model_qeff("-q", *argv)
+
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(classifier),
+        AutoTokenizer.from_pretrained(classifier),
+    )
+    assert result.json["task"] == "sequence-classification"
+    assert result.json["labels"] == ["bad", "middling", "good"]
+    lines = []
+    for number, (row, written) in enumerate(zip(result.json["results"], texts, strict=True)):
+        with torch.no_grad():
+            logits = model(**tokenizer(written, return_tensors="pt", return_token_type_ids=False)).logits[0]
+        scores = logits.softmax(dim=0)
+        np.testing.assert_allclose(row["logits"], logits.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            [row["scores"][name] for name in result.json["labels"]], scores, rtol=1e-3, atol=1e-4
+        )
+        assert row["label"] == model.config.id2label[int(logits.argmax())]
+        lines.append(f"[{number}] {row['label']} {row['scores'][row['label']]:.4f}\n")
+    assert text.out == "".join(lines)
+
+
+def test_classifier_takes_no_options_of_text_generation(model_qeff, classifier):
+    argv = ["generate", classifier, "--backend", "ort_sim", "--seq-len", "4,8", "--prompt", "one"]
+
+    result = model_qeff(*argv, "--max-new-tokens", "3")
+
+    assert result.code == 2
+    assert "sequence-classification" in result.err
+
+
 def test_one_prompt_is_streamed_on_a_terminal(environment, toy_site, toy_artifact):
     environment["PYTHONPATH"] += f":{toy_site}"
     terminal, other_end = pty.openpty()

