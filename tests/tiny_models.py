@@ -91,6 +91,8 @@ _ENCODER: Mapping[str, Any] = {
     "local_attention": 6,
     "cls_token_id": 1,
     "sep_token_id": 2,
+    "languages": ["en_XX", "de_DE"],
+    "default_language": "de_DE",
 }
 
 

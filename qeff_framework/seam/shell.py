@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 #: All floating-point weights and states of the portable graph have this dtype.
 GRAPH_DTYPE = torch.float32
@@ -39,7 +40,8 @@ def hollow_parameters(shell: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Everything computed from them has no data either, while index arithmetic (positions, masks) stays real and can be looked at.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # The shapes of parameters stay numbers; symbols stand only for counts that depend on contents (selected rows).
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     return {name: mode.from_tensor(parameter) for name, parameter in shell.named_parameters()}
 
 

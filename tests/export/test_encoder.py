@@ -25,6 +25,7 @@ BATCHES = [(7, 4, 1), (1,), (3, 3)]
         ("distilbert", ["input_ids", "attention_mask"]),
         ("mpnet", ["input_ids", "attention_mask"]),  # a bias on relative positions
         ("modernbert", ["input_ids", "attention_mask"]),  # windows in both directions
+        ("xmod", ["input_ids", "attention_mask", "token_type_ids"]),  # rows selected by the contents of a tensor
         ("qwen3", ["input_ids", "attention_mask"]),  # a decoder as an embedding model
     ],
 )
