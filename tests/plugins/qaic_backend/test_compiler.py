@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import yaml
 
 from qaic_backend.compiler import failures, side_files
-from qaic_backend.compiler.checks import check_program
+from qaic_backend.compiler.checks import check_operators, check_program
 from qaic_backend.compiler.process import run_compiler
 from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, StateSpec, TensorSpec
@@ -262,6 +263,18 @@ PAST = TensorSpec(name="past", dtype="float32", shape=("batch_size", 2))
 def test_what_cannot_work_is_refused_before_the_compiler(model, specializations, message) -> None:
     with pytest.raises(CompileError, match=message):
         check_program(model, specializations)
+
+
+def test_loops_over_tokens_are_refused_before_the_compiler() -> None:
+    body = ir.Graph([], [], nodes=[], name="step")
+    loop = ir.Node(
+        "", "Scan", inputs=[], attributes=[ir.AttrGraph("body", body)], num_outputs=1, name="layers.0.mixer.loop"
+    )
+    model = ir.Model(ir.Graph([], loop.outputs, nodes=[loop], opset_imports={"": 18}), ir_version=10)
+    with pytest.raises(
+        CompileError, match=r"runs 1 of its modules token by token \(layers.0.mixer.loop first\).*use ort_sim"
+    ):
+        check_operators(model)
 
 
 def test_side_files_are_what_the_formats_ask_for() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+import onnx_ir as ir
+
 from qeff_framework.plugin_api import CompileError, ExportedModel, Specialization, TensorSpec
 
 RETAINED_SUFFIX = "_RetainedState"
@@ -24,6 +26,16 @@ def check_program(exported: ExportedModel, specializations: Sequence[Specializat
         raise CompileError(
             f"no single input has a different shape in each of the specializations {names}; the device tells them apart by one "
             "input. Choose other lengths"
+        )
+
+
+def check_operators(model: ir.Model) -> None:
+    """Raises `CompileError` for loops, which are not among the operators that the compiler is known to take."""
+    loops = sorted({node.name or node.op_type for node in model.graph.all_nodes() if node.op_type in ("Scan", "Loop")})
+    if loops:
+        raise CompileError(
+            f"the model runs {len(loops)} of its modules token by token ({loops[0]} first), which the compiler has no operator "
+            "for: state-space and linear-attention models with a recurrent state cannot be compiled for qaic; use ort_sim"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qaic_backend.compiler.bundle import PROGRAM_FILE, PROGRAM_FOLDER, Bundle, write_bundle
-from qaic_backend.compiler.checks import check_program
+from qaic_backend.compiler.checks import check_operators, check_program
 from qaic_backend.compiler.failures import NAMED_FORM_REFUSED, explain
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.process import LOG_FILE, Ended, run_compiler
@@ -37,6 +37,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     sdk = find_sdk()
     compiler = None if request.dry_run else _compiler(sdk)
     check_program(exported, request.specializations)
+    check_operators(request.model)
     name = sdk.compiler.name if sdk.compiler is not None else None
     generation = generation_of(options.target_sdk or sdk.apps_version, name)
     if generation.legacy and (options.hw_version != "ai100" or options.sub_functions):
