@@ -15,6 +15,7 @@ from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.fold import FoldConstants
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
+from qnn_backend.htp.lowering.gelu import FusedGelu
 from qnn_backend.htp.lowering.inline import InlineDialect
 from qnn_backend.htp.lowering.kv_update import KVUpdateOps
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
@@ -48,6 +49,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         InlineDialect(),
         FoldConstants(),
         *finite,
+        FusedGelu(),
         GatherNDRows(),
         GatherMiddleAxis(),
         SquareTransposeRows(),

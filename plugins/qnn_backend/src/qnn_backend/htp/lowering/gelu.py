@@ -1,0 +1,53 @@
+"""Composed ``Gelu`` becomes the op: the compiler knows no ``Erf``, and finds no pattern in a quantised graph."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from qnn_backend.htp.lowering.graph import Writer, constant, known_sizes, operand, standard_nodes
+
+
+class FusedGelu:
+    """Rewrites each such ``Erf``."""
+
+    name = "FusedGelu"
+    version = "1"
+
+    def __call__(self, model: ir.Model) -> bool:
+        """Says whether one was rewritten."""
+        changed = False
+        for erf in standard_nodes(model, "Erf"):
+            found = _match(erf)
+            if found is not None:
+                source, last = found
+                write = Writer(model, last)
+                write.replace(last, write.op("Gelu", source, shape=known_sizes(source)))
+                changed = True
+        return changed
+
+
+def _match(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
+    division = operand(erf, 0).producer()
+    if division is None or division.op_type != "Div" or not _is(division.inputs[1], math.sqrt(2.0)):
+        return None
+    source = operand(division, 0)
+    shifted = _reader(erf, "Add", 1.0)
+    halved = None if shifted is None else _reader(shifted, "Mul", 0.5)
+    if halved is None or len(halved.outputs[0].uses()) != 1:
+        return None
+    last = next(iter(halved.outputs[0].uses())).node
+    return (source, last) if last.op_type == "Mul" and source in last.inputs else None
+
+
+def _reader(node: ir.Node, op_type: str, number: float) -> ir.Node | None:
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != op_type:
+        return None
+    return uses[0].node if any(_is(value, number) for value in uses[0].node.inputs) else None
+
+
+def _is(value: ir.Value | None, number: float) -> bool:
+    content = constant(value)
+    return content is not None and content.size == 1 and math.isclose(float(content.item()), number, rel_tol=1e-4)
