@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from qnn_backend.htp.lowering.graph import Writer, constant, known_sizes, operand, standard_nodes
 
@@ -25,6 +26,8 @@ class FusedGelu:
                 write = Writer(model, last)
                 write.replace(last, write.op("Gelu", source, shape=known_sizes(source)))
                 changed = True
+        if changed:
+            common_passes.RemoveUnusedNodesPass()(model)
         return changed
 
 
