@@ -253,6 +253,7 @@ def _text_outcome(runner: CompiledRunner, outputs: Sequence[GenerationOutput]) -
         "decode": f"{metrics['decode_tokens_per_second']:.1f} tokens/s",
         "total": f"{metrics['new_tokens']} tokens in {metrics['total_time']:.3f} s, "
         f"{metrics['tokens_per_second']:.1f} tokens/s",
+        "note": metrics["note"],
     }
     return Outcome(
         document={**_where(runner), "results": results, "metrics": metrics},
@@ -272,6 +273,7 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
         "tokens_per_second": tokens / total if total > 0 else 0.0,
         "new_tokens": tokens,
         "total_time": total,
+        "note": outputs[0].perf_metrics.note,
     }
 
 

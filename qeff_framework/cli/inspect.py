@@ -158,6 +158,7 @@ def _text(document: Mapping[str, Any]) -> str:
         "torch transforms": "\n".join(document["transforms"]["torch"]),
         "onnx transforms": "\n".join(document["transforms"]["onnx"]),
         "options": "\n".join(f"{name}={value}" for name, value in document["options"].items()),
+        "note": document["program"].get("note", ""),
         "versions": "\n".join(f"{name} {version}" for name, version in document["versions"].items()),
         "created": document["created"],
         "key": document["key"],

@@ -341,7 +341,7 @@ class TextGenerator:
             generated_ids=[row.generated for row in run.rows],
             generated_texts=[tokenizer.decode(row.generated) for row in run.rows] if tokenizer else [],
             finish_reasons=[row.finish_reason for row in run.rows if row.finish_reason is not None],
-            perf_metrics=_metrics(run),
+            perf_metrics=_metrics(run, note=self.session.info.get("note", "")),
         )
 
 
@@ -457,7 +457,7 @@ def _tensor(values: list[Any]) -> object:
     return torch.tensor(values)
 
 
-def _metrics(run: _Run) -> PerfMetrics:
+def _metrics(run: _Run, *, note: str) -> PerfMetrics:
     first = run.first_token if run.first_token is not None else run.started
     total = run.last_token - run.started
     decoding = total - run.prefill_time
@@ -470,4 +470,5 @@ def _metrics(run: _Run) -> PerfMetrics:
         total_time=total,
         decode_steps=run.decode_steps,
         time_to_first_token=first - run.started,
+        note=note,
     )

@@ -21,11 +21,14 @@ class PerfMetrics:
     decode_steps: int
     #: From the start to the first token of all.
     time_to_first_token: float
+    #: What the session says about its speed (``info["note"]``), e.g. that a simulator's is not the device's.
+    note: str = ""
 
     def __str__(self) -> str:
         return (
             f"time to first token {self.time_to_first_token:.3f} s, decode {self.decode_perf:.1f} tokens/s "
             f"({self.decode_steps} steps), total {self.total_perf:.1f} tokens/s in {self.total_time:.3f} s"
+            f"{f'; {self.note}' if self.note else ''}"
         )
 
 

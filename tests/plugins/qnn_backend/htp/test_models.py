@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,26 @@ def test_an_artifact_is_generated_from_and_says_that_it_is_simulated() -> None:
     assert info["simulator"] == "yes"
     assert "simulated" in info["device"]
     assert "says nothing about the device" in info["note"]
+    assert "says nothing about the device" in str(output.perf_metrics)
+
+
+def test_a_new_process_loads_and_does_not_compile() -> None:
+    """Shown by ONNX Runtime's own log: a cached context is read, no graph is composed or finalised."""
+    module = tiny_model("llama")
+    tokens, _ = greedy(module)
+    compiled = QEFFAutoModel(module).compile(backend="qnn", target="SM8650", prefill_seq_len=CHUNK, ctx_len=CTX_LEN)
+    script = (
+        "from qnn_backend.htp import provider\n"
+        "provider._ERRORS = 0  # verbose\n"
+        "from qeff_framework import load_compiled\n"
+        f"with load_compiled({str(compiled.directory)!r}) as model:\n"
+        f"    print(model.generate(prompts=[{PROMPT}], generation_len=4, ignore_eos=True).generated_ids)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert ended.stdout.strip().splitlines()[-1] == str([tokens[:4]])
+    assert "LoadCachedQnnContextFromBuffer" in ended.stderr
+    for made in ("ComposeGraph", "FinalizeGraphs"):
+        assert made not in ended.stderr
 
 
 @pytest.mark.parametrize(("precision", "least"), [("w8", 29), ("a16w8", 20), ("w4", None)])

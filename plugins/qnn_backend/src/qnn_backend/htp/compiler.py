@@ -28,6 +28,7 @@ from qnn_backend.htp.lowering.residual_scaling import (
     scale_residual,
 )
 from qnn_backend.htp.lowering.weight_blocks import WeightBlocks
+from qnn_backend.htp.notes import SIMULATOR_NOTE
 from qnn_backend.htp.probe import INSTALL, WHEELS
 from qnn_backend.htp.prompts import token_rows
 from qnn_backend.versions import version_of, versions
@@ -248,7 +249,7 @@ class _Compilation:
             outputs=exported.outputs,
             states=exported.states,
             options=asdict(self._options),
-            program=program,
+            program={**program, "note": f"without the NPU it runs in the {SIMULATOR_NOTE}"},
             transforms=request.transforms,
             metadata=exported.metadata,
         )

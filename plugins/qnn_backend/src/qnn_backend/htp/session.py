@@ -14,6 +14,7 @@ from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError,
 from qnn_backend import targets
 from qnn_backend.htp import provider, shapes
 from qnn_backend.htp.loading import check_program
+from qnn_backend.htp.notes import SIMULATOR_NOTE
 from qnn_backend.htp.options import HtpRuntimeOptions
 from qnn_backend.htp.retained import check_positions, write_tokens
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 POSITIONS = "position_ids"
-SIMULATOR_NOTE = "HTP simulator on the CPU: its speed says nothing about the device's"
 
 _log = logging.getLogger(__name__)
 
