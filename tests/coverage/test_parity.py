@@ -56,8 +56,10 @@ def test_keys_in_wrong_slots_are_caught(monkeypatch: pytest.MonkeyPatch, store_r
 
 
 def test_hidden_states_of_another_model_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_other_weights(module: torch.nn.Module, prompts: list[list[int]]) -> list[torch.Tensor]:
-        return reference_embedding(tiny_model("distilbert", "encoder", seed=1), prompts)
+    other = tiny_model("distilbert", "encoder", seed=1)
+
+    def of_other_weights(module: torch.nn.Module, prompts: list[list[int]], *, width: int = 0) -> list[torch.Tensor]:
+        return reference_embedding(other, prompts, width=width)
 
     monkeypatch.setattr(parity, "reference_embedding", of_other_weights)
     with pytest.raises(CheckError, match="standard deviations") as caught:
