@@ -26,6 +26,8 @@ KINDS: Final[Mapping[str, str]] = {
     "sinks and experts": "gpt_oss",
     "partial rotation": "gptj",
     "learned positions": "opt",
+    "positions by place": "bart",
+    "attention of its own": "git",
 }
 
 # Text encoders that Transformers lists under no task by which encoders could be told from decoders.

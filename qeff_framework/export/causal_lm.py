@@ -28,7 +28,7 @@ from qeff_framework.export.positions import require_given_positions, token_count
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt
+from qeff_framework.seam.adapt import adapt, leave_attention_to
 from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
 from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.masks import MaskPlan
@@ -236,6 +236,13 @@ def _probe(shell: PreTrainedModel) -> _Plan:
         raise UnsupportedModelError("it writes nothing to the key/value cache, so no state could be retained")
     if not graph.masks.forms and any(shape.id.role in SLOTTED for shape in states):
         raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
+    asking, writing = graph.masks.attention_calls, len({shape.id.layer for shape in states if shape.id.role == "key"})
+    if graph.masks.forms and asking == 0 and leave_attention_to(shell):
+        return _probe(shell)
+    if 0 < asking < writing:
+        raise UnsupportedModelError(
+            f"the attention of {writing - asking} of its layers bypasses the attention interface"
+        )
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     return _Plan(masks=graph.masks, states=states, loops=_probe_loops(shell, recorder.owners(shell), states))

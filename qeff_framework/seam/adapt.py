@@ -31,6 +31,18 @@ def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
     replace_rms_norms(shell, norms)
 
 
+def leave_attention_to(shell: PreTrainedModel) -> bool:
+    """Gives additive masks to a shell whose own attention code never asks the interface; says whether that changes anything.
+
+    Such code adds what it is given to the scores, so the masks of the interface, which are true and false, would be wrong silently.
+    """
+    if shell.config._attn_implementation != IMPLEMENTATION:
+        return False
+    with quiet_transformers():
+        shell.set_attn_implementation("eager")
+    return True
+
+
 @contextmanager
 def positional_masks() -> Iterator[None]:
     """Makes the masks of attention code that bypasses the attention interface depend on positions as well.

@@ -8,7 +8,7 @@ import torch
 
 from qeff_framework.dialect import ops
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.scope import current_step
+from qeff_framework.seam.scope import current_scope, current_step
 
 #: Tensors that the library's own eager attention accepts and ignores: positions, which are already in the queries and keys, and
 #: what only fused kernels read.
@@ -36,6 +36,7 @@ def attention_interface(
     (``s_aux [Hq]``) or each head and token (``sinks [B, Hq, S, 1]``), one more logit takes part in the softmax. ``indices
     [B, S, K]`` are the only keys that a token may look at, if the mask lets it.
     """
+    current_scope().masks.attention_calls += 1
     unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
     if not _IGNORED_TENSORS.issuperset(unknown):
         raise UnsupportedModelError(f"its attention takes tensors that the dialect has no op for: {unknown}")

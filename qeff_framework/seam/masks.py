@@ -51,6 +51,8 @@ class MaskPlan:
     """What the probe run found out about each mask that the model asks for, in the order of the calls."""
 
     forms: list[ClosedForm | None] = field(default_factory=list)
+    #: How often the attention interface was called.
+    attention_calls: int = 0
     _recording: bool = True
     _next: int = 0
 
