@@ -34,9 +34,9 @@ def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
 def leave_attention_to(shell: PreTrainedModel) -> bool:
     """Gives additive masks to a shell whose own attention code never asks the interface; says whether that changes anything.
 
-    Such code adds what it is given to the scores, so the masks of the interface, which are true and false, would be wrong silently.
+    Such code adds what it is given to the scores: the interface's masks, which are true and false, would be wrong silently.
     """
-    if shell.config._attn_implementation != IMPLEMENTATION:
+    if shell.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
         return False
     with quiet_transformers():
         shell.set_attn_implementation("eager")

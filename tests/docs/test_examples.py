@@ -59,7 +59,7 @@ def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, mo
         arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
         if arguments[0] == "coverage":
             # It forks, which needs a process in which no library has started threads so far, as a shell starts one.
-            assert subprocess.run([sys.executable, "-m", "qeff_framework", *arguments]).returncode == 0, command
+            subprocess.run([sys.executable, "-m", "qeff_framework", *arguments], check=True)
         else:
             assert cli.main(arguments) == 0, command
 
