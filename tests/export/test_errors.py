@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel
 
 from qeff_framework.errors import ExportError, OptionError, UnsupportedModelError
 from qeff_framework.export.portable import export_portable
 from tests.tiny_models import tiny_causal_lm, tiny_encoder
 
 
-def test_a_model_that_numbers_tokens_by_itself(tmp_path):
-    """BART's decoder counts from the start of the step; with chunks or padding the tokens would be wrong without a word."""
-    config = AutoConfig.for_model(
-        "bart", vocab_size=64, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16
-    )
-    config.is_decoder, config.is_encoder_decoder = True, False
-    model = AutoModelForCausalLM.from_config(config)
+def test_a_model_that_numbers_tokens_by_itself(tmp_path, monkeypatch):
+    """Counted from the start of the step, tokens of a second chunk would be wrong without a word."""
+    model, _ = tiny_causal_lm("llama")
+    original = type(model.model.layers[0].mlp).forward
 
-    with pytest.raises(UnsupportedModelError, match=r"BartForCausalLM.*numbers the tokens by their place in the step"):
+    def counting_from_one(self, hidden):
+        return original(self, hidden) * torch.arange(1, hidden.shape[1] + 1)[None, :, None]
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", counting_from_one)
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*numbers the tokens by their place in the step"):
         export_portable(model, task="causal-lm", output_dir=tmp_path)
 
 
