@@ -98,3 +98,15 @@ def test_description_has_a_row_for_each_field() -> None:
     assert rows["target"].choices == ("a1", "a2")
     assert rows["limit"].type == "int | None"
     assert all(row.help for row in rows.values())
+
+
+def test_a_path_may_be_given_as_text() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class WithFile:
+        file: Path | None = option(None, "a file")
+        name: str = option("", "a name")
+
+    parsed = parse_options(WithFile, {"file": "a/b.txt", "name": "c"}, owner="test")
+    assert parsed == WithFile(file=Path("a/b.txt"), name="c")
+    with pytest.raises(OptionError, match="option 'file' must be Path | None, got int 3"):
+        parse_options(WithFile, {"file": 3}, owner="test")
