@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from qeff_framework.seam.shell import hollow_parameters, make_shell
 from tests.tiny_models import tiny_causal_lm
@@ -57,5 +58,5 @@ def test_indices_stay_real_where_weights_have_no_data():
 
     assert result.shape == (3, 4)
     assert type(tokens * 2) is torch.Tensor
-    with pytest.raises(RuntimeError):
-        result.sum().item()
+    with pytest.raises(GuardOnDataDependentSymNode):
+        bool(result.sum().item() > 0)
