@@ -385,5 +385,6 @@ def _backend_line(runner: CompiledRunner) -> str:
     """The backend and where it ran; a simulator is called one."""
     info = dict(runner.info)
     simulated = info.pop("simulator", "").lower() in ("yes", "true", "1")
+    info.pop("note", None)  # stands in a line of its own
     told = [*(["simulator"] if simulated else []), *(f"{name} {value}" for name, value in info.items() if value)]
     return f"{runner.compiled.backend} ({', '.join(told)})" if told else runner.compiled.backend
