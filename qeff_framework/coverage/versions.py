@@ -1,6 +1,6 @@
 """Checks a few structurally different model types with the oldest and the newest Transformers that the package allows.
 
-    python -m qeff_framework.coverage.versions [--only oldest|newest] [--backend ort_sim] [TYPE ...]
+    python -m qeff_framework.coverage.versions [--only oldest|newest] [--backend NAME] [TYPE ...]
 
 Each version gets a virtual environment of its own, in which every other library is the one of this environment.
 """
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("types", metavar="TYPE", nargs="*", help=f"causal LMs (default: {' '.join(KINDS.values())})")
     parser.add_argument("--only", choices=tuple(allowed), help="one end of the range")
-    parser.add_argument("--backend", default="ort_sim", help="default: ort_sim")
+    parser.add_argument("--backend", metavar="NAME", help="an installed backend (default: as `qeff coverage`)")
     parser.add_argument("--time-limit", default="300", help="seconds for each type (default 300)")
     options = parser.parse_args(arguments)
     failed = False
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             python = environment_with(allowed[end], Path(folder))
             types = options.types or KINDS.values()
-            command = [python, "-m", "qeff_framework", "coverage", "--backend", options.backend, *types]
+            backend = ["--backend", options.backend] if options.backend else []
+            command = [python, "-m", "qeff_framework", "coverage", *backend, *types]
             failed |= (
                 subprocess.run([*map(str, command), "--time-limit", options.time_limit], check=False).returncode != 0
             )

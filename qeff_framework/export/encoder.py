@@ -12,7 +12,7 @@ from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_inte
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt
+from qeff_framework.seam.adapt import adapt, leave_attention_to
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, forward_scope
@@ -60,6 +60,9 @@ def _model(module: PreTrainedModel, *, field: str, pooling: Pooling | None, outp
     example = _example(len(inputs))
     with stage("probe run"):
         result = probe(graph, example)
+        if graph.masks.forms and graph.masks.attention_calls == 0 and leave_attention_to(shell):
+            graph = _TokensGraph(shell, inputs=inputs, field=field, pooling=pooling)
+            result = probe(graph, example)
     graph.masks.finish_recording()
     if output != "last_hidden_state" and result.dim() != 2:
         raise UnsupportedModelError(f"its {output} has the shape {tuple(result.shape)} instead of [batch, features]")

@@ -39,7 +39,7 @@ def _unsqueeze_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 
 def _newton_erfinv(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
-    """The inverse of erf by its elementary approximation, then two Newton steps on erf, which reach float32 precision.
+    """The inverse of erf by its elementary approximation, then two Newton steps: erf of the result is `x` to rounding.
 
     The start is ``sign(x) * sqrt(sqrt(b^2 - l/a) - b)`` with ``l = ln(1 - x^2)``, ``a = 0.147``, ``b = 2/(pi a) + l/2``: 0.002
     off at most (S. Winitzki, "A handy approximation for the error function and its inverse", 2008).

@@ -294,8 +294,12 @@ def _read(cache: torch.Tensor, step: Step) -> torch.Tensor:
 
 def _unless_new(state: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     """The state, or zeros in rows whose text starts with this step: position 0 begins anew, as it does for keys."""
-    goes_on = (position_ids[:, 0] != 0).to(state.dtype)
-    return state * goes_on.reshape(-1, *(1,) * (state.dim() - 1))
+    return select_rows(position_ids[:, 0] != 0, state, torch.zeros_like(state))
+
+
+def select_rows(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Row b of `first` where ``rows [B]`` is true, else of `second`. A selection, since a product would keep a NaN."""
+    return torch.where(rows.reshape(-1, *(1,) * (first.dim() - 1)), first, second)
 
 
 def _columns_before_padding(columns: torch.Tensor, width: int, position_ids: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ which modules are running when a recurrent state is asked for, and two runs of u
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from qeff_framework.dialect.names import DOMAIN, VERSION
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.cache import SeamCache, StateId, StateShape
+from qeff_framework.seam.cache import SeamCache, StateId, StateShape, select_rows
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.scope import Scope, Step, current_scope, forward_scope
 
@@ -59,8 +60,8 @@ class LoopRecorder:
         if state.role == "recurrent":
             self._recurrent.add(state.layer)
         known = self._owners.setdefault(state.layer, list(self._running))
-        shared = [a for a, b in zip(known, self._running, strict=False) if a is b]
-        self._owners[state.layer] = shared
+        common = itertools.takewhile(lambda pair: pair[0] is pair[1], zip(known, self._running, strict=False))
+        self._owners[state.layer] = [module for module, _ in common]
 
     def owners(self, model: torch.nn.Module) -> dict[int, str]:
         """By layer with a recurrent state: the name of the innermost module that makes all uses of its states."""
@@ -230,7 +231,7 @@ class TokenStep(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Takes states, ``positions [B]`` and the token's slices; returns the new states and the slices of the results."""
         site, remaining_tokens, remaining_same = self.site, iter(tokens), iter(same)
-        before = [_where_row(positions != 0, state, torch.zeros_like(state)) for state in states]
+        before = [select_rows(positions != 0, state, torch.zeros_like(state)) for state in states]
         cache = SeamCache(1, {shape.id: state.clone() for shape, state in zip(site.states, before, strict=True)})
         leaves: list[Any] = []
         for leaf in site.inputs:
@@ -251,7 +252,7 @@ class TokenStep(torch.nn.Module):
         ]
         is_token = positions >= 0
         kept = [
-            _where_row(is_token, cache.states[shape.id], state)
+            select_rows(is_token, cache.states[shape.id], state)
             for shape, state in zip(site.states, states, strict=True)
         ]
         return *kept, *slices
@@ -270,10 +271,6 @@ class TokenStep(torch.nn.Module):
 def _zeros(leaf: Leaf, *, without_axis: bool) -> torch.Tensor:
     shape = leaf.shape[: leaf.axis] + leaf.shape[leaf.axis + 1 :] if without_axis else leaf.shape
     return torch.zeros(shape, dtype=leaf.dtype)
-
-
-def _where_row(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.where(rows.reshape(-1, *(1,) * (first.dim() - 1)), first, second)
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def _apply(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         )
         return PerRow(func(*args, **kwargs))
 
-    if func.__name__ in _ALONG_LAST_AXES and _last_axes_only(args, kwargs):
+    if func.__name__ in _ALONG_LAST_AXES and _last_axes_only(args, kwargs, transposed=func.__name__ == "transpose"):
         args, kwargs = pytree.tree_unflatten([leaf.held if isinstance(leaf, PerRow) else leaf for leaf in leaves], tree)
         return pytree.tree_map_only(torch.Tensor, PerRow, func(*args, **kwargs))
     rule = _RULES.get(func.__name__)
@@ -205,10 +205,12 @@ def _reshape_as(row: Any, other: Any) -> torch.Tensor | None:
 _ALONG_LAST_AXES = frozenset({"chunk", "split", "stack", "cat", "repeat_interleave", "transpose", "flip"})
 
 
-def _last_axes_only(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _last_axes_only(args: Sequence[Any], kwargs: Mapping[str, Any], *, transposed: bool) -> bool:
     """Whether every axis that the call names is counted from the end, where one row's value is like that of all rows."""
     named = [value for name, value in kwargs.items() if name.startswith("dim")]
-    axes = named or [value for value in args[-2:] if type(value) is int][-1:]
+    placed = [value for value in args[-2:] if type(value) is int]
+    # A transposition names two axes; of the other calls the last number is the axis, and one before it a size or a count.
+    axes = named + placed if transposed else named or placed[-1:]
     return bool(axes) and all(type(axis) is int and axis < 0 for axis in axes)
 
 

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qeff_framework.contracts import ExportedModel
 from qeff_framework.export.portable import export_portable
@@ -44,6 +45,20 @@ def test_hidden_states_equal_transformers(model_type, inputs, tmp_path):
         real = feeds["attention_mask"].astype(bool)
         result, expected = run(exported, feeds), reference(model, feeds).last_hidden_state.numpy()
         np.testing.assert_allclose(result[real], expected[real], rtol=1e-4, atol=2e-5)
+
+
+def test_attention_that_bypasses_the_interface_gets_masks_that_it_can_add(tmp_path, monkeypatch):
+    """Code that adds its mask to the scores would take true and false for 1 and 0, without a word."""
+    monkeypatch.setattr(type(ALL_ATTENTION_FUNCTIONS), "get_interface", lambda self, name, default: default)
+    model = tiny_encoder("bert")
+
+    exported = export_portable(model, task="encoder", output_dir=tmp_path)
+
+    assert not [node for node in onnx_ir.load(exported.model_path).graph if node.domain == "qeff"]
+    feeds = batch(exported, (7, 4, 1))
+    real = feeds["attention_mask"].astype(bool)
+    result, expected = run(exported, feeds), reference(model, feeds).last_hidden_state.numpy()
+    np.testing.assert_allclose(result[real], expected[real], rtol=1e-4, atol=2e-5)
 
 
 def test_attention_is_a_dialect_op(tmp_path):

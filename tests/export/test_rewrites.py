@@ -37,4 +37,8 @@ def test_the_inverse_of_erf_is_exact_to_rounding():
     program = torch.export.export(InverseError(), (x,))
     rewrite_untranslatable(program)
     assert "aten.erfinv.default" not in _targets(program)
-    torch.testing.assert_close(program.module()(x), torch.special.erfinv(x), rtol=2e-4, atol=1e-6)
+    result = program.module()(x)
+    # Near 1 erfinv magnifies rounding without bound; what can be asked for everywhere is the way back.
+    assert (torch.erf(result) - x).abs().max() <= 2e-7
+    middle = x.abs() < 0.9
+    torch.testing.assert_close(result[middle], torch.special.erfinv(x)[middle], rtol=1e-6, atol=1e-7)

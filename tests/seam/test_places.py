@@ -41,6 +41,14 @@ def test_each_row_sees_its_own_positions(use):
         torch.testing.assert_close(got[row], wanted[row])
 
 
+def test_a_transposition_stays_within_a_row():
+    with PlacesArePositions(POSITIONS):
+        turned = torch.arange(TOKENS)[:, None].expand(TOKENS, 2).transpose(0, -1)
+    for row in range(ROWS):
+        wanted = POSITIONS[row].clamp(min=0)[:, None].expand(TOKENS, 2).transpose(0, -1)
+        assert torch.equal(turned.held[row], wanted)
+
+
 def test_other_counts_stay_what_they_are():
     with PlacesArePositions(POSITIONS):
         assert torch.equal(torch.arange(9), torch.tensor(range(9)))

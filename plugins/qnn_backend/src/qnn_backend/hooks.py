@@ -44,7 +44,9 @@ class QnnHooks:
     @hookimpl
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Loads the program on its device or in the simulator."""
-        if targets.is_aic(request.compiled.options["target"]):
+        target = request.compiled.options["target"]
+        request.options.check_for(target)
+        if targets.is_aic(target):
             from qnn_backend.aic.runtime import open_session as open_on_aic
 
             return open_on_aic(request.compiled, request.options)

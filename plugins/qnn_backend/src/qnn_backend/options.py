@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import CompileOptions, OptionError, RuntimeOptions, option
 from qnn_backend import targets
 from qnn_backend.aic.options import AicOptions, AicRuntimeOptions
 from qnn_backend.htp.options import HtpOptions, HtpRuntimeOptions
@@ -46,3 +46,18 @@ class QnnOptions(HtpOptions, AicOptions):
 @dataclass(frozen=True, kw_only=True)
 class QnnRuntimeOptions(HtpRuntimeOptions, AicRuntimeOptions, RuntimeOptions):
     """Options of `execute`."""
+
+    def check_for(self, target: str | int) -> None:
+        """Raises `OptionError` when an option was set that only programs of the other kind of target have."""
+        chosen: type[RuntimeOptions] = AicRuntimeOptions if targets.is_aic(target) else HtpRuntimeOptions
+        own = {field.name for field in dataclasses.fields(chosen)}
+        foreign = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in own and getattr(self, field.name) != field.default
+        ]
+        if foreign:
+            raise OptionError(
+                f"backend 'qnn': {', '.join(map(repr, foreign))} means nothing for target {target}; "
+                f"it takes {', '.join(sorted(own))}"
+            )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModel, load_compiled
+from qeff_framework.errors import OptionError
 from qeff_framework.plugin_api import CompiledModel
 from tests.eager import eager_attention
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
@@ -94,6 +95,8 @@ def test_an_artifact_is_generated_from_and_says_that_it_is_simulated() -> None:
     assert "simulated" in info["device"]
     assert "says nothing about the device" in info["note"]
     assert "says nothing about the device" in str(output.perf_metrics)
+    with pytest.raises(OptionError, match="'device_ids', 'timeout_ms' means nothing for target SM8650"):
+        load_compiled(compiled.directory, device_ids=(0,), timeout_ms=5)
 
 
 def test_a_new_process_loads_and_does_not_compile() -> None:

@@ -18,20 +18,14 @@ from qaic_backend.lowering.graph import (
     inputs_of,
 )
 
-# `data` has the dimensions B, H, C, D; `position_ids` B, S; `updates` B, H, S, D.
-_BODY = """
-CtxScatter (data, position_ids, updates) => (result)
-{
-    zero = Constant <value_int = 0> ()
+# `updates` has the dimensions B, H, S, D; `position_ids` B, S. `batch_numbers` holds the cache row of each row of the step.
+_INDICES_AND_WRITE = """
     one = Constant <value_int = 1> ()
     head_axis = Constant <value_ints = [1]> ()
     batch_shape = Constant <value_ints = [-1, 1, 1]> ()
     head_shape = Constant <value_ints = [1, -1, 1]> ()
     component_axis = Constant <value_ints = [3]> ()
-    token_shape = Shape <start = 0, end = 3> (updates)
-    batch_size = Gather (token_shape, zero)
     head_count = Gather (token_shape, one)
-    batch_numbers = Range (zero, batch_size, one)
     head_numbers = Range (zero, head_count, one)
     batch_column = Reshape (batch_numbers, batch_shape)
     head_column = Reshape (head_numbers, head_shape)
@@ -44,34 +38,28 @@ CtxScatter (data, position_ids, updates) => (result)
     position_part = Unsqueeze (positions, component_axis)
     indices = Concat <axis = 3> (batch_part, head_part, position_part)
     result = ScatterND (data, indices, updates)
-}
+"""
+
+# `data` has the dimensions B, H, C, D.
+_BODY = f"""
+CtxScatter (data, position_ids, updates) => (result)
+{{
+    zero = Constant <value_int = 0> ()
+    step = Constant <value_int = 1> ()
+    token_shape = Shape <start = 0, end = 3> (updates)
+    batch_size = Gather (token_shape, zero)
+    batch_numbers = Range (zero, batch_size, step)
+{_INDICES_AND_WRITE}}}
 """
 
 # `data` has the dimensions F, H, C, D; `batch_index` B, 1.
-_BODY_CB = """
+_BODY_CB = f"""
 CtxScatterCB (data, batch_index, position_ids, updates) => (result)
-{
+{{
     zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    head_axis = Constant <value_ints = [1]> ()
-    batch_shape = Constant <value_ints = [-1, 1, 1]> ()
-    head_shape = Constant <value_ints = [1, -1, 1]> ()
-    component_axis = Constant <value_ints = [3]> ()
     token_shape = Shape <start = 0, end = 3> (updates)
-    head_count = Gather (token_shape, one)
-    head_numbers = Range (zero, head_count, one)
-    batch_column = Reshape (batch_index, batch_shape)
-    head_column = Reshape (head_numbers, head_shape)
-    position_column = Unsqueeze (position_ids, head_axis)
-    batches = Expand (batch_column, token_shape)
-    heads = Expand (head_column, token_shape)
-    positions = Expand (position_column, token_shape)
-    batch_part = Unsqueeze (batches, component_axis)
-    head_part = Unsqueeze (heads, component_axis)
-    position_part = Unsqueeze (positions, component_axis)
-    indices = Concat <axis = 3> (batch_part, head_part, position_part)
-    result = ScatterND (data, indices, updates)
-}
+    batch_numbers = Identity (batch_index)
+{_INDICES_AND_WRITE}}}
 """
 
 
@@ -79,7 +67,7 @@ class CtxScatter:
     """Lowers every ``KVUpdate`` and ``KVUpdateCB``."""
 
     name = "CtxScatter"
-    version = "2"
+    version = "3"
 
     def __call__(self, model: ir.Model) -> bool:
         """Says whether an update was lowered."""

@@ -21,20 +21,10 @@ def open_session(compiled: CompiledModel, options: RuntimeOptions) -> ExecutionS
     Raises:
         BackendUnavailableError: no qaic distribution, no runtime of the card, or no usable device.
         ExecutionError: there is no program, or the device refuses it.
-        OptionError: an option of another target was set, or `device_ids` do not fit the program.
+        OptionError: `device_ids` do not fit the program.
     """
-    own = {field.name for field in dataclasses.fields(AicRuntimeOptions)}
-    foreign = [
-        field.name
-        for field in dataclasses.fields(options)
-        if field.name not in own and getattr(options, field.name) != field.default
-    ]
-    if foreign:
-        raise OptionError(
-            f"backend 'qnn': {', '.join(map(repr, foreign))} means nothing for target aic; it takes {', '.join(sorted(own))}"
-        )
     qaic = shared()
-    chosen = {name: getattr(options, name) for name in own}
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(AicRuntimeOptions)}
     try:
         session: ExecutionSession = qaic.open_session(compiled, qaic.QaicRuntimeOptions(**chosen))
     except BackendUnavailableError as error:
