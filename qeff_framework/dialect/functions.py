@@ -221,6 +221,242 @@ RMSNorm <epsilon: float> (hidden, weight) => (normed)
 }
 """
 
+# The two halves of the first product, limited; then the activation. Where there is no gate, `linear` is one.
+_GATE = """
+    gate_one = Constant <value_float = 1.0> ()
+    gate_half = Constant <value_float = 0.5> ()
+    gate_nothing = Constant <value_float = 0.0> ()
+    gated_value = Constant <value_int: int = @gated> ()
+    is_gated = Cast <to = 9> (gated_value)
+    interleaved_value = Constant <value_int: int = @interleaved> ()
+    is_interleaved = Cast <to = 9> (interleaved_value)
+    alpha_value = Constant <value_float: float = @alpha> ()
+    alpha_factor = CastLike (alpha_value, projected)
+    limit_value = Constant <value_float: float = @limit> ()
+    limit_bound = CastLike (limit_value, projected)
+    is_limited = Greater (limit_value, gate_nothing)
+    offset_value = Constant <value_float: float = @offset> ()
+    offset_term = CastLike (offset_value, projected)
+    kind = Constant <value_int: int = @activation> ()
+    pair_shape = Constant <value_ints = [0, 0, 0, -1, 2]> ()
+    pair_axis = Constant <value_ints = [-1]> ()
+    whole_gate, whole_linear = If (is_gated) <
+        then_branch = gated_halves () => (some_gate, some_linear) {
+            some_gate, some_linear = If (is_interleaved) <
+                then_branch = even_and_odd () => (even, odd) {
+                    pairs = Reshape (projected, pair_shape)
+                    even_column, odd_column = Split <axis = -1, num_outputs = 2> (pairs)
+                    even = Squeeze (even_column, pair_axis)
+                    odd = Squeeze (odd_column, pair_axis)
+                },
+                else_branch = first_and_second () => (first, second) {
+                    first, second = Split <axis = -1, num_outputs = 2> (projected)
+                }
+            >
+        },
+        else_branch = ungated () => (only_gate, no_linear) {
+            only_gate = Identity (projected)
+            no_linear = CastLike (gate_one, projected)
+        }
+    >
+    gate, linear = If (is_limited) <
+        then_branch = limited_halves () => (limited_gate, limited_linear) {
+            lowest_linear = Neg (limit_bound)
+            limited_gate = Min (whole_gate, limit_bound)
+            limited_linear = Clip (whole_linear, lowest_linear, limit_bound)
+        },
+        else_branch = unlimited_halves () => (same_gate, same_linear) {
+            same_gate = Identity (whole_gate)
+            same_linear = Identity (whole_linear)
+        }
+    >
+    swish_kind = Constant <value_int = 0> ()
+    gelu_kind = Constant <value_int = 1> ()
+    gelu_tanh_kind = Constant <value_int = 2> ()
+    relu_kind = Constant <value_int = 3> ()
+    is_swish = Equal (kind, swish_kind)
+    is_gelu = Equal (kind, gelu_kind)
+    is_gelu_tanh = Equal (kind, gelu_tanh_kind)
+    is_relu = Equal (kind, relu_kind)
+    one = CastLike (gate_one, projected)
+    half = CastLike (gate_half, projected)
+    activated = If (is_swish) <
+        then_branch = swish () => (swished) {
+            steep = Mul (gate, alpha_factor)
+            opening = Sigmoid (steep)
+            swished = Mul (gate, opening)
+        },
+        else_branch = not_swish () => (by_gelu) {
+            by_gelu = If (is_gelu) <
+                then_branch = gelu () => (gelu_gate) {
+                    root_value = Constant <value_float = 0.7071067811865476> ()
+                    root = CastLike (root_value, gate)
+                    gelu_scaled = Mul (gate, root)
+                    gelu_erf = Erf (gelu_scaled)
+                    gelu_sum = Add (gelu_erf, one)
+                    gelu_half = Mul (gate, half)
+                    gelu_gate = Mul (gelu_half, gelu_sum)
+                },
+                else_branch = not_gelu () => (by_tanh) {
+                    by_tanh = If (is_gelu_tanh) <
+                        then_branch = gelu_tanh () => (tanh_gate) {
+                            cube_value = Constant <value_float = 0.044715> ()
+                            cube_factor = CastLike (cube_value, gate)
+                            slope_value = Constant <value_float = 0.7978845608028654> ()
+                            slope = CastLike (slope_value, gate)
+                            square = Mul (gate, gate)
+                            cube = Mul (square, gate)
+                            cubic = Mul (cube, cube_factor)
+                            inner = Add (gate, cubic)
+                            tanh_scaled = Mul (inner, slope)
+                            tanh = Tanh (tanh_scaled)
+                            tanh_sum = Add (tanh, one)
+                            tanh_half = Mul (gate, half)
+                            tanh_gate = Mul (tanh_half, tanh_sum)
+                        },
+                        else_branch = not_tanh () => (by_relu) {
+                            positive = Relu (gate)
+                            by_relu = If (is_relu) <
+                                then_branch = relu () => (relu_gate) {
+                                    relu_gate = Identity (positive)
+                                },
+                                else_branch = relu_squared () => (squared_gate) {
+                                    squared_gate = Mul (positive, positive)
+                                }
+                            >
+                        }
+                    >
+                }
+            >
+        }
+    >
+    lifted = If (is_gated) <
+        then_branch = with_gate () => (product) {
+            multiplier = Add (linear, offset_term)
+            product = Mul (activated, multiplier)
+        },
+        else_branch = without_gate () => (activated_only) {
+            activated_only = Identity (activated)
+        }
+    >
+"""
+
+# Two ways to compute the same. Few tokens: the weights of the chosen experts are gathered for each token. Many tokens: every
+# expert sees every token and a zero weight removes those that did not choose it; each weight is then read once. The products
+# have the shapes [T, K, 1, *] and [1, E, T, *], so that one sum over axis 1 serves both.
+_MOE_CHOICE = """
+    choices = Size (expert_ids)
+    expert_axis = Shape <start = 0, end = 1> (up)
+    expert_count = Squeeze (expert_axis)
+    is_few = LessOrEqual (choices, expert_count)
+    token_axis = Constant <value_ints = [2]> ()
+    first_axis = Constant <value_ints = [0]> ()
+    chosen_axis = Constant <value_ints = [1]> ()
+    inner_axes = Constant <value_ints = [1, 2]> ()
+    last_axes = Constant <value_ints = [2, 3]> ()
+"""
+
+_MOE_UP = """
+    projected = If (is_few) <
+        then_branch = up_chosen () => (chosen_up) {
+            few_hidden = Unsqueeze (hidden, inner_axes)
+            few_up = Gather <axis = 0> (up, expert_ids)
+            chosen_up = MatMul (few_hidden, few_up)
+        },
+        else_branch = up_every () => (every_up) {
+            all_up = MatMul (hidden, up)
+            every_up = Unsqueeze (all_up, first_axis)
+        }
+    >
+"""
+
+_MOE_UP_BIAS = """
+    projected = If (is_few) <
+        then_branch = up_chosen () => (chosen_up) {
+            few_hidden = Unsqueeze (hidden, inner_axes)
+            few_up = Gather <axis = 0> (up, expert_ids)
+            few_product = MatMul (few_hidden, few_up)
+            few_bias = Gather <axis = 0> (up_bias, expert_ids)
+            few_bias_row = Unsqueeze (few_bias, token_axis)
+            chosen_up = Add (few_product, few_bias_row)
+        },
+        else_branch = up_every () => (every_up) {
+            all_product = MatMul (hidden, up)
+            all_bias = Unsqueeze (up_bias, chosen_axis)
+            all_up = Add (all_product, all_bias)
+            every_up = Unsqueeze (all_up, first_axis)
+        }
+    >
+"""
+
+_MOE_DOWN = """
+    results = If (is_few) <
+        then_branch = down_chosen () => (chosen_down) {
+            few_down = Gather <axis = 0> (down, expert_ids)
+            chosen_down = MatMul (lifted, few_down)
+        },
+        else_branch = down_every () => (every_down) {
+            every_down = MatMul (lifted, down)
+        }
+    >
+"""
+
+_MOE_DOWN_BIAS = """
+    results = If (is_few) <
+        then_branch = down_chosen () => (chosen_down) {
+            few_down = Gather <axis = 0> (down, expert_ids)
+            few_result = MatMul (lifted, few_down)
+            few_down_bias = Gather <axis = 0> (down_bias, expert_ids)
+            few_down_row = Unsqueeze (few_down_bias, token_axis)
+            chosen_down = Add (few_result, few_down_row)
+        },
+        else_branch = down_every () => (every_down) {
+            all_result = MatMul (lifted, down)
+            all_down_bias = Unsqueeze (down_bias, chosen_axis)
+            every_down = Add (all_result, all_down_bias)
+        }
+    >
+"""
+
+_MOE_MIX = """
+    shares = If (is_few) <
+        then_branch = chosen_shares () => (few_shares) {
+            few_shares = Unsqueeze (expert_weights, last_axes)
+        },
+        else_branch = every_share () => (all_shares) {
+            off_and_on = Constant <value_ints = [0, 1]> ()
+            hits = OneHot <axis = -1> (expert_ids, expert_count, off_and_on)
+            hit_weights = CastLike (hits, expert_weights)
+            weight_column = Unsqueeze (expert_weights, token_axis)
+            spread = Mul (hit_weights, weight_column)
+            table = ReduceSum <keepdims = 0> (spread, chosen_axis)
+            by_expert = Transpose <perm = [1, 0]> (table)
+            outer_axes = Constant <value_ints = [0, 3]> ()
+            all_shares = Unsqueeze (by_expert, outer_axes)
+        }
+    >
+    typed_shares = CastLike (shares, results)
+    shared = Mul (results, typed_shares)
+    summed = ReduceSum <keepdims = 0> (shared, chosen_axis)
+    hidden_shape = Shape (hidden)
+    mixed = Reshape (summed, hidden_shape)
+"""
+
+_GATE_ATTRIBUTES = (
+    "activation: int = 0, gated: int = 1, interleaved: int = 0, "
+    "alpha: float = 1.0, limit: float = 0.0, offset: float = 0.0"
+)
+
+_MOE = f"""
+MoE <{_GATE_ATTRIBUTES}> (hidden, expert_ids, expert_weights, up, down) => (mixed)
+{{{_MOE_CHOICE}{_MOE_UP}{_GATE}{_MOE_DOWN}{_MOE_MIX}}}
+"""
+
+_MOE_BIAS = f"""
+MoEBias <{_GATE_ATTRIBUTES}> (hidden, expert_ids, expert_weights, up, down, up_bias, down_bias) => (mixed)
+{{{_MOE_CHOICE}{_MOE_UP_BIAS}{_GATE}{_MOE_DOWN_BIAS}{_MOE_MIX}}}
+"""
+
 _BODIES = (
     _KV_UPDATE,
     _KV_UPDATE_CB,
@@ -231,6 +467,8 @@ _BODIES = (
     _ATTENTION_BIAS,
     _ATTENTION_SINKS,
     _RMS_NORM,
+    _MOE,
+    _MOE_BIAS,
 )
 
 

@@ -7,9 +7,10 @@ shape and dtype: they describe a graph, they do not compute. `qeff_framework.dia
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from qeff_framework.dialect.names import DOMAIN, VERSION
+from qeff_framework.dialect.names import DOMAIN, VERSION, Gate
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,23 @@ def attention_sinks(
 def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, *, epsilon: float) -> torch.Tensor:
     """Root-mean-square norm over the last dimension, computed in float32, times ``weight``."""
     return _emit("RMSNorm", (hidden, weight), {"epsilon": epsilon}, hidden.dtype, hidden.shape)
+
+
+def moe(
+    hidden: torch.Tensor,
+    expert_ids: torch.Tensor,
+    expert_weights: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    biases: tuple[torch.Tensor, torch.Tensor] | None,
+    gate: Gate,
+) -> torch.Tensor:
+    """The chosen experts ``expert_ids [T, K]`` of tokens ``hidden [T, H]``, weighted by ``expert_weights [T, K]`` and added.
+
+    `up` is ``[E, H, U]`` and `down` ``[E, I, H]``, with the biases ``[E, U]`` and ``[E, H]``.
+    """
+    inputs = (hidden, expert_ids, expert_weights, up, down, *(biases or ()))
+    return _emit("MoE" if biases is None else "MoEBias", inputs, asdict(gate), hidden.dtype, hidden.shape)
 
 
 def _emit_attention(op_type: str, inputs: tuple[torch.Tensor, ...], scale: float, softcap: float) -> torch.Tensor:

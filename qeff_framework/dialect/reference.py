@@ -1,13 +1,18 @@
 """What the dialect ops mean, in NumPy: short, slow and the last word. Tests hold bodies and lowerings against it.
 
 Shapes: B rows of this step, F rows of a cache for continuous batching, H heads (Hq of queries, Hkv of keys and values; Hq is a
-multiple of Hkv), S tokens of this step, C cache slots, L slots that a step reads, D size of a key, Dv size of a value.
+multiple of Hkv), S tokens of this step, C cache slots, L slots that a step reads, D size of a key, Dv size of a value. Of a
+mixture of experts: T tokens of hidden size H, K chosen of E experts, U columns of an expert's first product, I rows of its second.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+
+from qeff_framework.dialect.names import Activation, Gate
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -97,6 +102,52 @@ def rms_norm(hidden: Floats, weight: Floats, *, epsilon: float) -> Floats:
     mean_square = np.mean(wide * wide, axis=-1, keepdims=True)
     normalised: Floats = wide / np.sqrt(mean_square + np.float32(epsilon)) * weight.astype(np.float32)
     return normalised.astype(hidden.dtype)
+
+
+def moe(
+    hidden: Floats,
+    expert_ids: Ints,
+    expert_weights: Floats,
+    up: Floats,
+    down: Floats,
+    biases: tuple[Floats, Floats] | None = None,
+    *,
+    gate: Gate,
+) -> Floats:
+    """The sum over k of ``expert_weights[t, k]`` times what expert ``expert_ids[t, k]`` makes of ``hidden[t]``: ``[T, H]``.
+
+    `hidden` is ``[T, H]``, `up` ``[E, H, U]``, `down` ``[E, I, H]``, `biases` ``[E, U]`` and ``[E, H]``. The ids of a token are
+    distinct and its weights are not negative.
+    """
+    result = np.zeros_like(hidden)
+    for token, choice in np.ndindex(expert_ids.shape):
+        expert = expert_ids[token, choice]
+        projected = hidden[token] @ up[expert] + (biases[0][expert] if biases else 0)
+        output = _gated(projected, gate) @ down[expert] + (biases[1][expert] if biases else 0)
+        result[token] += expert_weights[token, choice] * output
+    return result
+
+
+def _gated(projected: Floats, gate: Gate) -> Floats:
+    if not gate.gated:
+        return _activated(projected, gate)
+    halves = (projected[0::2], projected[1::2]) if gate.interleaved else tuple(np.split(projected, 2))
+    opening, linear = halves
+    if gate.limit:
+        opening, linear = np.minimum(opening, gate.limit), np.clip(linear, -gate.limit, gate.limit)
+    result: Floats = _activated(opening, gate) * (linear + gate.offset)
+    return result
+
+
+def _activated(x: Floats, gate: Gate) -> Floats:
+    if gate.activation == Activation.SWISH:
+        return x / (1 + np.exp(-gate.alpha * x))
+    if gate.activation == Activation.GELU:
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    if gate.activation == Activation.GELU_TANH:
+        return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    positive: Floats = np.maximum(x, 0)
+    return positive if gate.activation == Activation.RELU else positive**2
 
 
 def _scores(query: Floats, key: Floats, scale: float, softcap: float) -> Floats:

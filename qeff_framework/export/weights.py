@@ -29,8 +29,8 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         self._mapped_files = mapped_files
 
     def transposed(self) -> ModuleTensor:
-        """The same memory with its two dimensions swapped."""
-        return ModuleTensor(self.raw.t(), dtype=self.dtype, name=str(self.name), mapped_files=self._mapped_files)
+        """The same memory with its last two dimensions swapped."""
+        return ModuleTensor(self.raw.mT, dtype=self.dtype, name=str(self.name), mapped_files=self._mapped_files)
 
     def numpy(self) -> NDArray[np.generic]:
         """The whole tensor; a view of the module's memory when the dtypes agree."""
@@ -59,8 +59,8 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
             piece = source.to(self._torch_dtype).contiguous().numpy(force=True)
             yield piece.astype(piece.dtype.newbyteorder("<"), copy=False).data.cast("B")
             self._mapped_files.release(source)
-        if not tensor.is_contiguous() and tensor.dim() == 2:
-            self._mapped_files.release(tensor.t())
+        if not tensor.is_contiguous() and tensor.mT.is_contiguous():
+            self._mapped_files.release(tensor.mT)
 
 
 def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
@@ -74,16 +74,16 @@ def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> N
 def store_transposed(model: onnx_ir.Model) -> bool:
     """Stores a weight the way it is multiplied, where a ``Transpose`` is all that it is used for.
 
-    Torch keeps linear weights as ``[out, in]``; a runtime would fold the transposes when it loads the model, and hold every
-    weight twice while it does.
+    Torch keeps linear weights as ``[out, in]``, those of experts as ``[expert, out, in]``; a runtime would fold the transposes
+    when it loads the model, and hold every weight twice while it does.
     """
     changed = False
     for value in list(model.graph.initializers.values()):
         users = [node for node, _ in value.uses()]
         tensor = value.const_value
-        if not users or not isinstance(tensor, ModuleTensor) or len(tensor.shape) != 2:
+        if not users or not isinstance(tensor, ModuleTensor) or len(tensor.shape) < 2:
             continue
-        if value.is_graph_output() or not all(_swaps_two_dimensions(node) for node in users):
+        if value.is_graph_output() or not all(_swaps_last_dimensions(node, len(tensor.shape)) for node in users):
             continue
         value.const_value = tensor.transposed()
         value.shape = value.const_value.shape
@@ -101,11 +101,13 @@ def _graph_of(node: onnx_ir.Node) -> onnx_ir.Graph:
     return node.graph
 
 
-def _swaps_two_dimensions(node: onnx_ir.Node) -> bool:
+def _swaps_last_dimensions(node: onnx_ir.Node, rank: int) -> bool:
     if node.op_type != "Transpose" or node.domain:
         return False
+    axes = list(range(rank))
     permutation = node.attributes.get("perm")
-    return permutation is None or list(permutation.as_ints()) == [1, 0]
+    swapped = [*axes[:-2], axes[-1], axes[-2]]
+    return (axes[::-1] if permutation is None else list(permutation.as_ints())) == swapped
 
 
 def graph_weights(module: torch.nn.Module, norms: tuple[RMSNormMatch, ...]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
-from qeff_framework.seam.experts import use_exportable_experts
+from qeff_framework.seam.experts import replace_experts
 from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
 
@@ -27,7 +27,7 @@ def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, mask_interface)
     with quiet_transformers():
         shell.set_attn_implementation(IMPLEMENTATION)
-        use_exportable_experts(shell)
+        replace_experts(shell)
     replace_rms_norms(shell, norms)
 
 

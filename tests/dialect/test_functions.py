@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper
 
 from qeff_framework.dialect import reference
 from qeff_framework.dialect.functions import functions
-from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, VERSION
+from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, VERSION, Activation, Gate
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -30,6 +31,8 @@ SIGNATURES = {
     "AttentionBias": ([(FLOAT, 4)] * 4, (FLOAT, 4)),
     "AttentionSinks": ([(FLOAT, 4)] * 3 + [(BOOL, 4), (FLOAT, 1)], (FLOAT, 4)),
     "RMSNorm": ([(FLOAT, 3), (FLOAT, 1)], (FLOAT, 3)),
+    "MoE": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3)], (FLOAT, 2)),
+    "MoEBias": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3), (FLOAT, 2), (FLOAT, 2)], (FLOAT, 2)),
 }
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -214,6 +217,41 @@ def test_rms_norm(seed, size, magnitude):
     result = run("RMSNorm", hidden, weight, epsilon=1e-5)
 
     np.testing.assert_allclose(result, reference.rms_norm(hidden, weight, epsilon=1e-5), rtol=1e-5, atol=1e-6)
+
+
+@st.composite
+def gates(draw):
+    """Every form that the op describes."""
+    gated = draw(st.integers(0, 1))
+    return Gate(
+        activation=draw(st.sampled_from(list(Activation))),
+        gated=gated,
+        interleaved=draw(st.integers(0, gated)),
+        alpha=draw(st.sampled_from([1.0, 1.702])),
+        limit=draw(st.sampled_from([0.0, 0.7])) if gated else 0.0,
+        offset=draw(st.sampled_from([0.0, 1.0])) if gated else 0.0,
+    )
+
+
+# With one or two tokens the chosen experts are gathered, with more every expert is computed.
+@examples
+@given(
+    gate=gates(), seed=st.integers(0, 1000), tokens=st.integers(1, 9), chosen=st.integers(1, 3), biased=st.booleans()
+)
+def test_moe(gate, seed, tokens, chosen, biased):
+    rng, experts, hidden_size, inner = np.random.default_rng(seed), 5, 6, 4
+    outer = inner * (2 if gate.gated else 1)
+    hidden = normal(rng, tokens, hidden_size)
+    expert_ids = np.stack([rng.permutation(experts)[:chosen] for _ in range(tokens)])
+    expert_weights = rng.random((tokens, chosen)).astype(np.float32)
+    up, down = normal(rng, experts, hidden_size, outer), normal(rng, experts, inner, hidden_size)
+    biases = (normal(rng, experts, outer), normal(rng, experts, hidden_size)) if biased else None
+
+    inputs = (hidden, expert_ids, expert_weights, up, down, *(biases or ()))
+    result = run("MoEBias" if biased else "MoE", *inputs, **asdict(gate))
+
+    expected = reference.moe(hidden, expert_ids, expert_weights, up, down, biases, gate=gate)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_op_has_a_body_and_a_test():
