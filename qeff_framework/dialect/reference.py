@@ -2,7 +2,7 @@
 
 Shapes: B rows of this step, F rows of a cache for continuous batching, H heads (Hq of queries, Hkv of keys and values; Hq is a
 multiple of Hkv), S tokens of this step, C cache slots, L slots that a step reads, D size of a key, Dv size of a value. Of a
-mixture of experts: T tokens of hidden size H, K chosen of E experts, U columns of an expert's first product, I rows of its second.
+mixture of experts: T tokens of hidden size H, K chosen of E experts, U columns of an expert's first weight, I rows of the second.
 """
 
 from __future__ import annotations
@@ -140,14 +140,15 @@ def _gated(projected: Floats, gate: Gate) -> Floats:
 
 
 def _activated(x: Floats, gate: Gate) -> Floats:
-    if gate.activation == Activation.SWISH:
-        return x / (1 + np.exp(-gate.alpha * x))
-    if gate.activation == Activation.GELU:
-        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
-    if gate.activation == Activation.GELU_TANH:
-        return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
     positive: Floats = np.maximum(x, 0)
-    return positive if gate.activation == Activation.RELU else positive**2
+    results: dict[int, Floats] = {
+        Activation.SWISH: x / (1 + np.exp(-gate.alpha * x)),
+        Activation.GELU: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+        Activation.GELU_TANH: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+        Activation.RELU: positive,
+        Activation.RELU_SQUARED: positive**2,
+    }
+    return results[gate.activation]
 
 
 def _scores(query: Floats, key: Floats, scale: float, softcap: float) -> Floats:

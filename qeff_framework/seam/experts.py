@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from qeff_framework.dialect import ops
 from qeff_framework.dialect.names import Activation, Gate
 
-#: What experts run with that the dialect op does not describe: the library's code that gathers the chosen experts' weights for
-#: each token. Its default (`grouped_mm`) has no ONNX form and its eager code branches on data.
+#: What other experts run with: the library's code that gathers the chosen experts' weights for each token. Its default
+#: (`grouped_mm`) has no ONNX form and its eager code branches on data.
 _PLAIN_IMPLEMENTATION = "batched_mm"
 #: What `transformers.integrations.moe.use_experts_implementation` gives the classes that it decorates.
 _INTERFACE = ("_apply_gate", "has_gate", "has_bias", "has_post_expert_norm", "is_transposed")
@@ -26,7 +26,7 @@ _Experts = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tenso
 
 
 def replace_experts(shell: PreTrainedModel) -> None:
-    """Lets the experts of `shell` emit the dialect op; those whose activation it does not describe get code that can be traced."""
+    """Lets the experts of `shell` emit the dialect op; where it does not describe their activation, they run as plain ops."""
     shell.set_experts_implementation(_PLAIN_IMPLEMENTATION)
     for module in shell.modules():
         if not all(hasattr(module, name) for name in _INTERFACE) or module.has_post_expert_norm:

@@ -53,6 +53,24 @@ def test_linear_weights_are_stored_as_they_are_multiplied(llama, llama_export):
     )
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+def test_experts_are_one_op_over_weights_as_they_are_multiplied(model_type, tmp_path):
+    module, config = tiny_causal_lm(model_type)
+
+    model = onnx_ir.load(export_portable(module, task="causal-lm", output_dir=tmp_path).model_path)
+
+    mixtures = [node for node in model.graph if node.op_type in ("MoE", "MoEBias")]
+    assert len(mixtures) == config.num_hidden_layers
+    experts, inner = config.num_local_experts, config.intermediate_size
+    for node in mixtures:
+        up, down = node.inputs[3:5]
+        assert up.const_value.shape == (experts, config.hidden_size, 2 * inner)
+        assert down.const_value.shape == (experts, inner, config.hidden_size)
+    original = dict(module.named_parameters())[up.name].detach().numpy()
+    transposed = original if model_type == "gpt_oss" else original.swapaxes(1, 2)
+    np.testing.assert_array_equal(up.const_value.numpy(), transposed)
+
+
 def test_tied_weights_are_stored_once(tmp_path):
     model, config = tiny_causal_lm("gpt2")
 

@@ -6,6 +6,7 @@ standard ops, which ONNX Runtime inlines.
 
 from __future__ import annotations
 
+from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.gather_rows import GatherRows
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
@@ -20,12 +21,14 @@ PASSES: tuple[Transform, ...] = (
     ScatterCache(),
     GatherRows(),
     SimplifiedRMSNorm(),
+    FusedExperts(),
     TiedWeights(),
     RemoveUnused(),
 )
 
 __all__ = [
     "PASSES",
+    "FusedExperts",
     "GatherRows",
     "GroupQueryAttention",
     "RemoveUnused",

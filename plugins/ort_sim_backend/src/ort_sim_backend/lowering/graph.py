@@ -63,7 +63,7 @@ class Writer:
         self._place = place
         self._graph = place.graph
 
-    def op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: int | Sequence[int]) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: float | Sequence[int]) -> ir.Value:
         """A node with one output."""
         result = ir.Value()
         self.ops(op_type, inputs, [result], domain, attributes)
@@ -75,7 +75,7 @@ class Writer:
         inputs: Sequence[ir.Value | None],
         outputs: Sequence[ir.Value],
         domain: str,
-        attributes: Mapping[str, float | Sequence[int]],
+        attributes: Mapping[str, float | str | Sequence[int]],
     ) -> None:
         """A node that computes `outputs`."""
         converted = ir.convenience.convert_attributes(attributes)

@@ -1,0 +1,78 @@
+"""Mixtures of experts as one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from ort_sim_backend.lowering import FusedExperts, RemoveUnused
+from qeff_framework.dialect import reference
+from qeff_framework.dialect.names import Activation, Gate
+from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
+
+EXPERTS, CHOSEN, HIDDEN, INNER = 6, 3, 16, 12
+
+SILU = Gate()
+CLAMPED = Gate(alpha=1.702, limit=1.5, offset=1.0)
+INTERLEAVED = Gate(alpha=1.702, limit=1.5, offset=1.0, interleaved=1)
+RELU = Gate(activation=Activation.RELU, gated=0)
+UNGATED_SILU = Gate(gated=0)
+
+
+def mixture(gate: Gate, *, biased: bool) -> tuple[onnx_ir.Model, dict[str, np.ndarray]]:
+    """A graph of one mixture with random constants, and the constants."""
+    columns = INNER * (2 if gate.gated else 1)
+    shapes = {"up": (EXPERTS, HIDDEN, columns), "down": (EXPERTS, INNER, HIDDEN)}
+    if biased:
+        shapes |= {"up_bias": (EXPERTS, columns), "down_bias": (EXPERTS, HIDDEN)}
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    attributes = ", ".join(
+        f"{name}: {'int' if isinstance(value, int) else 'float'} = {value + 0}" for name, value in asdict(gate).items()
+    )
+    op_type = "MoEBias" if biased else "MoE"
+    constants = ", ".join(f"float{list(shape)} {name}" for name, shape in shapes.items())
+    model = parse(
+        f"mixture (float[T, {HIDDEN}] hidden, int64[T, {CHOSEN}] ids, float[T, {CHOSEN}] shares, {constants})"
+        f" => (float[T, {HIDDEN}] mixed)"
+        f"{{ mixed = qeff.{op_type} <{attributes}> (hidden, ids, shares, {', '.join(weights)}) }}"
+    )
+    for value in list(model.graph.inputs)[3:]:
+        model.graph.inputs.remove(value)
+        value.const_value = onnx_ir.tensor(weights[value.name], name=value.name)
+        model.graph.register_initializer(value)
+    return model, weights
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gate", [SILU, CLAMPED, INTERLEAVED, RELU, UNGATED_SILU], ids=str)
+def test_numbers_equal_the_dialect(gate, biased):
+    model, weights = mixture(gate, biased=biased)
+    fused = lowered(model, (FusedExperts(), RemoveUnused()))
+    assert "MoE" in op_types(fused)
+    assert all(node.domain != "qeff" for node in fused.graph)
+    random = np.random.default_rng(1)
+    hidden = random.standard_normal((5, HIDDEN)).astype(np.float32)
+    ids = np.stack([random.permutation(EXPERTS)[:CHOSEN] for _ in range(5)])
+    shares = (random.random((5, CHOSEN)) * 2.5).astype(np.float32)
+    shares[1, 0], shares[2] = 0.0, 0.0  # an expert, and a token, without weight
+
+    mixed = run(session(fused), {"hidden": hidden, "ids": ids, "shares": shares})["mixed"]
+
+    biases = (weights["up_bias"], weights["down_bias"]) if biased else None
+    expected = reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    "gate", [Gate(activation=Activation.GELU_TANH), Gate(activation=Activation.RELU_SQUARED, gated=0)]
+)
+def test_an_activation_that_the_kernel_lacks_keeps_the_body(gate):
+    model, _ = mixture(gate, biased=False)
+
+    assert not FusedExperts()(model)
+    assert op_types(model) == ["MoE"]
+    assert model.graph.node(0).domain == "qeff"
