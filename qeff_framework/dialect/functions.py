@@ -424,8 +424,11 @@ _MOE_MIX = """
             few_shares = Unsqueeze (expert_weights, last_axes)
         },
         else_branch = every_share () => (all_shares) {
-            off_and_on = Constant <value_ints = [0, 1]> ()
-            hits = OneHot <axis = -1> (expert_ids, expert_count, off_and_on)
+            zero = Constant <value_int = 0> ()
+            one_expert = Constant <value_int = 1> ()
+            numbers = Range (zero, expert_count, one_expert)
+            id_column = Unsqueeze (expert_ids, token_axis)
+            hits = Equal (id_column, numbers)
             hit_weights = CastLike (hits, expert_weights)
             weight_column = Unsqueeze (expert_weights, token_axis)
             spread = Mul (hit_weights, weight_column)

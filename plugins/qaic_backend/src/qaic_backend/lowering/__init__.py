@@ -14,6 +14,7 @@ from qaic_backend.lowering.causal_mask import CausalMaskOps
 from qaic_backend.lowering.ctx_gather import CtxGather
 from qaic_backend.lowering.ctx_scatter import CtxScatter
 from qaic_backend.lowering.custom_rms_norm import CustomRMSNorm
+from qaic_backend.lowering.experts import ExpertOps
 from qaic_backend.lowering.float16_range import Float16Range
 from qaic_backend.lowering.inline import InlineDialect
 from qaic_backend.lowering.rotary_tables import RotaryTables
@@ -35,6 +36,7 @@ def passes(
         CtxScatter(),
         CausalMaskOps(),
         AttentionOps(),
+        ExpertOps(specializations),
         CustomRMSNorm(),
         InlineDialect(),
         *in_range,
@@ -48,6 +50,7 @@ __all__ = [
     "CtxGather",
     "CtxScatter",
     "CustomRMSNorm",
+    "ExpertOps",
     "Float16Range",
     "InlineDialect",
     "RotaryTables",

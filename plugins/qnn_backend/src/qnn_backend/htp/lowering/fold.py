@@ -102,6 +102,7 @@ def _take_branch(node: ir.Node) -> bool:
     branch = node.attributes["then_branch" if bool(condition) else "else_branch"].as_graph()
     results = list(branch.outputs)
     inner = list(branch)
+    branch.outputs.clear()  # A value can be the output of one graph only, and the branch may lie in another one.
     branch.remove(inner)
     graph_of(node).insert_before(node, inner)
     for before, after in zip(node.outputs, results, strict=True):
