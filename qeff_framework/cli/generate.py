@@ -69,6 +69,12 @@ def add_to(subparsers: Any) -> None:
     )
     generation.add_argument("--seed", metavar="N", type=int, help="sampling: the same seed draws the same tokens")
     generation.add_argument(
+        "--prompt-lookup-num-tokens",
+        metavar="N",
+        type=int,
+        help="the same text in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
+    )
+    generation.add_argument(
         "-R",
         "--runtime-option",
         dest="runtime_options",
@@ -131,8 +137,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"{flags} has no effect without sampling; add --do-sample")
     if args.do_sample:
         given["do_sample"] = True
-    if args.max_new_tokens is not None:
-        given["max_new_tokens"] = args.max_new_tokens
+    for name in ("max_new_tokens", "prompt_lookup_num_tokens"):
+        if getattr(args, name) is not None:
+            given[name] = getattr(args, name)
     resolve_settings({}, None, **given)
     return given
 
@@ -273,6 +280,8 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
         "tokens_per_second": tokens / total if total > 0 else 0.0,
         "new_tokens": tokens,
         "total_time": total,
+        "drafts_proposed": sum(output.perf_metrics.drafts_proposed for output in outputs),
+        "drafts_accepted": sum(output.perf_metrics.drafts_accepted for output in outputs),
         "note": outputs[0].perf_metrics.note,
     }
 

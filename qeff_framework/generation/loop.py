@@ -2,7 +2,9 @@
 
 The host's part of the contract: prompts go in as chunks of the compiled prefill length, then one token per step. Position -1
 marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only. With a program
-for continuous batching, prompts take turns in its rows, see `continuous`.
+for continuous batching, prompts take turns in its rows, see `continuous`. With a program that returns several logits per step, a
+decode step also checks drafts, see `prompt_lookup`: each token is chosen as without them, and drafts that differ are thrown away.
+What they have left in the cache lies behind the text, where the mask hides it until the right tokens take its place.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
+from qeff_framework.generation.prompt_lookup import PromptLookup
 from qeff_framework.generation.rows import Row, Step
 from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, greedy
 from qeff_framework.generation.settings import GenerationSettings, resolve_settings
@@ -57,7 +60,7 @@ class TextGenerator:
         self.tokenizer: TextTokenizer | None = None if tokenizer is None else as_text_tokenizer(tokenizer)
         self.generation_defaults = dict(generation_defaults or {})
         self._prefill = StepInputs(self.shape, self.shape.prefill)
-        self._decode = StepInputs(self.shape, self.shape.decode)
+        self._decodes = [StepInputs(self.shape, step) for step in self.shape.decodes]
         #: Number of the generation that owns the session's cache.
         self._turn = 0
 
@@ -206,9 +209,16 @@ class TextGenerator:
         if processed and history is not None:
             selector = ProcessedSelector(settings, rows, history, logits_processor)
         rules = StopRules(settings, rows, tokenizer=self.tokenizer, history=history, criteria=stopping_criteria)
+        drafting = _drafting(rows, settings, self.shape)
         self._turn += 1
         return _Run(
-            rows=rows, selector=selector, rules=rules, history=history, pad=self._pad(settings), turn=self._turn
+            rows=rows,
+            selector=selector,
+            rules=rules,
+            history=history,
+            drafting=drafting,
+            pad=self._pad(settings),
+            turn=self._turn,
         )
 
     def _pad(self, settings: GenerationSettings) -> int:
@@ -231,8 +241,9 @@ class TextGenerator:
         yield from self._take(run, self._run_prefill(run), active)
         run.prefill_time = run.last_token - run.started
         while active := [row for row in active if not row.finished]:
-            logits = self._run_decode(run, active)
-            yield from self._take(run, logits, active)
+            drafts = _drafts(run, active)
+            logits = self._run_decode(run, active, drafts)
+            yield from self._take(run, logits, active, drafts)
 
     def _continuously(self, run: _Run, slots: int) -> Iterator[Step]:
         """A prompt takes the place of one that has finished; one is prefilled while the others decode."""
@@ -252,10 +263,10 @@ class TextGenerator:
                     scheduler.release()
                     yield from steps
             if scheduler.decode_now:
-                for lane in range(shape.batch_size):
-                    self._decode.batch_index[lane, 0] = scheduler.slot(lane)
                 active = scheduler.decoding
-                steps = list(self._take(run, self._run_decode(run, active), active))
+                drafts = _drafts(run, active)
+                logits = self._run_decode(run, active, drafts, scheduler.slot)
+                steps = list(self._take(run, logits, active, drafts))
                 scheduler.release()
                 yield from steps
 
@@ -266,7 +277,7 @@ class TextGenerator:
             )
 
     def _run_prefill(self, run: _Run) -> NDArray[Any]:
-        """Feeds the prompts chunk by chunk; returns the logits after the last token of each, ``[B, V]``."""
+        """Feeds the prompts chunk by chunk; returns the logits after the last token of each, ``[B, 1, V]``."""
         kept: NDArray[Any] | None = None
         while filling := [row for row in run.rows if not row.is_prefilled]:
             self._prefill.clear(run.pad)
@@ -284,7 +295,7 @@ class TextGenerator:
         return kept
 
     def _run_chunk(self, run: _Run, row: Row, slot: int) -> NDArray[Any]:
-        """Feeds the next chunk of one prompt into a cache slot; returns its logits, ``[1, V]``."""
+        """Feeds the next chunk of one prompt into a cache slot; returns its logits, ``[1, 1, V]``."""
         self._owned(run)
         self._prefill.clear(run.pad)
         self._prefill.batch_index[0, 0] = slot
@@ -297,16 +308,31 @@ class TextGenerator:
         self._prefill.place(place, tokens, start)
         row.prefilled += len(tokens)
 
-    def _run_decode(self, run: _Run, active: Sequence[Row]) -> NDArray[Any]:
+    def _run_decode(
+        self,
+        run: _Run,
+        active: Sequence[Row],
+        drafts: Sequence[Sequence[int]],
+        slot_of: Callable[[int], int] | None = None,
+    ) -> NDArray[Any]:
+        """Feeds the last token of each row with its drafts behind it; returns ``[B, K, V]``, the last of them in the last column.
+
+        `slot_of` tells the cache slot of a lane.
+        """
         self._owned(run)
-        self._decode.clear(run.pad)
-        for row in active:
-            self._decode.place_last(row.lane, row.generated[-1:], row.position)
+        needed = 1 + max(map(len, drafts))
+        inputs = next(inputs for inputs in self._decodes if inputs.shape.width >= needed)
+        inputs.clear(run.pad)
+        if slot_of is not None:
+            for lane in range(self.shape.batch_size):
+                inputs.batch_index[lane, 0] = slot_of(lane)
+        for row, drafted in zip(active, drafts, strict=True):
+            inputs.place_last(row.lane, [row.generated[-1], *drafted], row.position)
         run.decode_steps += 1
-        return self._run_step(self._decode)
+        return self._run_step(inputs)
 
     def _run_step(self, inputs: StepInputs) -> NDArray[Any]:
-        """Logits of each row's last token, ``[B, V]``, valid until the next step."""
+        """Logits of each row's last tokens, ``[B, K, V]``, valid until the next step."""
         outputs = self.session.run(inputs.feed)
         logits = outputs.get("logits")
         wanted = inputs.shape.rows, inputs.shape.kept
@@ -316,21 +342,27 @@ class TextGenerator:
                 f"the program must return logits [{wanted[0]}, {wanted[1]}, vocabulary], it returned {found} "
                 f"among {', '.join(sorted(outputs))}"
             )
-        return logits[:, -1, :]
+        return logits
 
-    def _take(self, run: _Run, logits: NDArray[Any], active: Sequence[Row]) -> Iterator[Step]:
-        """Selects a token for every active row. All rows take theirs before the first one is handed out."""
-        tokens = run.selector(logits, active)
+    def _take(
+        self, run: _Run, logits: NDArray[Any], active: Sequence[Row], drafts: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[Step]:
+        """Selects a token for every active row, and one more for each draft that was right.
+
+        `logits` is ``[B, K, V]``; its last columns belong to the row's last token and its drafts. All rows take their tokens
+        before the first one is handed out.
+        """
+        steps: list[Step] = []
+        if drafts is None or not any(drafts):
+            tokens = run.selector(logits[:, -1], active)
+            steps += [run.append(row, token) for row, token in zip(active, tokens, strict=True)]
+        else:
+            for row, drafted in zip(active, drafts, strict=True):
+                steps += _checked(run, logits, row, drafted)
         run.last_token = time.perf_counter()
         if run.first_token is None:
             run.first_token = run.last_token
-        for row, token in zip(active, tokens, strict=True):
-            row.generated.append(token)
-            if run.history is not None:
-                run.history.append(row.index, token)
-            row.finish_reason = run.rules.reason(row, token)
-        for row, token in zip(active, tokens, strict=True):
-            yield Step(row.index, token, row.finish_reason)
+        yield from steps
 
     def _output(self, run: _Run) -> GenerationOutput:
         tokenizer = self.tokenizer
@@ -355,11 +387,73 @@ class _Run:
     history: TokenHistory | None
     pad: int
     turn: int
+    drafting: _Drafting | None
     started: float = 0.0
     first_token: float | None = None
     last_token: float = 0.0
     prefill_time: float = 0.0
     decode_steps: int = 0
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
+
+    def append(self, row: Row, token: int) -> Step:
+        """Gives a row its next token, and says whether that was the last one."""
+        row.generated.append(token)
+        if self.history is not None:
+            self.history.append(row.index, token)
+        if self.drafting is not None:
+            self.drafting.lookups[row.index].append(token)
+        row.finish_reason = self.rules.reason(row, token)
+        return Step(row.index, token, row.finish_reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drafting:
+    """Prompt lookup of one generation."""
+
+    #: One for each row.
+    lookups: Sequence[PromptLookup]
+    #: Draft tokens per step at most.
+    count: int
+
+
+def _drafting(rows: Sequence[Row], settings: GenerationSettings, shape: ProgramShape) -> _Drafting | None:
+    """Raises `InputError` when the program cannot check as many drafts as are asked for."""
+    count, most = settings.prompt_lookup_num_tokens, shape.decodes[-1].width - 1
+    if count is None:
+        return None
+    if count > most:
+        can = f"checks at most {most} draft tokens per step" if most else "returns the logits of one token per step"
+        raise InputError(
+            f"prompt_lookup_num_tokens={count}: the program {can}; compile with num_speculative_tokens={count}"
+            f"{f', or ask for at most {most}' if most else ''}"
+        )
+    ngram = settings.max_matching_ngram_size
+    return _Drafting(lookups=[PromptLookup(row.prompt, max_ngram=ngram) for row in rows], count=count)
+
+
+def _drafts(run: _Run, active: Sequence[Row]) -> list[list[int]]:
+    """What may follow in each row. A draft behind the row's last possible token would be checked for nothing."""
+    drafting = run.drafting
+    if drafting is None:
+        return [[] for _ in active]
+    drafts = [
+        drafting.lookups[row.index].draft(min(drafting.count, row.limit - len(row.generated) - 1)) for row in active
+    ]
+    run.drafts_proposed += sum(map(len, drafts))
+    return drafts
+
+
+def _checked(run: _Run, logits: NDArray[Any], row: Row, drafted: Sequence[int]) -> Iterator[Step]:
+    """The row's next token, and those behind it as long as the drafts are what is chosen."""
+    first = logits.shape[1] - 1 - len(drafted)
+    for number in range(len(drafted) + 1):
+        (token,) = run.selector(logits[:, first + number], [row])
+        was_right = number < len(drafted) and token == drafted[number]
+        run.drafts_accepted += was_right
+        yield run.append(row, token)
+        if row.finished or not was_right:
+            return
 
 
 def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
@@ -471,4 +565,6 @@ def _metrics(run: _Run, *, note: str) -> PerfMetrics:
         decode_steps=run.decode_steps,
         time_to_first_token=first - run.started,
         note=note,
+        drafts_proposed=run.drafts_proposed,
+        drafts_accepted=run.drafts_accepted,
     )

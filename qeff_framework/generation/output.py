@@ -23,13 +23,22 @@ class PerfMetrics:
     time_to_first_token: float
     #: What the session says about its speed (``info["note"]``), e.g. that a simulator's is not the device's.
     note: str = ""
+    #: Tokens that prompt lookup has proposed, and those of them that became output: each spares a decode step of its row.
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
 
     def __str__(self) -> str:
         return (
             f"time to first token {self.time_to_first_token:.3f} s, decode {self.decode_perf:.1f} tokens/s "
-            f"({self.decode_steps} steps), total {self.total_perf:.1f} tokens/s in {self.total_time:.3f} s"
+            f"({self.decode_steps} steps{self._drafts}), total {self.total_perf:.1f} tokens/s in {self.total_time:.3f} s"
             f"{f'; {self.note}' if self.note else ''}"
         )
+
+    @property
+    def _drafts(self) -> str:
+        if not self.drafts_proposed:
+            return ""
+        return f", {self.drafts_accepted} of {self.drafts_proposed} draft tokens accepted"
 
 
 @dataclass(frozen=True, kw_only=True)

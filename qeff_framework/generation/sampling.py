@@ -27,12 +27,15 @@ class TokenSelector(Protocol):
 
 def greedy(logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
     """The most likely token; of equal ones the first, as ``torch.argmax`` on the CPU."""
-    tokens: list[int] = np.argmax(logits, axis=-1).tolist()
+    tokens = []
     for row in rows:
+        scores = logits[row.lane]
+        token = int(np.argmax(scores))
         # argmax takes a NaN for the greatest number, so looking at the winner finds any NaN in the row.
-        if np.isnan(logits[row.lane, tokens[row.lane]]):
+        if np.isnan(scores[token]):
             raise _not_a_number(row)
-    return [tokens[row.lane] for row in rows]
+        tokens.append(token)
+    return tokens
 
 
 class ProcessedSelector:

@@ -39,6 +39,12 @@ class GenerationSettings:
     #: Fills unused places of a batch; without influence on the results.
     pad_token_id: int | None = None
 
+    # --- speculation: the same tokens in fewer steps ---
+    #: Draft tokens per step that are looked up in the text itself; `None`: none. See `prompt_lookup`.
+    prompt_lookup_num_tokens: int | None = None
+    #: Longest n-gram that is looked up.
+    max_matching_ngram_size: int = 2
+
     # --- sampling ---
     do_sample: bool = False
     #: `None`: drawn from torch's global generator, so that ``torch.manual_seed`` governs it as in Transformers.
@@ -106,18 +112,30 @@ _RANGES: Mapping[str, tuple[Any, Any, str]] = {
     "min_new_tokens": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "max_time": ((int, float), lambda v: v > 0, "a number of seconds above 0"),
     "seed": (int, lambda v: v >= 0, "a whole number of at least 0"),
+    "prompt_lookup_num_tokens": (int, lambda v: v >= 1, "a whole number of at least 1"),
+    "max_matching_ngram_size": (int, lambda v: v >= 1, "a whole number of at least 1"),
 }
 
 _DEFAULTS = {field.name: field.default for field in fields(GenerationSettings) if field.default is not MISSING}
+_SPECULATION = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
 _ENDING = ("max_new_tokens", "max_length", "eos_token_ids", "stop_strings", "max_time", "pad_token_id")
 #: Only sampling uses them.
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_SCORE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*_ENDING, *_WARPERS, "seed"))
+_SCORE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*_ENDING, *_SPECULATION, *_WARPERS, "seed"))
 
 #: Taken from the checkpoint whatever the caller asks for.
 _SPECIAL_IDS = ("eos_token_id", "pad_token_id")
 #: Never taken from the checkpoint: they bound the work, and the program's context does that.
-_CALLER_ONLY = ("max_new_tokens", "max_length", "max_time", "stop_strings", "do_sample", "seed", "eos_token_ids")
+_CALLER_ONLY = (
+    "max_new_tokens",
+    "max_length",
+    "max_time",
+    "stop_strings",
+    "do_sample",
+    "seed",
+    "eos_token_ids",
+    *_SPECULATION,
+)
 
 #: Sampling without a word about it keeps the 50 most likely tokens in Transformers.
 _TRANSFORMERS_TOP_K = 50
@@ -140,11 +158,10 @@ _CANNOT: Mapping[str, tuple[tuple[object, ...], str]] = {
     "num_return_sequences": ((1,), "give the prompt several times instead"),
     "penalty_alpha": ((0, 0.0), "contrastive search needs hidden states"),
     "dola_layers": ((), "DoLa needs the logits of inner layers"),
-    "prompt_lookup_num_tokens": ((), "assisted decoding needs several logits per step"),
-    "assistant_early_exit": ((), "assisted decoding needs several logits per step"),
-    "is_assistant": ((False,), "assisted decoding needs several logits per step"),
-    "use_mtp": ((False,), "assisted decoding needs several logits per step"),
-    "speculation_type": ((), "assisted decoding needs several logits per step"),
+    "assistant_early_exit": ((), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
+    "is_assistant": ((False,), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
+    "use_mtp": ((False,), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
+    "speculation_type": ((), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
     "guidance_scale": ((1, 1.0), "classifier-free guidance runs the model twice per step"),
     "watermarking_config": ((), "pass its logits processor in logits_processor=[...] instead"),
     "token_healing": ((False,), "trim the prompt before the call instead"),
@@ -174,7 +191,6 @@ _WITHOUT_EFFECT = frozenset(
         "num_assistant_tokens",
         "num_assistant_tokens_schedule",
         "assistant_confidence_threshold",
-        "max_matching_ngram_size",
         "assistant_lookbehind",
         "target_lookbehind",
         "assistant_ensemble_weight",

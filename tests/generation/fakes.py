@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from qeff_framework.contracts import CompiledModel, Specialization, StateSpec, TensorSpec
+from qeff_framework.shapes import CausalLMShapes
 
 VOCAB = 17
 _UNWRITTEN = -7
@@ -128,8 +129,6 @@ class FakeContinuous(FakeCausalLM):
         **options: int,
     ) -> None:
         super().__init__(slots, prefill, ctx_len, **options)
-        from qeff_framework.shapes import CausalLMShapes
-
         sizes = CausalLMShapes(
             prefill_seq_len=prefill,
             ctx_len=ctx_len,
@@ -173,6 +172,68 @@ class FakeContinuous(FakeCausalLM):
             self.logits = self.all_logits[row : row + 1]
             self._run_row(slot, ids[row], positions[row], place=0)
         return {"logits": self.all_logits[: len(slots)]}
+
+
+class FakeSpeculative:
+    """A speculative target. What is behind a row's last position stays in the cache, as on a device, and is not looked at."""
+
+    def __init__(
+        self,
+        drafts: int | tuple[int, ...],
+        *,
+        rows: int = 1,
+        slots: int | None = None,
+        prefill: int = 8,
+        ctx_len: int = 32,
+        model: Callable[[Sequence[int]], np.ndarray] = next_logits,
+    ) -> None:
+        sizes = CausalLMShapes(
+            prefill_seq_len=prefill,
+            ctx_len=ctx_len,
+            batch_size=1 if slots else rows,
+            full_batch_size=rows if slots else None,
+            kv_cache_batch_size=slots,
+            num_speculative_tokens=drafts,
+        )
+        program = causal_lm(rows, prefill, ctx_len)
+        shapes = {"batch_index": ("batch_size", 1), "num_logits_to_keep": ("num_logits_to_keep", 1)}
+        extra = [TensorSpec(name=name, dtype="int64", shape=shapes[name]) for name in sizes.extra_inputs()]
+        self.compiled = replace(
+            program, specializations=sizes.specializations(), inputs=(*program.inputs[:2], *extra, program.inputs[2])
+        )
+        self.info: Mapping[str, str] = {}
+        self.allowed = {
+            (dims["batch_size"], dims["seq_len"], dims["num_logits_to_keep"])
+            for dims in (entry.dims for entry in self.compiled.specializations)
+        }
+        self.model = model
+        self.cache = np.zeros((slots or rows, ctx_len), dtype=np.int64)
+        self.steps: list[dict[str, np.ndarray]] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        kept = inputs["num_logits_to_keep"].shape[0]
+        assert (*ids.shape, kept) in self.allowed, f"{ids.shape} with {kept} logits was not compiled"
+        self.steps.append({name: array.copy() for name, array in inputs.items()})
+        slots = inputs["batch_index"][:, 0] if "batch_index" in inputs else np.arange(len(ids))
+        assert len(set(slots)) == len(slots), "two rows of a step have one slot"
+        logits = np.full((len(ids), kept, VOCAB), np.nan, dtype=np.float32)
+        for row, slot in enumerate(slots):
+            (places,) = np.nonzero(positions[row] >= 0)
+            if places.size == 0:
+                continue
+            where = positions[row, places]
+            assert np.array_equal(where, np.arange(where[0], where[0] + len(where))), "positions must follow each other"
+            self.cache[slot, where] = ids[row, places]
+            for column, position in zip(range(kept - 1, -1, -1), where[::-1], strict=False):
+                logits[row, column] = self.model(self.cache[slot, : position + 1].tolist())
+        return {"logits": logits}
+
+    def reset(self) -> None:
+        self.cache.fill(_UNWRITTEN)
+
+    def close(self) -> None:
+        return
 
 
 class FakeEncoder:

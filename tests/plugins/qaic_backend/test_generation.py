@@ -101,10 +101,17 @@ def test_standin_speculative_target_with_two_draft_lengths(standin, exports, tmp
     prompt = [5, 17, 99, 23, 42, 7]
     tokens = eager_greedy(module, prompt, 8)
     standin(profile="1.22")
-    compiled = compile_program(exports("llama", KEPT_LOGITS), tmp_path / "program", num_speculative_tokens=(1, 3))
+    compiled = compile_program(
+        exports("llama", KEPT_LOGITS), tmp_path / "program", ctx_len=96, num_speculative_tokens=(1, 3)
+    )
     session = open_session(compiled)
     # Without drafts each step has one token; the places in front of it are padding.
     assert TextGenerator(session).generate([prompt], max_new_tokens=8).generated_ids == [tokens]
+    longer = {"prompts": [prompt], "max_new_tokens": 80}
+    plain = TextGenerator(session).generate(**longer)
+    drafted = TextGenerator(session).generate(**longer, prompt_lookup_num_tokens=3)
+    assert drafted.generated_ids == plain.generated_ids
+    assert drafted.perf_metrics.drafts_proposed > drafted.perf_metrics.drafts_accepted > 0
     # With the right drafts one step confirms all of them.
     session.reset()
     keep = np.zeros((1, 1), np.int64)
