@@ -16,6 +16,7 @@ from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
 from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
+from qeff_framework.seam.special import adapt_special
 
 #: Name under which our functions stand in the registries of Transformers.
 IMPLEMENTATION = "qeff"
@@ -29,6 +30,7 @@ def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
         shell.set_attn_implementation(IMPLEMENTATION)
         replace_experts(shell)
     replace_rms_norms(shell, norms)
+    adapt_special(shell)
 
 
 def leave_attention_to(shell: PreTrainedModel) -> bool:

@@ -278,10 +278,15 @@ def _replaced_forwards(
     model: torch.nn.Module, makers: Mapping[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]
 ) -> Iterator[None]:
     modules = {name: model.get_submodule(name) for name in makers}
+    # The seam itself may have given a module a forward of its own.
+    replaced = {name: vars(module).get("forward") for name, module in modules.items()}
     for name, module in modules.items():
         module.forward = makers[name](name, module.forward)
     try:
         yield
     finally:
-        for module in modules.values():
-            del module.forward
+        for name, module in modules.items():
+            if replaced[name] is None:
+                del module.forward
+            else:
+                module.forward = replaced[name]

@@ -1,0 +1,26 @@
+"""Families whose code goes around the interfaces of Transformers that the seam stands on.
+
+Each is a file of its own with the reason. Nothing else here, or in the export, knows a family by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Final
+
+from transformers import PreTrainedModel
+
+#: File by model type.
+_FAMILIES: Final[Mapping[str, str]] = {
+    "gpt_neo": "gpt_neo",
+    "openai-gpt": "openai_gpt",
+    "recurrent_gemma": "recurrent_gemma",
+}
+
+
+def adapt_special(shell: PreTrainedModel) -> None:
+    """Brings a shell of such a family to the interfaces; leaves every other shell as it is."""
+    name = _FAMILIES.get(shell.config.model_type)
+    if name is not None:
+        importlib.import_module(f"{__name__}.{name}").adapt(shell)
