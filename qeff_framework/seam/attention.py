@@ -27,6 +27,7 @@ def attention_interface(
     position_bias: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     indices: torch.Tensor | None = None,
+    block_indices: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -34,7 +35,8 @@ def attention_interface(
 
     Takes query ``[B, Hq, S, D]``, key and value ``[B, Hkv, C, D]``; returns ``[B, S, Hq, Dv]`` and no weights. Of each head
     (``s_aux [Hq]``) or each head and token (``sinks [B, Hq, S, 1]``), one more logit takes part in the softmax. ``indices
-    [B, S, K]`` are the only keys that a token may look at, if the mask lets it.
+    [B, S, K]`` are the only keys that a token may look at, if the mask lets it, and ``block_indices [B, Hi, S, K]`` the only
+    blocks of keys.
     """
     current_scope().masks.attention_calls += 1
     unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
@@ -46,6 +48,8 @@ def attention_interface(
         scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     mask = attention_mask if attention_mask is not None else _default_mask(query, key, causal=bool(causal))
+    if block_indices is not None:
+        mask = _selected_blocks(module, mask, block_indices, key)
     if indices is not None:
         mask = _selected(mask, indices, key.shape[2])
     if position_bias is not None:
@@ -89,6 +93,17 @@ def _selected(mask: torch.Tensor, indices: torch.Tensor, slots: int) -> torch.Te
     batch, seq, _ = indices.shape
     selection = torch.zeros((batch, seq, slots), dtype=torch.bool).scatter(2, indices.long(), value=True).unsqueeze(1)
     return mask & selection if mask.dtype == torch.bool else _biased(selection, mask)
+
+
+def _selected_blocks(module: Any, mask: torch.Tensor, block_indices: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The module's own expansion of blocks to keys, which its library uses where no kernel selects them: bool."""
+    positions = current_scope().step
+    if positions is None:
+        raise UnsupportedModelError("it selects blocks of keys without a cache")
+    additive: torch.Tensor = module.indexer.build_block_mask(
+        block_indices, mask, key.shape[2], key.dtype, key.device, positions.position_ids
+    )
+    return additive == 0
 
 
 def _with_sink_key(

@@ -107,6 +107,10 @@ class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the librar
         """The same for the keys ``[B, S, D]`` by which a layer selects its keys."""
         return self.cache.write("index_key", self.index, indexer_key_states.unsqueeze(1)).squeeze(1)
 
+    def update_index(self, index_keys: torch.Tensor) -> torch.Tensor:
+        """The same for keys ``[B, 1, S, D]`` with an axis of heads."""
+        return self.cache.write("index_key", self.index, index_keys)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Every query may look at every slot that is read; the mask decides."""
         del query_length

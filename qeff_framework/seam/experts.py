@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qeff_framework.dialect import ops
 from qeff_framework.dialect.names import Activation, Gate
+from qeff_framework.errors import UnsupportedModelError
 
 #: What other experts run with: the library's code that gathers the chosen experts' weights for each token. Its default
 #: (`grouped_mm`) has no ONNX form and its eager code branches on data.
@@ -38,12 +39,29 @@ def replace_experts(shell: PreTrainedModel) -> None:
 
 def find_gate(module: torch.nn.Module) -> Gate | None:
     """What `module`, a set of experts, does between its two products, found out by trying; `None` if nothing fits."""
+    activate: Callable[[torch.Tensor], torch.Tensor] = module._apply_gate if module.has_gate else module.act_fn  # type: ignore[assignment]  # noqa: SLF001
+    return _fitting(activate, _candidates(module))
+
+
+def find_activation(activation: Callable[[torch.Tensor], torch.Tensor]) -> Gate:
+    """The gate ``activation(g) * u`` of experts outside the library's interface, by the same trial.
+
+    Raises:
+        UnsupportedModelError: the dialect has no such activation.
+    """
+    candidates = (Gate(activation=kind, gated=0) for kind in Activation)
+    found = _fitting(activation, candidates)
+    if found is None:
+        raise UnsupportedModelError("its experts have an activation that the dialect has no name for")
+    return Gate(activation=found.activation)
+
+
+def _fitting(activate: Callable[[torch.Tensor], torch.Tensor], candidates: Iterable[Gate]) -> Gate | None:
     # Large values reach the limits, small ones decide between the activations.
     projected = torch.randn((32, 32), generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 2, 32)[:, None]
-    activate: Callable[[torch.Tensor], torch.Tensor] = module._apply_gate if module.has_gate else module.act_fn  # type: ignore[assignment]  # noqa: SLF001
     with torch.no_grad():
         wanted = activate(projected.clone())
-    for gate in _candidates(module):
+    for gate in candidates:
         result = _gated(projected, gate)
         if result.shape == wanted.shape and _same(result, wanted):
             return gate

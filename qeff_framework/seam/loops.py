@@ -286,7 +286,6 @@ def _replaced_forwards(
         yield
     finally:
         for name, module in modules.items():
-            if replaced[name] is None:
-                del module.forward
-            else:
-                module.forward = replaced[name]
+            del module.forward
+            if (before := replaced[name]) is not None:
+                module.forward = before

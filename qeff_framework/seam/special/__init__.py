@@ -13,9 +13,14 @@ from transformers import PreTrainedModel
 
 #: File by model type.
 _FAMILIES: Final[Mapping[str, str]] = {
+    "dbrx": "dbrx",
     "gpt_neo": "gpt_neo",
+    "jetmoe": "jetmoe",
+    "longcat_flash": "longcat_flash",
+    "minimax": "minimax",
     "openai-gpt": "openai_gpt",
     "recurrent_gemma": "recurrent_gemma",
+    "rwkv": "rwkv",
 }
 
 

@@ -19,7 +19,9 @@ from qeff_framework.seam.attention import attention_interface
 def adapt(shell: PreTrainedModel) -> None:
     """Lets the forward of `shell` take a cache and its attentions use it."""
     running = _Running()
-    attentions = [module for module in shell.modules() if hasattr(module, "_attn") and hasattr(module, "split_heads")]
+    attentions: list[Any] = [
+        module for module in shell.modules() if hasattr(module, "_attn") and hasattr(module, "split_heads")
+    ]
     for layer, module in enumerate(attentions):
         module._attn = MethodType(_attend_with(running, layer), module)  # noqa: SLF001
     shell.forward = MethodType(_forward_with(running, type(shell).forward), shell)

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 def adapt(shell: PreTrainedModel) -> None:
     """Replaces the forward of each recurrent block and of its recurrence."""
+    module: Any
     for name, module in shell.named_modules():
         if hasattr(module, "rg_lru"):
             layer = int(next(part for part in name.split(".") if part.isdigit()))
