@@ -21,6 +21,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "openai-gpt": "openai_gpt",
     "recurrent_gemma": "recurrent_gemma",
     "rwkv": "rwkv",
+    "xlstm": "xlstm",
 }
 
 
