@@ -369,3 +369,5 @@ class Capabilities:
     compute_contexts: bool = False
     #: `CompileRequest.dry_run`.
     dry_run: bool = False
+    #: What these hold for, when it is not the whole backend: ``"target SM8650"``. For messages.
+    scope: str = ""

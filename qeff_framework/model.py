@@ -370,7 +370,7 @@ def _key_of(options: object) -> dict[str, object]:
 
 def _check_capabilities(relay: Relay, task: Task, shapes: object, options: CompileOptions, *, dry_run: bool) -> None:
     """Refuses, before any work, what the backend says it cannot do."""
-    can = relay.backend.capabilities
+    can = relay.backend.capabilities_for(options)
     asked = {
         f"task '{task}'": task in can.tasks,
         "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,
@@ -385,7 +385,8 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
     refused = [what for what, possible in asked.items() if not possible]
     if refused:
         raise OptionError(
-            f"backend '{relay.name}' does not support {', '.join(refused)}; leave it out or choose another one"
+            f"backend '{relay.name}' does not support {', '.join(refused)}{f' for {can.scope}' if can.scope else ''}; "
+            "leave it out or choose another one"
         )
 
 

@@ -83,6 +83,7 @@ class Backend:
     options: ClassVar[type[CompileOptions]] = CompileOptions
     #: Options of `execute`; a frozen, keyword-only dataclass.
     runtime_options: ClassVar[type[RuntimeOptions]] = RuntimeOptions
+    #: What any options of the backend allow, see `capabilities_for`.
     capabilities: ClassVar[Capabilities]
     #: ``"package.module:Class"`` with the hook implementations; instantiated without arguments on first use.
     implementation: ClassVar[str]
@@ -94,6 +95,13 @@ class Backend:
         belongs into a subprocess with a time limit.
         """
         raise NotImplementedError(f"backend '{self.name}' does not implement probe()")
+
+    def capabilities_for(self, options: CompileOptions) -> Capabilities:  # noqa: ARG002 - for backends that override it
+        """What can be asked for with `options`, an instance of `self.options`; the rest is refused before any work starts.
+
+        For a backend with several kinds of targets; `Capabilities.scope` names the one. Loads nothing heavy.
+        """
+        return self.capabilities
 
     def fingerprint(self) -> Mapping[str, str]:
         """Versions that change the compiled program: the backend's own, the SDK's, the compiler's. Part of cache

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
-from qeff_framework.plugin_api import Backend, Capabilities, Probe
+from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
+
+_NPU = Capabilities(tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}), dry_run=True)
+#: Everything that a chip with an NPU can do, and more.
+_AIC = dataclasses.replace(
+    _NPU,
+    continuous_batching=True,
+    speculative_decoding=True,
+    compute_contexts=True,
+    multi_device=True,
+    mxfp6_matmul=True,
+    mxint8_kv_cache=True,
+)
 
 
 class QnnBackend(Backend):
@@ -15,13 +28,7 @@ class QnnBackend(Backend):
     summary = "Qualcomm NPUs through the HTP compiler and simulator of onnxruntime-qnn; Cloud AI 100 through QAIRT"
     options = QnnOptions
     runtime_options = QnnRuntimeOptions
-    capabilities = Capabilities(
-        tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
-        multi_device=True,
-        mxfp6_matmul=True,
-        mxint8_kv_cache=True,
-        dry_run=True,
-    )
+    capabilities = _AIC
     implementation = "qnn_backend.hooks:QnnHooks"
 
     def probe(self) -> Probe:
@@ -29,6 +36,12 @@ class QnnBackend(Backend):
         from qnn_backend.probe import probe
 
         return probe()
+
+    def capabilities_for(self, options: CompileOptions) -> Capabilities:
+        """Those of the kind of target that the options name."""
+        if not isinstance(options, QnnOptions):
+            raise TypeError(f"these are no options of backend qnn: {options!r}")
+        return dataclasses.replace(_AIC if options.is_aic else _NPU, scope=f"target {options.target}")
 
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of this package, ONNX Runtime and the compiler; ``none`` for what is not installed."""

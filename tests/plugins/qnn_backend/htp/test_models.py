@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModel, load_compiled
-from qeff_framework.errors import OptionError
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.plugin_api import CompiledModel
 from tests.eager import eager_attention
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
@@ -130,6 +130,35 @@ def test_fewer_bits(precision: str, least: int | None) -> None:
     assert min(step["cosine"] for step in steps) > (0.98 if precision == "a16w8" else 0.999)
     if least is not None:
         assert (teacher_forced(compiled, tokens).argmax(-1) == tokens).sum() >= least
+
+
+def test_an_embedding_on_the_host_changes_nothing_but_the_size() -> None:
+    """Gemma: one table for the embedding and the head; its hidden states are scaled as well."""
+    module = tiny_model("gemma3_text")
+    tokens, _ = greedy(module)
+    sizes = {"prefill_seq_len": CHUNK, "ctx_len": CTX_LEN}
+    inside = QEFFAutoModel(module).compile(backend="qnn", **sizes)
+    beside = QEFFAutoModel(module).compile(backend="qnn", host_embedding_mb=0, **sizes)
+    assert inside.program["host_tables"] == []
+    [table] = beside.program["host_tables"]
+    assert np.load(beside.directory / table["file"]).dtype == np.float16
+    saved = [(one.directory / "decode_ctx_qnn.bin").stat().st_size for one in (inside, beside)]
+    assert saved[0] - saved[1] > 0.9 * (beside.directory / table["file"]).stat().st_size
+    expected, found = teacher_forced(inside, tokens), teacher_forced(beside, tokens)
+    np.testing.assert_allclose(found, expected, atol=0.005 * np.abs(expected).max())
+
+
+def test_a_token_that_the_embedding_has_not_is_refused_before_the_step() -> None:
+    compiled = QEFFAutoModel(tiny_model("llama")).compile(
+        backend="qnn", prefill_seq_len=1, ctx_len=CTX_LEN, host_embedding_mb=0, verify=False
+    )
+    session = load_compiled(compiled.directory).session
+    first = {"input_ids": np.array([[5]]), "position_ids": np.array([[0]])}
+    expected = session.run(first)["logits"].copy()
+    for wrong in (100_000, -1):
+        with pytest.raises(InputError, match=f"input_ids holds {wrong}: the model's embedding has the rows 0 to"):
+            session.run({**first, "input_ids": np.array([[wrong]])})
+    np.testing.assert_array_equal(session.run(first)["logits"], expected)
 
 
 def test_shared_weights_and_dlc_lie_beside_the_programs() -> None:

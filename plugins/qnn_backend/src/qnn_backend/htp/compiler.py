@@ -13,13 +13,14 @@ from qeff_framework.plugin_api import (
     CompiledModel,
     CompileError,
     CompileRequest,
-    ExportedModel,
 )
 from qnn_backend import targets
 from qnn_backend.htp.child import LOG_FILE, run_job
 from qnn_backend.htp.compiling import describe
 from qnn_backend.htp.graph_files import write_graphs
+from qnn_backend.htp.host_tables import save_table
 from qnn_backend.htp.lowering import graphs_of, updated_states
+from qnn_backend.htp.lowering.host_embeddings import take_out_embeddings
 from qnn_backend.htp.lowering.residual_scaling import (
     LIMIT,
     ScaledWeights,
@@ -51,18 +52,18 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         BackendUnavailableError: the compiler is not installed.
         CompileError: the compiler failed or crashed, nodes cannot run on the NPU, or a program computes something else.
     """
-    exported, options = request.exported, request.options
+    options = request.options
     soc = targets.find_soc(options.target)
     if soc is None:
         raise CompileError(f"unknown target {options.target!r}; the targets are {targets.describe_targets()}")
     if not request.dry_run:
         check_installed()
-    check_states(exported)
     run = _Compilation(request, soc)
     request.progress("writing the static graphs")
     run.write()
     if not request.dry_run:
         run.scale_residual()
+        run.take_out_embeddings()
         run.quantise()
     if request.dry_run:
         run.keep_graphs()
@@ -91,12 +92,6 @@ def check_installed() -> None:
         )
 
 
-def check_states(exported: ExportedModel) -> None:
-    """Refuses a batch dimension of its own for the caches, which nothing here schedules."""
-    if any("full_batch_size" in map(str, spec.shape) for spec in exported.inputs):
-        raise CompileError("qnn: continuous batching is not supported for a chip with an NPU")
-
-
 class _Compilation:
     """The steps of one compilation; they share the folder with the graphs and the time limit."""
 
@@ -109,6 +104,8 @@ class _Compilation:
         self._files: dict[str, Path] = {}
         self._prompts: list[list[int]] | None = None
         self._scaling: dict[str, Any] | None = None
+        #: Fields of `host_tables.HostTable`.
+        self._host_tables: list[dict[str, str]] = []
 
     def write(self) -> None:
         """The static graphs as files."""
@@ -139,6 +136,18 @@ class _Compilation:
         )
         self.write()
 
+    def take_out_embeddings(self) -> None:
+        """Large embedding tables become files of the artifact, and their rows an input of the programs."""
+        if self._options.host_embedding_mb is None:
+            return
+        taken = take_out_embeddings(self._models.values(), least_bytes=self._options.host_embedding_mb << 20)
+        for number, one in enumerate(taken):
+            file = f"embedding_{number}.npy"
+            save_table(self._request.output_dir / file, one.table.numpy())
+            self._host_tables.append({"input": one.input, "ids": one.ids, "file": file})
+        if taken:
+            self.write()
+
     def quantise(self) -> None:
         """Brings the weights, and for a16w8 the activations, into fewer bits."""
         precision = self._options.precision
@@ -156,6 +165,8 @@ class _Compilation:
                 graphs=_texts(self._files),
                 interface=self._interface(),
                 prompts=self.prompts,
+                folder=str(self._request.output_dir),
+                host_tables=self._host_tables,
             )["graphs"]
             self._files = {name: Path(path) for name, path in quantised.items()}
 
@@ -182,6 +193,7 @@ class _Compilation:
             "versions": versions(),
             "graphs": {name: {"file": f"{name}_ctx.onnx", **result} for name, result in results.items()},
             "partial": unsupported,
+            "host_tables": self._host_tables,
             "updated_states": updated_states(next(iter(self._models.values()))),
             "residual_scaling": self._scaling,
             "verification": None,
@@ -227,6 +239,8 @@ class _Compilation:
             min_cosine=MIN_COSINE[options.precision] if threshold is None else threshold,
             tie_margin=TIE_MARGIN[options.precision],
             allow_partial=options.allow_partial,
+            folder=str(self._request.output_dir),
+            host_tables=self._host_tables,
             compressed=_texts(self._files) if options.precision in COMPRESSED else None,
         )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qnn_backend.htp.lowering.graph import identity
+
 #: Smaller initializers stay inside the model file; the compiler's shape inference reads shapes and axes there.
 _INLINE_BYTES = 1024
 
@@ -15,7 +17,7 @@ _INLINE_BYTES = 1024
 def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path]:
     """Writes ``<name>.onnx`` for each graph, and weights that are not in `folder` yet. The graphs read them there afterwards."""
     large = {
-        id(value.const_value): value.const_value
+        identity(value.const_value): value.const_value
         for model in graphs.values()
         for value in model.graph.initializers.values()
         if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
@@ -28,11 +30,12 @@ def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path
     files = {}
     for name, model in graphs.items():
         for value in model.graph.initializers.values():
-            replacement = by_identity.get(id(value.const_value))
+            tensor = value.const_value
+            replacement = None if tensor is None else by_identity.get(identity(tensor))
             if replacement is not None:
-                tensor = copy.copy(replacement)
-                tensor.name = str(value.name)
-                value.const_value = tensor
+                own = copy.copy(replacement)
+                own.name = str(value.name)
+                value.const_value = own
         files[name] = folder / f"{name}.onnx"
         ir.save(model, files[name])
     return files

@@ -41,6 +41,12 @@ class HtpOptions(CompileOptions):
         False,
         "also make one binary in which prefill and decode share weights; for the device, the simulator cannot load it",
     )
+    host_embedding_mb: int | None = option(
+        16,
+        "embedding tables of at least this size, in MB of float32, are looked up on the host instead of lying in every program; "
+        "None leaves all of them in the programs",
+        minimum=0,
+    )
     dlc: bool = option(False, "also write each graph as a .dlc file for the QAIRT tools")
     compile_timeout_minutes: float = option(
         60.0, "when to stop a compiler or a simulation that does not end", minimum=0.01

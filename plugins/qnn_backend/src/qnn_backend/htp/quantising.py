@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from qnn_backend.htp.golden import Arrays, Interface, calibration_steps
+from qnn_backend.htp.host_tables import HostTables
 from qnn_backend.htp.provider import cpu_session
 
 
 def quantise(
-    portable: str, graphs: Mapping[str, str], interface: Mapping[str, Any], prompts: Sequence[Sequence[int]]
+    portable: str,
+    graphs: Mapping[str, str],
+    interface: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    folder: str,
+    host_tables: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     """Writes ``<graph>_a16w8.onnx`` beside each graph, with quantisation nodes from ONNX Runtime's QNN configuration.
 
@@ -28,11 +34,13 @@ def quantise(
     def run(feeds: Mapping[str, Any]) -> Arrays:
         return dict(zip(names, reference.run(None, dict(feeds)), strict=True))
 
+    tables = HostTables(Path(folder), host_tables)
     steps = list(calibration_steps(described, run, prompts))
     results = {}
     for name, path in graphs.items():
-        reader = _reader([step.feeds for step in steps if step.graph == name])
         source = Path(path)
+        inputs = _inputs(source)
+        reader = _reader([tables.feeds_of(inputs, step.feeds) for step in steps if step.graph == name])
         target = source.with_name(f"{source.stem}_a16w8.onnx")
         config = get_qnn_qdq_config(
             str(source),
@@ -63,6 +71,12 @@ def _reader(feeds: Sequence[Arrays]) -> Any:
             self._left = iter(feeds)
 
     return Reader()
+
+
+def _inputs(source: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(str(source), load_external_data=False).graph.input]
 
 
 def _weights(source: Path) -> list[str]:

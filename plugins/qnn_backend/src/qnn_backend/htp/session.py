@@ -13,6 +13,7 @@ import numpy as np
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
 from qnn_backend import targets
 from qnn_backend.htp import provider, shapes
+from qnn_backend.htp.host_tables import HostTables
 from qnn_backend.htp.loading import check_program
 from qnn_backend.htp.notes import SIMULATOR_NOTE
 from qnn_backend.htp.options import HtpRuntimeOptions
@@ -43,7 +44,10 @@ class _Step:
     specialization: Specialization
     session: Any
     binding: Any
+    #: What the caller gives.
     inputs: Mapping[str, Array]
+    #: Rows of the host's tables.
+    rows: Mapping[str, Array]
     #: All outputs, those of retained states as well.
     outputs: Mapping[str, Array]
 
@@ -62,6 +66,7 @@ class HtpSession:
         soc = check_program(compiled, options, simulated=simulated)
         self._updated = frozenset(compiled.program["updated_states"])
         self._states = _state_buffers(compiled)
+        self._tables = HostTables(compiled.directory, compiled.program["host_tables"])
         self._steps: dict[tuple[shapes.Shape, ...], _Step] = {}
         # Two specializations with the same input shapes are one to the caller; the first one counts, as a dict keeps the last.
         for specialization in reversed(compiled.specializations):
@@ -91,6 +96,7 @@ class HtpSession:
         ctx_len = step.specialization.dims.get("ctx_len")
         if positions is not None and ctx_len is not None:
             check_positions(positions.astype(np.int64, copy=False), ctx_len=ctx_len)
+        self._tables.lookup_into(step.rows, arrays)
         for name, buffer in step.inputs.items():
             np.copyto(buffer, arrays[name])
         try:
@@ -116,6 +122,7 @@ class HtpSession:
         self._closed = True
         self._steps = {}
         self._states = {}
+        self._tables = HostTables(self.compiled.directory, ())
 
     def _check_open(self) -> None:
         if self._closed:
@@ -124,14 +131,24 @@ class HtpSession:
     def _prepare(self, session: Any, specialization: Specialization) -> _Step:
         dims, compiled = specialization.dims, self.compiled
         inputs = {spec.name: np.zeros(shapes.resolve(spec, dims), spec.dtype) for spec in shapes.host_inputs(compiled)}
+        taken = {one.name: one for one in session.get_inputs()}
+        rows = {
+            name: np.zeros(one.shape, _dtype(one.type))
+            for name, one in taken.items()
+            if name not in inputs and name not in self._states
+        }
         outputs = {one.name: np.zeros(one.shape, _dtype(one.type)) for one in session.get_outputs()}
         binding = session.io_binding()
         # The session owns the buffers and binds their addresses; the caches are read where they are.
-        for name, buffer in (*inputs.items(), *self._states.items()):
+        for name, buffer in (*inputs.items(), *rows.items(), *self._states.items()):
+            if name not in taken:  # token ids whose only reader was a table
+                continue
             binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         for name, buffer in outputs.items():
             binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-        return _Step(specialization=specialization, session=session, binding=binding, inputs=inputs, outputs=outputs)
+        return _Step(
+            specialization=specialization, session=session, binding=binding, inputs=inputs, rows=rows, outputs=outputs
+        )
 
     def _choose(self, inputs: Mapping[str, Array]) -> _Step:
         """The step whose buffers have the shapes and dtypes of `inputs`."""

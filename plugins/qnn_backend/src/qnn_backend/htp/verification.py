@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qeff_framework.plugin_api import CompileError
 from qnn_backend.htp.golden import ATTENTION_MASK, POSITIONS, Arrays, Interface, Step, golden_steps
+from qnn_backend.htp.host_tables import HostTables
 from qnn_backend.htp.provider import cpu_session, session_options
 
 LOGITS = "logits"
@@ -35,6 +36,8 @@ def verify_graphs(
     min_cosine: float,
     tie_margin: float,
     allow_partial: bool,
+    folder: str,
+    host_tables: Sequence[Mapping[str, str]],
     compressed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs golden inputs through the portable model and through each program.
@@ -50,6 +53,8 @@ def verify_graphs(
         min_cosine: least cosine between a program's output and the reference, over each row.
         tie_margin: logits that are this part of the largest one apart count as equal when the best token is compared.
         allow_partial: the programs may have nodes on the CPU.
+        folder: where the files of `host_tables` lie.
+        host_tables: fields of `host_tables.HostTable`, tables that the programs and `compressed` do not hold.
         compressed: the static graphs, when their weights were stored in fewer bits. What that costs is the choice of the user, so
             the programs are compared with these on the CPU, and the distance to the portable model is only reported.
 
@@ -59,7 +64,7 @@ def verify_graphs(
     Raises:
         CompileError: a program computes something else than the model.
     """
-    described = Interface(**interface)
+    described, tables = Interface(**interface), HostTables(Path(folder), host_tables)
     reference = _Reference(Path(portable))
     steps = [list(golden_steps(described, reference.run, prompts, variant)) for variant in range(_VARIANTS)]
     reference.close()
@@ -73,9 +78,10 @@ def verify_graphs(
             weights: dict[str, Any] = {}
             whole_caches = compressed is None
             if compressed is not None:
-                variants, weights = _with_compressed_weights(compressed[name], variants)
+                variants, weights = _with_compressed_weights(compressed[name], variants, tables)
             check = _Check(
                 interface=described,
+                tables=tables,
                 updated=updated_states if whole_caches else (),
                 trimmed=() if whole_caches else updated_states,
                 min_cosine=min_cosine,
@@ -96,6 +102,10 @@ class _Reference:
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, dict(feeds)), strict=True))
 
+    @property
+    def inputs(self) -> list[str]:
+        return _inputs(self._session)
+
     def close(self) -> None:
         """Frees the weights: the program needs the memory."""
         self._session = None
@@ -114,6 +124,7 @@ class _Comparison:
 @dataclass(frozen=True, kw_only=True)
 class _Check:
     interface: Interface
+    tables: HostTables
     #: States of which the program returns the new part and the reference the whole.
     updated: Sequence[str]
     #: States of which both return the new part.
@@ -122,10 +133,12 @@ class _Check:
     tie_margin: float
 
 
-def _with_compressed_weights(graph: str, variants: Sequence[Step]) -> tuple[list[Step], dict[str, Any]]:
+def _with_compressed_weights(
+    graph: str, variants: Sequence[Step], tables: HostTables
+) -> tuple[list[Step], dict[str, Any]]:
     """The same steps with the outputs of the graph that has the compressed weights, and what they cost."""
     reference = _Reference(Path(graph))
-    steps = [replace(step, expected=reference.run(step.feeds)) for step in variants]
+    steps = [replace(step, expected=reference.run(tables.feeds_of(reference.inputs, step.feeds))) for step in variants]
     reference.close()
     if LOGITS not in steps[0].expected:
         return steps, {}
@@ -164,7 +177,8 @@ def _check_kind(session: Any, variants: Sequence[Step], check: _Check) -> dict[s
 
 def _compare(session: Any, step: Step, check: _Check) -> _Comparison:
     names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(None, step.feeds), strict=True))
+    feeds = check.tables.feeds_of(_inputs(session), step.feeds)
+    outputs = dict(zip(names, session.run(None, feeds), strict=True))
     inputs_of_states = {state["output"]: state["input"] for state in check.interface.states}
     cosine, worst, error, other_token = 1.0, "", 0.0, False
     for name, actual in outputs.items():
@@ -184,6 +198,10 @@ def _compare(session: Any, step: Step, check: _Check) -> _Comparison:
         if name == LOGITS:
             other_token = _is_other_token(wanted, found, check.tie_margin)
     return _Comparison(cosine=cosine, max_error=error, other_token=other_token, worst=worst)
+
+
+def _inputs(session: Any) -> list[str]:
+    return [value.name for value in session.get_inputs()]
 
 
 def _written(cache: NDArray[Any], position_ids: NDArray[Any]) -> NDArray[Any]:

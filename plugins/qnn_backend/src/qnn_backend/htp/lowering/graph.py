@@ -68,6 +68,13 @@ def is_weight(value: ir.Value | None) -> bool:
     return value is not None and value.producer() is None and value.const_value is not None
 
 
+def identity(tensor: ir.TensorProtocol) -> object:
+    """Equal for tensors with one content: of a weight that was written to a file each graph has a tensor of its own."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return (tensor.path, tensor.offset)
+    return id(tensor)
+
+
 def only_reader(value: ir.Value) -> bool:
     """One node reads the value, and the caller does not see it."""
     return len(value.uses()) == 1 and not value.is_graph_output()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import Writer, add_initializer, graph_of, is_weight, number, operand
+from qnn_backend.htp.lowering.graph import Writer, add_initializer, graph_of, identity, is_weight, number, operand
 
 #: Values of the stream beyond this are scaled: products with them still fit into the range.
 LIMIT = 8192.0
@@ -76,14 +76,14 @@ def scale_residual(model: ir.Model, seeds: Collection[str], factor: int, scaled:
 class ScaledWeights:
     """Weights divided by a factor, one tensor for all graphs that read it."""
 
-    _tensors: dict[tuple[int, int], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
+    _tensors: dict[tuple[object, int], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
     def of(self, model: ir.Model, weight: ir.Value, factor: int) -> ir.Value:
         """A new initializer of `model`: `weight` divided by `factor`."""
         original = weight.const_value
         if original is None:
             raise ValueError(f"{weight.name} is no weight")
-        key = (id(original), factor)
+        key = (identity(original), factor)
         if key not in self._tensors:
             content = (original.numpy() / np.float32(factor)).astype(original.dtype.numpy())
             # The original is kept, so that its identity stays its own.

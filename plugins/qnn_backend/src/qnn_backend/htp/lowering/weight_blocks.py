@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qnn_backend.htp.lowering.graph import (
     Writer,
     add_initializer,
+    identity,
     is_weight,
     known_sizes,
     number,
@@ -46,7 +47,7 @@ class WeightBlocks:
     """Rewrites each ``MatMul`` and ``Gemm`` with a matrix of weights. One instance serves all graphs of a model."""
 
     bits: int
-    _done: dict[tuple[int, bool], tuple[ir.TensorProtocol, _Blocks]] = field(default_factory=dict)
+    _done: dict[tuple[object, bool], tuple[ir.TensorProtocol, _Blocks]] = field(default_factory=dict)
 
     def __call__(self, model: ir.Model) -> bool:
         """Says whether a product was rewritten."""
@@ -64,7 +65,7 @@ class WeightBlocks:
         tensor = weight.const_value
         if tensor is None:
             raise ValueError(f"{weight.name} is no weight")
-        key = (id(tensor), transposed)
+        key = (identity(tensor), transposed)
         if key not in self._done:
             content = tensor.numpy().astype(np.float32)
             self._done[key] = (tensor, _quantise(content.T if transposed else content, self.bits))
