@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 
+from qnn_backend.htp.lowering import MASKED_QUANTISED
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -15,6 +17,7 @@ from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for,
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
 from qnn_backend.htp.lowering.rotary_tables import RotaryTables
 from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
+from qnn_backend.htp.quantising import quantise
 from tests.plugins.qnn_backend.htp.simulator import lowered, needs_simulator, on_cpu, parse, simulate, worst
 
 pytestmark = needs_simulator
@@ -111,7 +114,6 @@ def rms_norm() -> str:
 def test_squares_beyond_the_range(tmp_path: Path) -> None:
     """Hazard 4: the norm's body in single ops against its kernel."""
     import onnx
-    import onnx_ir
 
     from qeff_framework.dialect.functions import attach_functions
     from qnn_backend.htp.lowering.fold import FoldConstants
@@ -184,6 +186,36 @@ def test_a_residual_stream_beyond_the_range(tmp_path: Path) -> None:
 
 def test_the_least_factor_that_is_enough() -> None:
     assert [factor_for(size) for size in (0.0, 8192.0, 8193.0, 103_795.0)] == [1, 1, 2, 16]
+
+
+def quantised(model: onnx_ir.Model, folder: Path) -> onnx_ir.Model:
+    """The graph ``x [1, 4, 16] -> y`` with 16-bit activations, as ``precision="a16w8"`` makes it."""
+    spec = {"dtype": "float32", "shape": [1, 4, 16]}
+    interface = {
+        "inputs": [{"name": "x", **spec}],
+        "outputs": [{"name": "y", **spec}],
+        "states": [],
+        "specializations": [{"name": "masked", "dims": {"batch_size": 1, "seq_len": 4}}],
+    }
+    path = str(folder / "masked.onnx")
+    onnx_ir.save(model, path)
+    return onnx_ir.load(quantise(path, {"masked": path}, interface, [[1]] * 8, str(folder), [])["graphs"]["masked"])
+
+
+@pytest.mark.parametrize("lowest", [-3.4028234663852886e38, -65504.0])
+def test_a_mask_takes_the_range_of_a_quantised_tensor(lowest: float, tmp_path: Path) -> None:
+    """Hazard 5: the step between two numbers of a tensor that holds the mask's is larger than all scores."""
+    model = parse(
+        "mask (float[1, 4, 16] x) => (float[1, 4, 16] y) { scores = Add (x, bias) y = Softmax <axis = -1> (scores) }",
+        {"bias": np.where(np.tri(4, 16, 8), 0.0, lowest).astype(np.float32)},
+    )
+    feeds = {"x": floats(1, 4, 16)}
+    expected = on_cpu(model, feeds)
+    (tmp_path / "without").mkdir()
+    assert worst(expected, simulate(quantised(model, tmp_path / "without"), feeds, tmp_path)) > 0.2
+    finite = lowered(model, FiniteMasks(MASKED_QUANTISED))
+    np.testing.assert_allclose(on_cpu(finite, feeds)[0], expected[0], atol=1e-6)
+    assert worst(expected, simulate(quantised(finite, tmp_path), feeds, tmp_path)) < TOLERANCE
 
 
 def test_masks_are_finite() -> None:

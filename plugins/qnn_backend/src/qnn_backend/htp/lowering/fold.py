@@ -64,12 +64,23 @@ def _known_outputs(node: ir.Node) -> list[NDArray[np.generic]] | None:
         if shape is None:
             return None
         return _evaluate(node, [np.broadcast_to(np.float32(0), shape)])
+    if node.op_type == "CastLike":
+        return _cast_like(node)
     present = [value for value in node.inputs if value is not None]
     if node.op_type == "Constant" or (present and all(_is_known(value) for value in present)):
         if any((known := sizes(out)) is not None and int(np.prod(known)) > _MAX_ELEMENTS for out in node.outputs):
             return None
         return _evaluate(node, [None if value is None else constant(value) for value in node.inputs])
     return None
+
+
+def _cast_like(node: ir.Node) -> list[NDArray[np.generic]] | None:
+    """Only the type of the second input counts, which is known although its numbers are not."""
+    value, like = node.inputs[0], node.inputs[1]
+    content = constant(value) if value is not None and _is_known(value) else None
+    if content is None or like is None or like.dtype is None:
+        return None
+    return [content.astype(like.dtype.numpy())]
 
 
 def _is_known(value: ir.Value) -> bool:
