@@ -33,6 +33,23 @@ Task = Literal["causal-lm", "encoder", "sequence-classification"]
 #: read. ``num_logits_to_keep [K, 1]`` (speculative target): only its length counts, the logits of the last K tokens are returned.
 EXTRA_INPUTS = ("batch_index", "comp_ctx_lengths", "num_logits_to_keep")
 
+#: Inputs of a causal LM's graph that ends in a sampler: it has all of them, in this order, and returns ``next_tokens [B, 1, 1]``
+#: instead of logits. ``last_accepted_output_tokens [B, S]``: the tokens of the step that belong to the answer, -1 elsewhere.
+#: ``[B, 1]``: ``repetition_penalties`` (1: none), ``presence_penalties`` (0: none), ``temperatures`` (0: the most likely token),
+#: ``top_ks`` (int32), ``top_ps`` (1: all), ``min_ps`` (0: all). ``random_numbers [B, candidates]``: uniform between 0 and 1.
+SAMPLER_INPUTS = (
+    "last_accepted_output_tokens",
+    "repetition_penalties",
+    "presence_penalties",
+    "temperatures",
+    "top_ks",
+    "top_ps",
+    "min_ps",
+    "random_numbers",
+)
+#: Tokens that a sampler chooses among at most: the most likely ones.
+SAMPLER_CANDIDATES = 512
+
 #: ``transform`` is called once for each of these.
 TransformStage = Literal["torch", "onnx"]
 
@@ -56,7 +73,8 @@ class StateSpec:
 
     input: str
     output: str
-    #: ``"kv"`` for attention caches; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers.
+    #: ``"kv"`` for attention caches; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers; ``"sampler"``
+    #: for the marks of a sampler.
     kind: str = "kv"
 
 
@@ -233,7 +251,8 @@ class ExportRequest:
     output_dir: Path
     #: Encoders: how the last hidden state is pooled in the graph; `None` leaves it as it is.
     pooling: str | Callable[..., Any] | None = None
-    #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order.
+    #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order, and all of
+    #: `SAMPLER_INPUTS` behind them when the graph ends in a sampler.
     extra_inputs: tuple[str, ...] = ()
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
@@ -367,6 +386,8 @@ class Capabilities:
     speculative_decoding: bool = False
     #: ``comp_ctx_lengths_prefill`` and ``comp_ctx_lengths_decode``.
     compute_contexts: bool = False
+    #: ``include_sampler``.
+    on_device_sampling: bool = False
     #: `CompileRequest.dry_run`.
     dry_run: bool = False
     #: What these hold for, when it is not the whole backend: ``"target SM8650"``. For messages.

@@ -377,6 +377,7 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         "num_speculative_tokens": can.speculative_decoding or getattr(shapes, "num_speculative_tokens", None) is None,
         "comp_ctx_lengths_prefill, comp_ctx_lengths_decode": can.compute_contexts
         or not getattr(shapes, "has_compute_contexts", False),
+        "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
         "mxfp6_matmul=True": can.mxfp6_matmul or not options.mxfp6_matmul,
         "mxint8_kv_cache=True": can.mxint8_kv_cache or not options.mxint8_kv_cache,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qeff_framework.contracts import EXTRA_INPUTS, Specialization
+from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
 from qeff_framework.options import option
 
 
@@ -34,6 +34,9 @@ class CausalLMShapes:
     )
     comp_ctx_lengths_decode: tuple[int, ...] = option(
         (), "cache positions that a decode step reads: one decode program for each length, the last one is ctx_len"
+    )
+    include_sampler: bool = option(
+        False, "choose tokens on the device, so that no logits travel: penalties, temperature, top-k, top-p, min-p"
     )
 
     def __post_init__(self) -> None:
@@ -71,6 +74,11 @@ class CausalLMShapes:
             yield (
                 f"num_speculative_tokens={max(drafts)} makes decode steps of {max(drafts) + 1} tokens: more than "
                 f"prefill_seq_len={self.prefill_seq_len}; raise prefill_seq_len or lower num_speculative_tokens"
+            )
+        if drafts and self.include_sampler:
+            yield (
+                "include_sampler cannot be combined with num_speculative_tokens: drafts are checked by their logits, which a "
+                "program with a sampler does not return"
             )
         if len(drafts) > 1 and self.has_compute_contexts:
             yield (
@@ -114,13 +122,13 @@ class CausalLMShapes:
         return bool(self.comp_ctx_lengths_prefill or self.comp_ctx_lengths_decode)
 
     def extra_inputs(self) -> tuple[str, ...]:
-        """Inputs that the graph needs for these sizes, see `contracts.EXTRA_INPUTS`."""
+        """Inputs that the graph needs for these sizes, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`."""
         asked = {
             "batch_index": self.full_batch_size is not None,
             "comp_ctx_lengths": self.has_compute_contexts,
             "num_logits_to_keep": self.num_speculative_tokens is not None,
         }
-        return tuple(name for name in EXTRA_INPUTS if asked[name])
+        return (*(name for name in EXTRA_INPUTS if asked[name]), *(SAMPLER_INPUTS if self.include_sampler else ()))
 
     def specializations(self) -> tuple[Specialization, ...]:
         """Prefill and decode over the same cache; a single one when the prefill takes one token at a time."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
-from qeff_framework.contracts import EXTRA_INPUTS, StateSpec
+from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, StateSpec
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import (
     BATCH,
@@ -25,6 +25,7 @@ from qeff_framework.export.interface import (
 )
 from qeff_framework.export.loops import insert_loops
 from qeff_framework.export.positions import require_given_positions, token_counting
+from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
@@ -51,12 +52,17 @@ def causal_lm_model(
 ) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
     """The portable graph in memory, over the weights of `module`, and its retained states.
 
-    `extra_inputs` names the inputs between tokens and states, see `contracts.EXTRA_INPUTS`.
+    `extra_inputs` names the inputs between tokens and states, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`.
     """
+    has_sampler = extra_inputs[-len(SAMPLER_INPUTS) :] == SAMPLER_INPUTS
+    if has_sampler:
+        extra_inputs = extra_inputs[: -len(SAMPLER_INPUTS)]
     if list(extra_inputs) != [name for name in EXTRA_INPUTS if name in extra_inputs]:
         raise ExportError(
             f"the inputs {', '.join(extra_inputs)} are not of {', '.join(EXTRA_INPUTS)}, or not in this order"
         )
+    if has_sampler and "num_logits_to_keep" in extra_inputs:
+        raise ExportError("a sampler chooses one token per step, and num_logits_to_keep asks for several logits")
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
@@ -71,7 +77,8 @@ def causal_lm_model(
     with stage("trace of a single token"):
         insert_loops(model, shell, plan.loops, weights, _BATCH)
     finish(model)
-    return model, _name_interface(model, plan.states, extra_inputs)
+    states = _name_interface(model, plan.states, extra_inputs)
+    return model, (*states, *(append_sampler(model, first_state=2 + len(extra_inputs)) if has_sampler else ()))
 
 
 def _trace(shell: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:

@@ -21,6 +21,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation.continuous import Scheduler
+from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
@@ -203,10 +204,14 @@ class TextGenerator:
         """Checks everything that can be checked before the session is touched."""
         settings = settings if settings is not None else self.settings()
         rows = _rows(prompts, settings, self.shape)
-        processed = bool(logits_processor) or settings.changes_scores
+        on_device = self.shape.candidates is not None
+        processed = not on_device and (bool(logits_processor) or settings.changes_scores)
         history = TokenHistory(rows) if processed or stopping_criteria else None
         selector: TokenSelector = greedy
-        if processed and history is not None:
+        sampler: DeviceSampler | None = None
+        if on_device:
+            selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
+        elif processed and history is not None:
             selector = ProcessedSelector(settings, rows, history, logits_processor)
         rules = StopRules(settings, rows, tokenizer=self.tokenizer, history=history, criteria=stopping_criteria)
         drafting = _drafting(rows, settings, self.shape)
@@ -214,6 +219,7 @@ class TextGenerator:
         return _Run(
             rows=rows,
             selector=selector,
+            sampler=sampler,
             rules=rules,
             history=history,
             drafting=drafting,
@@ -232,6 +238,9 @@ class TextGenerator:
         self._owned(run)
         run.started = time.perf_counter()
         run.rules.begin()
+        if run.sampler is not None:
+            for inputs in (self._prefill, *self._decodes):
+                run.sampler.configure(inputs)
         self.session.reset()
         yield from self._one_batch(run) if self.shape.slots is None else self._continuously(run, self.shape.slots)
 
@@ -248,7 +257,8 @@ class TextGenerator:
     def _continuously(self, run: _Run, slots: int) -> Iterator[Step]:
         """A prompt takes the place of one that has finished; one is prefilled while the others decode."""
         shape = self.shape
-        scheduler = Scheduler(run.rows, lanes=shape.batch_size, slots=slots, reuse=shape.reusable)
+        reuse = shape.reusable and not (run.sampler is not None and run.sampler.needs_own_marks)
+        scheduler = Scheduler(run.rows, lanes=shape.batch_size, slots=slots, reuse=reuse)
         while scheduler.busy:
             if (row := scheduler.admit()) is not None:
                 started = time.perf_counter()
@@ -282,7 +292,7 @@ class TextGenerator:
         while filling := [row for row in run.rows if not row.is_prefilled]:
             self._prefill.clear(run.pad)
             for row in filling:
-                self._place_chunk(row, row.lane)
+                self._place_chunk(run, row, row.lane)
             logits = self._run_step(self._prefill)
             if kept is None:
                 kept = np.zeros(logits.shape, dtype=logits.dtype)
@@ -299,14 +309,16 @@ class TextGenerator:
         self._owned(run)
         self._prefill.clear(run.pad)
         self._prefill.batch_index[0, 0] = slot
-        self._place_chunk(row, 0)
+        self._place_chunk(run, row, 0)
         return self._run_step(self._prefill)
 
-    def _place_chunk(self, row: Row, place: int) -> None:
+    def _place_chunk(self, run: _Run, row: Row, place: int) -> None:
         start = row.prefilled
         tokens = row.prompt[start : start + self._prefill.shape.width]
         self._prefill.place(place, tokens, start)
         row.prefilled += len(tokens)
+        if run.sampler is not None and row.is_prefilled:
+            run.sampler.draw(self._prefill, place, row)
 
     def _run_decode(
         self,
@@ -328,21 +340,24 @@ class TextGenerator:
                 inputs.batch_index[lane, 0] = slot_of(lane)
         for row, drafted in zip(active, drafts, strict=True):
             inputs.place_last(row.lane, [row.generated[-1], *drafted], row.position)
+            if run.sampler is not None:
+                run.sampler.draw(inputs, row.lane, row)
         run.decode_steps += 1
         return self._run_step(inputs)
 
     def _run_step(self, inputs: StepInputs) -> NDArray[Any]:
-        """Logits of each row's last tokens, ``[B, K, V]``, valid until the next step."""
+        """Logits of each row's last tokens, ``[B, K, V]``; of a sampler its tokens, ``[B, 1, 1]``. Valid until the next step."""
         outputs = self.session.run(inputs.feed)
-        logits = outputs.get("logits")
+        name, last = ("logits", "vocabulary") if self.shape.candidates is None else ("next_tokens", "1")
+        result = outputs.get(name)
         wanted = inputs.shape.rows, inputs.shape.kept
-        if logits is None or logits.ndim != 3 or logits.shape[:2] != wanted:
-            found = "none" if logits is None else f"shape {logits.shape}"
+        if result is None or result.ndim != 3 or result.shape[:2] != wanted:
+            found = "none" if result is None else f"shape {result.shape}"
             raise ExecutionError(
-                f"the program must return logits [{wanted[0]}, {wanted[1]}, vocabulary], it returned {found} "
+                f"the program must return {name} [{wanted[0]}, {wanted[1]}, {last}], it returned {found} "
                 f"among {', '.join(sorted(outputs))}"
             )
-        return logits
+        return result
 
     def _take(
         self, run: _Run, logits: NDArray[Any], active: Sequence[Row], drafts: Sequence[Sequence[int]] | None = None
@@ -387,6 +402,7 @@ class _Run:
     history: TokenHistory | None
     pad: int
     turn: int
+    sampler: DeviceSampler | None
     drafting: _Drafting | None
     started: float = 0.0
     first_token: float | None = None

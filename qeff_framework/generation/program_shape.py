@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from qeff_framework.contracts import EXTRA_INPUTS, CompiledModel, TensorSpec
+from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, CompiledModel, TensorSpec
 from qeff_framework.errors import InputError
 
 _TOKENS = ("input_ids", "position_ids")
@@ -43,6 +43,8 @@ class ProgramShape:
     position_dtype: str
     #: The cache of a finished prompt can serve one that begins in the same way: it holds nothing but one place for each token.
     reusable: bool
+    #: Tokens that the program's own sampler chooses among; `None` when it returns logits.
+    candidates: int | None = None
 
     @property
     def decode(self) -> StepShape:
@@ -103,7 +105,8 @@ class ProgramShape:
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,
             position_dtype=fed["position_ids"].dtype,
-            reusable=all(state.kind == "kv" for state in compiled.states),
+            reusable=all(state.kind in ("kv", "sampler") for state in compiled.states),
+            candidates=_candidates(fed),
         )
 
 
@@ -111,12 +114,27 @@ def _fed(compiled: CompiledModel) -> dict[str, TensorSpec]:
     """What the host feeds: all inputs but the retained states."""
     states = {state.input for state in compiled.states}
     fed = {spec.name: spec for spec in compiled.inputs if spec.name not in states}
-    if not set(_TOKENS) <= set(fed) or set(fed) - {*_TOKENS, *EXTRA_INPUTS}:
+    if not set(_TOKENS) <= set(fed) or set(fed) - {*_TOKENS, *EXTRA_INPUTS, *SAMPLER_INPUTS}:
         raise InputError(
             f"the program takes the inputs {', '.join(sorted(fed))}; this loop feeds {', '.join(_TOKENS)} and, where a program "
-            f"has them, {', '.join(EXTRA_INPUTS)}"
+            f"has them, {', '.join((*EXTRA_INPUTS, *SAMPLER_INPUTS))}"
+        )
+    lacking = [name for name in SAMPLER_INPUTS if name not in fed]
+    if 0 < len(lacking) < len(SAMPLER_INPUTS):
+        raise InputError(
+            f"the program has a part of a sampler's inputs: it lacks {', '.join(lacking)}; compile it anew"
         )
     return fed
+
+
+def _candidates(fed: Mapping[str, TensorSpec]) -> int | None:
+    numbers = fed.get("random_numbers")
+    if numbers is None:
+        return None
+    count = numbers.shape[-1]
+    if not isinstance(count, int):
+        raise InputError("the program leaves the size of random_numbers open; compile it anew")
+    return count
 
 
 def _common(entries: list[Mapping[str, int]], name: str) -> int:

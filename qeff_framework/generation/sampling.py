@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class TokenSelector(Protocol):
     """Picks one token for each of the given rows."""
 
-    def __call__(self, logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
+    def __call__(self, logits: NDArray[Any], rows: Sequence[Row], /) -> list[int]:
         """`logits` is ``[B, V]``; entry i of the result is the token of ``rows[i]``, from the logits row ``rows[i].lane``."""
 
 

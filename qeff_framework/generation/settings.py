@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,11 @@ class GenerationSettings:
     def changes_scores(self) -> bool:
         """Whether anything but the most likely token can be chosen, so that Transformers' processors are needed."""
         return any(getattr(self, name) != _DEFAULTS[name] for name in _SCORE_FIELDS)
+
+    def beyond(self, supported: AbstractSet[str]) -> list[str]:
+        """The settings, among those that decide which token is chosen, that are asked for and not `supported`."""
+        names = (*_SCORE_FIELDS, *(_WARPERS if self.do_sample else ()))
+        return [name for name in names if name not in supported and getattr(self, name) != _DEFAULTS[name]]
 
 
 #: Field -> accepted types, predicate, rule in words. The limits are those that Transformers' own classes check later.

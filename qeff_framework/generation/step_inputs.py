@@ -31,6 +31,13 @@ class StepInputs:
             common["batch_index"] = self.batch_index
         if "num_logits_to_keep" in shape.extra_inputs:
             common["num_logits_to_keep"] = np.zeros((step.kept, 1), dtype=np.int64)
+        #: The sampler's inputs beside `_accepted`; empty when the program returns logits.
+        self.sampling: dict[str, NDArray[Any]] = {}
+        #: ``[B, S]``: the tokens of the step that the program has chosen, -1 elsewhere.
+        self._accepted = np.full(size, -1, dtype=np.int64)
+        if shape.candidates is not None:
+            self.sampling = _sampling(step.rows, shape.candidates)
+            common |= {"last_accepted_output_tokens": self._accepted, **self.sampling}
         has_contexts = "comp_ctx_lengths" in shape.extra_inputs
         #: One feed for each compute context: they share all arrays but the one whose length says how much is read.
         self._feeds: list[tuple[int, Feed]] = [
@@ -50,6 +57,7 @@ class StepInputs:
         """Makes every place padding."""
         self._ids.fill(pad)
         self._positions.fill(-1)
+        self._accepted.fill(-1)
 
     def place(self, row: int, tokens: Sequence[int], start: int) -> None:
         """Places consecutive tokens, the first one at position `start`, at the beginning of a row."""
@@ -57,7 +65,18 @@ class StepInputs:
         self._positions[row, : len(tokens)] = self._counting[start : start + len(tokens)]
 
     def place_last(self, row: int, tokens: Sequence[int], start: int) -> None:
-        """Places consecutive tokens at the end of a row, where the program's last logits are those of the last token."""
+        """Places new tokens at the end of a row, where the program's last logits are those of the last token."""
         first = self.shape.width - len(tokens)
         self._ids[row, first:] = tokens
+        self._accepted[row, first:] = tokens
         self._positions[row, first:] = self._counting[start : start + len(tokens)]
+
+
+def _sampling(rows: int, candidates: int) -> dict[str, NDArray[Any]]:
+    """See `contracts.SAMPLER_INPUTS`."""
+    floats = ("repetition_penalties", "presence_penalties", "temperatures", "top_ps", "min_ps")
+    return {
+        **{name: np.zeros((rows, 1), dtype=np.float32) for name in floats},
+        "top_ks": np.zeros((rows, 1), dtype=np.int32),
+        "random_numbers": np.full((rows, candidates), 0.5, dtype=np.float32),
+    }

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qeff_framework.contracts import EXTRA_INPUTS, TensorSpec
+from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, TensorSpec
 from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from tests.eager import eager_greedy
 from tests.generation.fakes import FakeContinuous
 from tests.plugins.qaic_backend.half_precision import same_up_to_near_ties
 from tests.plugins.qaic_backend.sessions import compile_program, open_session
-from tests.sdk_standins.qaic import NEGATIVE_SCATTER_VARIABLE
+from tests.sdk_standins.qaic import NEGATIVE_SCATTER_VARIABLE, ROUNDING_VARIABLE
 from tests.tiny_models import tiny_causal_lm
 from tests.twelve_prompts import CTX_LEN, MAX_LENGTH, answers_alone, twelve_prompts
 
@@ -131,10 +131,68 @@ def test_standin_speculative_target_with_two_draft_lengths(standin, exports, tmp
     session.close()
 
 
+@pytest.mark.parametrize("sizes", [{}, {"num_devices": 2, "mdp_num_partitions": 2}, {"mxint8_kv_cache": True}])
+def test_standin_tokens_chosen_on_the_device(sizes, standin, exports, tmp_path) -> None:
+    """Twelve prompts in three of five cache slots, greedy with and without a penalty: as the host chooses from the logits."""
+    standin(devices="ultra")
+    shared = {"ctx_len": CTX_LEN, "full_batch_size": 3, "kv_cache_batch_size": 5, **sizes}
+    asked = {"max_length": MAX_LENGTH, "eos_token_id": 2}
+    answers = []
+    for extra in ((BATCH_INDEX,), (BATCH_INDEX, *SAMPLER_INPUTS)):
+        include_sampler = len(extra) > 1
+        compiled = compile_program(
+            exports("llama", *extra), tmp_path / f"{include_sampler}", include_sampler=include_sampler, **shared
+        )
+        if include_sampler:
+            assert (compiled.directory / "custom_io.yaml").read_text().count("penalty_buffer") == 0
+        session = open_session(compiled)
+        generator = TextGenerator(session)
+        answers.append(
+            [
+                generator.generate(twelve_prompts(), **asked, **more).generated_ids
+                for more in ({}, {"repetition_penalty": 1.5})
+            ]
+        )
+        session.close()
+    on_host, on_device = answers
+    assert on_device == on_host
+    assert on_device[0] != on_device[1]
+
+
+@pytest.mark.parametrize("rounding", ["io", "every_node"])
+def test_standin_samples_follow_the_hosts_distribution(rounding, standin, exports, tmp_path, monkeypatch) -> None:
+    """First tokens of one prompt: FP16 in every node must not starve what is seldom drawn."""
+    monkeypatch.setenv(ROUNDING_VARIABLE, rounding)
+    standin()
+    count, prompt = 600, [5, 17, 99]
+    sizes = {"full_batch_size": 1, "kv_cache_batch_size": 1}
+    session = open_session(compile_program(exports("llama", BATCH_INDEX), tmp_path / "logits", **sizes))
+    logits = session.run(
+        {
+            "input_ids": np.array([[*prompt, 0]]),
+            "position_ids": np.array([[0, 1, 2, -1]]),
+            BATCH_INDEX: np.zeros((1, 1), np.int64),
+        }
+    )["logits"][0, 0]
+    session.close()
+    best = np.sort(logits)[::-1][:40]
+    expected = np.exp((best - best[0]) / 3) / np.exp((best - best[0]) / 3).sum() * count
+    exported = exports("llama", BATCH_INDEX, *SAMPLER_INPUTS)
+    session = open_session(compile_program(exported, tmp_path / "sampler", include_sampler=True, **sizes))
+    asked = {"do_sample": True, "temperature": 3.0, "top_k": 40, "seed": 5, "max_new_tokens": 1}
+    tokens = [ids[0] for ids in TextGenerator(session).generate([prompt] * count, **asked).generated_ids]
+    session.close()
+    found = np.bincount(tokens, minlength=len(logits))[np.argsort(-logits, kind="stable")]
+    assert found[40:].sum() == 0
+    assert abs(found[20:40].sum() - expected[20:].sum()) < 4 * np.sqrt(expected[20:].sum())
+    assert (np.abs(found[:40] - expected) < 4 * np.sqrt(expected) + 4).all()
+
+
 def test_a_program_with_some_of_the_samplers_inputs_is_refused() -> None:
-    """The loop feeds none of them: a program that samples on the device would run with whatever the buffers hold."""
     program = FakeContinuous(batch_size=1, slots=1)
     more = TensorSpec(name="temperatures", dtype="float32", shape=("batch_size", 1))
     program.compiled = replace(program.compiled, inputs=(*program.compiled.inputs, more))
-    with pytest.raises(InputError, match=r"the program takes the inputs .*temperatures; this loop feeds input_ids"):
+    with pytest.raises(
+        InputError, match=r"a part of a sampler's inputs: it lacks last_accepted_output_tokens, .*top_ks"
+    ):
         TextGenerator(program)

@@ -33,6 +33,7 @@ class OrtSimBackend(Backend):
         tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
         continuous_batching=True,
         speculative_decoding=True,
+        on_device_sampling=True,
         compute_contexts=True,
     )
     implementation = "ort_sim_backend.hooks:OrtSimHooks"

@@ -20,6 +20,7 @@ class QaicBackend(Backend):
         continuous_batching=True,
         speculative_decoding=True,
         compute_contexts=True,
+        on_device_sampling=True,
         multi_device=True,
         mxfp6_matmul=True,
         mxint8_kv_cache=True,

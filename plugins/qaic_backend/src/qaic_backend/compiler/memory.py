@@ -20,7 +20,7 @@ _LARGEST_AI100_GB = 32.0
 _SMALLEST_GB = 4.0
 #: MXFP6: 6 bits and a shared exponent of 8 bits for 32 values; MXINT8 likewise with 8 bits.
 _MXFP6_BYTES, _MXINT8_BYTES = 6.25 / 8, 33 / 32
-_HALF_BYTES, _FLOAT_BYTES = 2, 4
+_BOOL_BYTES, _HALF_BYTES, _FLOAT_BYTES = 1, 2, 4
 
 
 def check_memory(
@@ -95,7 +95,9 @@ def state_bytes(
 ) -> float:
     """Bytes of the retained state; all specializations share it."""
     inputs = {spec.name: spec for spec in exported.inputs}
-    per_value = _MXINT8_BYTES if options.mxint8_kv_cache else _HALF_BYTES
-    return per_value * sum(
-        math.prod(shape_of(inputs[state.input], specializations[0].dims)) for state in exported.states
+    per_number = _MXINT8_BYTES if options.mxint8_kv_cache else _HALF_BYTES
+    return sum(
+        (_BOOL_BYTES if inputs[state.input].dtype == "bool" else per_number)
+        * math.prod(shape_of(inputs[state.input], specializations[0].dims))
+        for state in exported.states
     )

@@ -35,8 +35,9 @@ def _titles(specializations: Sequence[Specialization]) -> list[str]:
 
 
 def custom_io(states: Iterable[StateSpec], precision: str) -> str:
-    """YAML that stores each retained state, input and output, in `precision` (``float16`` or ``mxint8``)."""
-    names = [name for state in states for name in (state.input, state.output)]
+    """YAML that stores each retained state of numbers, input and output, in `precision` (``float16`` or ``mxint8``)."""
+    # What a sampler keeps is bool and has no other form.
+    names = [name for state in states if state.kind != "sampler" for name in (state.input, state.output)]
     # A name in JSON's quotes is YAML whatever characters it has.
     return "\n".join(f" - IOName: {json.dumps(name)}\n   Precision: {precision}\n" for name in names)
 

@@ -1,0 +1,101 @@
+"""Tokens that the program itself chooses: the host gives the settings of each row, and random numbers for samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.generation.program_shape import ProgramShape
+from qeff_framework.generation.rows import Row
+from qeff_framework.generation.settings import GenerationSettings
+from qeff_framework.generation.step_inputs import StepInputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SUPPORTED = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
+
+
+class DeviceSampler:
+    """Implements `TokenSelector` for a program that returns ``next_tokens``.
+
+    Each row draws its random numbers from its own generator, derived from the seed and its index, one set for each token: what a
+    row gets depends neither on the others nor on the chunks of its prompt. Raises `InputError` for settings that the program
+    has no inputs for.
+    """
+
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        rows: Sequence[Row],
+        shape: ProgramShape,
+        logits_processor: Sequence[Any] | None = None,
+    ) -> None:
+        self._vocab_size = shape.vocab_size
+        refused = [*settings.beyond(_SUPPORTED), *(["logits_processor"] if logits_processor else [])]
+        if refused:
+            raise InputError(
+                f"{', '.join(refused)}: the program chooses tokens on the device, by {', '.join(sorted(_SUPPORTED))} only; leave "
+                "the rest out, or compile without include_sampler"
+            )
+        #: The program's marks must be those of the prompt, which a cache slot that another prompt has left does not have.
+        self.needs_own_marks = settings.repetition_penalty != 1.0
+        self._values = {
+            "repetition_penalties": settings.repetition_penalty,
+            "presence_penalties": 0.0,
+            "temperatures": settings.temperature if settings.do_sample else 0.0,
+            "top_ks": _top_k(settings, shape),
+            "top_ps": settings.top_p,
+            "min_ps": settings.min_p or 0.0,
+        }
+        seed = settings.seed if settings.seed is not None else _global_seed()
+        self._generators = (
+            [np.random.default_rng(np.random.SeedSequence([seed, row.index])) for row in rows]
+            if settings.do_sample
+            else []
+        )
+
+    def configure(self, inputs: StepInputs) -> None:
+        """Writes the settings into the inputs of a kind of step; they stay there for the whole generation."""
+        for name, value in self._values.items():
+            inputs.sampling[name].fill(value)
+
+    def draw(self, inputs: StepInputs, place: int, row: Row) -> None:
+        """Random numbers for the row's next token, at its place among the rows of the step."""
+        if self._generators:
+            numbers = inputs.sampling["random_numbers"]
+            self._generators[row.index].random(out=numbers[place], dtype=np.float32)
+
+    def __call__(self, tokens: NDArray[Any], rows: Sequence[Row], /) -> list[int]:
+        """`tokens` is ``[B, 1]``."""
+        chosen = [int(tokens[row.lane, 0]) for row in rows]
+        for row, token in zip(rows, chosen, strict=True):
+            if token < 0 or (self._vocab_size is not None and token >= self._vocab_size):
+                raise ExecutionError(
+                    f"the program chose the token {token} for prompt {row.index}, which the model does not know: compile without "
+                    "include_sampler, and compare the logits with PyTorch (qeff compare)"
+                )
+        return chosen
+
+
+def _top_k(settings: GenerationSettings, shape: ProgramShape) -> int:
+    """Top-k of samples. All tokens can be asked for only where all of them are candidates."""
+    candidates = shape.candidates or 0
+    asked = settings.top_k or shape.vocab_size or candidates + 1
+    if settings.do_sample and asked > candidates and candidates != shape.vocab_size:
+        raise InputError(
+            f"top_k={settings.top_k}: the program chooses among the {candidates} most likely tokens; give top_k=1 to "
+            f"{candidates}, or compile without include_sampler"
+        )
+    return min(asked, candidates)
+
+
+def _global_seed() -> int:
+    """From torch's global generator, so that ``torch.manual_seed`` governs it."""
+    # Nobody can have seeded a torch that is not loaded, and running a program does not load it.
+    torch = sys.modules.get("torch")
+    return int(np.random.SeedSequence().generate_state(1)[0] if torch is None else torch.randint(2**62, (1,)).item())
