@@ -375,7 +375,7 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         f"task '{task}'": task in can.tasks,
         "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,
         "num_speculative_tokens": can.speculative_decoding or getattr(shapes, "num_speculative_tokens", None) is None,
-        "comp_ctx_lengths_prefill, comp_ctx_lengths_decode": can.compute_contexts
+        "comp_ctx_lengths_prefill, comp_ctx_lengths_decode, ccl_enabled": can.compute_contexts
         or not getattr(shapes, "has_compute_contexts", False),
         "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,

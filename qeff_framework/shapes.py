@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
 from qeff_framework.options import option
@@ -34,6 +35,10 @@ class CausalLMShapes:
     )
     comp_ctx_lengths_decode: tuple[int, ...] = option(
         (), "cache positions that a decode step reads: one decode program for each length, the last one is ctx_len"
+    )
+    ccl_enabled: bool = option(
+        False,
+        "compute contexts of lengths that double from 4096 on, where the two lists are not given; none up to 4096",
     )
     include_sampler: bool = option(
         False, "choose tokens on the device, so that no logits travel: penalties, temperature, top-k, top-p, min-p"
@@ -107,6 +112,16 @@ class CausalLMShapes:
                 f"comp_ctx_lengths_prefill holds {min(prefill)}, less than prefill_seq_len={self.prefill_seq_len}: a step must "
                 "read at least what it writes"
             )
+        if self.ccl_enabled and not prefill and not decode:
+            yield from self._automatic_context_problems()
+
+    def _automatic_context_problems(self) -> Iterator[str]:
+        automatic = self._automatic_contexts()
+        if automatic.decode and not automatic.prefill and not self._is_one_program:
+            yield (
+                f"ccl_enabled: prefill_seq_len={self.prefill_seq_len} is more than every prefill length that differs from those "
+                "of the decode programs; lower it, or give comp_ctx_lengths_prefill and comp_ctx_lengths_decode"
+            )
 
     @property
     def draft_lengths(self) -> tuple[int, ...]:
@@ -119,7 +134,29 @@ class CausalLMShapes:
     @property
     def has_compute_contexts(self) -> bool:
         """Programs for several lengths of the cache that they read."""
-        return bool(self.comp_ctx_lengths_prefill or self.comp_ctx_lengths_decode)
+        return any(self._contexts)
+
+    @property
+    def _contexts(self) -> _Contexts:
+        prefill, decode = self.comp_ctx_lengths_prefill, self.comp_ctx_lengths_decode
+        if prefill or decode:
+            return _Contexts(prefill=(*sorted({*prefill}),), decode=(*sorted({*decode, self.ctx_len}),))
+        return self._automatic_contexts() if self.ccl_enabled else _Contexts(prefill=(), decode=())
+
+    @property
+    def _is_one_program(self) -> bool:
+        """The decode program does the prefill too."""
+        return self.prefill_seq_len == 1 and self.full_batch_size is None
+
+    def _automatic_contexts(self) -> _Contexts:
+        most = _MOST_CONTEXTS_OF_ONE_PROGRAM if self._is_one_program else _MOST_CONTEXTS
+        decode = _doubling(self.ctx_len, most)
+        if self._is_one_program:
+            return _Contexts(prefill=(), decode=decode)
+        # The device tells programs apart by this length, so no prefill program may have one of a decode program.
+        lower = {_lower_multiple(length, {*decode}) for length in decode}
+        prefill = tuple(sorted(length for length in lower if length >= self.prefill_seq_len))
+        return _Contexts(prefill=prefill, decode=decode)
 
     def extra_inputs(self) -> tuple[str, ...]:
         """Inputs that the graph needs for these sizes, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`."""
@@ -152,13 +189,34 @@ class CausalLMShapes:
             dims["num_logits_to_keep"] = kept
         if not self.has_compute_contexts:
             return [Specialization(name=name, dims=dims)]
-        lengths = (
-            {*self.comp_ctx_lengths_prefill} if name == "prefill" else {*self.comp_ctx_lengths_decode, self.ctx_len}
-        )
+        lengths = self._contexts.prefill if name == "prefill" else self._contexts.decode
         return [
-            Specialization(name=f"{name}_{length}", dims={**dims, "comp_ctx_lengths": length})
-            for length in sorted(lengths)
+            Specialization(name=f"{name}_{length}", dims={**dims, "comp_ctx_lengths": length}) for length in lengths
         ]
+
+
+class _Contexts(NamedTuple):
+    """Cache positions that programs read, ascending; empty without compute contexts."""
+
+    prefill: tuple[int, ...]
+    decode: tuple[int, ...]
+
+
+#: Automatic lengths of each kind of program at most; each is a program that must be compiled and loaded.
+_MOST_CONTEXTS, _MOST_CONTEXTS_OF_ONE_PROGRAM = 5, 10
+#: Contexts up to this many positions begin with this length.
+_SHORTEST_CONTEXTS = ((32_768, 4096), (65_536, 8192))
+_SHORTEST_OF_LONG_CONTEXTS = 16_384
+
+
+def _doubling(ctx_len: int, most: int) -> tuple[int, ...]:
+    """Lengths that double up to `ctx_len`; empty when a single one would be left."""
+    length = next((shortest for limit, shortest in _SHORTEST_CONTEXTS if ctx_len <= limit), _SHORTEST_OF_LONG_CONTEXTS)
+    lengths: list[int] = []
+    while length < ctx_len and len(lengths) < most - 1:
+        lengths.append(length)
+        length *= 2
+    return (*lengths, ctx_len) if lengths else ()
 
 
 def _lower_multiple(length: int, taken: set[int], step: int = 32) -> int:
