@@ -199,6 +199,8 @@ class CompiledModel(_JsonFile):
     #: Of a dry run: the file that is there once somebody has compiled the bundle, relative to `directory`. "" for a backend whose
     #: bundles cannot be run where they were compiled.
     bundle_result: str = ""
+    #: What the backend adds to ``qpc_config`` in ``qconfig.json``, for people and tools.
+    qpc_config: Mapping[str, Any] = field(default_factory=dict)
     #: Names of the transforms that were applied to the ONNX graph, in order, as ``name@version``.
     transforms: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -219,6 +221,7 @@ class CompiledModel(_JsonFile):
                 options=content["options"],
                 program=content["program"],
                 bundle_result=content.get("bundle_result", ""),
+                qpc_config=content.get("qpc_config", {}),
                 transforms=tuple(content["transforms"]),
                 metadata=content["metadata"],
             )

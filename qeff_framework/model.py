@@ -435,6 +435,7 @@ def _finish_artifact(
             "fingerprint": fingerprint,
         },
         sdk_versions=fingerprint,
+        qpc_config=compiled.qpc_config,
     )
 
 

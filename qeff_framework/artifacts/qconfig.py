@@ -30,6 +30,7 @@ def create_and_dump_qconfigs(
     backend: Mapping[str, object],
     sdk_versions: Mapping[str, object],
     onnx_path: Path | str | None = None,
+    qpc_config: Mapping[str, object] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes ``qconfig.json`` into `directory` and returns its path.
@@ -49,29 +50,31 @@ def create_and_dump_qconfigs(
     ``qpc_config.compiler_config.<option>``             each compile option; ``num_cores`` and ``num_devices`` also as
                                                         ``aic_num_cores`` and ``mdp_ts_num_devices``
     ``qpc_config.aic_sdk_config``                       `sdk_versions`, of whichever SDK the backend uses
+    ``qpc_config.<name>``                               the entries of `qpc_config`, which the backend adds
     ``backend``                                         name, distribution, version and fingerprint
     ``<name>``                                          the entries of `extra`
     ==================================================  ============================================================
 
     Indented by 4, keys sorted, sets as sorted lists, dataclasses as objects, paths as given, classes and functions by
     name. Raises `ArtifactError`, and writes nothing, for NaN, for objects that JSON cannot express, and when an option
-    or an entry of `extra` has the name of something else in its place.
+    or an entry of `qpc_config` or `extra` has the name of something else in its place.
     """
     options = dict(compiler_options)
     aliases = {alias: options[name] for name, alias in _KNOWN_AS.items() if name in options and alias not in options}
     own = {"compile_dir": compile_dir, "specializations": [_flat(item) for item in specializations]}
+    program = {
+        "QEff_config": {
+            "pytorch_transforms": _ordered(torch_transforms),
+            "onnx_transforms": _ordered(onnx_transforms),
+            "onnx_path": onnx_path,
+            "export_dir": export_dir,
+        },
+        "compiler_config": _joined(own, {**options, **aliases}, "compiler option"),
+        "aic_sdk_config": sdk_versions,
+    }
     content = {
         "huggingface_config": huggingface_config,
-        "qpc_config": {
-            "QEff_config": {
-                "pytorch_transforms": _ordered(torch_transforms),
-                "onnx_transforms": _ordered(onnx_transforms),
-                "onnx_path": onnx_path,
-                "export_dir": export_dir,
-            },
-            "compiler_config": _joined(own, {**options, **aliases}, "compiler option"),
-            "aic_sdk_config": sdk_versions,
-        },
+        "qpc_config": _joined(program, qpc_config or {}, "entry of `qpc_config`"),
         "backend": backend,
     }
     value = plain(_joined(content, extra or {}, "entry of `extra`"), _informative)

@@ -100,6 +100,7 @@ def test_infinities_are_written_as_transformers_writes_them(tmp_path):
         ({"backend": {"handle": object()}}, r"cannot hold 'backend\.handle': JSON has no form for builtins\.object"),
         ({"compiler_options": {"compile_dir": "x"}}, "compiler option 'compile_dir'"),
         ({"extra": {"backend": {}}}, "entry of `extra` 'backend'"),
+        ({"qpc_config": {"QEff_config": {}}}, "entry of `qpc_config` 'QEff_config'"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, changes, message):

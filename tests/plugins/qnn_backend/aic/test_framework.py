@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import BertConfig, BertModel
 
 from qaic_backend.sdk import ROOT_VARIABLE
@@ -48,6 +49,10 @@ def test_standin_compile_and_generate_equal_eager(standin_qairt, standin_card, t
         "build_id": "250501",
     }
     assert qconfig["qpc_config"]["compiler_config"]["target"] == "aic"
+    described = yaml.safe_load((qairt.root / QnnConstants.QNN_SDK_YAML).read_text())
+    assert len(described) >= 3
+    whole = {"qnn_config_path": None, **{key: str(value) for key, value in described.items()}}
+    assert qconfig["qpc_config"]["qnn_config"] == whole
 
     model.compile(backend="qnn", compile_dir=tmp_path / "here", **SIZES)
     assert len(qairt.invocations("qnn-context-binary-generator")) == 1, "the program that exists is found"
@@ -147,6 +152,20 @@ def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_pa
     }
     with pytest.raises(ExecutionError, match="dry_run"):
         model.generate(prompts=PROMPTS, generation_len=2)
+
+
+def test_standin_bundle_that_was_compiled_since_is_run(standin_qairt, standin_card, tmp_path) -> None:
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModelForCausalLM(module)
+    bundle = model.compile(backend="qnn", dry_run=True, compile_dir=tmp_path / "bundle", **SIZES).directory
+    standin_qairt()
+    standin_card()
+    with pytest.raises(ExecutionError, match="compile the bundle where the compiler is"):
+        load_compiled(bundle)
+    subprocess.run([bundle / "compile.sh"], check=True, capture_output=True)
+    with load_compiled(bundle) as runner:
+        ids = runner.generate(prompts=PROMPTS[:1], generation_len=4, ignore_eos=True).generated_ids
+    assert ids == [eager_greedy(module, PROMPTS[0], 4)]
 
 
 def test_standin_program_without_a_runtime_says_what_to_do(standin_qairt, tmp_path, monkeypatch) -> None:

@@ -75,6 +75,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
             "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
             "sdk": description,
         },
+        bundle_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
+        qpc_config={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
         transforms=request.transforms,
         metadata=exported.metadata,
     )
