@@ -349,7 +349,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a backend can do on this machine at this moment."""
+    """What a backend can do on this machine at this moment, with its default options."""
 
     can_compile: bool
     can_execute: bool
@@ -358,6 +358,8 @@ class Probe:
     #: Order among backends of the same sort when none is named: higher first.
     rank: int
     checks: Sequence[Check] = ()
+    #: What it can do with other options, in words: ``"target=aic can compile"``. Named backends are judged by it as well.
+    other_options: str = ""
 
     @property
     def reason(self) -> str:

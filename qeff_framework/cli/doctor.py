@@ -52,11 +52,13 @@ class Finding:
     hardware: bool | None = None
     rank: int | None = None
     checks: Sequence[Check] = ()
+    #: What it can do with options that are not its defaults.
+    other_options: str = ""
 
     @property
     def usable(self) -> bool:
         """Whether it can do anything here."""
-        return self.can_compile or self.can_execute
+        return self.can_compile or self.can_execute or bool(self.other_options)
 
     @property
     def verdict(self) -> str:
@@ -67,7 +69,8 @@ class Finding:
         unable = [word for word, can in (("compile", self.can_compile), ("execute", self.can_execute)) if not can]
         parts = [f"can {' and '.join(able)}" if able else "", f"cannot {' nor '.join(unable)}" if unable else ""]
         sort = "hardware" if self.hardware else "simulator"
-        return f"{', '.join(part for part in parts if part)} here ({sort}, rank {self.rank})"
+        told = f"{', '.join(part for part in parts if part)} here ({sort}, rank {self.rank})"
+        return f"{told}; {self.other_options}" if self.other_options else told
 
 
 def add_to(subparsers: Any) -> None:
@@ -132,7 +135,7 @@ def _with_implementation(found: Finding, probe: Probe) -> Finding:
     from qeff_framework.registry import registry
 
     checks, exception, loads = [*probe.checks], "", True
-    if probe.can_compile or probe.can_execute:
+    if probe.can_compile or probe.can_execute or probe.other_options:
         try:
             registry.get(found.name, extensions=())
         except QEFFError as error:
@@ -147,6 +150,7 @@ def _with_implementation(found: Finding, probe: Probe) -> Finding:
         hardware=probe.hardware,
         rank=probe.rank,
         checks=tuple(checks),
+        other_options=probe.other_options if loads else "",
     )
 
 

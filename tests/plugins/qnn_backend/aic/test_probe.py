@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qeff_framework import cli
 from qeff_framework.contracts import Status
 from qnn_backend import QnnBackend
 from qnn_backend.aic import probe
@@ -27,6 +28,25 @@ def test_standin_all_is_well(standin_qairt, standin_card) -> None:
     )
     assert found["QAIRT SDK"][1] == f"2.37.1.250807 in {sdk.root}"
     assert versions()["qairt_sdk_version"] == "2.37.1.250807"
+
+
+def test_standin_the_headline_has_both_kinds_of_targets(
+    standin_qairt, standin_card, no_sdk, monkeypatch, capsys
+) -> None:
+    """Without the compiler for NPUs the default target is out of reach, and target aic is not."""
+    monkeypatch.setattr("qnn_backend.htp.probe.version_of", lambda name: "none")
+
+    def headline(expected_exit_code: int) -> str:
+        assert cli.main(["doctor", "qnn"]) == expected_exit_code
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("qnn (")]
+        return line.partition(": ")[2]
+
+    nothing = "cannot compile nor execute here (simulator, rank 50)"
+    assert headline(1) == nothing
+    standin_qairt()
+    assert headline(0) == f"{nothing}; target=aic can compile"
+    standin_card()
+    assert headline(0) == f"{nothing}; target=aic can compile and execute"
 
 
 def test_nothing_is_there(no_sdk, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 
 from qeff_framework.plugin_api import BackendUnavailableError, Check, Status
 from qnn_backend.aic.qaic import shared
@@ -16,6 +17,16 @@ _VARIABLE = QnnConstants.QNN_SDK_PATH_ENV_VAR_NAME
 def check_aic() -> tuple[Check, ...]:
     """Without ``QNN_SDK_ROOT`` and without the qaic distribution this runs nothing."""
     return (_check_distribution(), *_check_sdk(), *_check_runtime())
+
+
+def abilities(checks: Sequence[Check]) -> tuple[str, ...]:
+    """What the target can do here according to `check_aic`: ``"compile"``, ``"execute"``, both or nothing."""
+    well = {check.name.removeprefix("aic: ") for check in checks if check.status is Status.OK}
+    needed = {
+        "compile": {"qaic distribution", "QAIRT SDK", "converter"},
+        "execute": {"qaic distribution", "runtime", "devices"},
+    }
+    return tuple(name for name, parts in needed.items() if parts <= well)
 
 
 def _check_distribution() -> Check:
