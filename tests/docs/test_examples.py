@@ -14,6 +14,7 @@ from qeff_framework.auto import QEFFAutoModel
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
+from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.tiny_models import tiny_classifier
 
 pytestmark = pytest.mark.usefixtures("session_store")
@@ -40,7 +41,7 @@ def substitute(text: str, substitutes: dict[str, str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, pytest.param("docs/qnn.md", marks=needs_simulator)])
 def test_python(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = blocks(document, "python")
     assert found
