@@ -1,6 +1,6 @@
 """Gemma 3 270M with its real weights on the stand-in's device, against eager decoding: ``python -m`` this module.
 
-It is no test of the suite: reading and exporting the GGUF file takes two minutes, the rest less than one.
+It is no test of the suite: it took five minutes on two busy cores, most of which are two exports of the GGUF file.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_standin_commands(standin, gpt2, tmp_path, monkeypatch) -> None:
     standin(profile="1.22")
     monkeypatch.chdir(tmp_path)
     found = commands(DOCUMENT)
-    assert len(found) == 7
+    assert len(found) == 9
     for command in found:
         arguments = [gpt2 if argument == "gpt2" else argument for argument in shlex.split(command)[1:]]
         assert cli.main(arguments) == 0, command

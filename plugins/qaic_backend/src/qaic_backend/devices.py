@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Compute cores (NSPs) of one device at most, and devices that share a program peer to peer at most.
+MAX_CORES, MAX_DEVICES = 16, 16
+
 _TIME_LIMIT_SECONDS = 10
 _MULTI_DEVICE = ("HybridBoot+", "MDP+")
 

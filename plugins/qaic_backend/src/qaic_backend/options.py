@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qaic_backend import flags
+from qaic_backend.devices import MAX_CORES, MAX_DEVICES
 from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
 
-#: NSP cores of one device.
-_MAX_CORES = 16
-#: Devices that exchange data peer to peer.
-_MAX_DEVICES = 16
 _MAX_PMU_EVENTS = 8
 
 
@@ -61,11 +58,11 @@ class QaicCompileOptions(CompileOptions):
 
     def _contradictions(self) -> list[str]:
         found = []
-        if self.num_cores > _MAX_CORES:
-            found.append(f"num_cores={self.num_cores} is out of range: a device has at most {_MAX_CORES} cores")
-        if self.num_devices > _MAX_DEVICES:
+        if self.num_cores > MAX_CORES:
+            found.append(f"num_cores={self.num_cores} is out of range: a device has at most {MAX_CORES} cores")
+        if self.num_devices > MAX_DEVICES:
             found.append(
-                f"num_devices={self.num_devices} is out of range: at most {_MAX_DEVICES} devices share a program"
+                f"num_devices={self.num_devices} is out of range: at most {MAX_DEVICES} devices share a program"
             )
         for name in ("mos", "ols"):
             value = getattr(self, name)

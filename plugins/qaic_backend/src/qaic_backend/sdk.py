@@ -17,6 +17,9 @@ DEFAULT_ROOT = Path("/opt/qti-aic")
 #: The newer name first; ``qaic-exec`` is the only compiler of SDK 1.18 and older.
 COMPILERS = ("qaic-compile", "qaic-exec")
 
+#: The one file of a program; its folder is what compiler and runtime are given.
+PROGRAM_FILE = "programqpc.bin"
+
 _FIRST_NAMED = (1, 22)
 _FIRST_WITH_GENERATION_NAMES = (1, 19)
 

@@ -16,7 +16,7 @@ from qaic_backend import flags
 from qaic_backend.compiler import side_files
 from qaic_backend.compiler.partitions import name_nodes, pipeline, read_user_file, stage_nodes
 from qaic_backend.options import QaicCompileOptions
-from qaic_backend.sdk import CompilerGeneration
+from qaic_backend.sdk import PROGRAM_FILE, CompilerGeneration
 from qeff_framework.plugin_api import Specialization, StateSpec
 
 MODEL_FILE = "model.onnx"
@@ -26,7 +26,6 @@ FLAT_SPECIALIZATIONS_FILE = "specializations_flat.json"
 CUSTOM_IO_FILE = "custom_io.yaml"
 NODE_PRECISION_FILE = "node_precision.yaml"
 PROGRAM_FOLDER = "qpc"
-PROGRAM_FILE = "programqpc.bin"
 
 #: The compiler's users split weights into files of this size; a second one is called ``model-00002-of-....onnx.data``.
 MAX_WEIGHTS_FILE_BYTES = 10 * 1024**3

@@ -13,12 +13,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qaic_backend.devices import MAX_CORES, MAX_DEVICES
 from qeff_framework.plugin_api import OptionError, StateSpec
 
 #: The first number among the parts of a name is the layer: ``model.layers.3.mlp.experts.5.w1``, ``transformer.h.0.ln_1.weight``.
 _LAYER = re.compile(r"\.(?:layer_)?(\d+)(?:\.|$)")
-_MAX_CORES = 16
-_MAX_P2P_DEVICES = 16
 
 
 def stages(layers: int, count: int) -> list[int]:
@@ -140,8 +139,8 @@ def _problem(document: Any, num_devices: int) -> str | None:
     if len(ids) != num_devices:
         return f"it has {len(ids)} devices, and num_devices is {num_devices}; they must be equal"
     cores = [device.get("numCores", 1) for device in devices]
-    if not all(isinstance(count, int) and 1 <= count <= _MAX_CORES for count in cores):
-        return f"numCores must be 1 to {_MAX_CORES}"
+    if not all(isinstance(count, int) and 1 <= count <= MAX_CORES for count in cores):
+        return f"numCores must be 1 to {MAX_CORES}"
     return _connection_problem(document.get("connections", []), set(ids))
 
 
@@ -154,6 +153,6 @@ def _connection_problem(connections: Any, known: set[int]) -> str | None:
             return f"a connection names the devices {named}, known are {sorted(known)}"
         if connection.get("type") not in ("p2p", "host"):
             return f"the type of a connection is p2p or host, not {connection.get('type')!r}"
-        if connection["type"] == "p2p" and len(named) > _MAX_P2P_DEVICES:
-            return f"at most {_MAX_P2P_DEVICES} devices exchange data peer to peer"
+        if connection["type"] == "p2p" and len(named) > MAX_DEVICES:
+            return f"at most {MAX_DEVICES} devices exchange data peer to peer"
     return None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shlex
 
-from qaic_backend.compiler.bundle import FLAT_SPECIALIZATIONS_FILE, PROGRAM_FILE, PROGRAM_FOLDER, Bundle
+from qaic_backend.compiler.bundle import FLAT_SPECIALIZATIONS_FILE, PROGRAM_FOLDER, Bundle
 from qaic_backend.compiler.failures import NAMED_FORM_REFUSED
 from qaic_backend.compiler.process import LOG_FILE
-from qaic_backend.sdk import DEFAULT_ROOT, ROOT_VARIABLE
+from qaic_backend.sdk import DEFAULT_ROOT, PROGRAM_FILE, ROOT_VARIABLE
 
 SCRIPT_FILE = "compile.sh"
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qaic_backend.compiler.bundle import PROGRAM_FILE, PROGRAM_FOLDER, Bundle, write_bundle
+from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
 from qaic_backend.compiler.checks import check_operators, check_program
 from qaic_backend.compiler.failures import NAMED_FORM_REFUSED, explain
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.process import LOG_FILE, Ended, run_compiler
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
-from qaic_backend.sdk import Sdk, find_sdk, generation_of, install_hint
+from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,

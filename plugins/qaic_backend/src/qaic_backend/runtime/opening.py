@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from qaic_backend.devices import DeviceQueryError, choose_group, query_devices
 from qaic_backend.options import QaicRuntimeOptions
-from qaic_backend.sdk import find_sdk
+from qaic_backend.sdk import PROGRAM_FILE, find_sdk
 from qeff_framework.plugin_api import BackendUnavailableError, CompiledModel, ExecutionError, OptionError
 
 if TYPE_CHECKING:
     from qaic_backend.runtime.session import QaicSession
-
-_PROGRAM_FILE = "programqpc.bin"
 
 
 def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSession:
@@ -28,7 +26,7 @@ def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSe
     from qaic_backend.runtime.session import QaicSession
 
     folder = compiled.directory / compiled.program["folder"]
-    if not (folder / _PROGRAM_FILE).is_file():
+    if not (folder / PROGRAM_FILE).is_file():
         raise ExecutionError(
             f"{compiled.directory} holds no program: it is the bundle of a dry run. Run its compile.sh on a machine with the "
             "Apps SDK, or compile without dry_run"
