@@ -54,7 +54,7 @@ def test_standin_compile_and_generate_equal_eager(standin_qairt, standin_card, t
     whole = {"qnn_config_path": None, **{key: str(value) for key, value in described.items()}}
     assert qconfig["qpc_config"]["qnn_config"] == whole
 
-    model.compile(backend="qnn", compile_dir=tmp_path / "here", **SIZES)
+    model.compile(backend="qnn", compile_dir=tmp_path / "here", qairt_timeout_minutes=9, **SIZES)
     assert len(qairt.invocations("qnn-context-binary-generator")) == 1, "the program that exists is found"
     (tmp_path / "here").rename(tmp_path / "there")
     with load_compiled(tmp_path / "there") as moved:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from qeff_framework.errors import ArtifactCorruptError
 from qeff_framework.plugin_api import CompiledModel, CompileError, ExecutionError, OptionError, Status
 from qnn_backend.htp import child, probe
 from qnn_backend.htp.loading import check_program
+from qnn_backend.htp.session import open_session
 from qnn_backend.options import QnnRuntimeOptions
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.tiny_models import tiny_causal_lm
@@ -125,6 +127,26 @@ def test_a_damaged_binary_is_refused(compiled: CompiledModel, damage: str, tmp_p
 
 
 @needs_simulator
+def test_a_step_that_fails_is_an_error_and_leaves_the_state(
+    module: Any, compiled: CompiledModel, tmp_path: Path
+) -> None:
+    """The binary of a longer context loads, and ONNX Runtime would then run the step on the CPU with a line on stderr."""
+    longer = QEFFAutoModel(module).compile(backend="qnn", verify=False, prefill_seq_len=4, ctx_len=32)
+    copy = shutil.copytree(compiled.directory, tmp_path / "copy")
+    shutil.copyfile(longer.directory / "decode_ctx_qnn.bin", copy / "decode_ctx_qnn.bin")
+    session = open_session(CompiledModel.load(copy), QnnRuntimeOptions())
+    prompt = {"input_ids": np.array([[5, 17, 99, 23]]), "position_ids": np.arange(4)[None]}
+    more = {**prompt, "position_ids": np.arange(4, 8)[None]}
+    session.run(prompt)
+    expected = session.run(more)["logits"].copy()
+    session.reset()
+    session.run(prompt)
+    with pytest.raises(ExecutionError, match="the program failed in a step: .*does not match"):
+        session.run({"input_ids": np.array([[7]]), "position_ids": np.array([[2]])})
+    np.testing.assert_array_equal(session.run(more)["logits"], expected)
+
+
+@needs_simulator
 def test_a_program_for_another_chip_or_version_is_refused(compiled: CompiledModel, tmp_path: Path) -> None:
     import dataclasses
 
@@ -144,7 +166,8 @@ def test_a_second_compile_finds_the_program(
     module: Any, compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_instead("raise SystemExit(9)", monkeypatch)
-    again = QEFFAutoModel(module).compile(backend="qnn", verify=False, **SIZES)
+    # A time limit does not change the program.
+    again = QEFFAutoModel(module).compile(backend="qnn", verify=False, compile_timeout_minutes=5, **SIZES)
     assert again.directory == compiled.directory
     assert Store().root == compiled.directory.parents[1]
 

@@ -26,7 +26,9 @@ class AicOptions(CompileOptions):
     )
     aic_enable_depth_first: bool | None = option(None, "schedule depth first")
     allow_mxint8_mdp_io: bool | None = option(None, "compress the traffic between devices as MXINT8")
-    qairt_timeout_minutes: int = option(1440, "when to stop QAIRT tools that do not end", minimum=1)
+    qairt_timeout_minutes: int = option(
+        1440, "when to stop QAIRT tools that do not end", minimum=1, changes_program=False
+    )
 
     def aic_problems(self) -> list[str]:
         """Combinations of options that cannot work, the content of `qnn_config` included."""

@@ -49,7 +49,7 @@ class HtpOptions(CompileOptions):
     )
     dlc: bool = option(False, "also write each graph as a .dlc file for the QAIRT tools")
     compile_timeout_minutes: float = option(
-        60.0, "when to stop a compiler or a simulation that does not end", minimum=0.01
+        60.0, "when to stop a compiler or a simulation that does not end", minimum=0.01, changes_program=False
     )
 
     def htp_problems(self) -> list[str]:
