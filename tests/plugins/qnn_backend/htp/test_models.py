@@ -118,8 +118,8 @@ def test_a_new_process_loads_and_does_not_compile() -> None:
         assert made not in ended.stderr
 
 
-@pytest.mark.parametrize(("precision", "least"), [("w8", 29), ("a16w8", 20), ("w4", None)])
-def test_fewer_bits(precision: str, least: int | None) -> None:
+@pytest.mark.parametrize(("precision", "least"), [("w8", 29), ("a16w8", 20), ("w4", 10)])
+def test_fewer_bits(precision: str, least: int) -> None:
     """Random weights suffer more from few bits than trained ones; the programs are verified all the same."""
     module = tiny_model("llama")
     tokens, _ = greedy(module)
@@ -128,8 +128,8 @@ def test_fewer_bits(precision: str, least: int | None) -> None:
     )
     steps = compiled.program["verification"]["steps"].values()
     assert min(step["cosine"] for step in steps) > (0.98 if precision == "a16w8" else 0.999)
-    if least is not None:
-        assert (teacher_forced(compiled, tokens).argmax(-1) == tokens).sum() >= least
+    same = int((teacher_forced(compiled, tokens).argmax(-1) == tokens).sum())
+    assert same >= least, f"{same} of {NEW_TOKENS} tokens as in float32"
 
 
 def test_an_embedding_on_the_host_changes_nothing_but_the_size() -> None:
