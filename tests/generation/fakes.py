@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from qeff_framework.contracts import CompiledModel, Specialization, StateSpec, TensorSpec
+from qeff_framework.contracts import SAMPLER_INPUTS, CompiledModel, Specialization, StateSpec, TensorSpec
 from qeff_framework.shapes import CausalLMShapes
 
 VOCAB = 17
 _UNWRITTEN = -7
+_CANDIDATES = 8
+_SAMPLER_SHAPES = {"last_accepted_output_tokens": "seq_len", "random_numbers": _CANDIDATES}
+_SAMPLER_DTYPES = {"last_accepted_output_tokens": "int64", "top_ks": "int32"}
 
 
 def next_logits(history: Sequence[int], vocab: int = VOCAB) -> np.ndarray:
@@ -234,6 +237,32 @@ class FakeSpeculative:
 
     def close(self) -> None:
         return
+
+
+class FakeSampler(FakeCausalLM):
+    """Chooses the most likely token itself, and keeps what else it was fed."""
+
+    def __init__(self, batch_size: int = 1, prefill: int = 4) -> None:
+        super().__init__(batch_size, prefill)
+        more = [
+            TensorSpec(
+                name=name,
+                dtype=_SAMPLER_DTYPES.get(name, "float32"),
+                shape=("batch_size", _SAMPLER_SHAPES.get(name, 1)),
+            )
+            for name in SAMPLER_INPUTS
+        ]
+        tokens, positions, cache = self.compiled.inputs
+        self.compiled = replace(self.compiled, inputs=(tokens, positions, *more, cache), metadata={"vocab_size": VOCAB})
+        self.fed: list[dict[str, np.ndarray]] = []
+        self.answer: int | None = None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        assert all(inputs[name].dtype == _SAMPLER_DTYPES.get(name, "float32") for name in SAMPLER_INPUTS)
+        self.fed.append({name: array.copy() for name, array in inputs.items()})
+        logits = super().run({name: inputs[name] for name in ("input_ids", "position_ids")})["logits"]
+        tokens = np.nan_to_num(logits).argmax(axis=-1)[:, :, None]
+        return {"next_tokens": tokens if self.answer is None else np.full_like(tokens, self.answer)}
 
 
 class FakeEncoder:

@@ -13,13 +13,14 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from qeff_framework.generation import EncoderRunner, TextGenerator, load_generation_defaults, load_tokenizer
-from tests.generation.fakes import FakeCausalLM, FakeEncoder
+from tests.generation.fakes import FakeCausalLM, FakeEncoder, FakeSampler
 
 tokenizer = load_tokenizer(Path(sys.argv[1]))
 session = FakeCausalLM(2, 4, 64, vocab=len(tokenizer.vocabulary()))
 generator = TextGenerator(session, tokenizer, load_generation_defaults(Path(sys.argv[1])))
 output = generator.generate(["The fox", "It's"], max_new_tokens=6, stop_strings=["never"], stream=sys.stderr)
 "".join(generator.stream("The fox", max_new_tokens=6))
+TextGenerator(FakeSampler()).generate([[1]], max_new_tokens=2, do_sample=True, top_k=5)
 EncoderRunner(FakeEncoder())({"input_ids": [[1, 2]]})
 heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "onnx", "huggingface_hub"})
 ids = [tokenizer.encode(text) for text in ("The fox", "It's")]
@@ -27,7 +28,9 @@ print(json.dumps({"heavy": heavy, "prompts": ids, "generated": output.generated_
 """
 
 
-def test_greedy_decoding_imports_neither_torch_nor_transformers(tokenizer_folders: dict[str, Path]) -> None:
+def test_greedy_decoding_and_sampling_on_the_device_import_neither_torch_nor_transformers(
+    tokenizer_folders: dict[str, Path],
+) -> None:
     folder = tokenizer_folders["byte_level"]
     root = Path(__file__).parents[2]
     done = subprocess.run(
