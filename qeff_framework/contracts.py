@@ -358,7 +358,7 @@ class Probe:
     #: Order among backends of the same sort when none is named: higher first.
     rank: int
     checks: Sequence[Check] = ()
-    #: What it can do with other options, in words: ``"target=aic can compile"``. Named backends are judged by it as well.
+    #: What it can do with other options, in words: ``"target=aic can compile"``. For `qeff doctor`; no backend is chosen for it.
     other_options: str = ""
 
     @property
