@@ -466,10 +466,10 @@ def _checked(run: _Run, logits: NDArray[Any], row: Row, drafted: Sequence[int]) 
     for number in range(len(drafted) + 1):
         (token,) = run.selector(logits[:, first + number], [row])
         was_right = number < len(drafted) and token == drafted[number]
-        run.drafts_accepted += was_right
         yield run.append(row, token)
         if row.finished or not was_right:
             return
+        run.drafts_accepted += 1
 
 
 def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:

@@ -23,7 +23,8 @@ class PerfMetrics:
     time_to_first_token: float
     #: What the session says about its speed (``info["note"]``), e.g. that a simulator's is not the device's.
     note: str = ""
-    #: Tokens that prompt lookup has proposed, and those of them that became output: each spares a decode step of its row.
+    #: Tokens that prompt lookup has proposed, and those of them that became output with another token behind them in the same
+    #: step: each of these spares a decode step of its row.
     drafts_proposed: int = 0
     drafts_accepted: int = 0
 

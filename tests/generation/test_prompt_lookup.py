@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.errors import InputError
@@ -57,6 +57,16 @@ def generated(case: dict[str, Any], **more: Any) -> tuple[GenerationOutput, Fake
 
 
 @settings(deadline=None, max_examples=300)
+# A draft that ends its row spares no step.
+@example(
+    {
+        "prompts": [[0, 0, 3, 0]],
+        "program": {"drafts": 1, "rows": 1, "slots": None, "ctx_len": 28, "model": forgetful_logits},
+        "asked": {"max_new_tokens": 5, "eos_token_ids": (0,)},
+        "count": 1,
+        "ngram": 1,
+    }
+)
 @given(generations())
 def test_drafts_change_no_token_and_spare_the_steps_that_they_say(case: dict[str, Any]) -> None:
     plain, _ = generated(case)
