@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         QEFFAutoModel,
         QEFFAutoModelForCausalLM,
         QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
     )
     from qeff_framework.errors import QEFFError
@@ -25,6 +26,7 @@ _HOMES = {
     "QEFFAutoModel": "auto",
     "QEFFAutoModelForCausalLM": "auto",
     "QEFFAutoModelForFeatureExtraction": "auto",
+    "QEFFAutoModelForSeq2SeqLM": "auto",
     "QEFFAutoModelForSequenceClassification": "auto",
     "QEFFBaseModel": "model",
     "QEFFError": "errors",
@@ -38,6 +40,7 @@ __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
     "QEFFBaseModel",
     "QEFFError",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 #: Kinds of work that a model can do. A backend declares the ones it carries.
-Task = Literal["causal-lm", "encoder", "sequence-classification"]
+Task = Literal["causal-lm", "encoder", "sequence-classification", "seq2seq-lm"]
 
 #: Inputs that a causal LM's graph has when it is asked for them. ``batch_index [B, 1]`` (continuous batching): the cache row of
 #: each row of the step. ``comp_ctx_lengths [L]`` (compute context): only its length counts, the first L slots of the cache are
@@ -73,8 +73,9 @@ class StateSpec:
 
     input: str
     output: str
-    #: ``"kv"`` for attention caches; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers; ``"sampler"``
-    #: for the marks of a sampler.
+    #: ``"kv"`` for attention caches; ``"cross"`` for those of an encoder's output, which only steps with tokens for the encoder
+    #: write; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers; ``"sampler"`` for the marks of a
+    #: sampler.
     kind: str = "kv"
 
 

@@ -167,6 +167,15 @@ class CompiledCausalLM(CompiledRunner):
         )
 
 
+class CompiledSeq2SeqLM(CompiledCausalLM):
+    """Text generation with a loaded encoder-decoder program.
+
+    ``generate`` takes what it takes for a causal LM; the prompts are the sources that the encoder reads. The decoder starts
+    with the checkpoint's ``decoder_start_token_id``, else ``bos_token_id``; its ``forced_bos_token_id`` and
+    ``forced_eos_token_id`` hold. ``generation_len`` new tokens per prompt at most, by default ``ctx_len - 1``.
+    """
+
+
 class CompiledEncoder(CompiledRunner):
     """Embeddings with a loaded program."""
 
@@ -224,6 +233,7 @@ _RUNNERS: Mapping[str, type[CompiledRunner]] = {
     "causal-lm": CompiledCausalLM,
     "encoder": CompiledEncoder,
     "sequence-classification": CompiledClassifier,
+    "seq2seq-lm": CompiledSeq2SeqLM,
 }
 
 
@@ -243,4 +253,7 @@ def _config(directory: Path) -> Mapping[str, Any]:
     return content
 
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+)

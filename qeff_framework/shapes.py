@@ -226,6 +226,51 @@ def _lower_multiple(length: int, taken: set[int], step: int = 32) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seq2SeqLMShapes:
+    """Sizes of an encoder-decoder's programs: one that reads the source for each of its lengths, one for each further token."""
+
+    encoder_seq_len: int | tuple[int, ...] = option(
+        128, "tokens of the source, which the encoder reads at once; several lengths give one program each"
+    )
+    ctx_len: int = option(
+        128, "positions of the decoder's KV cache: its start token and generated tokens together", minimum=2
+    )
+    batch_size: int = option(1, "prompts that are run together", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that the decode program has, or none."""
+        if not self.lengths or min(self.lengths) < 2:
+            raise ValueError(
+                f"encoder_seq_len={self.encoder_seq_len!r} must be one or more lengths of at least 2: length 1 is that of the "
+                "decode program, whose encoder reads nothing"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The compiled lengths of the source, ascending, each once."""
+        asked = self.encoder_seq_len
+        return (asked,) if isinstance(asked, int) else tuple(sorted(set(asked)))
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """None: they belong to causal LMs."""
+        return ()
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """One per length of the source, and one whose encoder has a single token of padding; all over the same states."""
+        shared = {
+            "batch_size": self.batch_size,
+            "seq_len": 1,
+            "ctx_len": self.ctx_len,
+            "encoder_ctx_len": self.lengths[-1],
+        }
+        encodes = [
+            Specialization(name=f"encoder_{length}", dims={**shared, "encoder_seq_len": length})
+            for length in self.lengths
+        ]
+        return (*encodes, Specialization(name="decode", dims={**shared, "encoder_seq_len": 1}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderShapes:
     """Sizes of an encoder's programs: one for each sequence length."""
 

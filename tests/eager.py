@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -32,3 +33,15 @@ def eager_greedy(module: PreTrainedModel, prompt: Sequence[int], new_tokens: int
     with eager_attention(module), torch.no_grad():
         output = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return [int(token) for token in output[0, len(prompt) :]]
+
+
+def eager_seq2seq_greedy(module: PreTrainedModel, source: Sequence[int], new_tokens: int, **settings: Any) -> list[int]:
+    """What an encoder-decoder generates for one source, without the decoder's start token.
+
+    `settings` are those of a generation config; what they leave open is the module's own.
+    """
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=0, **settings)
+    ids = torch.tensor([list(source)])
+    with eager_attention(module), torch.no_grad():
+        output = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return [int(token) for token in output[0, 1:]]

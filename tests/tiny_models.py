@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -111,3 +112,47 @@ def tiny_classifier(model_type: str, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     _spread(model)
     return model.eval()
+
+
+_SEQ2SEQ: Mapping[str, Any] = {
+    **{name: _COMMON[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")},
+    "d_model": 32,
+    "d_ff": 48,
+    "d_kv": 8,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 3,
+    "forced_eos_token_id": None,
+}
+
+
+def tiny_seq2seq_lm(model_type: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """A random encoder-decoder language model with float32 weights, in eval mode.
+
+    Its generation config names no end of the text. What the decoder reads of the source is made small beside its own tokens and
+    their positions; otherwise it repeats one token for each source.
+    """
+    config = AutoConfig.for_model(model_type, **{**_SEQ2SEQ, **fields})
+    torch.manual_seed(seed)
+    model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+            if "encoder_attn.out" in name or "EncDecAttention.o" in name:
+                parameter.mul_(0.6)
+            if "embed_pos" in name:
+                parameter.mul_(3.0)
+    _spread(model)
+    model.generation_config.eos_token_id = None
+    return model

@@ -5,11 +5,13 @@ from __future__ import annotations
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.model import QEFFAutoModel
+from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 
 __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
 ]

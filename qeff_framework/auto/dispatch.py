@@ -18,6 +18,7 @@ _CLASS_OF_TASK: Mapping[Task, str] = {
     "causal-lm": "QEFFAutoModelForCausalLM",
     "encoder": "QEFFAutoModelForFeatureExtraction",
     "sequence-classification": "QEFFAutoModelForSequenceClassification",
+    "seq2seq-lm": "QEFFAutoModelForSeq2SeqLM",
 }
 
 
@@ -26,7 +27,7 @@ def task_of(config: Mapping[str, Any]) -> Task:
 
     The head that the checkpoint was saved with decides (``architectures``). A config without it is taken for a causal
     LM if Transformers has a causal-LM class, and no masked-LM class, for its model type: encoders such as BERT have
-    both.
+    both. An encoder-decoder is one in its config (``is_encoder_decoder``).
 
     Raises:
         UnsupportedModelError: its head is that of no task.
@@ -56,8 +57,12 @@ def _decide(config: Mapping[str, Any]) -> Task:
         )
     architectures = tuple(config.get("architectures") or ())
     if config.get("is_encoder_decoder"):
+        seq2seq = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if any(name in _names(seq2seq) for name in architectures) or (not architectures and model_type in seq2seq):
+            return "seq2seq-lm"
         raise UnsupportedModelError(
-            f"{_told(config)} is an encoder-decoder model, which no task of this version carries"
+            f"{_told(config)} is an encoder-decoder model without a text head, or one whose input is no text; of the "
+            "encoder-decoder models the tasks of this version carry those of AutoModelForSeq2SeqLM that read text"
         )
     causal = _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     if architectures:
@@ -70,8 +75,8 @@ def _decide(config: Mapping[str, Any]) -> Task:
         if any(name in other | heads for name in architectures):
             return "encoder"
         raise UnsupportedModelError(
-            f"{_told(config)} is neither a causal language model nor a text encoder or classifier of texts; those are the tasks "
-            "of this version"
+            f"{_told(config)} is neither a causal or encoder-decoder language model nor a text encoder or classifier of texts; "
+            "those are the tasks of this version"
         )
     if (
         model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

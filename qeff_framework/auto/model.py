@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.dispatch import task_of
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 from qeff_framework.source import CheckpointSource, ModuleSource
 
@@ -21,12 +22,13 @@ _CLASSES: dict[Task, type[QEFFBaseModel]] = {
     "causal-lm": QEFFAutoModelForCausalLM,
     "encoder": QEFFAutoModelForFeatureExtraction,
     "sequence-classification": QEFFAutoModelForSequenceClassification,
+    "seq2seq-lm": QEFFAutoModelForSeq2SeqLM,
 }
 
 
 class QEFFAutoModel:
-    """Builds the class that fits a checkpoint or a module: a causal LM generates text, an encoder embeddings, a
-    classifier scores.
+    """Builds the class that fits a checkpoint or a module: a causal LM continues a text, an encoder-decoder turns one into
+    another, an encoder returns embeddings, a classifier scores.
 
     Example::
 

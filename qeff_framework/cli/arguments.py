@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 #: Options of the common tasks and of every backend that have a flag of their own, and what they say.
 _SIZES = {
     "prefill_seq_len": ("N", "causal LM: prompt tokens per prefill step (default 32)"),
-    "ctx_len": ("N", "causal LM: prompt and generated tokens together (default 128)"),
+    "ctx_len": (
+        "N",
+        "causal LM: prompt and generated tokens together; encoder-decoder: start and generated tokens (default 128)",
+    ),
+    "encoder_seq_len": (
+        "N[,N]",
+        "encoder-decoder: tokens of the source; several lengths give one program each (default 128)",
+    ),
     "batch_size": ("N", "inputs that are run together (default 1)"),
     "full_batch_size": ("N", "causal LM: slots of continuous batching"),
     "seq_len": ("N[,N]", "encoder: tokens per input; several lengths give one program each (default 128)"),
@@ -90,7 +97,7 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
     )
     group.add_argument(
         "--task",
-        choices=("auto", "causal-lm", "encoder", "sequence-classification"),
+        choices=("auto", "causal-lm", "encoder", "sequence-classification", "seq2seq-lm"),
         default="auto",
         help="what the model is for (default: its config says)",
     )

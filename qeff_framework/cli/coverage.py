@@ -41,7 +41,9 @@ def add_to(subparsers: Any) -> None:
         ],
     )
     parser.add_argument("types", metavar="TYPE", nargs="*", help="model types (default: all of the task)")
-    parser.add_argument("--task", choices=("causal-lm", "encoder"), default="causal-lm", help="default: causal-lm")
+    parser.add_argument(
+        "--task", choices=("causal-lm", "encoder", "seq2seq-lm"), default="causal-lm", help="default: causal-lm"
+    )
     parser.add_argument(
         "--backend",
         metavar="NAME",

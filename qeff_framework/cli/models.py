@@ -39,12 +39,14 @@ def task_classes() -> Mapping[str, type[QEFFBaseModel]]:
     from qeff_framework.auto import (
         QEFFAutoModelForCausalLM,
         QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
     )
 
     classes = (
         QEFFAutoModelForCausalLM,
         QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
     )
     return {model_class.task: model_class for model_class in classes}

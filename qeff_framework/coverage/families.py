@@ -10,7 +10,7 @@ from typing import Final
 from qeff_framework.errors import OptionError
 
 #: Whose coverage there is.
-TASKS: Final = ("causal-lm", "encoder")
+TASKS: Final = ("causal-lm", "encoder", "seq2seq-lm")
 
 #: Decoders that differ in structure, by what each one has: quick enough to be checked with every change and version.
 KINDS: Final[Mapping[str, str]] = {
@@ -35,7 +35,9 @@ _UNLISTED_ENCODERS: Final = ("embedding_gemma2", "embedding_gemma2_text", "opena
 
 
 def types_of(task: str) -> list[str]:
-    """Every model type of ``"causal-lm"`` or ``"encoder"``."""
+    """Every model type of one of `TASKS`."""
+    if task == "seq2seq-lm":
+        return seq2seq_lm_types()
     return causal_lm_types() if task == "causal-lm" else encoder_types()
 
 
@@ -56,6 +58,13 @@ def encoder_types() -> list[str]:
     candidates = [*masked, *(name for name in others if name not in masked and not _is_decoder(name))]
     candidates += [name for name in _UNLISTED_ENCODERS if name in CONFIG_MAPPING and name not in candidates]
     return [name for name in candidates if name in tables.MODEL_MAPPING_NAMES and not _is_encoder_decoder(name)]
+
+
+def seq2seq_lm_types() -> list[str]:
+    """The encoder-decoders of Transformers' mapping for text from text; it also lists decoders that read speech."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+    return [name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if _is_encoder_decoder(name)]
 
 
 def _is_decoder(model_type: str) -> bool:
@@ -88,8 +97,8 @@ def chosen_types(task: str, names: Sequence[str]) -> list[str]:
 
 
 def _unknown(name: str, task: str, known: Sequence[str]) -> str:
-    other = next(other for other in TASKS if other != task)
-    if name in types_of(other):
+    other = next((other for other in TASKS if other != task and name in types_of(other)), None)
+    if other is not None:
         return f"{name!r} (use --task {other})"
     near = difflib.get_close_matches(name, known, n=3)
     return f"{name!r} (did you mean {', '.join(near)}?)" if near else f"{name!r}"

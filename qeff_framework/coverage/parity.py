@@ -30,7 +30,8 @@ HIDDEN_TOLERANCE: Final = 1e-3
 def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]:
     """The facts of a type whose tokens (or hidden states) through `backend` are those of Transformers.
 
-    A causal LM decodes two prompts of unequal length in one batch, prefilled in chunks, for 16 greedy steps. An encoder
+    A causal LM decodes two prompts of unequal length in one batch, prefilled in chunks, for 16 greedy steps; an encoder-decoder
+    does the same for two prompts that its encoder reads. An encoder
     embeds two texts of unequal length in one batch, by programs of two lengths. Where padding changes what Transformers itself
     computes (``facts["padding_effect"]``, in standard deviations), its result with the same padding is the reference.
 
@@ -42,23 +43,29 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
     with _stage("reference", facts):
         module = tiny_model(model_type, task)
         facts["class"] = type(module).__name__
-        if task == "causal-lm":
-            return _causal_lm(module, clear_reference(module), backend, facts)
+        if task != "encoder":
+            return _language_model(module, task, clear_reference(module), backend, facts)
         return _encoder(module, _EncoderReference.of(module, tiny_prompts()), backend, facts)
 
 
-def _causal_lm(
-    module: torch.nn.Module, reference: GreedyReference, backend: str, facts: dict[str, Any]
+def _language_model(
+    module: torch.nn.Module, task: Task, reference: GreedyReference, backend: str, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
+    from qeff_framework.auto import QEFFAutoModelForCausalLM, QEFFAutoModelForSeq2SeqLM
 
-    model = QEFFAutoModelForCausalLM(module)
-    _build(model, backend, facts, prefill_seq_len=PREFILL, ctx_len=CONTEXT, batch_size=BATCH)
+    starts = [len(prompt) - 1 for prompt in reference.prompts]
+    if task == "seq2seq-lm":
+        starts = [0] * len(starts)
+        model: QEFFBaseModel = QEFFAutoModelForSeq2SeqLM(module)
+        _build(model, backend, facts, encoder_seq_len=LENGTHS, ctx_len=CONTEXT, batch_size=BATCH)
+    else:
+        model = QEFFAutoModelForCausalLM(module)
+        _build(model, backend, facts, prefill_seq_len=PREFILL, ctx_len=CONTEXT, batch_size=BATCH)
     with _stage("execute", facts):
         with model.load() as runner:
             runner.session = session = _Watched(runner.session)
             tokens = runner.generate(prompts=reference.prompts, generation_len=STEPS, ignore_eos=True).generated_ids
-        facts["logit_error"] = _logit_error(session, reference, tokens)
+        facts["logit_error"] = _logit_error(session, reference, tokens, starts)
     facts["margin"] = round(reference.margin, 5)
     for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):
         if got != want:
@@ -166,14 +173,17 @@ class _Watched:
         self._session.close()
 
 
-def _logit_error(session: _Watched, reference: GreedyReference, tokens: list[list[int]]) -> float:
-    """The largest difference of a logit over the steps that saw the reference's tokens."""
+def _logit_error(session: _Watched, reference: GreedyReference, tokens: list[list[int]], starts: list[int]) -> float:
+    """The largest difference of a logit over the steps that saw the reference's tokens.
+
+    `starts` holds the position in each row whose logits the first token was chosen from.
+    """
     worst = 0.0
-    for row, (prompt, wanted) in enumerate(zip(reference.prompts, reference.tokens, strict=True)):
+    for row, (start, wanted) in enumerate(zip(starts, reference.tokens, strict=True)):
         for step in range(len(wanted)):
             if tokens[row][:step] != wanted[:step]:
                 break
-            got = session.logits[row, len(prompt) - 1 + step]
+            got = session.logits[row, start + step]
             worst = max(worst, float(np.abs(got - reference.logits[row][step].numpy()).max()))
     return float(f"{worst:.1e}")
 

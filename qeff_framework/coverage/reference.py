@@ -11,12 +11,12 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.coverage.families import types_of
 from qeff_framework.coverage.processes import first_line, sweep
-from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -113,12 +113,14 @@ def _generate(
 
     generation_config: Any = transformers.GenerationConfig  # untyped
     ids = torch.tensor([list(prompt)])
+    # What an encoder-decoder generates begins with the decoder's start token instead of the prompt.
+    given = 1 if module.config.is_encoder_decoder else len(prompt)
 
     def force(sequence: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if forced is None:
             return scores
         chosen = torch.full_like(scores, -torch.inf)
-        chosen[:, forced[sequence.shape[1] - len(prompt)]] = 0.0
+        chosen[:, forced[sequence.shape[1] - given]] = 0.0
         return chosen
 
     with _plain_generation(module), torch.no_grad():
@@ -134,7 +136,7 @@ def _generate(
             ),
             logits_processor=[force],
         )
-    return result.sequences[0, len(prompt) :].tolist(), torch.cat(result.logits).float()
+    return result.sequences[0, given:].tolist(), torch.cat(result.logits).float()
 
 
 @contextlib.contextmanager
@@ -143,7 +145,8 @@ def _plain_generation(module: Any) -> Iterator[None]:
     import transformers
 
     generation_config: Any = transformers.GenerationConfig
-    saved, module.generation_config = module.generation_config, generation_config()
+    start = getattr(module.config, "decoder_start_token_id", None)
+    saved, module.generation_config = module.generation_config, generation_config(decoder_start_token_id=start)
     try:
         yield
     finally:
@@ -153,8 +156,8 @@ def _plain_generation(module: Any) -> Iterator[None]:
 # --- what makes a reference worth comparing with ----------------------------------------------------------------------
 
 
-def check_causal_lm(model_type: str) -> dict[str, Any]:
-    """Decodes two prompts of a tiny model and measures the result.
+def check_causal_lm(model_type: str, task: Task = "causal-lm") -> dict[str, Any]:
+    """Decodes two prompts of a tiny model that generates text and measures the result.
 
     `distinct` is the number of different tokens, `margin` that of the reference, and `cache_gap` the largest difference
     between the logits of cached steps and of whole sequences: where Transformers disagrees with itself, only the cached
@@ -163,7 +166,7 @@ def check_causal_lm(model_type: str) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: the tokens do not depend on the input, so that any export would pass.
     """
-    module = tiny_model(model_type, "causal-lm")
+    module = tiny_model(model_type, task)
     reference = clear_reference(module)
     distinct = len({token for row in reference.tokens for token in row})
     if distinct < 3 or reference.tokens[0] == reference.tokens[1]:
@@ -177,6 +180,11 @@ def check_causal_lm(model_type: str) -> dict[str, Any]:
         "margin": round(reference.margin, 5),
         **_cache_gap(module, reference),
     }
+
+
+def check_seq2seq_lm(model_type: str) -> dict[str, Any]:
+    """`check_causal_lm` of an encoder-decoder."""
+    return check_causal_lm(model_type, "seq2seq-lm")
 
 
 def check_encoder(model_type: str) -> dict[str, Any]:
@@ -216,6 +224,13 @@ def _cache_gap(module: torch.nn.Module, reference: GreedyReference) -> dict[str,
     return {"cache_gap": round(max(gaps), 6)}
 
 
+_CHECKS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
+    "causal-lm": check_causal_lm,
+    "encoder": check_encoder,
+    "seq2seq-lm": check_seq2seq_lm,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a JSON line a type; 0 when every type has a reference, 1 when one has none, 2 on wrong usage."""
     parser = argparse.ArgumentParser(
@@ -223,10 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Decode tiny random models of every model type with Transformers alone; one JSON line a type.",
     )
     parser.add_argument("model_types", nargs="*", metavar="TYPE", help="model types (default: all of the task)")
-    parser.add_argument("--task", choices=("causal-lm", "encoder"), default="causal-lm")
+    parser.add_argument("--task", choices=tuple(_CHECKS), default="causal-lm")
     parser.add_argument("--time-limit", type=float, default=120.0, metavar="SECONDS", help="for each type")
     options = parser.parse_args(arguments)
-    check = check_causal_lm if options.task == "causal-lm" else check_encoder
+    check = _CHECKS[options.task]
     failed = False
     for report in sweep(check, options.model_types or types_of(options.task), time_limit=options.time_limit):
         sys.stdout.write(report.to_json() + "\n")

@@ -14,8 +14,16 @@ from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LEN
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS
 
-_TITLES: Final[Mapping[str, str]] = {"causal-lm": "Causal language models", "encoder": "Text encoders"}
-_DEVIATIONS: Final[Mapping[str, str]] = {"causal-lm": "logit_error", "encoder": "hidden_error"}
+_TITLES: Final[Mapping[str, str]] = {
+    "causal-lm": "Causal language models",
+    "encoder": "Text encoders",
+    "seq2seq-lm": "Encoder-decoder language models",
+}
+_DEVIATIONS: Final[Mapping[str, str]] = {
+    "causal-lm": "logit_error",
+    "encoder": "hidden_error",
+    "seq2seq-lm": "logit_error",
+}
 _COLUMNS: Final = ("Type", "Head class", "Result", "Deviation", "Stage", "Reason")
 _LONGEST_REASON: Final = 240
 
@@ -39,6 +47,7 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
 - **An encoder passes** when no hidden state differs by more than {HIDDEN_TOLERANCE:g} standard deviations, for two texts of
   unequal length, in one batch of {BATCH} rows and each alone, through programs of {LENGTHS[0]} and {LENGTHS[1]} tokens.
   *Deviation* is the largest difference in standard deviations.
+- **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
 - Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed
   apart, with Transformers' own error.
 """

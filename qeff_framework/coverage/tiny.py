@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-Task = Literal["causal-lm", "encoder"]
+Task = Literal["causal-lm", "encoder", "seq2seq-lm"]
 
 _DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -40,17 +40,25 @@ def tiny_config(model_type: str, task: Task) -> PretrainedConfig:
             f"Cannot build a tiny {model_type!r}: this version of Transformers has no such model type. "
             f"{'Near matches: ' + ', '.join(near) if near else 'Check the spelling of config.model_type'}."
         )
-    return _shrink(CONFIG_MAPPING[model_type], {}, task, _TokenIds())
+    config = _shrink(CONFIG_MAPPING[model_type], {}, task, _TokenIds())
+    if task == "seq2seq-lm":
+        _plain_start(config)
+    return config
 
 
 def tiny_model(model_type: str, task: Task, seed: int = 0) -> torch.nn.Module:
     """The model of `tiny_config` with random float32 weights, eager attention, in eval mode."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from qeff_framework.coverage.weights import randomise
 
-    auto: Any = AutoModelForCausalLM if task == "causal-lm" else AutoModel
+    classes: Mapping[Task, Any] = {
+        "causal-lm": AutoModelForCausalLM,
+        "encoder": AutoModel,
+        "seq2seq-lm": AutoModelForSeq2SeqLM,
+    }
+    auto = classes[task]
     config = tiny_config(model_type, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,6 +72,13 @@ def tiny_prompts(seed: int = 0) -> list[list[int]]:
     source = random.Random(seed)  # noqa: S311  (test data)
     ids = range(sizes.FIRST_PLAIN_TOKEN, 128)
     return [source.sample(ids, k=length) for length in (9, 12)]
+
+
+def _plain_start(config: Any) -> None:
+    """A start of the decoder, and none of the family's forced tokens, which would hide what the model chooses."""
+    if getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = sizes.FIRST_PLAIN_TOKEN - 1
+    config.forced_bos_token_id = config.forced_eos_token_id = None
 
 
 class _TokenIds:

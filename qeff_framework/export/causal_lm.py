@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from qeff_framework.export.interface import (
     rename_dims,
     rename_interface,
 )
+from qeff_framework.export.last_logits import cache_argument, last_logits
 from qeff_framework.export.loops import insert_loops
 from qeff_framework.export.positions import require_given_positions, token_counting
 from qeff_framework.export.sampler import append_sampler
@@ -175,60 +175,19 @@ def _last_logits(
     kept_logits: torch.Tensor | None,
     around: AbstractContextManager[object] | None = None,
 ) -> torch.Tensor:
-    """One step over `cache`; logits ``[B, K, V]`` of each row's last tokens that are not padding, K the length of `kept_logits`.
+    """One step over `cache`; see `last_logits`."""
 
-    Without `kept_logits` K is 1. A row with fewer tokens than K repeats its first one in front.
-    """
-    position_ids = step.position_ids
-    last = position_ids.argmax(dim=1).unsqueeze(1)
-    if kept_logits is not None:
-        count = kept_logits.shape[0]
-        last = (last + (torch.arange(count) - (count - 1))).clamp(min=0)
-    gather = _GatherBeforeHead(last)
-    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    hook = head.register_forward_pre_hook(gather) if head is not None else None
-    try:
+    def run() -> torch.Tensor:
         with forward_scope(Scope(masks=masks, step=step)), around or nullcontext():
             logits: torch.Tensor = model(
                 input_ids=input_ids,
-                position_ids=position_ids.clamp(min=0),
+                position_ids=step.position_ids.clamp(min=0),
                 use_cache=True,
-                **{_cache_argument(model): cache},
+                **{cache_argument(model): cache},
             ).logits
-    finally:
-        if hook is not None:
-            hook.remove()
-    return logits if gather.applied else _rows(logits, last)
+        return logits
 
-
-class _GatherBeforeHead:
-    """Pre-hook of the LM head, the largest product of a small model: lets one row per sequence through."""
-
-    def __init__(self, last: torch.Tensor) -> None:
-        self.last = last
-        self.applied = False
-
-    def __call__(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        del head
-        hidden = arguments[0] if arguments else None
-        if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3:
-            return None
-        self.applied = True
-        return (_rows(hidden, self.last), *arguments[1:])
-
-
-def _rows(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows ``index [B, K]`` of ``tokens [B, S, N]`` for each b: ``[B, K, N]``."""
-    return tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """Transformers 5.24 renamed `past_key_values` to `cache`, and the `cache_params` of state-space models as well."""
-    parameters = inspect.signature(model.forward).parameters
-    for name in ("cache", "past_key_values", "cache_params"):
-        if name in parameters:
-            return name
-    raise UnsupportedModelError("its forward takes no key/value cache")
+    return last_logits(model, step.position_ids, run, kept_logits)
 
 
 def _probe(shell: PreTrainedModel) -> _Plan:

@@ -12,6 +12,8 @@ from qeff_framework.errors import ExportError
 BATCH, SEQ, CTX = "batch_size", "seq_len", "ctx_len"
 #: Rows of the cache of continuous batching; logits per row of a speculative target; slots that a step reads.
 FULL_BATCH, KEPT_LOGITS, COMPUTE_CTX = "full_batch_size", "num_logits_to_keep", "comp_ctx_lengths"
+#: Tokens that an encoder reads in a step; slots for its output that the decoder keeps.
+ENCODER_SEQ, ENCODER_CTX = "encoder_seq_len", "encoder_ctx_len"
 
 
 def strip_module_prefix(model: onnx_ir.Model) -> None:

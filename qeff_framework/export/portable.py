@@ -15,6 +15,7 @@ from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.causal_lm import causal_lm_model
 from qeff_framework.export.encoder import encoder_model, sequence_classification_model
 from qeff_framework.export.pooling import resolve_pooling
+from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,8 @@ def export_portable(
             model = encoder_model(module, pool)
         elif task == "sequence-classification":
             model = sequence_classification_model(module)
+        elif task == "seq2seq-lm":
+            model, states = seq2seq_lm_model(module)
         else:
             raise ExportError(f"the task '{task}' is unknown")
     progress("writing the ONNX model")
@@ -70,7 +73,7 @@ def export_portable(
         inputs=tuple(_spec(value) for value in model.graph.inputs),
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         states=states,
-        metadata=_metadata(module),
+        metadata=_metadata(module, task),
     )
 
 
@@ -81,7 +84,7 @@ def _spec(value: onnx_ir.Value) -> TensorSpec:
     return TensorSpec(name=str(value.name), dtype=str(value.dtype.numpy()), shape=shape)
 
 
-def _metadata(module: torch.nn.Module) -> dict[str, Any]:
+def _metadata(module: torch.nn.Module, task: Task) -> dict[str, Any]:
     config = getattr(module, "config", None)
     facts = {"architecture": type(module).__name__}
     # A model of several parts keeps what is about text in a config of its own.
@@ -91,6 +94,8 @@ def _metadata(module: torch.nn.Module) -> dict[str, Any]:
         value = getattr(text, name, None) if value is None else value
         if value is not None:
             facts[name] = value
+    if task == "seq2seq-lm" and isinstance(module, PreTrainedModel):
+        facts["source_vocab_size"] = module.get_encoder().get_input_embeddings().num_embeddings
     return facts
 
 

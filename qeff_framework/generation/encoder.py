@@ -37,8 +37,8 @@ class EncoderRunner:
 
     def __init__(self, session: ExecutionSession, *, pad_token_id: int | None = None) -> None:
         compiled = session.compiled
-        if compiled.task == "causal-lm":
-            raise InputError("the program was compiled for causal-lm; use TextGenerator")
+        if compiled.task in ("causal-lm", "seq2seq-lm"):
+            raise InputError(f"the program was compiled for {compiled.task}; use TextGenerator")
         self.session = session
         self._specs = {spec.name: spec for spec in compiled.inputs}
         self._output = compiled.outputs[0].name

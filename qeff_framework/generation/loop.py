@@ -1,10 +1,12 @@
-"""The generation loop of causal language models over any `ExecutionSession`.
+"""The generation loop of language models over any `ExecutionSession`.
 
 The host's part of the contract: prompts go in as chunks of the compiled prefill length, then one token per step. Position -1
 marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only. With a program
 for continuous batching, prompts take turns in its rows, see `continuous`. With a program that returns several logits per step, a
 decode step also checks drafts, see `prompt_lookup`: each token is chosen as without them, and drafts that differ are thrown away.
 What they have left in the cache lies behind the text, where the mask hides it until the right tokens take its place.
+for continuous batching, prompts take turns in its rows, see `continuous`. With an encoder, the prompts are what it reads in the
+first step, and the decoder starts with a token of its own; the later steps give the encoder padding.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.prompt_lookup import PromptLookup
 from qeff_framework.generation.rows import Row, Step
-from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, greedy
+from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, forcing
 from qeff_framework.generation.settings import GenerationSettings, resolve_settings
 from qeff_framework.generation.step_inputs import StepInputs
 from qeff_framework.generation.stopping import StopRules
@@ -72,6 +74,10 @@ class TextGenerator:
         defaults = dict(self.generation_defaults)
         if defaults.get("eos_token_id") is None and self.tokenizer is not None:
             defaults["eos_token_id"] = self.tokenizer.eos_token_id
+        if self.shape.has_encoder and defaults.get("decoder_start_token_id") is None:
+            defaults["decoder_start_token_id"] = defaults.get("bos_token_id")
+        if not self.shape.has_encoder and "decoder_start_token_id" in overrides:
+            raise OptionError("generate: decoder_start_token_id is for encoder-decoder models; leave it out")
         return resolve_settings(defaults, generation_config, **overrides)
 
     def generate(
@@ -207,7 +213,7 @@ class TextGenerator:
         on_device = self.shape.candidates is not None
         processed = not on_device and (bool(logits_processor) or settings.changes_scores)
         history = TokenHistory(rows) if processed or stopping_criteria else None
-        selector: TokenSelector = greedy
+        selector: TokenSelector = forcing(settings)
         sampler: DeviceSampler | None = None
         if on_device:
             selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
@@ -289,6 +295,9 @@ class TextGenerator:
     def _run_prefill(self, run: _Run) -> NDArray[Any]:
         """Feeds the prompts chunk by chunk; returns the logits after the last token of each, ``[B, 1, V]``."""
         kept: NDArray[Any] | None = None
+        if self.shape.has_encoder:
+            self._prefill.place_sources([row.source for row in run.rows], run.pad)
+            self._decodes[0].source_lengths[:] = self._prefill.source_lengths
         while filling := [row for row in run.rows if not row.is_prefilled]:
             self._prefill.clear(run.pad)
             for row in filling:
@@ -383,8 +392,8 @@ class TextGenerator:
         tokenizer = self.tokenizer
         return GenerationOutput(
             batch_size=self.shape.batch_size,
-            prompts=[tokenizer.decode(row.prompt) for row in run.rows] if tokenizer else [],
-            prompt_lengths=[len(row.prompt) for row in run.rows],
+            prompts=[tokenizer.decode(row.given) for row in run.rows] if tokenizer else [],
+            prompt_lengths=[len(row.given) for row in run.rows],
             generated_ids=[row.generated for row in run.rows],
             generated_texts=[tokenizer.decode(row.generated) for row in run.rows] if tokenizer else [],
             finish_reasons=[row.finish_reason for row in run.rows if row.finish_reason is not None],
@@ -482,14 +491,20 @@ def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape:
             f"compile with batch_size={len(prompts)} (or with full_batch_size, for any number of prompts), or call generate "
             "several times"
         )
-    for index, prompt in enumerate(prompts):
+    sources: Sequence[Sequence[int]] = [()] * len(prompts)
+    if shape.has_encoder:
+        sources, prompts = prompts, [_decoder_start(settings, shape)] * len(prompts)
+    for index, (prompt, source) in enumerate(zip(prompts, sources, strict=True)):
         _check_prompt(index, prompt, shape)
+        if shape.has_encoder:
+            _check_source(index, source, shape)
     longest = max(map(len, prompts))
     rows = [
         # Rows of one batch end together; with continuous batching each prompt has the context for itself.
         Row(
             index=index,
             prompt=list(prompt),
+            source=list(sources[index]),
             limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
         )
         for index, prompt in enumerate(prompts)
@@ -518,12 +533,43 @@ def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> Non
             f"prompt {index} has {len(prompt)} tokens, the prefill programs read {shape.longest_prompt} at most; shorten it, or "
             "compile with a greater last length in comp_ctx_lengths_prefill"
         )
-    if min(prompt) < 0 or (shape.vocab_size is not None and max(prompt) >= shape.vocab_size):
-        wrong = min(prompt) if min(prompt) < 0 else max(prompt)
-        upper = "" if shape.vocab_size is None else f" to {shape.vocab_size - 1}"
+    _check_ids(index, prompt, shape.vocab_size)
+
+
+def _check_source(index: int, source: Sequence[int], shape: ProgramShape) -> None:
+    if not len(source):
+        raise InputError(f"prompt {index} has no tokens; give it some text (this tokenizer adds none to an empty one)")
+    longest = shape.prefill.sources[-1]
+    if len(source) > longest:
+        raise InputError(
+            f"prompt {index} has {len(source)} tokens, the encoder was compiled for {longest} at most; shorten it, or compile "
+            f"with encoder_seq_len={len(source)} or more"
+        )
+    _check_ids(index, source, shape.source_vocab_size)
+
+
+def _check_ids(index: int, ids: Sequence[int], vocab_size: int | None) -> None:
+    if min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size):
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        upper = "" if vocab_size is None else f" to {vocab_size - 1}"
         raise InputError(
             f"prompt {index} holds the token id {wrong}, the model knows 0{upper}: is this the tokenizer of this model?"
         )
+
+
+def _decoder_start(settings: GenerationSettings, shape: ProgramShape) -> list[int]:
+    """What the decoder starts with. Raises `InputError` where nothing says it, or the decoder does not know it."""
+    start = settings.decoder_start_token_id
+    if start is None:
+        raise InputError(
+            "nothing says what the decoder starts with: the checkpoint names neither a decoder_start_token_id nor a "
+            "bos_token_id; give decoder_start_token_id=..."
+        )
+    if start < 0 or (shape.vocab_size is not None and start >= shape.vocab_size):
+        raise InputError(
+            f"decoder_start_token_id={start} is no token of the model, whose decoder knows {shape.vocab_size}"
+        )
+    return [start]
 
 
 def _limit(length: int, longest: int, settings: GenerationSettings, shape: ProgramShape) -> int:

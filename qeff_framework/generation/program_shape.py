@@ -1,8 +1,8 @@
-"""What a causal language model was compiled for, read from its specializations."""
+"""What a language model was compiled for, read from its specializations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +10,7 @@ from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, CompiledModel
 from qeff_framework.errors import InputError
 
 _TOKENS = ("input_ids", "position_ids")
+_ENCODER_INPUTS = ("encoder_input_ids", "encoder_position_ids", "encoder_lengths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,13 @@ class StepShape:
     kept: int = 1
     #: Numbers of cache positions that a program of this kind reads, ascending; the last one limits what it can be used for.
     contexts: tuple[int, ...]
+    #: Numbers of tokens that the encoder reads, one program each, ascending; empty without an encoder.
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramShape:
-    """The programs of a causal language model and what they have in common."""
+    """The programs of a language model and what they have in common."""
 
     prefill: StepShape
     #: One program for each number of tokens that a decode step checks, ascending; the first one is for a single token.
@@ -45,6 +48,8 @@ class ProgramShape:
     reusable: bool
     #: Tokens that the program's own sampler chooses among; `None` when it returns logits.
     candidates: int | None = None
+    #: Token ids that the encoder knows; `None` without an encoder or when the program does not tell.
+    source_vocab_size: int | None = None
 
     @property
     def decode(self) -> StepShape:
@@ -66,14 +71,21 @@ class ProgramShape:
         """Tokens that the prefill programs can reach."""
         return self.prefill.contexts[-1]
 
+    @property
+    def has_encoder(self) -> bool:
+        """The prompt is read by an encoder, and the decoder starts with a token of its own."""
+        return bool(self.prefill.sources)
+
     @classmethod
     def of(cls, compiled: CompiledModel) -> Self:
         """Reads the sizes from the specializations. Raises `InputError` for programs that the loop cannot drive."""
+        if compiled.task == "seq2seq-lm":
+            return cls._of_encoder_decoder(compiled)
         if compiled.task != "causal-lm":
             raise InputError(
-                f"text generation needs a model of task causal-lm, this one was compiled for {compiled.task}"
+                f"text generation needs a model of task causal-lm or seq2seq-lm, this one was compiled for {compiled.task}"
             )
-        fed = _fed(compiled)
+        fed = _fed(compiled, (*EXTRA_INPUTS, *SAMPLER_INPUTS))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
@@ -109,15 +121,39 @@ class ProgramShape:
             candidates=_candidates(fed),
         )
 
+    @classmethod
+    def _of_encoder_decoder(cls, compiled: CompiledModel) -> Self:
+        fed = _fed(compiled, _ENCODER_INPUTS)
+        entries = [entry.dims for entry in compiled.specializations]
+        ctx_len, rows = _common(entries, "ctx_len"), _common(entries, "batch_size")
+        lengths = sorted({dims.get("encoder_seq_len", 0) for dims in entries})
+        if _common(entries, "seq_len") != 1 or lengths[0] != 1 or len(lengths) < 2:
+            raise InputError(
+                "the programs of an encoder-decoder must have seq_len=1, encoder_seq_len=1 to decode and a greater one to read "
+                f"the source, found encoder_seq_len {lengths}; compile it anew"
+            )
+        return cls(
+            prefill=StepShape(rows=rows, width=1, contexts=(ctx_len,), sources=tuple(lengths[1:])),
+            decodes=(StepShape(rows=rows, width=1, contexts=(ctx_len,), sources=(1,)),),
+            ctx_len=ctx_len,
+            slots=None,
+            extra_inputs=frozenset(_ENCODER_INPUTS),
+            vocab_size=_vocab_size(compiled),
+            token_dtype=fed["input_ids"].dtype,
+            position_dtype=fed["position_ids"].dtype,
+            reusable=False,
+            source_vocab_size=compiled.metadata.get("source_vocab_size"),
+        )
 
-def _fed(compiled: CompiledModel) -> dict[str, TensorSpec]:
+
+def _fed(compiled: CompiledModel, further: Collection[str]) -> dict[str, TensorSpec]:
     """What the host feeds: all inputs but the retained states."""
     states = {state.input for state in compiled.states}
     fed = {spec.name: spec for spec in compiled.inputs if spec.name not in states}
-    if not set(_TOKENS) <= set(fed) or set(fed) - {*_TOKENS, *EXTRA_INPUTS, *SAMPLER_INPUTS}:
+    if not set(_TOKENS) <= set(fed) or set(fed) - {*_TOKENS, *further}:
         raise InputError(
             f"the program takes the inputs {', '.join(sorted(fed))}; this loop feeds {', '.join(_TOKENS)} and, where a program "
-            f"has them, {', '.join((*EXTRA_INPUTS, *SAMPLER_INPUTS))}"
+            f"has them, {', '.join(further)}"
         )
     lacking = [name for name in SAMPLER_INPUTS if name not in fed]
     if 0 < len(lacking) < len(SAMPLER_INPUTS):

@@ -23,6 +23,7 @@ class Row:
     """One sequence: its prompt, its new tokens and how many there may be."""
 
     index: int
+    #: What the decoder starts with.
     prompt: Sequence[int]
     #: Number of new tokens after which the row ends.
     limit: int
@@ -32,10 +33,17 @@ class Row:
     lane: int = -1
     #: Tokens of the prompt that are in the cache.
     prefilled: int = 0
+    #: What the encoder reads; empty without an encoder.
+    source: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.lane < 0:
             self.lane = self.index
+
+    @property
+    def given(self) -> Sequence[int]:
+        """The caller's prompt: the source, if there is an encoder to read it."""
+        return self.source or self.prompt
 
     @property
     def finished(self) -> bool:

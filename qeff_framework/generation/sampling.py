@@ -38,6 +38,25 @@ def greedy(logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
     return tokens
 
 
+def forcing(settings: GenerationSettings) -> TokenSelector:
+    """`greedy`, where the settings name no first or last token of a sequence."""
+
+    def select(logits: NDArray[Any], rows: Sequence[Row]) -> list[int]:
+        chosen = zip(rows, greedy(logits, rows), strict=True)
+        return [token if (forced := _forced_token(settings, row)) is None else forced for row, token in chosen]
+
+    return select
+
+
+def _forced_token(settings: GenerationSettings, row: Row) -> int | None:
+    """As Transformers: the first token behind a start of one token, and the last one that the limit leaves."""
+    if len(row.generated) == row.limit - 1 and settings.forced_eos_token_ids:
+        return min(settings.forced_eos_token_ids)
+    if len(row.prompt) == 1 and not row.generated:
+        return settings.forced_bos_token_id
+    return None
+
+
 class ProcessedSelector:
     """Applies logits processors as Transformers' ``generate`` does, then takes the most likely token or draws one.
 

@@ -39,6 +39,8 @@ class GenerationSettings:
     max_time: float | None = None
     #: Fills unused places of a batch; without influence on the results.
     pad_token_id: int | None = None
+    #: What the decoder of an encoder-decoder starts with.
+    decoder_start_token_id: int | None = None
 
     # --- speculation: the same tokens in fewer steps ---
     #: Draft tokens per step that are looked up in the text itself; `None`: none. See `prompt_lookup`.
@@ -92,13 +94,18 @@ class GenerationSettings:
         return f"{name}={value!r} must be {rule}{hint}"
 
     @property
+    def forced_eos_token_ids(self) -> tuple[int, ...]:
+        """`forced_eos_token_id` as a tuple."""
+        return _ids(self.forced_eos_token_id)
+
+    @property
     def changes_scores(self) -> bool:
-        """Whether anything but the most likely token can be chosen, so that Transformers' processors are needed."""
+        """Whether the choice of a token needs Transformers' processors: for more than the most likely or a forced one."""
         return any(getattr(self, name) != _DEFAULTS[name] for name in _SCORE_FIELDS)
 
     def beyond(self, supported: AbstractSet[str]) -> list[str]:
         """The settings, among those that decide which token is chosen, that are asked for and not `supported`."""
-        names = (*_SCORE_FIELDS, *(_WARPERS if self.do_sample else ()))
+        names = (*_SCORE_FIELDS, *_FORCED, *(_WARPERS if self.do_sample else ()))
         return [name for name in names if name not in supported and getattr(self, name) != _DEFAULTS[name]]
 
 
@@ -124,13 +131,18 @@ _RANGES: Mapping[str, tuple[Any, Any, str]] = {
 
 _DEFAULTS = {field.name: field.default for field in fields(GenerationSettings) if field.default is not MISSING}
 _SPECULATION = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
-_ENDING = ("max_new_tokens", "max_length", "eos_token_ids", "stop_strings", "max_time", "pad_token_id")
+_ENDING = (
+    *("max_new_tokens", "max_length", "eos_token_ids", "stop_strings", "max_time"),
+    *("pad_token_id", "decoder_start_token_id"),
+)
 #: Only sampling uses them.
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_SCORE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*_ENDING, *_SPECULATION, *_WARPERS, "seed"))
+#: They replace a choice; the scores play no part.
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
+_SCORE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*_ENDING, *_SPECULATION, *_WARPERS, *_FORCED, "seed"))
 
 #: Taken from the checkpoint whatever the caller asks for.
-_SPECIAL_IDS = ("eos_token_id", "pad_token_id")
+_SPECIAL_IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 #: Never taken from the checkpoint: they bound the work, and the program's context does that.
 _CALLER_ONLY = (
     "max_new_tokens",
@@ -201,7 +213,6 @@ _WITHOUT_EFFECT = frozenset(
         "target_lookbehind",
         "assistant_ensemble_weight",
         "bos_token_id",
-        "decoder_start_token_id",
         "return_dict_in_generate",
         "transformers_version",
         "_from_model_config",
@@ -234,7 +245,8 @@ def resolve_settings(
     - Greedy unless the caller asks for sampling: ``do_sample=True``, as a keyword or in `generation_config`. The checkpoint's
       own ``do_sample`` does not count, and without sampling its scores settings (temperature, penalties) are not used.
     - With sampling, what the caller leaves open comes from the checkpoint, then from Transformers (``top_k=50``).
-    - End-of-sequence and padding ids come from the checkpoint unless given. ``ignore_eos=True`` generates up to the limit.
+    - End-of-sequence, padding, start and forced ids come from the checkpoint unless given. ``ignore_eos=True`` generates up to
+      the limit.
     - ``generation_len`` is another name for ``max_new_tokens``. `None` means: not given.
 
     Raises `OptionError` for unknown or contradictory keywords and `InputError` for a mode that the loop cannot do.

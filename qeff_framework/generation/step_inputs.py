@@ -44,13 +44,31 @@ class StepInputs:
             (length, {**common, "comp_ctx_lengths": np.zeros(length, dtype=np.int64)} if has_contexts else common)
             for length in step.contexts
         ]
+        if not step.sources:
+            return
+        #: ``[B, 1]``: tokens of each row that the encoder has read, now or in an earlier step.
+        self.source_lengths = np.zeros((step.rows, 1), dtype=np.int64)
+        self._source_ids = np.zeros((step.rows, step.sources[-1]), dtype=shape.token_dtype)
+        self._source_positions = np.full(self._source_ids.shape, -1, dtype=shape.position_dtype)
+        self._feeds = [
+            (
+                length,
+                {
+                    **common,
+                    "encoder_input_ids": self._source_ids[:, :length],
+                    "encoder_position_ids": self._source_positions[:, :length],
+                    "encoder_lengths": self.source_lengths,
+                },
+            )
+            for length in step.sources
+        ]
 
     @property
     def feed(self) -> Feed:
-        """The inputs of the program that reads no more of the cache than the step needs."""
+        """The inputs of the program that reads no more, of the cache or of the source, than the step needs."""
         if len(self._feeds) == 1:
             return self._feeds[0][1]
-        needed = int(self._positions.max()) + 1
+        needed = int((self._source_positions if self.shape.sources else self._positions).max()) + 1
         return next((feed for length, feed in self._feeds if length >= needed), self._feeds[-1][1])
 
     def clear(self, pad: int) -> None:
@@ -58,6 +76,16 @@ class StepInputs:
         self._ids.fill(pad)
         self._positions.fill(-1)
         self._accepted.fill(-1)
+
+    def place_sources(self, sources: Sequence[Sequence[int]], pad: int) -> None:
+        """Places what the encoder reads for each row; rows beyond `sources` are padding."""
+        self._source_ids.fill(pad)
+        self._source_positions.fill(-1)
+        self.source_lengths.fill(0)
+        for row, tokens in enumerate(sources):
+            self._source_ids[row, : len(tokens)] = tokens
+            self._source_positions[row, : len(tokens)] = np.arange(len(tokens))
+            self.source_lengths[row, 0] = len(tokens)
 
     def place(self, row: int, tokens: Sequence[int], start: int) -> None:
         """Places consecutive tokens, the first one at position `start`, at the beginning of a row."""

@@ -15,15 +15,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qeff_framework.dialect import ops
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.scope import Step, current_step
+from qeff_framework.seam.scope import Step, current_scope, current_step
 
 if TYPE_CHECKING:
     from qeff_framework.seam.loops import LoopRecorder
 
-Role = Literal["key", "value", "index_key", "conv", "recurrent"]
+Role = Literal["key", "value", "index_key", "key_cross", "value_cross", "conv", "recurrent"]
 
 #: Roles whose third axis are the slots of the context, written at the positions of the step.
 SLOTTED: tuple[Role, ...] = ("key", "value", "index_key")
+#: The same of cross-attention: slots of the encoder's context, written at the positions of the encoder's tokens.
+CROSS: tuple[Role, ...] = ("key_cross", "value_cross")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class StateId:
     @property
     def kind(self) -> str:
         """See `qeff_framework.contracts.StateSpec.kind`."""
+        if self.role in CROSS:
+            return "cross"
         return "kv" if self.role in SLOTTED else self.role
 
 
@@ -53,8 +57,8 @@ class StateShape:
     sizes: tuple[int, ...]
 
     def zeros(self, rows: int, ctx_len: int) -> torch.Tensor:
-        """An empty state."""
-        if self.id.role in SLOTTED:
+        """An empty state with `ctx_len` slots, if it has slots."""
+        if self.id.role in (*SLOTTED, *CROSS):
             return torch.zeros((rows, self.sizes[0], ctx_len, self.sizes[2]))
         return torch.zeros((rows, *self.sizes))
 
@@ -74,7 +78,7 @@ class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the librar
     @property
     def keys(self) -> torch.Tensor | None:
         """What the step reads of the keys, `None` before the layer has any."""
-        return self._visible("key")
+        return self.cache.read("key", self.index)
 
     @keys.setter
     def keys(self, value: torch.Tensor | None) -> None:
@@ -83,15 +87,11 @@ class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the librar
     @property
     def values(self) -> torch.Tensor | None:
         """What the step reads of the values, `None` before the layer has any."""
-        return self._visible("value")
+        return self.cache.read("value", self.index)
 
     @values.setter
     def values(self, value: torch.Tensor | None) -> None:
         """The library clears it in its constructor."""
-
-    def _visible(self, role: Role) -> torch.Tensor | None:
-        state = self.cache.states.get(StateId(layer=self.index, role=role))
-        return None if state is None else _read(state, _step())
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the buffers are graph inputs."""
@@ -158,7 +158,7 @@ class SeamCache(Cache):
 
     def write(self, role: Role, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """Writes ``tokens [B, H, S, D]`` of the step to their slots; returns what the step reads."""
-        step, state = _step(), StateId(layer=layer, role=role)
+        step, state = self._written_step(), self._slotted(role, layer)
         if self.recording and state not in self.states:
             if tokens.dim() != 4 or tokens.shape[2] != step.position_ids.shape[1]:
                 raise UnsupportedModelError(
@@ -169,6 +169,18 @@ class SeamCache(Cache):
             self.states[state] = tokens.new_zeros((batch, heads, self.ctx_len, dim))
         self.states[state] = _written(self._held(state), tokens, step)
         return _read(self.states[state], step)
+
+    def read(self, role: Role, layer: int) -> torch.Tensor | None:
+        """What the step reads of a state, `None` before the layer has any."""
+        state = self.states.get(self._slotted(role, layer))
+        return None if state is None else _read(state, self._written_step())
+
+    def _slotted(self, role: Role, layer: int) -> StateId:
+        return StateId(layer=layer, role=role)
+
+    def _written_step(self) -> Step:
+        """The tokens whose keys and values are written."""
+        return _step()
 
     # --- convolution and recurrent states -------------------------------------------------------------------------------
 
@@ -275,6 +287,19 @@ class SeamCache(Cache):
     def _note(self, state: StateId) -> None:
         if self._loops is not None:
             self._loops.note(state)
+
+
+class CrossCache(SeamCache):
+    """The keys and values of cross-attention: written where the step has tokens for the encoder, read in every step."""
+
+    def _slotted(self, role: Role, layer: int) -> StateId:
+        return StateId(layer=layer, role="key_cross" if role == "key" else "value_cross")
+
+    def _written_step(self) -> Step:
+        memory = current_scope().memory
+        if memory is None:
+            raise UnsupportedModelError("it uses its cross-attention cache outside a step with an encoder")
+        return Step(position_ids=memory.position_ids, kv_positions=memory.kv_positions)
 
 
 def _step() -> Step:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qeff_framework.dialect import ops
-from qeff_framework.errors import ExportError
-from qeff_framework.seam.scope import Step, current_scope
+from qeff_framework.errors import ExportError, UnsupportedModelError
+from qeff_framework.seam.scope import Memory, Step, current_scope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -97,6 +97,8 @@ def mask_interface(
     form = scope.masks.form_of_call(mask_function, config, local_size)
     if scope.step is not None and kv_length == scope.step.kv_positions.shape[0]:
         return _positional_mask(mask_function, form, scope.step)
+    if scope.memory is not None:
+        return _memory_mask(form, scope.memory, q_length)
     query = torch.arange(q_length)
     key = torch.arange(kv_length) + kv_offset
     mask = _token_mask(mask_function, form, batch_size, query, key)
@@ -117,6 +119,14 @@ def _positional_mask(function: MaskFunction, form: ClosedForm | None, step: Step
     # A mask that looks ahead must not look at slots that hold nothing so far.
     written = key <= query.amax(dim=2, keepdim=True)
     return (function(rows, heads, query, key) & written).expand(batch, -1, seq, key.shape[3])
+
+
+def _memory_mask(form: ClosedForm | None, memory: Memory, tokens: int) -> torch.Tensor:
+    """The mask of cross-attention: every token sees all of the encoder's output, and nothing behind its end."""
+    if form != ClosedForm(causal=False):
+        raise UnsupportedModelError("its cross-attention masks more than the padding of the encoder's input")
+    last = (memory.lengths - 1).expand(-1, tokens)
+    return ops.causal_mask(last, memory.kv_positions)
 
 
 def _token_mask(

@@ -115,6 +115,7 @@ _ELEMENTWISE = frozenset(
         *("add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "neg", "abs", "sign"),
         *("exp", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "floor", "ceil", "round"),
         *("clamp", "clip", "minimum", "maximum", "float", "long", "int", "bool", "half", "to", "type_as", "contiguous"),
+        *("where", "zeros_like", "ones_like", "full_like"),
         *(
             "__add__",
             "__sub__",
@@ -148,9 +149,10 @@ def _apply(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         )
         return func(*args, **kwargs)
 
-    if func.__name__ in _ELEMENTWISE and not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+    if func.__name__ in _ELEMENTWISE or _of_two_values(func, args):
         # Axes play no part; and `torch.vmap` would turn the numbers among the arguments into constants of its own.
-        width = max(row.held.dim() for row in rows)
+        plain = [leaf.dim() + 1 for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        width = max([*(row.held.dim() for row in rows), *plain])
         args, kwargs = pytree.tree_unflatten(
             [_aligned(leaf, width) if isinstance(leaf, PerRow) else leaf for leaf in leaves], tree
         )
@@ -174,8 +176,20 @@ def _apply(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
     return pytree.tree_map_only(torch.Tensor, PerRow, result)
 
 
+def _of_two_values(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """``torch.min(a, b)``, which is elementwise, and not ``torch.min(a, dim)``."""
+    return func.__name__ in ("min", "max") and len(args) == 2 and isinstance(args[1], PerRow | torch.Tensor)
+
+
 def _unsqueeze(row: Any, dim: int) -> torch.Tensor | None:
     return row.held.unsqueeze(dim + 1 if dim >= 0 else dim) if isinstance(row, PerRow) else None
+
+
+def _permute(row: Any, *dims: Any) -> torch.Tensor | None:
+    order = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    if not isinstance(row, PerRow) or min(order) < 0:
+        return None
+    return row.held.permute(0, *(dim + 1 for dim in order))
 
 
 def _embedding(row: Any, weight: Any, *others: Any, **options: Any) -> torch.Tensor | None:
@@ -217,6 +231,7 @@ def _last_axes_only(args: Sequence[Any], kwargs: Mapping[str, Any], *, transpose
 #: What `torch.vmap` would do, without the constants that it leaves in a traced graph.
 _RULES: Mapping[str, Callable[..., torch.Tensor | None]] = {
     "unsqueeze": _unsqueeze,
+    "permute": _permute,
     "embedding": _embedding,
     "__getitem__": _getitem,
     "reshape": _reshape,

@@ -31,12 +31,30 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the decoder of an encoder-decoder model attends to: the encoder's output, as keys and values of each layer.
+
+    They are written at the positions of the encoder's tokens and nowhere else, so a step whose encoder reads nothing but padding
+    leaves them as they are.
+    """
+
+    #: ``[B, T]`` int64, -1 at padding: the encoder's tokens in this step.
+    position_ids: torch.Tensor
+    #: ``[B, 1]`` int64: the slots of each row that hold something, whatever step has written them.
+    lengths: torch.Tensor
+    #: ``[E]`` int64: 0 .. E - 1.
+    kv_positions: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scope:
     """One forward pass through the seam."""
 
     masks: MaskPlan
     #: `None` in a model that has no cache.
     step: Step | None = None
+    #: `None` unless the pass is that of a decoder with an encoder.
+    memory: Memory | None = None
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("qeff_scope", default=None)

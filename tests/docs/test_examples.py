@@ -15,7 +15,7 @@ from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
-from tests.tiny_models import tiny_classifier
+from tests.tiny_models import tiny_classifier, tiny_seq2seq_lm
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -31,6 +31,7 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "distilbert/distilbert-base-uncased-finetuned-sst-2-english": str(
             save_tiny_checkpoint(tmp_path_factory.mktemp("classifier"), module=tiny_classifier("distilbert"))
         ),
+        "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
 

@@ -224,3 +224,15 @@ def test_processors_that_leave_no_token_are_an_error(generator: TextGenerator) -
 def test_values_that_transformers_refuses_are_option_errors(generator: TextGenerator) -> None:
     with pytest.raises(OptionError, match="bad_words_ids"):
         generator.generate([[1]], bad_words_ids=[[-1]])
+
+
+@pytest.mark.parametrize(
+    "config", [{"forced_bos_token_id": 9}, {"forced_eos_token_id": 5}, {"forced_eos_token_id": [7, 5]}]
+)
+def test_forced_tokens_need_no_processors_and_equal_those_of_transformers(
+    generator: TextGenerator, config: dict[str, Any]
+) -> None:
+    assert not resolve_settings({}, **config).changes_scores
+    output = generator.generate(PROMPTS, max_new_tokens=6, **config)
+    expected = [hf_generate(prompt, max_new_tokens=6, **config) for prompt in PROMPTS]
+    assert output.generated_ids == expected

@@ -13,25 +13,33 @@ import onnx_ir
 from qaic_backend import QaicOptions, QaicRuntimeOptions
 from qaic_backend.hooks import QaicHooks
 from qeff_framework.contracts import CompiledModel, CompileRequest, ExecuteRequest, ExportedModel, TransformRequest
-from qeff_framework.shapes import CausalLMShapes
+from qeff_framework.shapes import CausalLMShapes, Seq2SeqLMShapes
 
 HOOKS = QaicHooks()
+
+#: The sizes of each task, and those that a test need not give.
+_SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "causal-lm": (CausalLMShapes, {"prefill_seq_len": 4, "ctx_len": 24}),
+    "seq2seq-lm": (Seq2SeqLMShapes, {}),
+}
 
 
 def compile_program(
     exported: ExportedModel,
     directory: Path,
     *,
-    prefill_seq_len: int = 4,
-    ctx_len: int = 24,
     dry_run: bool = False,
     **options: Any,
 ) -> CompiledModel:
-    """Transforms and compiles, then reads the result back from disk. `options` are sizes of the task and of the backend."""
+    """Transforms and compiles, then reads the result back from disk. `options` are sizes of the task and of the backend.
+
+    A causal LM has prefill steps of 4 tokens and a context of 24, unless others are given.
+    """
     directory.mkdir(parents=True)
-    names = {field.name for field in dataclasses.fields(CausalLMShapes)}
+    schema, defaults = _SIZES[exported.task]
+    names = {field.name for field in dataclasses.fields(schema)}
     given = {name: options.pop(name) for name in list(options) if name in names}
-    sizes = CausalLMShapes(prefill_seq_len=prefill_seq_len, ctx_len=ctx_len, **given)
+    sizes = schema(**{**defaults, **given})
     chosen = QaicOptions(**{"num_cores": 2, **options})
     model = onnx_ir.load(exported.model_path)
     shapes = sizes.specializations()

@@ -30,7 +30,7 @@ class OrtSimBackend(Backend):
     options = OrtSimOptions
     runtime_options = OrtSimRuntimeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
+        tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "seq2seq-lm"}),
         continuous_batching=True,
         speculative_decoding=True,
         on_device_sampling=True,

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def check_positions(position_ids: NDArray[np.int64], *, ctx_len: int) -> None:
-    """Raises `InputError` unless every position of ``position_ids [B, S]`` has a slot in the context.
+def check_positions(position_ids: NDArray[np.int64], *, dim: str, slots: int) -> None:
+    """Raises `InputError` unless every position of ``position_ids [B, S]`` is one of the slots that `dim` counts.
 
     Negative positions are padding. The others of one row must rise by one from token to token: the cache is a sequence.
     """
-    if position_ids.size and int(position_ids.max()) >= ctx_len:
-        row, token = np.argwhere(position_ids >= ctx_len)[0]
+    if position_ids.size and int(position_ids.max()) >= slots:
+        row, token = np.argwhere(position_ids >= slots)[0]
         raise InputError(
-            f"position {position_ids[row, token]} of row {row} does not fit into the context: ctx_len is {ctx_len}, "
-            f"the last position is {ctx_len - 1}. Stop earlier or compile with a larger ctx_len"
+            f"position {position_ids[row, token]} of row {row} does not fit into the context: {dim} is {slots}, "
+            f"the last position is {slots - 1}. Stop earlier or compile with a larger {dim}"
         )
     if position_ids.shape[1] == 1:
         return

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-POSITIONS = "position_ids"
+#: Inputs that hold positions, and the dimension that holds as many slots.
+POSITIONS = {"position_ids": "ctx_len", "encoder_position_ids": "encoder_ctx_len"}
 ROWS = "batch_index"
 
 
@@ -67,8 +68,10 @@ class OrtSession:
         session = self._open_session()
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
         step = self._choose(arrays)
-        if POSITIONS in arrays and "ctx_len" in step.specialization.dims:
-            check_positions(arrays[POSITIONS].astype(np.int64, copy=False), ctx_len=step.specialization.dims["ctx_len"])
+        for name, dim in POSITIONS.items():
+            if name in arrays and dim in step.specialization.dims:
+                slots = step.specialization.dims[dim]
+                check_positions(arrays[name].astype(np.int64, copy=False), dim=dim, slots=slots)
         if ROWS in arrays and "full_batch_size" in step.specialization.dims:
             check_rows(
                 arrays[ROWS].astype(np.int64, copy=False), cache_rows=step.specialization.dims["full_batch_size"]

@@ -16,7 +16,7 @@ class QaicBackend(Backend):
     options = QaicOptions
     runtime_options = QaicRuntimeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}),
+        tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "seq2seq-lm"}),
         continuous_batching=True,
         speculative_decoding=True,
         compute_contexts=True,

@@ -6,6 +6,7 @@ standard ops, which ONNX Runtime inlines.
 
 from __future__ import annotations
 
+from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.gather_rows import GatherRows
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
@@ -18,16 +19,18 @@ from qeff_framework.plugin_api import Transform
 #: The passes in the order in which they must run.
 PASSES: tuple[Transform, ...] = (
     GroupQueryAttention(),
-    ScatterCache(),
     GatherRows(),
     SimplifiedRMSNorm(),
     FusedExperts(),
     TiedWeights(),
+    EncoderBranch(),
+    ScatterCache(),
     RemoveUnused(),
 )
 
 __all__ = [
     "PASSES",
+    "EncoderBranch",
     "FusedExperts",
     "GatherRows",
     "GroupQueryAttention",

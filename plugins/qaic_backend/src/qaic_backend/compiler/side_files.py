@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from qeff_framework.plugin_api import Specialization, StateSpec
 
-_KINDS = {"prefill": "Prefill", "decode": "Decode", "encode": "Embedding"}
+_KINDS = {"prefill": "Prefill", "decode": "Decode", "encode": "Embedding", "encoder": "Encoder"}
 
 
 def flat_specializations(specializations: Sequence[Specialization]) -> str:
@@ -27,7 +27,7 @@ def _symbols(specialization: Specialization) -> dict[str, str]:
 
 
 def _titles(specializations: Sequence[Specialization]) -> list[str]:
-    """Names as this platform has them: ``Prefill``, ``Decode``, ``Embedding``; several of a kind are numbered from 0."""
+    """Names as this platform has them: ``Prefill``, ``Decode``, ``Encoder``, ``Embedding``; several of a kind count from 0."""
     kinds = [_KINDS.get(item.name.partition("_")[0], item.name) for item in specializations]
     return [
         kind if kinds.count(kind) == 1 else f"{kind}_{kinds[:number].count(kind)}" for number, kind in enumerate(kinds)

@@ -3,6 +3,9 @@
 ``KVGather`` and ``KVGatherCB`` say which slots a step reads. An attention that reads the result of a ``KVUpdate`` itself reads
 all of them. Slots behind the last position are hidden by the mask anyway; they get an index beyond the cache, for which the
 device yields zeros without reading anything.
+
+That holds for tokens that see what their own row has written. Cross-attention sees what an earlier step has written at the
+positions of the encoder's tokens: it reads the cache as it is.
 """
 
 from __future__ import annotations
@@ -66,6 +69,10 @@ CtxGatherCB (data, batch_index, ctx_indices, comp_ctx_len) => (result)
 """
 
 
+#: Where the decoder's tokens are; updates at other positions are those of an encoder's output.
+_POSITIONS = "position_ids"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Read:
     """A node that reads an updated cache."""
@@ -90,12 +97,12 @@ class CtxGather:
     """
 
     name = "CtxGather"
-    version = "1"
+    version = "2"
 
     def __init__(self, *, hidden_index: int = BEYOND_CACHE) -> None:
         self._hidden_index = hidden_index
         if hidden_index != BEYOND_CACHE:
-            self.version = f"1, hidden {hidden_index}"
+            self.version = f"{self.version}, hidden {hidden_index}"
 
     def __call__(self, model: ir.Model) -> bool:
         """Says whether a read was lowered."""
@@ -158,6 +165,9 @@ class CtxGather:
 
 def _reads(model: ir.Model) -> Iterator[_Read]:
     for update in dialect_nodes(model, "KVUpdate", "KVUpdateCB"):
+        positions = inputs_of(update)[2]
+        if positions.is_graph_input() and positions.name != _POSITIONS:
+            continue
         readers = {use.node for use in update.outputs[0].uses() if use.node.domain == DIALECT}
         for reader in readers:
             is_attention = reader.op_type.startswith("Attention") and update.op_type == "KVUpdate"

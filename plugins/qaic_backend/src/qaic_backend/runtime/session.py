@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-POSITIONS = "position_ids"
+#: Inputs that hold positions, and the dimension that holds as many slots.
+POSITIONS = {"position_ids": "ctx_len", "encoder_position_ids": "encoder_ctx_len"}
 ROWS = "batch_index"
 
 
@@ -66,12 +67,10 @@ class QaicSession:
             for shape in description.shapes
         }
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*compiled.inputs, *compiled.outputs)}
-        self._ctx_len = next(
-            (item.dims["ctx_len"] for item in compiled.specializations if "ctx_len" in item.dims), None
-        )
-        self._cache_rows = next(
-            (item.dims["full_batch_size"] for item in compiled.specializations if "full_batch_size" in item.dims), None
-        )
+        dims = {name: size for item in compiled.specializations for name, size in item.dims.items()}
+        #: All specializations agree on the sizes of the states.
+        self._slots = {name: (dim, dims[dim]) for name, dim in POSITIONS.items() if dim in dims}
+        self._cache_rows = dims.get("full_batch_size")
         #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
         self._state_is_fresh, self._clear_state = True, False
         self._broken = False
@@ -152,8 +151,9 @@ class QaicSession:
         for name, array in inputs.items():
             if array.dtype != self._dtypes[name]:
                 raise InputError(f"input {name} is {array.dtype}, the model takes {self._dtypes[name]}")
-        if POSITIONS in inputs and self._ctx_len is not None:
-            _check_positions(inputs[POSITIONS], self._ctx_len)
+        for name, (dim, slots) in self._slots.items():
+            if name in inputs:
+                _check_positions(inputs[name], dim, slots)
         if ROWS in inputs and self._cache_rows is not None:
             _check_rows(inputs[ROWS], self._cache_rows)
         return step
@@ -165,14 +165,14 @@ class QaicSession:
         )
 
 
-def _check_positions(position_ids: Array, ctx_len: int) -> None:
+def _check_positions(position_ids: Array, dim: str, slots: int) -> None:
     """The device drops what is written behind the context without a word; the answer would be wrong."""
-    beyond = np.argwhere(position_ids >= ctx_len)  # type: ignore[operator]
+    beyond = np.argwhere(position_ids >= slots)  # type: ignore[operator]
     if beyond.size:
         row, token = beyond[0][:2]
         raise InputError(
-            f"position {position_ids[row, token]} of row {row} does not fit into the context: ctx_len is {ctx_len}, the last "
-            f"position is {ctx_len - 1}. Stop earlier or compile with a larger ctx_len"
+            f"position {position_ids[row, token]} of row {row} does not fit into the context: {dim} is {slots}, the last "
+            f"position is {slots - 1}. Stop earlier or compile with a larger {dim}"
         )
 
 

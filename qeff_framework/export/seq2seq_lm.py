@@ -1,0 +1,253 @@
+"""The graph of an encoder-decoder language model: one step of the decoder, and of the encoder where there is something to read.
+
+One graph, not one for each half. The keys and values of cross-attention are retained states like those of self-attention, and
+the specializations of one program share their states on the device; those of two programs would go through the host. They are
+written by the op that writes every cache, at the positions of the encoder's tokens. So the step that reads the source, *encode*,
+has T tokens for the encoder, and *decode* has a single one of padding, which writes nothing. Nothing else tells the two apart:
+sources of several lengths are several encode programs over the same states.
+
+A backend that can branch need not run the encoder over that one token: all it computes goes into these updates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import EncoderDecoderCache
+
+from qeff_framework.contracts import StateSpec
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export.interface import (
+    BATCH,
+    CTX,
+    ENCODER_CTX,
+    ENCODER_SEQ,
+    SEQ,
+    rename_dims,
+    rename_interface,
+)
+from qeff_framework.export.last_logits import cache_argument, last_logits
+from qeff_framework.export.positions import require_given_positions, token_counting
+from qeff_framework.export.stages import stage
+from qeff_framework.export.trace import finish, probe, trace, translate
+from qeff_framework.export.weights import graph_weights
+from qeff_framework.seam.adapt import adapt, leave_attention_to
+from qeff_framework.seam.cache import CROSS, SLOTTED, CrossCache, SeamCache, StateShape
+from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.places import PlacesArePositions
+from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
+from qeff_framework.seam.shell import make_shell
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from transformers import PreTrainedModel
+
+INPUTS = ("input_ids", "position_ids", "encoder_input_ids", "encoder_position_ids", "encoder_lengths")
+
+#: Sizes of the example step. All differ and none is 1, so the tracer does not take one for another or for a broadcast.
+_BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
+
+
+def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
+    """The portable graph in memory, over the weights of `module`, and its retained states."""
+    norms = find_rms_norms(module)
+    shell = make_shell(module)
+    adapt(shell, norms)
+    with stage("probe run"):
+        plan = _probe(shell)
+    with stage("trace"):
+        program = _trace(shell, plan)
+    with stage("translation to ONNX"):
+        model = translate(program, graph_weights(module, norms))
+    finish(model)
+    return model, _name_interface(model, plan.states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What the probe run found out about a model."""
+
+    encoder_masks: MaskPlan
+    decoder_masks: MaskPlan
+    states: tuple[StateShape, ...] = ()
+
+
+class _Seq2SeqGraph(torch.nn.Module):
+    """Gives a shell the signature of the portable graph. A plan without states makes caches that record them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: _Plan,
+        around: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.around = around
+        #: States of the last pass.
+        self.shapes: tuple[StateShape, ...] = ()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        encoder_input_ids: torch.Tensor,
+        encoder_position_ids: torch.Tensor,
+        encoder_lengths: torch.Tensor,
+        states: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """Returns logits ``[B, 1, V]`` and the new `states`."""
+        # Each input has symbols of its own for its sizes; from here on they are known to be the same.
+        require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
+        for tensor in (position_ids, encoder_input_ids, encoder_position_ids, encoder_lengths):
+            require(input_ids.shape[0] == tensor.shape[0])
+        require(input_ids.shape[1] == position_ids.shape[1])
+        require(encoder_input_ids.shape[1] == encoder_position_ids.shape[1])
+
+        own, cross = self._caches(states)
+        step = Step(position_ids=position_ids, kv_positions=torch.arange(own.ctx_len))
+        memory = Memory(
+            position_ids=encoder_position_ids,
+            lengths=encoder_lengths,
+            kv_positions=torch.arange(cross.ctx_len),
+        )
+        logits = self._step(input_ids, encoder_input_ids, step, memory, EncoderDecoderCache(own, cross))
+        self.shapes = (*own.shapes(), *cross.shapes())
+        written = {**own.states, **cross.states}
+        return logits, *(written[shape.id] for shape in self.plan.states)
+
+    def _caches(self, states: list[torch.Tensor]) -> tuple[SeamCache, CrossCache]:
+        if not states:
+            return SeamCache(_CTX), CrossCache(_ENCODER_CTX)
+        held = {shape.id: state for shape, state in zip(self.plan.states, states, strict=True)}
+        own = {state: tensor for state, tensor in held.items() if state.role not in CROSS}
+        cross = {state: tensor for state, tensor in held.items() if state.role in CROSS}
+        return SeamCache(next(iter(own.values())).shape[2], own), CrossCache(next(iter(cross.values())).shape[2], cross)
+
+    def _step(
+        self,
+        input_ids: torch.Tensor,
+        encoder_input_ids: torch.Tensor,
+        step: Step,
+        memory: Memory,
+        cache: EncoderDecoderCache,
+    ) -> torch.Tensor:
+        model, plan = self.model, self.plan
+        is_token = (memory.position_ids >= 0).to(torch.int64)
+        with forward_scope(Scope(masks=plan.encoder_masks)):
+            encoded = model.get_encoder()(input_ids=encoder_input_ids, attention_mask=is_token)
+        arguments: dict[str, Any] = {cache_argument(model): cache}
+        if "decoder_position_ids" in inspect.signature(model.forward).parameters:
+            arguments["decoder_position_ids"] = step.position_ids.clamp(min=0)
+
+        def run() -> torch.Tensor:
+            scope = Scope(masks=plan.decoder_masks, step=step, memory=memory)
+            with forward_scope(scope), self.around(step.position_ids):
+                logits: torch.Tensor = model(
+                    encoder_outputs=encoded,
+                    attention_mask=is_token,
+                    decoder_input_ids=input_ids,
+                    use_cache=True,
+                    **arguments,
+                ).logits
+            return logits
+
+        return last_logits(model, step.position_ids, run)
+
+
+def _probe(shell: PreTrainedModel) -> _Plan:
+    """Runs one step; returns what it needs to be traced."""
+    plan = _Plan(encoder_masks=MaskPlan(), decoder_masks=MaskPlan())
+    graph = _Seq2SeqGraph(shell, plan)
+    logits, *_ = probe(graph, (*_example_tokens(), []))
+    plan.encoder_masks.finish_recording()
+    plan.decoder_masks.finish_recording()
+    own = [shape for shape in graph.shapes if shape.id.role not in CROSS]
+    cross = [shape for shape in graph.shapes if shape.id.role in CROSS]
+    if not own or not cross:
+        missing = "self-attention" if not own else "cross-attention"
+        raise UnsupportedModelError(f"its {missing} writes nothing to the cache, so no state could be retained")
+    if any(shape.id.role not in (*SLOTTED, *CROSS) for shape in graph.shapes):
+        raise UnsupportedModelError("its decoder keeps convolution or recurrent states beside the encoder's output")
+    if not plan.decoder_masks.forms:
+        raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
+    asking = plan.decoder_masks.attention_calls
+    if asking == 0 and leave_attention_to(shell):
+        return _probe(shell)
+    writing = sum(shape.id.role in ("key", "key_cross") for shape in graph.shapes)
+    if 0 < asking < writing:
+        raise UnsupportedModelError(
+            f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"
+        )
+    if logits.dim() != 3 or logits.shape[1] != 1:
+        raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
+    return _Plan(encoder_masks=plan.encoder_masks, decoder_masks=plan.decoder_masks, states=graph.shapes)
+
+
+def _trace(shell: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
+    """Traces the step. A decoder that numbers tokens by their place is traced again with its count replaced by positions."""
+    example, axes = _example(plan.states)
+    program = trace(_Seq2SeqGraph(shell, plan), example, axes)
+    if token_counting(program) is None:
+        return program
+    program = trace(_Seq2SeqGraph(shell, plan, PlacesArePositions), example, axes)
+    require_given_positions(program)
+    return program
+
+
+def _example_tokens() -> tuple[torch.Tensor, ...]:
+    def counting(tokens: int) -> torch.Tensor:
+        return torch.arange(tokens).expand(_BATCH, -1).contiguous()
+
+    return (
+        torch.zeros((_BATCH, _SEQ), dtype=torch.int64),
+        counting(_SEQ),
+        torch.zeros((_BATCH, _ENCODER_SEQ), dtype=torch.int64),
+        counting(_ENCODER_SEQ),
+        torch.full((_BATCH, 1), _ENCODER_SEQ),
+    )
+
+
+def _example(shapes: tuple[StateShape, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments of the trace, and which of their dimensions are symbolic."""
+    names = (BATCH, SEQ, CTX, ENCODER_SEQ, ENCODER_CTX)
+    batch, seq, ctx, encoder_seq, encoder_ctx = (torch.export.Dim(name, min=1) for name in names)
+    crossing = [shape.id.role in CROSS for shape in shapes]
+    states = [
+        shape.zeros(_BATCH, _ENCODER_CTX if is_cross else _CTX)
+        for shape, is_cross in zip(shapes, crossing, strict=True)
+    ]
+    state_axes = [{0: batch, 2: encoder_ctx if is_cross else ctx} for is_cross in crossing]
+    tokens, encoder_tokens = {0: batch, 1: seq}, {0: batch, 1: encoder_seq}
+    axes = (tokens, tokens, encoder_tokens, encoder_tokens, {0: batch}, state_axes)
+    return (*_example_tokens(), states), axes
+
+
+def _name_interface(model: onnx_ir.Model, shapes: tuple[StateShape, ...]) -> tuple[StateSpec, ...]:
+    states = tuple(
+        StateSpec(input=shape.id.name, output=f"{shape.id.name}_RetainedState", kind=shape.id.kind) for shape in shapes
+    )
+    rename_interface(
+        model,
+        inputs=[*INPUTS, *(state.input for state in states)],
+        outputs=["logits", *(state.output for state in states)],
+    )
+    first_cross = next(number for number, shape in enumerate(shapes) if shape.id.role in CROSS)
+    rename_dims(
+        model,
+        {
+            BATCH: (0, 0),
+            SEQ: (0, 1),
+            ENCODER_SEQ: (INPUTS.index("encoder_input_ids"), 1),
+            CTX: (len(INPUTS), 2),
+            ENCODER_CTX: (len(INPUTS) + first_cross, 2),
+        },
+    )
+    return states
