@@ -72,7 +72,7 @@ def test_the_padding_of_tokenizer_output_changes_nothing(bart: tuple[PreTrainedM
 
 
 def test_start_forced_and_end_tokens_are_those_of_the_generation_config() -> None:
-    module = tiny_seq2seq_lm("bart")
+    module = tiny_seq2seq_lm("t5")
     free = eager_seq2seq_greedy(module, SOURCES[0], NEW_TOKENS, decoder_start_token_id=9, forced_bos_token_id=40)
     settings = module.generation_config
     settings.decoder_start_token_id, settings.forced_bos_token_id, settings.forced_eos_token_id = 9, 40, 77
