@@ -32,7 +32,7 @@ from qeff_framework.export.interface import (
     rename_interface,
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
-from qeff_framework.export.positions import require_given_positions, token_counting
+from qeff_framework.export.positions import require_given_positions, require_no_running_count, token_counting
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
@@ -195,6 +195,7 @@ def _trace(shell: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
     """Traces the step. A decoder that numbers tokens by their place is traced again with its count replaced by positions."""
     example, axes = _example(plan.states)
     program = trace(_Seq2SeqGraph(shell, plan), example, axes)
+    require_no_running_count(program)
     if token_counting(program) is None:
         return program
     program = trace(_Seq2SeqGraph(shell, plan, PlacesArePositions), example, axes)

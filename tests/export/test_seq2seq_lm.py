@@ -115,3 +115,8 @@ def test_a_cross_mask_of_another_form_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(masks, "recognise", lambda function, sizes: None)
     with pytest.raises(UnsupportedModelError, match="cross-attention masks more than the padding"):
         export_portable(AutoModelForSeq2SeqLM.from_config(config), task="seq2seq-lm", output_dir=tmp_path)
+
+
+def test_a_decoder_that_counts_tokens_by_what_they_are_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModelError, match="its decoder counts the tokens of the step that are no padding"):
+        export_portable(tiny_seq2seq_lm("m2m_100"), task="seq2seq-lm", output_dir=tmp_path)
