@@ -8,6 +8,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= The capital of France is
 MODEL  ?=
 TOKENS ?= 32
+JOBS   ?= 2
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
@@ -15,7 +16,7 @@ export PROMPT MODEL
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
-	@echo "make test    ruff, mypy and pytest over the core and the plugins"
+	@echo "make test    ruff, mypy and pytest over the core and the plugins (JOBS=2: that many files of tests at a time)"
 	@echo "make lint    ruff and mypy only"
 	@echo "make coverage-range    some model types with the oldest and the newest Transformers allowed"
 	@echo "make clean   removes the virtual environment"
@@ -50,8 +51,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A file's tests share what they have exported and compiled; one thread each, so that the processes do not wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
