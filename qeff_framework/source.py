@@ -80,7 +80,7 @@ class ModuleSource:
         self.name = str(getattr(config, "name_or_path", "") or config.model_type)
 
     def identity(self) -> Mapping[str, Any]:
-        """Class, config and a digest over every parameter and buffer."""
+        """Class, configs and a digest over every parameter and buffer."""
         import torch
 
         digest = hashlib.sha256()
@@ -91,6 +91,8 @@ class ModuleSource:
         return {
             "class": type(self._module).__qualname__,
             "config": _content_of(self.config()),
+            # An artifact carries it, as it carries the file of a checkpoint.
+            "generation_config": _content_of(_generation_config(self._module) or {}),
             "weights": digest.hexdigest(),
         }
 
@@ -363,9 +365,15 @@ def _checked_module(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _save_generation_config(module: Any, directory: Path) -> None:
+    content = _generation_config(module)
+    if content is not None:
+        _write_json(directory / "generation_config.json", content)
+
+
+def _generation_config(module: Any) -> dict[str, Any] | None:
     generation_config = getattr(module, "generation_config", None)
-    if generation_config is not None:
-        _write_json(directory / "generation_config.json", generation_config.to_diff_dict())
+    content: dict[str, Any] | None = None if generation_config is None else generation_config.to_diff_dict()
+    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

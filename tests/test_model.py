@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
+from qeff_framework.source import ModuleSource
 from tests.recording_backend import Pass, RecordingBackend, RecordingHooks
 from tests.tiny_models import tiny_causal_lm
 
@@ -89,3 +90,14 @@ def test_a_torch_transform_leaves_the_callers_module_alone() -> None:
     model.compile(RecordingBackend, **SIZES)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert model.export().directory == plain.directory
+
+
+def test_the_generation_config_of_a_module_is_part_of_what_it_is() -> None:
+    """The artifact carries it: a module with other end tokens must not find the artifact of this one."""
+    module = tiny_causal_lm("llama")[0]
+    before = ModuleSource(module).identity()
+    assert ModuleSource(module).identity() == before
+
+    module.generation_config.eos_token_id = 77
+
+    assert ModuleSource(module).identity() != before

@@ -246,7 +246,7 @@ def resolve_settings(
       own ``do_sample`` does not count, and without sampling its scores settings (temperature, penalties) are not used.
     - With sampling, what the caller leaves open comes from the checkpoint, then from Transformers (``top_k=50``).
     - End-of-sequence, padding, start and forced ids come from the checkpoint unless given. ``ignore_eos=True`` generates up to
-      the limit.
+      the limit, without the end that the checkpoint would force there.
     - ``generation_len`` is another name for ``max_new_tokens``. `None` means: not given.
 
     Raises `OptionError` for unknown or contradictory keywords and `InputError` for a mode that the loop cannot do.
@@ -266,7 +266,10 @@ def resolve_settings(
     values |= _inherited(checkpoint_defaults, sampling=sampling)
     values |= asked
     eos = _ids(values.pop("eos_token_id", None))
-    values["eos_token_ids"] = () if values.pop("ignore_eos", False) else eos
+    ignore_eos = values.pop("ignore_eos", False)
+    values["eos_token_ids"] = () if ignore_eos else eos
+    if ignore_eos and "forced_eos_token_id" not in asked:
+        values.pop("forced_eos_token_id", None)
     values["stop_strings"] = _strings(values.get("stop_strings"))
     return GenerationSettings(**values)
 

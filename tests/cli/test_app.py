@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
@@ -157,7 +159,15 @@ def test_interruption_leaves_nothing_behind(environment, toy_site, llama, store,
     argv = command("compile", llama, "--backend", "toy", "-O", "mode=wait", "--json")
     before = sorted(path.name for path in (store / "compiled").glob("*"))
 
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores interruptions, and hands that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - the call starts no thread
+    ) as process:
         deadline = time.monotonic() + 120
         while not waiting.exists():
             assert process.poll() is None, process.communicate()

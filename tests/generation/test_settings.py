@@ -51,6 +51,10 @@ def test_keywords_win_over_the_generation_config_and_that_over_the_checkpoint() 
 
 def test_end_of_sequence_can_be_ignored() -> None:
     assert resolve_settings(CHECKPOINT, ignore_eos=True).eos_token_ids == ()
+    forcing = {**CHECKPOINT, "forced_eos_token_id": 2}
+    assert resolve_settings(forcing).forced_eos_token_ids == (2,)
+    assert resolve_settings(forcing, ignore_eos=True).forced_eos_token_ids == ()
+    assert resolve_settings(forcing, ignore_eos=True, forced_eos_token_id=7).forced_eos_token_ids == (7,)
     assert resolve_settings(CHECKPOINT, eos_token_id=7).eos_token_ids == (7,)
     assert resolve_settings({}).eos_token_ids == ()
 
