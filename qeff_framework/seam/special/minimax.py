@@ -31,8 +31,9 @@ def _model_with(forward: Any) -> Any:
 
 
 def _attention_with(forward: Any) -> Any:
-    def attention(self: Any, *args: Any, cache: Cache, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        return forward(self, *args, cache=_LinearCache(cache), **kwargs)[0], None
+    def attention(self: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        name = "cache" if "cache" in kwargs else "past_key_values"  # Transformers 5.24 renamed it.
+        return forward(self, *args, **{**kwargs, name: _LinearCache(kwargs[name])})[0], None
 
     return attention
 

@@ -26,8 +26,15 @@ def adapt(shell: PreTrainedModel) -> None:
 
 def _block_with(layer: int) -> Any:
     def block(
-        self: Any, input_states: torch.Tensor, position_ids: torch.Tensor, *_: Any, cache: Cache, **__: Any
+        self: Any,
+        input_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        *_: Any,
+        cache: Any = None,
+        past_key_values: Any = None,
+        **__: Any,
     ) -> tuple[torch.Tensor, None]:
+        cache = cache if past_key_values is None else past_key_values  # Transformers 5.24 renamed it.
         branch = self.linear_x(input_states).transpose(1, 2)
         width, tokens = self.conv1d_width, branch.shape[-1]
         columns = cache.update_conv_state(branch, layer, conv_kernel_size=width)
