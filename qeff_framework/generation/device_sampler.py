@@ -77,7 +77,7 @@ class DeviceSampler:
             if token < 0 or (self._vocab_size is not None and token >= self._vocab_size):
                 raise ExecutionError(
                     f"the program chose the token {token} for prompt {row.index}, which the model does not know: compile without "
-                    "include_sampler, and compare the logits with PyTorch (qeff compare)"
+                    "include_sampler, and compare the logits with PyTorch"
                 )
         return chosen
 

@@ -196,5 +196,5 @@ def _generator(seed: int, row: int) -> torch.Generator:
 def _not_a_number(row: Row) -> ExecutionError:
     return ExecutionError(
         f"the logits of prompt {row.index} at position {len(row.prompt) + len(row.generated) - 1} contain NaN: the program "
-        "overflowed or read a bad cache; compare it with PyTorch (qeff compare), or compile with a wider data type"
+        "overflowed or read a bad cache; compare it with PyTorch, or compile with a wider data type"
     )
