@@ -4,8 +4,9 @@ The host's part of the contract: prompts go in as chunks of the compiled prefill
 marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only. With a program
 for continuous batching, prompts take turns in its rows, see `continuous`. With a program that returns several logits per step, a
 decode step also checks drafts, see `prompt_lookup`: each token is chosen as without them, and drafts that differ are thrown away.
-What they have left in the cache lies behind the text, where the mask hides it until the right tokens take its place. With an encoder, the prompts are what it reads in the
-first step, and the decoder starts with a token of its own; the later steps give the encoder padding.
+What they have left in the cache lies behind the text, where the mask hides it until the right tokens take its place.
+With an encoder, the prompts are what it reads in the first step, and the decoder starts with a token of its own; the later steps
+give the encoder padding.
 """
 
 from __future__ import annotations
