@@ -66,9 +66,9 @@ _SPECIAL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def tiny_causal_lm(model_type: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedConfig]:
+def tiny_causal_lm(model_type: str, seed: int = 0, **changes: Any) -> tuple[PreTrainedModel, PreTrainedConfig]:
     """A random causal LM of the given ``model_type`` with float32 weights, in eval mode."""
-    config = AutoConfig.for_model(model_type, **{**_COMMON, **_SPECIAL.get(model_type, {})})
+    config = AutoConfig.for_model(model_type, **{**_COMMON, **_SPECIAL.get(model_type, {}), **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     _spread(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -46,6 +46,38 @@ def test_greedy_tokens_equal_the_portable_graph(model_type, tmp_path):
     assert {op: ops[op] for op in ("GroupQueryAttention", "ScatterND") if ops[op]} == CACHE_KERNELS[model_type]
     assert compiled.program["in_place"] == [state.input for state in compiled.states]
     assert continuation(execute(compiled), PROMPTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "ops"),
+    [("llama", {"MatMulNBits": 15}), ("mixtral", {"MatMulNBits": 9, "QMoE": 2}), ("mamba", {"MatMulNBits": 7})],
+)
+def test_compressed_weights_give_nearly_the_same_logits(model_type, ops, tmp_path):
+    # Weights as small as those of trained models: with wide ones a rounding error grows from layer to layer.
+    model, _ = tiny_causal_lm(model_type, hidden_size=64, intermediate_size=64, initializer_range=0.1)
+    (tmp_path / "export").mkdir()
+    exported = export_portable(model, task="causal-lm", output_dir=tmp_path / "export")
+    shapes = specializations(batch=1, ctx_len=CTX_LEN, chunks=(16,))
+    feeds = {"input_ids": np.zeros((1, 16), np.int64), "position_ids": np.full((1, 16), -1)}
+    feeds["input_ids"][0, :11], feeds["position_ids"][0, :11] = PROMPTS[0], range(11)
+
+    logits = {}
+    for precision in ("fp32", "w8", "w4"):
+        compiled = compile_program(exported, tmp_path / precision, shapes, precision=precision)
+        logits[precision] = execute(compiled).run(feeds)["logits"][0, 0]
+
+    graph = onnx.load(tmp_path / "w8" / "model.onnx", load_external_data=False).graph
+    assert Counter(op for op in _op_types(graph) if op in ("MatMulNBits", "QMoE")) == ops
+    similar = {name: float(np.corrcoef(each, logits["fp32"])[0, 1]) for name, each in logits.items()}
+    assert (0.99 if "QMoE" in ops else 0.999) < similar["w8"] < 1  # another expert may win a near tie
+    assert 0.9 < similar["w4"] < similar["w8"]
+
+
+def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            yield from _op_types(attribute.g)
 
 
 def continuation(session: OrtSession, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -21,9 +21,9 @@ class OrtSimHooks:
         """The lowering passes; the torch module is taken as it is, so the export is shared with other backends."""
         if request.stage != "onnx":
             return []
-        from ort_sim_backend.lowering import PASSES
+        from ort_sim_backend.lowering import passes
 
-        return list(PASSES)
+        return list(passes(request.options.precision))
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+
+#: Bits of a weight by value of `precision`, where weights are compressed.
+COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
+#: Weights with one scale.
+BLOCK_SIZE: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +21,12 @@ class OrtSimOptions(CompileOptions):
     # ONNX Runtime's "all" also picks a data layout for the CPU at hand; a saved program would then be tied to that CPU.
     optimization_level: str = option(
         "extended", "how much ONNX Runtime rewrites the graph at compile time", choices=("none", "basic", "extended")
+    )
+    precision: str = option(
+        "fp32",
+        "fp32: everything in float32; w8, w4: weights of the matrix products in blocks of 8 or 4 bits, multiplied with 8-bit "
+        "activations; less memory and faster steps, other logits",
+        choices=("fp32", *COMPRESSED_BITS),
     )
 
 

@@ -9,11 +9,12 @@ import onnx_ir
 import pytest
 
 from ort_sim_backend.lowering import FusedExperts, RemoveUnused
+from ort_sim_backend.lowering.blocks import Blocks
 from qeff_framework.dialect import reference
 from qeff_framework.dialect.names import Activation, Gate
 from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
 
-EXPERTS, CHOSEN, HIDDEN, INNER = 6, 3, 16, 12
+EXPERTS, CHOSEN, HIDDEN, INNER = 6, 3, 32, 32
 
 SILU = Gate()
 CLAMPED = Gate(alpha=1.702, limit=1.5, offset=1.0)
@@ -65,6 +66,30 @@ def test_numbers_equal_the_dialect(gate, biased):
     biases = (weights["up_bias"], weights["down_bias"]) if biased else None
     expected = reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.2)])
+@pytest.mark.parametrize("gate", [SILU, CLAMPED, INTERLEAVED, RELU, UNGATED_SILU], ids=str)
+def test_compressed_weights_give_nearly_the_numbers(gate, bits, tolerance):
+    model, weights = mixture(gate, biased=True)
+    fused = lowered(model, (FusedExperts(Blocks(bits=bits, size=32)), RemoveUnused()))
+    assert "QMoE" in op_types(fused)
+    random = np.random.default_rng(1)
+    hidden = random.standard_normal((5, HIDDEN)).astype(np.float32)
+    ids = np.stack([random.permutation(EXPERTS)[:CHOSEN] for _ in range(5)])
+    shares = (random.random((5, CHOSEN)) * 2.5).astype(np.float32)
+
+    mixed = run(session(fused), {"hidden": hidden, "ids": ids, "shares": shares})["mixed"]
+
+    biases = (weights["up_bias"], weights["down_bias"])
+    expected = reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
+    assert 0 < np.sqrt(np.square(mixed - expected).mean()) / expected.std() < tolerance
+
+
+def test_sizes_that_are_no_multiple_of_a_block_stay_in_float32():
+    model, _ = mixture(SILU, biased=False)
+
+    assert "MoE" in op_types(lowered(model, (FusedExperts(Blocks(bits=8, size=64)),)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ standard ops, which ONNX Runtime inlines.
 
 from __future__ import annotations
 
+from ort_sim_backend.lowering.blocks import Blocks
+from ort_sim_backend.lowering.compressed_products import CompressedProducts
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.gather_rows import GatherRows
@@ -14,22 +16,30 @@ from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.scatter_cache import ScatterCache
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.lowering.unused import RemoveUnused
+from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.plugin_api import Transform
 
-#: The passes in the order in which they must run.
-PASSES: tuple[Transform, ...] = (
-    GroupQueryAttention(),
-    GatherRows(),
-    SimplifiedRMSNorm(),
-    FusedExperts(),
-    TiedWeights(),
-    EncoderBranch(),
-    ScatterCache(),
-    RemoveUnused(),
-)
+
+def passes(precision: str = "fp32") -> tuple[Transform, ...]:
+    """The passes for this value of the option `precision`, in the order in which they must run."""
+    bits = COMPRESSED_BITS.get(precision)
+    blocks = None if bits is None else Blocks(bits=bits, size=BLOCK_SIZE)
+    return (
+        GroupQueryAttention(),
+        GatherRows(),
+        SimplifiedRMSNorm(),
+        # It finds the products that choose experts by the mixtures, so these must be there yet.
+        *([] if blocks is None else [CompressedProducts(blocks)]),
+        FusedExperts(blocks),
+        TiedWeights(),
+        EncoderBranch(),
+        ScatterCache(),
+        RemoveUnused(),
+    )
+
 
 __all__ = [
-    "PASSES",
+    "CompressedProducts",
     "EncoderBranch",
     "FusedExperts",
     "GatherRows",
@@ -38,4 +48,5 @@ __all__ = [
     "ScatterCache",
     "SimplifiedRMSNorm",
     "TiedWeights",
+    "passes",
 ]

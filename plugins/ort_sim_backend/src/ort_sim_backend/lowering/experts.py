@@ -1,4 +1,5 @@
-"""``MoE`` becomes ONNX Runtime's MoE, which multiplies each chosen expert's weight where it lies.
+"""``MoE`` becomes ONNX Runtime's MoE, which multiplies each chosen expert's weight where it lies, or its QMoE, whose weights are
+compressed.
 
 Beside the body, which gathers weights or computes every expert, it takes less than half the time for one token and for a chunk.
 
@@ -13,11 +14,20 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from ort_sim_backend.lowering.graph import CONTRIB, Writer, dialect_nodes, like, number, operand, static_dim
-
-Array = NDArray[np.generic]
+from ort_sim_backend.lowering.blocks import Blocks, Numbers
+from ort_sim_backend.lowering.graph import (
+    CONTRIB,
+    INT8_ACTIVATIONS,
+    Writer,
+    computed_constant,
+    dialect_nodes,
+    like,
+    number,
+    operand,
+    static_dim,
+)
 
 #: Numbers that the dialect gives activations (`Activation` in its documentation), and the kernel's names. GELU is left to the
 #: body: the kernel has only its approximation by tanh.
@@ -32,7 +42,11 @@ class FusedExperts:
     """Lowers each ``MoE`` in float32 with a SiLU-like gate, or with SiLU or ReLU without one, whose weights are constants."""
 
     name = "FusedExperts"
-    version = "1"
+    version = "2"
+
+    def __init__(self, blocks: Blocks | None = None) -> None:
+        #: How weights are compressed; a mixture whose sizes are no multiples of a block keeps them as they are.
+        self._blocks = blocks
 
     def __call__(self, subject: ir.Model) -> bool:
         """Says whether a mixture was lowered."""
@@ -41,7 +55,7 @@ class FusedExperts:
         for node in dialect_nodes(subject, "MoE", "MoEBias"):
             attributes = _kernel_attributes(node)
             if attributes is not None and _is_plain(node):
-                _lower(node, attributes, weights)
+                _lower(node, attributes, weights, self._blocks)
                 lowered = True
         return lowered
 
@@ -71,11 +85,9 @@ def _is_plain(node: ir.Node) -> bool:
     )
 
 
-def _lower(node: ir.Node, attributes: dict[str, float | str], weights: _Weights) -> None:
+def _lower(node: ir.Node, attributes: dict[str, float | str], weights: _Weights, blocks: Blocks | None) -> None:
     hidden, expert_ids, shares, up, down = (operand(node, place) for place in range(5))
     split = bool(number(node, "gated", 1)) and not number(node, "interleaved", 0)
-    fc1 = weights.transposed(up, alternating=split)
-    fc2 = weights.transposed(down, alternating=False)
     biases: list[ir.Value | None] = [None, None]
     if node.op_type == "MoEBias":
         up_bias = operand(node, 5)
@@ -83,13 +95,21 @@ def _lower(node: ir.Node, attributes: dict[str, float | str], weights: _Weights)
     write, mixed = Writer(node), like(node.outputs[0])
     values, total = _router_values(write, expert_ids, shares, experts=_size(up, 0))
     normed = ir.Value(type=ir.TensorType(ir.DataType.FLOAT))
-    write.ops(
-        "MoE",
-        [hidden, values, fc1, biases[0], fc2, biases[1]],
-        [normed],
-        CONTRIB,
-        {**attributes, "k": _size(expert_ids, 1), "normalize_routing_weights": 1},
-    )
+    attributes = {**attributes, "k": _size(expert_ids, 1), "normalize_routing_weights": 1}
+    matrices: list[tuple[ir.Value, ...]]
+    if blocks is not None and not _size(up, 1) % blocks.size and not _size(down, 1) % blocks.size:
+        op_type = "QMoE"
+        attributes |= {"expert_weight_bits": blocks.bits, "block_size": blocks.size, "weights_prepacked": 0}
+        attributes["accuracy_level"] = INT8_ACTIVATIONS
+        matrices = [
+            weights.compressed(up, blocks, alternating=split),
+            weights.compressed(down, blocks, alternating=False),
+        ]
+    else:
+        op_type = "MoE"
+        matrices = [(weights.transposed(up, alternating=split),), (weights.transposed(down, alternating=False),)]
+    (first, second), (first_bias, second_bias) = matrices, biases
+    write.ops(op_type, [hidden, values, *first, first_bias, *second, second_bias], [normed], CONTRIB, attributes)
     write.ops("Mul", [normed, total], [mixed], "", {})
     write.replace(node, [mixed])
 
@@ -109,33 +129,61 @@ def _router_values(
 
 
 class _Weights:
-    """Weights as the kernel wants them. Their content is computed when it is written, so one at a time is in memory."""
+    """Weights as the kernels want them, each once however many mixtures read it."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._known: dict[str, ir.Value] = {}
 
     def transposed(self, weight: ir.Value, *, alternating: bool) -> ir.Value:
         """``[E, in, out]`` as ``[E, out, in]``; with `alternating`, gate and linear columns in turns."""
         experts, rows, columns = (_size(weight, axis) for axis in range(3))
-        change = (lambda array: _transposed(_alternating(array))) if alternating else _transposed
-        return self._rewritten(weight, (experts, columns, rows), change)
+        content = _content(weight, alternating=alternating)
+        return self._constant(
+            weight, "", (experts, columns, rows), np.float32, lambda: np.ascontiguousarray(content().swapaxes(-1, -2))
+        )
+
+    def compressed(self, weight: ir.Value, blocks: Blocks, *, alternating: bool) -> tuple[ir.Value, ir.Value]:
+        """As `transposed`, compressed: levels ``[E, out, bytes]`` and scales ``[E, out, blocks]``."""
+        experts, rows, columns = (_size(weight, axis) for axis in range(3))
+        content, count = _content(weight, alternating=alternating), blocks.count(rows)
+        levels = self._constant(
+            weight,
+            "_blocks",
+            (experts, columns, count * blocks.bytes),
+            np.uint8,
+            lambda: blocks.levels(content().swapaxes(-1, -2)).reshape(experts, columns, -1),
+        )
+        scales = self._constant(
+            weight,
+            "_scales",
+            (experts, columns, count),
+            np.float32,
+            lambda: blocks.scales(content().swapaxes(-1, -2)),
+        )
+        return levels, scales
 
     def alternating(self, bias: ir.Value) -> ir.Value:
         """``[E, out]`` with gate and linear columns in turns."""
-        return self._rewritten(bias, (_size(bias, 0), _size(bias, 1)), _alternating)
+        return self._constant(bias, "", (_size(bias, 0), _size(bias, 1)), np.float32, _content(bias, alternating=True))
 
-    def _rewritten(self, weight: ir.Value, sizes: tuple[int, ...], change: Callable[[Array], Array]) -> ir.Value:
-        name, source, shape = f"{weight.name}_MoE", weight.const_value, ir.Shape(sizes)
-        if source is None:
-            raise ValueError(f"the weight {weight.name} has no content")
-        if name not in self._known:
-            lazy = ir.LazyTensor(
-                lambda: ir.Tensor(change(source.numpy()), name=name), dtype=source.dtype, shape=shape, name=name
-            )
-            self._known[name] = ir.Value(name=name, type=weight.type, shape=shape, const_value=lazy)
-            self._graph.register_initializer(self._known[name])
-        return self._known[name]
+    def _constant(
+        self,
+        weight: ir.Value,
+        suffix: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        content: Callable[[], NDArray[np.generic]],
+    ) -> ir.Value:
+        name = f"{weight.name}_MoE{suffix}"
+        known = self._graph.initializers.get(name)
+        return computed_constant(self._graph, name, shape, dtype, content) if known is None else known
+
+
+def _content(weight: ir.Value, *, alternating: bool) -> Callable[[], Numbers]:
+    source = weight.const_value
+    if source is None:
+        raise ValueError(f"the weight {weight.name} has no content")
+    return (lambda: _alternating(source.numpy())) if alternating else source.numpy
 
 
 def _size(value: ir.Value, axis: int) -> int:
@@ -145,11 +193,7 @@ def _size(value: ir.Value, axis: int) -> int:
     return size
 
 
-def _alternating(array: Array) -> Array:
+def _alternating(array: Numbers) -> Numbers:
     """The first and the second half of the last axis, column by column in turns."""
     halves = array.reshape(*array.shape[:-1], 2, -1)
     return halves.swapaxes(-1, -2).reshape(array.shape)
-
-
-def _transposed(array: Array) -> Array:
-    return np.ascontiguousarray(array.swapaxes(-1, -2))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike, NDArray
 
 DIALECT = "qeff"
 CONTRIB = "com.microsoft"
+#: `accuracy_level` of ONNX Runtime's kernels for compressed weights that makes 8-bit numbers of the activations.
+INT8_ACTIVATIONS = 4
 _SHAPE_READERS = ("Shape", "Size")
 
 
@@ -52,6 +56,17 @@ def readers(value: ir.Value) -> set[ir.Node]:
 def like(value: ir.Value) -> ir.Value:
     """A new value that takes the place of `value`: same name, type and shape."""
     return ir.Value(name=value.name, type=value.type, shape=value.shape)
+
+
+def computed_constant(
+    graph: ir.Graph, name: str, shape: Sequence[int], dtype: DTypeLike, content: Callable[[], NDArray[np.generic]]
+) -> ir.Value:
+    """A new initializer whose content is computed each time it is written, so that one at a time is in memory."""
+    kind, sizes = ir.DataType.from_numpy(np.dtype(dtype)), ir.Shape(shape)
+    lazy = ir.LazyTensor(lambda: ir.Tensor(content(), name=name), dtype=kind, shape=sizes, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(kind), shape=sizes, const_value=lazy)
+    graph.register_initializer(value)
+    return value
 
 
 class Writer:
