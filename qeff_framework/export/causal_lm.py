@@ -37,6 +37,7 @@ from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Scope, Step, forward_scope
 from qeff_framework.seam.shell import make_shell
+from qeff_framework.seam.special.refusals import refuse_special
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -63,6 +64,7 @@ def causal_lm_model(
         )
     if has_sampler and "num_logits_to_keep" in extra_inputs:
         raise ExportError("a sampler chooses one token per step, and num_logits_to_keep asks for several logits")
+    refuse_special(module)
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from qeff_framework.coverage import reference
 from qeff_framework.coverage.reference import (
     CLEAR_MARGIN,
+    UNCACHED,
     check_causal_lm,
     check_encoder,
     clear_reference,
@@ -45,6 +47,16 @@ def test_each_kind_of_decoder_has_a_lively_reference(model_type: str) -> None:
     assert facts["distinct"] >= 3
     assert facts["parameters"] < 5_000_000
     assert facts["cache_gap"] < 1e-3
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith(("5.21.", "5.22.", "5.23.")), reason="it decodes without a cache there"
+)
+@pytest.mark.parametrize("model_type", UNCACHED)
+def test_an_uncached_reference_differs_from_the_cached_one(model_type: str) -> None:
+    facts = check_causal_lm(model_type)
+    assert facts["distinct"] >= 3
+    assert facts["cache_gap"] > 0.1
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "modernbert", "longformer"])

@@ -1,15 +1,19 @@
-"""Families whose code goes around the seam: the tokens of Transformers, in chunks, with padding in a batch."""
+"""Families whose code goes around the seam: the tokens of Transformers, in chunks, with padding in a batch; or a refusal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from qeff_framework.coverage.reference import clear_reference
-from qeff_framework.coverage.tiny import tiny_model
+from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export.last_logits import cache_argument
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam import special
+from qeff_framework.seam.special import refusals
 from tests.portable_loop import greedy
 
 pytestmark = pytest.mark.filterwarnings(
@@ -32,9 +36,56 @@ def test_tokens_equal_transformers(model_type, tmp_path):
 
 
 def test_each_family_stands_in_a_file_with_its_reason():
-    files = {path.stem for path in Path(special.__file__).parent.glob("*.py")} - {"__init__"}
+    files = {path.stem for path in Path(special.__file__).parent.glob("*.py")} - {"__init__", "refusals"}
 
     assert files == set(special._FAMILIES.values())
     for name in files:
         text = (Path(special.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         assert text.startswith('"""'), f"{name} does not say why it is special"
+
+
+@pytest.mark.parametrize("model_type", refusals._REASONS)
+def test_what_no_steps_can_compute_is_refused_before_it_is_traced(model_type, tmp_path, monkeypatch):
+    monkeypatch.setattr("qeff_framework.export.causal_lm.make_shell", lambda module: pytest.fail("it went on"))
+
+    with pytest.raises(UnsupportedModelError, match=r"cannot be exported as causal-lm: .*; run it with Transformers"):
+        export_portable(_refused(model_type), task="causal-lm", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("model_type", refusals._REASONS)
+def test_a_refused_model_does_compute_something_else_in_steps(model_type):
+    module, prompt = _refused(model_type), tiny_prompts()[1]
+
+    with torch.no_grad():
+        whole = module(input_ids=torch.tensor([prompt])).logits[0]
+        steps = (
+            _one_by_one(module, prompt)
+            if model_type == "blt"
+            else module(input_ids=torch.tensor([prompt[:8]])).logits[0]
+        )
+
+    # Steps cannot know what comes behind the eighth token. BLT would not need to, but its cache lacks what comes before.
+    assert (whole[:8] - steps[:8]).abs().max() > 0.1
+
+
+def _refused(model_type):
+    """A tiny model to which the refusal applies."""
+    module = tiny_model(model_type, "causal-lm")
+    if model_type == "xlm":
+        module.config.causal = module.transformer.causal = False
+    if model_type == "reformer":  # Texts within two chunks are not sorted.
+        module.config.lsh_attn_chunk_length = 4
+        for part in module.modules():
+            if hasattr(part, "hash_seed"):
+                part.chunk_length = 4
+    return module
+
+
+def _one_by_one(module, prompt):
+    """Logits ``[S, V]`` of a prompt that is read in steps of one token."""
+    name, cache, logits = cache_argument(module), None, []
+    for token in prompt:
+        output = module(input_ids=torch.tensor([[token]]), use_cache=True, **{name: cache})
+        cache = output[name]
+        logits.append(output.logits[0, -1])
+    return torch.stack(logits)

@@ -1,6 +1,7 @@
 """Families whose code goes around the interfaces of Transformers that the seam stands on.
 
-Each is a file of its own with the reason. Nothing else here, or in the export, knows a family by name.
+Each is a file of its own with the reason; `refusals` names those that no such file could carry. Nothing else here, or in the
+export, knows a family by name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "openai-gpt": "openai_gpt",
     "recurrent_gemma": "recurrent_gemma",
     "rwkv": "rwkv",
+    "xlm": "xlm",
     "xlstm": "xlstm",
 }
 
