@@ -11,6 +11,7 @@ import pytest
 
 from ort_sim_backend.session import OrtSession
 from qeff_framework.export.portable import export_portable
+from qeff_framework.plugin_api import OptionError
 from tests.plugins.ort_sim_backend.programs import compile_program, execute, specializations
 from tests.portable_loop import greedy
 from tests.tiny_models import tiny_causal_lm
@@ -68,6 +69,8 @@ def test_compressed_weights_give_nearly_the_same_logits(model_type, ops, tmp_pat
 
     graph = onnx.load(tmp_path / "w8" / "model.onnx", load_external_data=False).graph
     assert Counter(op for op in _op_types(graph) if op in ("MatMulNBits", "QMoE")) == ops
+    with pytest.raises(OptionError, match="pack_weights=False does not go with a program of precision 'w4'"):
+        execute(compiled, pack_weights=False)
     similar = {name: float(np.corrcoef(each, logits["fp32"])[0, 1]) for name, each in logits.items()}
     assert (0.99 if "QMoE" in ops else 0.999) < similar["w8"] < 1  # another expert may win a near tie
     assert 0.9 < similar["w4"] < similar["w8"]

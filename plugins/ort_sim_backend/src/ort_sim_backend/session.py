@@ -13,7 +13,7 @@ from ort_sim_backend import shapes
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.positions import check_positions, check_rows
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, OptionError, Specialization
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class OrtSession:
     """Implements `qeff_framework.plugin_api.ExecutionSession`."""
 
     def __init__(self, compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
+        _check_packing(compiled, options)
         self.compiled = compiled
         threads = options.num_threads or _default_threads(compiled)
         self._session = _load(compiled, threads, pack_weights=options.pack_weights)
@@ -146,6 +147,16 @@ class OrtSession:
             if inputs[name].dtype != buffer.dtype:
                 raise InputError(f"input {name} is {inputs[name].dtype}, the model takes {buffer.dtype}")
         return step
+
+
+def _check_packing(compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
+    """Unpacked, the kernels for compressed weights first write every weight as float32, in each step."""
+    precision = compiled.options.get("precision", "fp32")
+    if precision != "fp32" and not options.pack_weights:
+        raise OptionError(
+            f"pack_weights=False does not go with a program of precision '{precision}': compressed weights are multiplied fast "
+            "only when they are packed; leave pack_weights at True, or compile with precision='fp32'"
+        )
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession | None:
