@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         QEFFAutoModel,
         QEFFAutoModelForCausalLM,
         QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForQuestionAnswering,
         QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
+        QEFFAutoModelForTokenClassification,
     )
     from qeff_framework.errors import QEFFError
     from qeff_framework.model import QEFFBaseModel
@@ -26,8 +28,10 @@ _HOMES = {
     "QEFFAutoModel": "auto",
     "QEFFAutoModelForCausalLM": "auto",
     "QEFFAutoModelForFeatureExtraction": "auto",
+    "QEFFAutoModelForQuestionAnswering": "auto",
     "QEFFAutoModelForSeq2SeqLM": "auto",
     "QEFFAutoModelForSequenceClassification": "auto",
+    "QEFFAutoModelForTokenClassification": "auto",
     "QEFFBaseModel": "model",
     "QEFFError": "errors",
     "create_and_dump_qconfigs": "artifacts",
@@ -40,8 +44,10 @@ __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
+    "QEFFAutoModelForTokenClassification",
     "QEFFBaseModel",
     "QEFFError",
     "create_and_dump_qconfigs",

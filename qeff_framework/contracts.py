@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 #: Kinds of work that a model can do. A backend declares the ones it carries.
-Task = Literal["causal-lm", "encoder", "sequence-classification", "seq2seq-lm"]
+Task = Literal[
+    "causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering", "seq2seq-lm"
+]
 
 #: Inputs that a causal LM's graph has when it is asked for them. ``batch_index [B, 1]`` (continuous batching): the cache row of
 #: each row of the step. ``comp_ctx_lengths [L]`` (compute context): only its length counts, the first L slots of the cache are

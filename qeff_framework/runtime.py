@@ -23,7 +23,7 @@ from qeff_framework.registry import registry
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
-    from qeff_framework.generation import GenerationOutput, TextGenerator, TextTokenizer
+    from qeff_framework.generation import Answer, GenerationOutput, SpanLogits, TextGenerator, TextTokenizer
 
 
 def load_compiled(
@@ -66,6 +66,17 @@ class CompiledRunner:
     def __init__(self, session: ExecutionSession) -> None:
         self.session = session
         self.compiled = session.compiled
+        self._tokenizer: TextTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that the artifact carries, or `None`."""
+        directory = self.compiled.directory / "tokenizer"
+        if self._tokenizer is None and directory.is_dir():
+            from qeff_framework.generation import load_tokenizer
+
+            self._tokenizer = load_tokenizer(directory)
+        return self._tokenizer
 
     @property
     def info(self) -> Mapping[str, str]:
@@ -94,19 +105,8 @@ class CompiledCausalLM(CompiledRunner):
 
     def __init__(self, session: ExecutionSession) -> None:
         super().__init__(session)
-        self._tokenizer: TextTokenizer | None = None
         # One for all calls: it knows which generation owns the cache.
         self._generator: TextGenerator | None = None
-
-    @property
-    def tokenizer(self) -> TextTokenizer | None:
-        """The tokenizer that the artifact carries, or `None`."""
-        directory = self.compiled.directory / "tokenizer"
-        if self._tokenizer is None and directory.is_dir():
-            from qeff_framework.generation import load_tokenizer
-
-            self._tokenizer = load_tokenizer(directory)
-        return self._tokenizer
 
     def generate(
         self,
@@ -191,9 +191,7 @@ class CompiledEncoder(CompiledRunner):
         Raises:
             InputError: no inputs, or longer ones than were compiled for.
         """
-        from qeff_framework.generation import EncoderRunner
-
-        return EncoderRunner(self.session, pad_token_id=self.compiled.metadata.get("pad_token_id"))(inputs)
+        return _first_output(self.session, inputs)
 
 
 class CompiledClassifier(CompiledRunner):
@@ -224,15 +222,100 @@ class CompiledClassifier(CompiledRunner):
         Raises:
             InputError: no inputs, or longer ones than were compiled for.
         """
-        from qeff_framework.generation import EncoderRunner
+        return _first_output(self.session, inputs)
 
-        return EncoderRunner(self.session, pad_token_id=self.compiled.metadata.get("pad_token_id"))(inputs)
+
+class CompiledTokenClassifier(CompiledClassifier):
+    """Class scores of each token with a loaded program."""
+
+    def generate(self, inputs: Mapping[str, Any]) -> Array:
+        """Classifies each token of tokenizer output.
+
+        Args:
+            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows.
+
+        Returns:
+            Logits, float32 ``[N, S, labels]``; those of padding mean nothing.
+
+        Raises:
+            InputError: no inputs, or longer ones than were compiled for.
+        """
+        return _first_output(self.session, inputs)
+
+
+class CompiledQuestionAnswering(CompiledRunner):
+    """Answers that stand in a text, with a loaded program."""
+
+    def generate(self, inputs: Mapping[str, Any]) -> SpanLogits:
+        """Scores each token of tokenizer output as start and as end of the answer.
+
+        Args:
+            inputs: of pairs of question and context: ``input_ids [N, S]``, ``attention_mask [N, S]`` and, where the model reads
+                them, ``token_type_ids [N, S]``; any number of rows.
+
+        Returns:
+            ``start_logits`` and ``end_logits``, float32 ``[N, S]``; those of padding mean nothing.
+
+        Raises:
+            InputError: no inputs, or longer ones than were compiled for.
+        """
+        from qeff_framework.generation import EncoderRunner, SpanLogits
+
+        outputs = EncoderRunner(self.session).outputs(inputs)
+        return SpanLogits(outputs["start_logits"], outputs["end_logits"])
+
+    def answer(
+        self,
+        question: str,
+        context: str,
+        *,
+        tokenizer: Any = None,
+        max_answer_len: int = 15,
+        doc_stride: int = 128,
+        handle_impossible_answer: bool = False,
+    ) -> Answer:
+        """The part of `context` that answers `question` best, by the rules of the question-answering pipeline of Transformers 4.
+
+        Args:
+            question: one question.
+            context: the text that holds the answer; one that is too long for the program is read in windows.
+            tokenizer: a fast tokenizer of Transformers; `None` takes the one that the artifact carries.
+            max_answer_len: tokens of an answer at most.
+            doc_stride: tokens by which windows overlap, at most half of the program's length.
+            handle_impossible_answer: there may be no answer, with an empty text.
+
+        Raises:
+            InputError: an empty text, a question that leaves no room for the context, or no tokenizer that fits.
+        """
+        from qeff_framework.generation import as_text_tokenizer, find_answer
+
+        chosen = tokenizer if tokenizer is not None else self.tokenizer
+        if chosen is None:
+            raise InputError(f"{self.compiled.directory} carries no tokenizer; pass tokenizer=...")
+        return find_answer(
+            self.generate,
+            as_text_tokenizer(chosen),
+            question,
+            context,
+            max_tokens=max(item.dims["seq_len"] for item in self.compiled.specializations),
+            max_answer_len=max_answer_len,
+            doc_stride=doc_stride,
+            handle_impossible_answer=handle_impossible_answer,
+        )
+
+
+def _first_output(session: ExecutionSession, inputs: Mapping[str, Any]) -> Array:
+    from qeff_framework.generation import EncoderRunner
+
+    return EncoderRunner(session)(inputs)
 
 
 _RUNNERS: Mapping[str, type[CompiledRunner]] = {
     "causal-lm": CompiledCausalLM,
     "encoder": CompiledEncoder,
     "sequence-classification": CompiledClassifier,
+    "token-classification": CompiledTokenClassifier,
+    "question-answering": CompiledQuestionAnswering,
     "seq2seq-lm": CompiledSeq2SeqLM,
 }
 

@@ -213,6 +213,8 @@ class CheckpointSource:
         except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
             logger.info("%s has no tokenizer that Transformers can load: %s", self.name, _first_line(error))
             return
+        # Some classes alone know which inputs their model reads; the artifact is read without them.
+        tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
         with _quiet_transformers():
             tokenizer.save_pretrained(directory)
 

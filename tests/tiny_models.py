@@ -14,8 +14,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -107,9 +109,23 @@ def tiny_encoder(model_type: str, seed: int = 0) -> PreTrainedModel:
 
 def tiny_classifier(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A random sequence classifier with three labels, in eval mode."""
-    config = AutoConfig.for_model(model_type, **_ENCODER, num_labels=3)
+    return _with_head(AutoModelForSequenceClassification, model_type, seed, num_labels=3)
+
+
+def tiny_token_classifier(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """A random token classifier with three labels, in eval mode."""
+    return _with_head(AutoModelForTokenClassification, model_type, seed, num_labels=3)
+
+
+def tiny_question_answering(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """A random model for question answering, in eval mode."""
+    return _with_head(AutoModelForQuestionAnswering, model_type, seed)
+
+
+def _with_head(auto_class: Any, model_type: str, seed: int, **fields: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(model_type, **_ENCODER, **fields)
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    model: PreTrainedModel = auto_class.from_config(config, attn_implementation="eager")
     _spread(model)
     return model.eval()
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.model import QEFFAutoModel
+from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
+from qeff_framework.auto.token_classification import QEFFAutoModelForTokenClassification
 
 __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
+    "QEFFAutoModelForTokenClassification",
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qeff_framework.auto.dispatch import check_task
+from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
-from qeff_framework.model import QEFFBaseModel
 from qeff_framework.shapes import CausalLMShapes
-from qeff_framework.source import ModelSource
 
 
-class QEFFAutoModelForCausalLM(QEFFBaseModel):
+class QEFFAutoModelForCausalLM(TaskModel):
     """A causal language model.
 
     ``compile`` takes ``prefill_seq_len=32, ctx_len=128, batch_size=1`` beside the backend's options. ``generate``
@@ -27,7 +25,3 @@ class QEFFAutoModelForCausalLM(QEFFBaseModel):
     task: ClassVar[Task] = "causal-lm"
     transformers_class = "AutoModelForCausalLM"
     shapes = CausalLMShapes
-
-    @classmethod
-    def _check_architecture(cls, source: ModelSource) -> None:
-        check_task(source, cls.task)

@@ -18,6 +18,8 @@ _CLASS_OF_TASK: Mapping[Task, str] = {
     "causal-lm": "QEFFAutoModelForCausalLM",
     "encoder": "QEFFAutoModelForFeatureExtraction",
     "sequence-classification": "QEFFAutoModelForSequenceClassification",
+    "token-classification": "QEFFAutoModelForTokenClassification",
+    "question-answering": "QEFFAutoModelForQuestionAnswering",
     "seq2seq-lm": "QEFFAutoModelForSeq2SeqLM",
 }
 
@@ -68,15 +70,21 @@ def _decide(config: Mapping[str, Any]) -> Task:
     if architectures:
         if any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
             return "causal-lm"
-        if any(name in _names(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES) for name in architectures):
-            return "sequence-classification"
+        heads: tuple[tuple[Task, Mapping[str, Any]], ...] = (
+            ("sequence-classification", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+            ("token-classification", auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
+            ("question-answering", auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+        )
+        for task, mapping in heads:
+            if any(name in _names(mapping) for name in architectures):
+                return task
         other = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-        heads = _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
-        if any(name in other | heads for name in architectures):
+        pretraining = _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
+        if any(name in other | pretraining for name in architectures):
             return "encoder"
         raise UnsupportedModelError(
-            f"{_told(config)} is neither a causal or encoder-decoder language model nor a text encoder or classifier of texts; "
-            "those are the tasks of this version"
+            f"{_told(config)} is none of those that the tasks of this version carry: a causal or encoder-decoder language "
+            "model, a text encoder, a classifier of texts or tokens, a model for question answering"
         )
     if (
         model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

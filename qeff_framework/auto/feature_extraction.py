@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from qeff_framework.auto.dispatch import check_task
+from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
 from qeff_framework.errors import OptionError
-from qeff_framework.model import QEFFBaseModel
 from qeff_framework.shapes import EncoderShapes
 from qeff_framework.source import CheckpointSource, ModelSource, pooling_identity
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 
 
-class QEFFAutoModelForFeatureExtraction(QEFFBaseModel):
+class QEFFAutoModelForFeatureExtraction(TaskModel):
     """A text encoder whose output are embeddings.
 
     ``compile`` takes ``seq_len=128`` (or several lengths) and ``batch_size=1`` beside the backend's options.
@@ -59,10 +58,6 @@ class QEFFAutoModelForFeatureExtraction(QEFFBaseModel):
         source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
         cls._check_architecture(source)
         return cls(source, pooling=pooling)
-
-    @classmethod
-    def _check_architecture(cls, source: ModelSource) -> None:
-        check_task(source, cls.task)
 
     def _export_key(self) -> Mapping[str, object]:
         return {"pooling": pooling_identity(self.pooling)}

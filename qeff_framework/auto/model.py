@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.dispatch import task_of
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
+from qeff_framework.auto.token_classification import QEFFAutoModelForTokenClassification
 from qeff_framework.source import CheckpointSource, ModuleSource
 
 if TYPE_CHECKING:
@@ -18,17 +21,22 @@ if TYPE_CHECKING:
     from qeff_framework.contracts import Task
     from qeff_framework.model import QEFFBaseModel
 
-_CLASSES: dict[Task, type[QEFFBaseModel]] = {
-    "causal-lm": QEFFAutoModelForCausalLM,
-    "encoder": QEFFAutoModelForFeatureExtraction,
-    "sequence-classification": QEFFAutoModelForSequenceClassification,
-    "seq2seq-lm": QEFFAutoModelForSeq2SeqLM,
+CLASSES: Mapping[Task, type[QEFFBaseModel]] = {
+    model_class.task: model_class
+    for model_class in (
+        QEFFAutoModelForCausalLM,
+        QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForSequenceClassification,
+        QEFFAutoModelForTokenClassification,
+        QEFFAutoModelForQuestionAnswering,
+        QEFFAutoModelForSeq2SeqLM,
+    )
 }
 
 
 class QEFFAutoModel:
     """Builds the class that fits a checkpoint or a module: a causal LM continues a text, an encoder-decoder turns one into
-    another, an encoder returns embeddings, a classifier scores.
+    another, an encoder returns embeddings, a classifier scores texts or tokens, and another one finds answers.
 
     Example::
 
@@ -42,7 +50,7 @@ class QEFFAutoModel:
         source = ModuleSource(model)
         # A module says more than its config: its own class is the head that it has.
         config = {**source.config(), "architectures": [type(model).__name__]}
-        return _CLASSES[task_of(config)](model, **kwargs)
+        return CLASSES[task_of(config)](model, **kwargs)
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> QEFFBaseModel:
@@ -50,4 +58,4 @@ class QEFFAutoModel:
         source = CheckpointSource(
             pretrained_model_name_or_path, {key: value for key, value in hf_kwargs.items() if key != "pooling"}
         )
-        return _CLASSES[task_of(source.config())].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)
+        return CLASSES[task_of(source.config())].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)

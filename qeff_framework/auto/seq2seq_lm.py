@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qeff_framework.auto.dispatch import check_task
+from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
-from qeff_framework.model import QEFFBaseModel
 from qeff_framework.shapes import Seq2SeqLMShapes
-from qeff_framework.source import ModelSource
 
 
-class QEFFAutoModelForSeq2SeqLM(QEFFBaseModel):
+class QEFFAutoModelForSeq2SeqLM(TaskModel):
     """An encoder-decoder language model.
 
     ``compile`` takes ``encoder_seq_len=128`` (or several lengths), ``ctx_len=128`` and ``batch_size=1`` beside the backend's
@@ -28,7 +26,3 @@ class QEFFAutoModelForSeq2SeqLM(QEFFBaseModel):
     task: ClassVar[Task] = "seq2seq-lm"
     transformers_class = "AutoModelForSeq2SeqLM"
     shapes = Seq2SeqLMShapes
-
-    @classmethod
-    def _check_architecture(cls, source: ModelSource) -> None:
-        check_task(source, cls.task)

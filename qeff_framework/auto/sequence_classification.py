@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from qeff_framework.auto.dispatch import check_task
+from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
-from qeff_framework.model import QEFFBaseModel
 from qeff_framework.shapes import EncoderShapes
-from qeff_framework.source import ModelSource
 
 
-class QEFFAutoModelForSequenceClassification(QEFFBaseModel):
+class QEFFAutoModelForSequenceClassification(TaskModel):
     """A classifier of texts: an encoder or a decoder with a classification head.
 
     ``compile`` takes ``seq_len=128`` (or several lengths) and ``batch_size=1`` beside the backend's options.
@@ -30,7 +28,3 @@ class QEFFAutoModelForSequenceClassification(QEFFBaseModel):
     task: ClassVar[Task] = "sequence-classification"
     transformers_class = "AutoModelForSequenceClassification"
     shapes = EncoderShapes
-
-    @classmethod
-    def _check_architecture(cls, source: ModelSource) -> None:
-        check_task(source, cls.task)

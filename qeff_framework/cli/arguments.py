@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+from qeff_framework.contracts import Task
 from qeff_framework.errors import OptionError
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _SIZES = {
     ),
     "batch_size": ("N", "inputs that are run together (default 1)"),
     "full_batch_size": ("N", "causal LM: slots of continuous batching"),
-    "seq_len": ("N[,N]", "encoder: tokens per input; several lengths give one program each (default 128)"),
+    "seq_len": (
+        "N[,N]",
+        "encoder or classifier: tokens per input; several lengths give one program each (default 128)",
+    ),
     "num_cores": ("N", "compute cores used on each device"),
     "num_devices": ("N", "accelerators that one program is spread over"),
 }
@@ -97,7 +101,7 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
     )
     group.add_argument(
         "--task",
-        choices=("auto", "causal-lm", "encoder", "sequence-classification", "seq2seq-lm"),
+        choices=("auto", *get_args(Task)),
         default="auto",
         help="what the model is for (default: its config says)",
     )

@@ -86,13 +86,12 @@ def compile_model(args: argparse.Namespace, *, output: Path | None = None, dry_r
 
 def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> None:
     """Raises `OptionError` for what is wrong whatever the model is; `compile` checks the rest, with the task's sizes."""
-    from qeff_framework.cli.models import task_classes
+    from qeff_framework.auto.model import CLASSES
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.options import parse_options
     from qeff_framework.registry import registry
 
-    classes = task_classes()
-    schemas = [model_class.shapes for name, model_class in classes.items() if task in (name, "auto")]
+    schemas = [model_class.shapes for name, model_class in CLASSES.items() if task in (name, "auto")]
     sizes = {field.name for schema in schemas for field in dataclasses.fields(schema)}
     others = {name: text for name, text in texts.items() if name not in sizes}
     values = typed_options(others, [descriptor.options])

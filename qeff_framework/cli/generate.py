@@ -1,4 +1,4 @@
-"""``qeff generate``: text from prompts, embeddings or classes of texts."""
+"""``qeff generate``: text from prompts, embeddings or classes of texts, classes of tokens, answers to questions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ from qeff_framework.errors import ArtifactError, InputError, OptionError
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.contracts import Array, CompiledModel
-    from qeff_framework.generation import GenerationOutput
-    from qeff_framework.runtime import CompiledCausalLM, CompiledClassifier, CompiledEncoder, CompiledRunner
+    from qeff_framework.generation import GenerationOutput, TextTokenizer
+    from qeff_framework.runtime import (
+        CompiledCausalLM,
+        CompiledClassifier,
+        CompiledEncoder,
+        CompiledQuestionAnswering,
+        CompiledRunner,
+        CompiledTokenClassifier,
+    )
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -37,17 +44,26 @@ def add_to(subparsers: Any) -> None:
         "generate",
         run,
         summary="run a model or a compiled artifact",
-        description="Generates text, or embeds or classifies texts. A MODEL is compiled first, unless the artifact store has "
+        description="Generates text, embeds or classifies texts, classifies their tokens, or answers questions. A MODEL is "
+        "compiled first, unless the artifact store has "
         "its program. An ARTIFACT runs as it is, without torch and transformers.",
         examples=[
             'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
             'qeff generate gpt2-compiled --prompt "one" "two" --json',
+            'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
     add_model(parser, metavar="MODEL|ARTIFACT")
     prompts = parser.add_argument_group("input")
     prompts.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", default=[], help="one text or several")
     prompts.add_argument("--prompts-file", metavar="FILE", help="a text per line; - reads standard input")
+    context = prompts.add_mutually_exclusive_group()
+    context.add_argument(
+        "--context",
+        metavar="TEXT",
+        help="question answering: the text that holds the answers; the prompts are questions",
+    )
+    context.add_argument("--context-file", metavar="FILE", help="question answering: the same from a file")
     generation = parser.add_argument_group("generation")
     generation.add_argument(
         "--max-new-tokens", metavar="N", type=int, help="new tokens per prompt at most (default: what ctx_len leaves)"
@@ -89,12 +105,25 @@ def add_to(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
     """Compiles if needed, loads and runs."""
-    prompts = _prompts(args)
+    prompts, context = _prompts(args), _context(args)
     settings = _settings(args)
     compiled = _artifact(args) or compile_model(args)
     with _load(args, compiled) as runner:
-        from qeff_framework.runtime import CompiledCausalLM, CompiledClassifier, CompiledEncoder
+        from qeff_framework.runtime import (
+            CompiledCausalLM,
+            CompiledClassifier,
+            CompiledEncoder,
+            CompiledQuestionAnswering,
+            CompiledTokenClassifier,
+        )
 
+        answers = isinstance(runner, CompiledQuestionAnswering)
+        if answers != (context is not None):
+            raise OptionError(
+                "the program answers questions about a text; give it with --context TEXT or --context-file FILE"
+                if answers
+                else f"the program is for {compiled.task}: --context is for question answering; leave it out"
+            )
         if isinstance(runner, CompiledCausalLM):
             return _generate(runner, prompts, settings, args, progress)
         if settings or args.stream:
@@ -103,8 +132,12 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
             )
         if isinstance(runner, CompiledEncoder):
             return _embed(runner, prompts, progress)
+        if isinstance(runner, CompiledTokenClassifier):
+            return _classify_tokens(runner, prompts, progress)
         if isinstance(runner, CompiledClassifier):
             return _classify(runner, prompts, progress)
+        if isinstance(runner, CompiledQuestionAnswering) and context is not None:
+            return _answer(runner, prompts, context, progress)
     raise InputError(f"`qeff generate` has no way to show the results of task '{compiled.task}'; use the Python API")
 
 
@@ -114,17 +147,22 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
 def _prompts(args: argparse.Namespace) -> list[str]:
     prompts = [*args.prompt]
     if args.prompts_file is not None:
-        try:
-            file = None if args.prompts_file == "-" else Path(args.prompts_file)
-            content = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"the prompts in {args.prompts_file} cannot be read: {error}; give a UTF-8 text file"
-            ) from error
-        prompts += [line for line in content.splitlines() if line.strip()]
+        prompts += [line for line in _read(args.prompts_file, "prompts").splitlines() if line.strip()]
     if not prompts:
         raise OptionError("there is nothing to work on; give --prompt TEXT or --prompts-file FILE")
     return prompts
+
+
+def _context(args: argparse.Namespace) -> str | None:
+    context: str | None = args.context
+    return _read(args.context_file, "context") if args.context_file is not None else context
+
+
+def _read(file: str, what: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the {what} in {file} cannot be read: {error}; give a UTF-8 text file") from error
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,11 +234,7 @@ def _generate(
 ) -> Outcome:
     from qeff_framework.progress import report
 
-    if runner.tokenizer is None:
-        raise InputError(
-            f"{runner.compiled.directory} carries no tokenizer, so that text prompts cannot be read; save one in the model's "
-            "folder and compile again, or use the Python API with token ids"
-        )
+    _tokenizer(runner)
     stream = args.stream if args.stream is not None else len(prompts) == 1 and sys.stdout.isatty() and not args.json
     shown = stream or not args.json
     report(f"generating text for {len(prompts)} prompts" if len(prompts) > 1 else "generating text")
@@ -335,6 +369,79 @@ def _classify(runner: CompiledClassifier, texts: Sequence[str], progress: Progre
     )
 
 
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def _classify_tokens(runner: CompiledTokenClassifier, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+    from qeff_framework.generation import align, class_scores
+
+    logits, seconds = _run_on_texts(runner, texts, progress, doing="classifying the tokens of")
+    tokenizer = _tokenizer(runner)
+    labels = runner.labels
+    results, lines = [], []
+    for number, (text, row) in enumerate(zip(texts, logits, strict=True)):
+        (tokens,) = align(tokenizer, text)
+        scores = class_scores(row, None)
+        found = []
+        for place, (owner, (start, end)) in enumerate(zip(tokens.texts, tokens.spans, strict=True)):
+            if owner is None:  # special tokens are no part of the text
+                continue
+            best = int(scores[place].argmax())
+            token = {
+                "token": text[start:end],
+                "label": labels[best],
+                "score": float(scores[place, best]),
+                "start": start,
+                "end": end,
+                "logits": row[place].tolist(),
+            }
+            found.append(token)
+            lines.append(f"{_label(number, texts)}{token['token']} {token['label']} {token['score']:.4f}")
+        results.append({"prompt": text, "tokens": found})
+    return Outcome(
+        document={
+            **_where(runner),
+            "labels": list(labels),
+            "results": results,
+            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
+        },
+        text="\n".join(lines),
+        summary=_texts_summary(runner, texts, seconds),
+    )
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    runner: CompiledQuestionAnswering, questions: Sequence[str], context: str, progress: ProgressHandler
+) -> Outcome:
+    import dataclasses
+    import time
+
+    from qeff_framework.progress import report
+
+    _tokenizer(runner)
+    report(f"answering {len(questions)} questions")
+    start = time.perf_counter()
+    answers = [runner.answer(question, context) for question in questions]
+    seconds = time.perf_counter() - start
+    progress.clear()
+    lines = [f"{_label(number, questions)}{answer.text} {answer.score:.4f}" for number, answer in enumerate(answers)]
+    return Outcome(
+        document={
+            **_where(runner),
+            "results": [
+                {"prompt": question, **dataclasses.asdict(answer)}
+                for question, answer in zip(questions, answers, strict=True)
+            ],
+            "metrics": {"total_time": seconds, "texts_per_second": len(questions) / seconds},
+        },
+        text="\n".join(lines),
+        summary=_texts_summary(runner, questions, seconds),
+    )
+
+
 # --- one pass over texts --------------------------------------------------------------------------------------------
 
 
@@ -344,22 +451,24 @@ def _run_on_texts(
     """The program's output for each text, and the seconds that it took."""
     import time
 
-    from qeff_framework.generation import load_tokenizer
     from qeff_framework.progress import report
 
-    directory = runner.compiled.directory / "tokenizer"
-    if not directory.is_dir():
-        raise InputError(
-            f"{runner.compiled.directory} carries no tokenizer, so that texts cannot be read; save one in the model's folder "
-            "and compile again, or use the Python API with token ids"
-        )
-    tokenizer = load_tokenizer(directory)
+    tokenizer = _tokenizer(runner)
     report(f"{doing} {len(texts)} texts")
     start = time.perf_counter()
     output = runner.generate({"input_ids": [tokenizer.encode(text) for text in texts]})
     seconds = time.perf_counter() - start
     progress.clear()
     return output, seconds
+
+
+def _tokenizer(runner: CompiledRunner) -> TextTokenizer:
+    if runner.tokenizer is None:
+        raise InputError(
+            f"{runner.compiled.directory} carries no tokenizer, so that texts cannot be read; save one in the model's folder "
+            "and compile again, or use the Python API with token ids"
+        )
+    return runner.tokenizer
 
 
 def _texts_summary(runner: CompiledRunner, texts: Sequence[str], seconds: float) -> str:

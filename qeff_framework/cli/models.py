@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import OptionError
@@ -17,7 +16,7 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
 
     Only what was given is passed on: every argument of a checkpoint is part of its cache keys.
     """
-    from qeff_framework.auto import QEFFAutoModel
+    from qeff_framework.auto.model import CLASSES, QEFFAutoModel
 
     given: dict[str, Any] = {
         name: getattr(args, name) for name in ("gguf_file", "revision", "trust_remote_code") if getattr(args, name)
@@ -31,22 +30,4 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
         given["pooling"] = None if args.pooling == "none" else args.pooling
     if task == "auto":
         return QEFFAutoModel.from_pretrained(args.model, **given)
-    return task_classes()[task].from_pretrained(args.model, **given)
-
-
-def task_classes() -> Mapping[str, type[QEFFBaseModel]]:
-    """The model class of each ``--task``."""
-    from qeff_framework.auto import (
-        QEFFAutoModelForCausalLM,
-        QEFFAutoModelForFeatureExtraction,
-        QEFFAutoModelForSeq2SeqLM,
-        QEFFAutoModelForSequenceClassification,
-    )
-
-    classes = (
-        QEFFAutoModelForCausalLM,
-        QEFFAutoModelForFeatureExtraction,
-        QEFFAutoModelForSeq2SeqLM,
-        QEFFAutoModelForSequenceClassification,
-    )
-    return {model_class.task: model_class for model_class in classes}
+    return CLASSES[task].from_pretrained(args.model, **given)

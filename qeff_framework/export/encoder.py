@@ -1,4 +1,4 @@
-"""Graphs without a cache: encoders, with or without pooling, and sequence classifiers."""
+"""Graphs without a cache: encoders, with or without pooling, and models that classify texts or tokens or find answers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ _BATCH, _SEQ = 2, 5
 
 def encoder_model(module: PreTrainedModel, pooling: Pooling | None) -> onnx_ir.Model:
     """``last_hidden_state [B, S, H]`` of each token, or ``embedding [B, H]`` when it is pooled."""
-    output = "last_hidden_state" if pooling is None else "embedding"
-    return _model(module, field="last_hidden_state", pooling=pooling, output=output)
+    if pooling is None:
+        return _model(module, fields=("last_hidden_state",), axes=("batch", "tokens", "features"))
+    return _model(
+        module, fields=("last_hidden_state",), axes=("batch", "features"), pooling=pooling, outputs=("embedding",)
+    )
 
 
 def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
@@ -41,7 +44,7 @@ def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
             and could not tell the padding of a program of fixed length from text.
     """
     try:
-        return _model(module, field="logits", pooling=None, output="logits")
+        return _model(module, fields=("logits",), axes=("batch", "labels"))
     except ExportError as error:
         if module.config.get_text_config().pad_token_id is None and "padding token" in str(error):
             raise UnsupportedModelError(
@@ -51,55 +54,92 @@ def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
         raise
 
 
-def _model(module: PreTrainedModel, *, field: str, pooling: Pooling | None, output: str) -> onnx_ir.Model:
+def token_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
+    """``logits [B, S, labels]``."""
+    return _model(module, fields=("logits",), axes=("batch", "tokens", "labels"))
+
+
+def question_answering_model(module: PreTrainedModel) -> onnx_ir.Model:
+    """``start_logits`` and ``end_logits``, both ``[B, S]``."""
+    return _model(module, fields=("start_logits", "end_logits"), axes=("batch", "tokens"))
+
+
+def _model(
+    module: PreTrainedModel,
+    *,
+    fields: tuple[str, ...],
+    axes: tuple[str, ...],
+    pooling: Pooling | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> onnx_ir.Model:
+    """The graph of these `fields` of the forward's result, with `axes` each; as `outputs` if they get other names."""
+    outputs = outputs or fields
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
     inputs = _input_names(module)
-    graph = _TokensGraph(shell, inputs=inputs, field=field, pooling=pooling)
+    graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
     example = _example(len(inputs))
     with stage("probe run"):
-        result = probe(graph, example)
+        results = probe(graph, example)
         if graph.masks.forms and graph.masks.attention_calls == 0 and leave_attention_to(shell):
-            graph = _TokensGraph(shell, inputs=inputs, field=field, pooling=pooling)
-            result = probe(graph, example)
+            graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
+            results = probe(graph, example)
     graph.masks.finish_recording()
-    if output != "last_hidden_state" and result.dim() != 2:
-        raise UnsupportedModelError(f"its {output} has the shape {tuple(result.shape)} instead of [batch, features]")
+    for name, result in zip(outputs, results, strict=True):
+        _check_shape(name, tuple(result.shape), axes)
     batch, seq = (torch.export.Dim(name, min=1) for name in (BATCH, SEQ))
     with stage("trace"):
         program = trace(graph, example, ([{0: batch, 1: seq} for _ in inputs],))
     with stage("translation to ONNX"):
         model = translate(program, graph_weights(module, norms))
         finish(model)
-    rename_interface(model, inputs=inputs, outputs=[output])
+    rename_interface(model, inputs=inputs, outputs=outputs)
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
     _drop_unused_token_types(model)
     return model
 
 
+def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
+    sizes = {"batch": _BATCH, "tokens": _SEQ}
+    expected = [sizes.get(axis, size) for axis, size in zip(axes, shape, strict=False)]
+    if len(shape) != len(axes) or list(shape) != expected:
+        raise UnsupportedModelError(
+            f"for {_BATCH} texts of {_SEQ} tokens its {name} has the shape {list(shape)} instead of [{', '.join(axes)}]"
+        )
+
+
 class _TokensGraph(torch.nn.Module):
     """Gives a shell the signature of the portable graph."""
 
-    def __init__(self, model: PreTrainedModel, *, inputs: tuple[str, ...], field: str, pooling: Pooling | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, inputs: tuple[str, ...], fields: tuple[str, ...], pooling: Pooling | None
+    ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
-        self.field = field
+        self.fields = fields
         self.pooling = pooling
         self.masks = MaskPlan()
 
-    def forward(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the output field, pooled if asked for."""
+    def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Returns the output fields, pooled if asked for."""
         arguments: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             arguments["use_cache"] = False
         with forward_scope(Scope(masks=self.masks)):
             outputs = self.model(**arguments)
-        result = getattr(outputs, self.field, None)
-        if not isinstance(result, torch.Tensor):
-            raise UnsupportedModelError(f"its forward returns no {self.field}")
-        return self.pooling(result, arguments["attention_mask"]) if self.pooling is not None else result
+        results = tuple(_tensor(outputs, name) for name in self.fields)
+        if self.pooling is None:
+            return results
+        return tuple(self.pooling(result, arguments["attention_mask"]) for result in results)
+
+
+def _tensor(outputs: Any, name: str) -> torch.Tensor:
+    result = getattr(outputs, name, None)
+    if not isinstance(result, torch.Tensor):
+        raise UnsupportedModelError(f"its forward returns no {name}")
+    return result
 
 
 def _input_names(module: PreTrainedModel) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from qeff_framework.contracts import ExportedModel, StateSpec, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.causal_lm import causal_lm_model
-from qeff_framework.export.encoder import encoder_model, sequence_classification_model
+from qeff_framework.export.encoder import (
+    encoder_model,
+    question_answering_model,
+    sequence_classification_model,
+    token_classification_model,
+)
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
 
@@ -59,6 +64,10 @@ def export_portable(
             model = encoder_model(module, pool)
         elif task == "sequence-classification":
             model = sequence_classification_model(module)
+        elif task == "token-classification":
+            model = token_classification_model(module)
+        elif task == "question-answering":
+            model = question_answering_model(module)
         elif task == "seq2seq-lm":
             model, states = seq2seq_lm_model(module)
         else:

@@ -24,11 +24,10 @@ from qeff_framework.seam.adapt import positional_masks, quiet_transformers
 from qeff_framework.seam.shell import hollow_parameters
 
 
-def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> torch.Tensor:
-    """Runs `graph` once on parameters without data. What depends on shapes and indices only is real in this run."""
+def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """What `graph` returns on parameters without data. What depends on shapes and indices only is real in this run."""
     with positional_masks(), torch.no_grad(), quiet_exporter():
-        result: torch.Tensor = torch.func.functional_call(graph, hollow_parameters(graph), arguments)
-    return result
+        return torch.func.functional_call(graph, hollow_parameters(graph), arguments)
 
 
 def trace(

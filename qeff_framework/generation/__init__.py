@@ -6,28 +6,35 @@ processors, stopping criteria, streamers, Python tokenizers) imports it when it 
 
 from __future__ import annotations
 
+from qeff_framework.generation.aligned import align, as_rows
 from qeff_framework.generation.classification import class_scores
 from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.loop import TextGenerator
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
+from qeff_framework.generation.question_answering import Answer, SpanLogits, find_answer
 from qeff_framework.generation.settings import GenerationSettings, load_generation_defaults, resolve_settings
 from qeff_framework.generation.streaming import Detokenizer, TextStream
 from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer, load_tokenizer
 
 __all__ = [
+    "Answer",
     "Detokenizer",
     "EncoderRunner",
     "GenerationOutput",
     "GenerationSettings",
     "PerfMetrics",
     "ProgramShape",
+    "SpanLogits",
     "TextGenerator",
     "TextStream",
     "TextTokenizer",
+    "align",
+    "as_rows",
     "as_text_tokenizer",
     "class_scores",
+    "find_answer",
     "load_generation_defaults",
     "load_tokenizer",
     "normalize_inputs",

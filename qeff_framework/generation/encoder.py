@@ -30,7 +30,7 @@ class _Batch:
 
 
 class EncoderRunner:
-    """Feeds tokenizer output to an encoder and returns its output without padding.
+    """Feeds tokenizer output to an encoder and returns its outputs without padding.
 
     `pad_token_id` fills places that the attention mask hides; by default the one in the program's metadata, else 0.
     """
@@ -41,17 +41,23 @@ class EncoderRunner:
             raise InputError(f"the program was compiled for {compiled.task}; use TextGenerator")
         self.session = session
         self._specs = {spec.name: spec for spec in compiled.inputs}
-        self._output = compiled.outputs[0].name
+        #: By name: whether the output has a value for each token.
+        self._per_token = {spec.name: spec.shape[1:2] == ("seq_len",) for spec in compiled.outputs}
         #: Compiled sizes as (seq_len, batch_size), smallest first.
         self._sizes = sorted((entry.dims["seq_len"], entry.dims["batch_size"]) for entry in compiled.specializations)
         self._pad = pad_token_id if pad_token_id is not None else int(compiled.metadata.get("pad_token_id") or 0)
 
     def __call__(self, inputs: Mapping[str, Any]) -> NDArray[Any]:
-        """The program's first output for ``input_ids``, optional ``attention_mask`` and ``token_type_ids``.
+        """The program's first output; see `outputs`."""
+        return next(iter(self.outputs(inputs).values()))
 
-        Lists (also of unequal lengths), arrays or tensors ``[N, S]`` or ``[S]`` are taken. The result is ``[N, H]`` for
-        pooled outputs and class scores, ``[N, S, H]`` for outputs per token, with S as given (the longest row of lists);
-        places behind the last token of the whole batch are 0 there. Raises `InputError` for what the program cannot take.
+    def outputs(self, inputs: Mapping[str, Any]) -> Mapping[str, NDArray[Any]]:
+        """The program's outputs by name for ``input_ids``, optional ``attention_mask`` and ``token_type_ids``.
+
+        Lists (also of unequal lengths), arrays or tensors ``[N, S]`` or ``[S]`` are taken. A result is ``[N, H]`` for
+        pooled outputs and class scores, ``[N, S, H]`` or ``[N, S]`` for outputs per token, with S as given (the longest row of
+        lists); places behind the last token of the whole batch are 0 there. Raises `InputError` for what the program cannot
+        take.
         """
         batch = self._read(inputs)
         rows, width = batch.mask.shape
@@ -61,33 +67,31 @@ class EncoderRunner:
                 f"the program takes no attention_mask, so padding would change its result; give rows of {seq_len} tokens"
             )
         feed = {name: np.zeros((batch_size, seq_len), dtype=self._specs[name].dtype) for name in batch.arrays}
-        results: NDArray[Any] | None = None
+        results: dict[str, NDArray[Any]] = {}
         for start in range(0, rows, batch_size):
             count = min(batch_size, rows - start)
-            output = self._run(feed, batch, start, count)
-            per_token = output.ndim >= 3
-            if results is None:
-                inner = (width, *output.shape[2:]) if per_token else output.shape[1:]
-                results = np.zeros((rows, *inner), dtype=output.dtype)
-            if per_token:
-                results[start : start + count, : batch.used] = output[:count, : batch.used]
-            else:
-                results[start : start + count] = output[:count]
-        if results is None:
-            raise InputError("no inputs were given; give at least one row of input_ids")
+            for name, output in self._run(feed, batch, start, count).items():
+                if name not in results:
+                    inner = (width, *output.shape[2:]) if self._per_token[name] else output.shape[1:]
+                    results[name] = np.zeros((rows, *inner), dtype=output.dtype)
+                if self._per_token[name]:
+                    results[name][start : start + count, : batch.used] = output[:count, : batch.used]
+                else:
+                    results[name][start : start + count] = output[:count]
         return results
 
-    def _run(self, feed: Mapping[str, NDArray[Any]], batch: _Batch, start: int, count: int) -> NDArray[Any]:
-        """Runs rows `start` and following; the array is the session's, valid until its next call."""
+    def _run(self, feed: Mapping[str, NDArray[Any]], batch: _Batch, start: int, count: int) -> dict[str, NDArray[Any]]:
+        """Runs rows `start` and following; the arrays are the session's, valid until its next call."""
         for name, array in feed.items():
             array.fill(self._pad if name == "input_ids" else 0)
             array[:count, : batch.used] = batch.arrays[name][start : start + count, : batch.used]
             # Unused rows repeat a real one: a row that is hidden as a whole makes attention divide by zero.
             array[count:] = array[0]
         outputs = self.session.run(feed)
-        if self._output not in outputs:
-            raise ExecutionError(f"the program returned {', '.join(sorted(outputs))}, but no {self._output}")
-        return np.asarray(outputs[self._output])
+        missing = [name for name in self._per_token if name not in outputs]
+        if missing:
+            raise ExecutionError(f"the program returned {', '.join(sorted(outputs))}, but no {', '.join(missing)}")
+        return {name: np.asarray(outputs[name]) for name in self._per_token}
 
     def _choose(self, rows: int, used: int) -> tuple[int, int]:
         """The smallest compiled length that fits; for that length the smallest batch that fits, else the largest."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from qeff_framework.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken, Encoding, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,24 @@ class TextTokenizer(Protocol):
         """Every token and its id, added tokens included."""
 
 
+@runtime_checkable
+class AligningTokenizer(Protocol):
+    """A tokenizer that knows where in its text each token stands."""
+
+    cls_token_id: int | None
+    #: Whether the model reads which of two texts a token belongs to.
+    has_token_types: bool
+
+    def encodings(
+        self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
+    ) -> list[Encoding]:
+        """The tokens of `text`, or of both texts, special ones included.
+
+        Of a `pair` that is too long for `max_length` there are several encodings, each with all of `text`; one begins with the
+        last `overlap` tokens of the one before. Raises `InputError` when a tokenizer cannot tell places.
+        """
+
+
 class FastTokenizer:
     """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
 
@@ -77,11 +95,26 @@ class FastTokenizer:
         self.bos_token_id = _id_of(tokenizer, config.get("bos_token"))
         self.eos_token_id = _id_of(tokenizer, config.get("eos_token"))
         self.pad_token_id = _id_of(tokenizer, config.get("pad_token"))
+        self.cls_token_id = _id_of(tokenizer, config.get("cls_token"))
+        self.has_token_types = "token_type_ids" in config.get("model_input_names", ("token_type_ids",))
         self.chat_template = chat_template
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encodings(
+        self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
+    ) -> list[Encoding]:
+        """See `AligningTokenizer.encodings`."""
+        if max_length is None:
+            return [self._tokenizer.encode(text, pair)]
+        self._tokenizer.enable_truncation(max_length, stride=overlap, strategy="only_second")
+        try:
+            first = self._tokenizer.encode(text, pair)
+        finally:
+            self._tokenizer.no_truncation()
+        return [first, *first.overflowing]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
@@ -104,12 +137,29 @@ class TransformersTokenizer:
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.pad_token_id: int | None = tokenizer.pad_token_id
+        self.cls_token_id: int | None = getattr(tokenizer, "cls_token_id", None)
+        self.has_token_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
         template = getattr(tokenizer, "chat_template", None)
         self.chat_template: str | None = _default_template(template)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encodings(
+        self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
+    ) -> list[Encoding]:
+        """See `AligningTokenizer.encodings`."""
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise InputError(
+                f"{type(self._tokenizer).__name__} does not know where in the text its tokens stand; use a fast tokenizer "
+                "(AutoTokenizer.from_pretrained(..., use_fast=True))"
+            )
+        windows: dict[str, Any] = {}
+        if max_length is not None:
+            windows = {"truncation": "only_second", "max_length": max_length, "stride": overlap}
+            windows["return_overflowing_tokens"] = True
+        return list(self._tokenizer(text, pair, **windows).encodings)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""

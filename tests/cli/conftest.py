@@ -137,6 +137,24 @@ def classifier(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tagger(tmp_path_factory) -> Path:
+    """A tiny random BERT that labels tokens, with a word tokenizer."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    config = BertConfig(**_sizes(), initializer_range=0.4, id2label={0: "O", 1: "PER", 2: "LOC"})
+    return _save(BertForTokenClassification, config, tmp_path_factory.mktemp("models") / "tiny-tagger")
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory) -> Path:
+    """A tiny random BERT that answers questions, with a word tokenizer."""
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    config = BertConfig(**_sizes(), initializer_range=0.4)
+    return _save(BertForQuestionAnswering, config, tmp_path_factory.mktemp("models") / "tiny-reader")
+
+
+@pytest.fixture(scope="session")
 def exported(llama, store, tmp_path_factory) -> Path:
     """The tiny Llama as portable ONNX."""
     return _built(store, "export", llama, "-o", tmp_path_factory.mktemp("artifacts") / "onnx")

@@ -248,6 +248,72 @@ def test_classifier_takes_no_options_of_text_generation(model_qeff, classifier):
     assert "sequence-classification" in result.err
 
 
+def test_token_classifier_returns_a_label_for_each_token(model_qeff, tagger):
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    texts = ["my name is", "one two three four five six seven"]
+    argv = ["generate", tagger, "--backend", "ort_sim", "--seq-len", "4,8", "--prompt", *texts]
+
+    result, text = model_qeff(*argv, "--json"), model_qeff("-q", *argv)
+
+    model, tokenizer = (
+        AutoModelForTokenClassification.from_pretrained(tagger),
+        AutoTokenizer.from_pretrained(tagger),
+    )
+    assert result.json["task"] == "token-classification"
+    assert result.json["labels"] == ["O", "PER", "LOC"]
+    lines = []
+    for number, (row, written) in enumerate(zip(result.json["results"], texts, strict=True)):
+        with torch.no_grad():
+            logits = model(**tokenizer(written, return_tensors="pt", return_token_type_ids=False)).logits[0]
+        assert [token["token"] for token in row["tokens"]] == written.split()
+        for token, values in zip(row["tokens"], logits, strict=True):
+            np.testing.assert_allclose(token["logits"], values.numpy(), rtol=1e-3, atol=1e-4)
+            assert token["label"] == model.config.id2label[int(values.argmax())]
+            assert token["score"] == pytest.approx(float(values.softmax(dim=0).max()), rel=1e-3)
+            assert written[token["start"] : token["end"]] == token["token"]
+            lines.append(f"[{number}] {token['token']} {token['label']} {token['score']:.4f}\n")
+    assert text.out == "".join(lines)
+
+
+def test_questions_are_answered_from_the_context(model_qeff, reader, tmp_path):
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    questions, context = ["my name is", "one two"], "three four five six seven eight nine"
+    file = tmp_path / "context.txt"
+    file.write_text(context, encoding="utf-8")
+    argv = ["generate", reader, "--backend", "ort_sim", "--seq-len", "16", "--prompt", *questions]
+
+    result, text = model_qeff(*argv, "--context", context, "--json"), model_qeff("-q", *argv, "--context-file", file)
+
+    model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(reader), AutoTokenizer.from_pretrained(reader)
+    assert result.json["task"] == "question-answering"
+    lines = []
+    for number, (row, question) in enumerate(zip(result.json["results"], questions, strict=True)):
+        with torch.no_grad():
+            outputs = model(**tokenizer(question, context, return_tensors="pt"))
+        skipped = len(question.split())
+        start, end = (outputs[name][0, skipped:].softmax(dim=0) for name in ("start_logits", "end_logits"))
+        scores = torch.triu(torch.outer(start, end))
+        first, last = divmod(int(scores.argmax()), len(end))
+        assert row["text"] == " ".join(context.split()[first : last + 1]) == context[row["start"] : row["end"]]
+        assert row["score"] == pytest.approx(float(scores.max()), rel=1e-3)
+        lines.append(f"[{number}] {row['text']} {row['score']:.4f}\n")
+    assert text.out == "".join(lines)
+
+
+def test_a_context_is_for_question_answering(model_qeff, reader, classifier):
+    for model, extra, message in (
+        (reader, (), "give it with --context TEXT"),
+        (classifier, ("--context", "one"), "--context is for question answering"),
+    ):
+        result = model_qeff("generate", model, "--backend", "ort_sim", "--seq-len", "16", "--prompt", "two", *extra)
+        assert result.code == 2
+        assert message in result.err
+
+
 def test_one_prompt_is_streamed_on_a_terminal(environment, toy_site, toy_artifact):
     environment["PYTHONPATH"] += f":{toy_site}"
     terminal, other_end = pty.openpty()

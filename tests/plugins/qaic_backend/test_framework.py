@@ -18,7 +18,7 @@ from qeff_framework.errors import ArtifactError, BackendUnavailableError, Compil
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
 from tests.sdk_standins.qaic import ProcessFault, fault_environment
-from tests.tiny_models import tiny_causal_lm
+from tests.tiny_models import tiny_causal_lm, tiny_question_answering, tiny_token_classifier
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -70,6 +70,26 @@ def test_standin_encoder_with_two_lengths(standin) -> None:
     theirs = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     np.testing.assert_allclose(ours, theirs, atol=2e-2)
     model.load().close()
+
+
+def test_standin_heads_with_an_output_for_each_token(standin) -> None:
+    standin()
+    ids = np.array([[5, 9, 33, 71, 2, 0, 0, 0], [8, 7, 6, 5, 4, 3, 2, 1]])
+    mask = (np.arange(8) < np.array([[5], [8]])).astype(np.int64)
+    feeds = {"input_ids": ids, "attention_mask": mask}
+    tagger, reader = tiny_token_classifier("bert"), tiny_question_answering("distilbert")
+    with torch.no_grad():
+        tags, spans = (
+            module(**{name: torch.tensor(value) for name, value in feeds.items()}) for module in (tagger, reader)
+        )
+    ours = []
+    for module in (tagger, reader):
+        model = QEFFAutoModel(module)
+        model.compile(backend="qaic", batch_size=2, seq_len=8, num_cores=2)
+        ours.append(model.generate(feeds))
+        model.load().close()
+    for got, want in ((ours[0], tags.logits), (ours[1][0], spans.start_logits), (ours[1][1], spans.end_logits)):
+        np.testing.assert_allclose(got[mask == 1], want.numpy()[mask == 1], atol=2e-2)
 
 
 def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_path) -> None:

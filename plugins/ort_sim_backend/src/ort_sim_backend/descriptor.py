@@ -30,7 +30,16 @@ class OrtSimBackend(Backend):
     options = OrtSimOptions
     runtime_options = OrtSimRuntimeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "seq2seq-lm"}),
+        tasks=frozenset(
+            {
+                "causal-lm",
+                "encoder",
+                "sequence-classification",
+                "token-classification",
+                "question-answering",
+                "seq2seq-lm",
+            }
+        ),
         continuous_batching=True,
         speculative_decoding=True,
         on_device_sampling=True,

@@ -16,7 +16,16 @@ class QaicBackend(Backend):
     options = QaicOptions
     runtime_options = QaicRuntimeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "seq2seq-lm"}),
+        tasks=frozenset(
+            {
+                "causal-lm",
+                "encoder",
+                "sequence-classification",
+                "token-classification",
+                "question-answering",
+                "seq2seq-lm",
+            }
+        ),
         continuous_batching=True,
         speculative_decoding=True,
         compute_contexts=True,

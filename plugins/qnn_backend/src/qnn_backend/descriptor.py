@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
 
-_NPU = Capabilities(tasks=frozenset({"causal-lm", "encoder", "sequence-classification"}), dry_run=True)
+_NPU = Capabilities(
+    tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering"}),
+    dry_run=True,
+)
 #: Everything that a chip with an NPU can do, and more.
 _AIC = dataclasses.replace(
     _NPU,
