@@ -1,11 +1,14 @@
-"""Families whose code goes around the seam: the tokens of Transformers, in chunks, with padding in a batch; or a refusal."""
+"""Families whose code goes around the seam: what Transformers computes, in chunks, with padding in a batch; or a refusal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, LongformerConfig
 
 from qeff_framework.coverage.reference import clear_reference
 from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
@@ -21,7 +24,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("model_type", special._FAMILIES)
+ENCODERS = {"longformer"}
+
+
+@pytest.mark.parametrize("model_type", special._FAMILIES.keys() - ENCODERS)
 def test_tokens_equal_transformers(model_type, tmp_path):
     module = tiny_model(model_type, "causal-lm")
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
@@ -33,6 +39,44 @@ def test_tokens_equal_transformers(model_type, tmp_path):
     assert tokens == [row[:8] for row in reference.tokens]
     if model_type != "rwkv":  # Transformers itself halves weights of it when it runs them.
         assert all(parameter.equal(before[name]) for name, parameter in module.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("task", "auto", "outputs"),
+    [
+        # The first token is global for a classifier, and the tokens of the question for question answering.
+        ("sequence-classification", AutoModelForSequenceClassification, ["logits"]),
+        ("question-answering", AutoModelForQuestionAnswering, ["start_logits", "end_logits"]),
+    ],
+)
+def test_longformer_with_windows_and_global_tokens_equals_transformers(task, auto, outputs, tmp_path):
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = LongformerConfig(
+        **sizes, attention_window=[4, 8], initializer_range=0.5, num_labels=2, sep_token_id=2, type_vocab_size=1
+    )
+    torch.manual_seed(0)
+    module = auto.from_config(config).eval()
+    # Longer than the windows, and neither is a multiple of them; the question is in front of the first separator.
+    rows = [[0, 5, 9, 2, 2, *range(11, 25), 2], [0, 7, 2, 2, 31, 45, 52, 2]]
+    ids = np.array([row + [1] * (len(rows[0]) - len(row)) for row in rows])
+    mask = np.array([[1] * len(row) + [0] * (len(rows[0]) - len(row)) for row in rows])
+
+    exported = export_portable(module, task=task, output_dir=tmp_path)
+
+    session = ort.InferenceSession(str(exported.model_path), providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_outputs()] == outputs
+    for name, result in zip(outputs, session.run(None, {"input_ids": ids, "attention_mask": mask}), strict=True):
+        for row, got in zip(rows, result, strict=True):
+            with torch.no_grad():
+                alone = torch.tensor([row])
+                want = module(alone, attention_mask=torch.ones_like(alone))[name][0].numpy()
+            np.testing.assert_allclose(got[: len(want)], want, rtol=1e-3, atol=1e-4)
 
 
 def test_each_family_stands_in_a_file_with_its_reason():

@@ -18,6 +18,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "gpt_neo": "gpt_neo",
     "jetmoe": "jetmoe",
     "longcat_flash": "longcat_flash",
+    "longformer": "longformer",
     "minimax": "minimax",
     "openai-gpt": "openai_gpt",
     "recurrent_gemma": "recurrent_gemma",

@@ -1,0 +1,88 @@
+"""Longformer: it computes its windows in chunks of a padded text and looks up which tokens are global by their contents.
+
+A token sees its window and the global tokens; a global token sees all, by projections of its own. Here both are one call of the
+attention interface over the whole text with a mask, in which padding to a multiple of the window has no use. What is saved by
+windows is lost: memory and time grow with the square of ``seq_len``.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.longformer.modeling_longformer import LongformerBaseModelOutput
+
+from qeff_framework.seam.attention import attention_interface
+
+
+def adapt(shell: PreTrainedModel) -> None:
+    """Replaces the windows of every attention, and what prepares them."""
+    running = _Running()
+    module: Any
+    for module in shell.modules():
+        if hasattr(module, "query_global"):
+            module.forward = MethodType(_attend_with(running), module)
+        elif hasattr(module, "_pad_to_window_size"):
+            module._merge_to_attention_mask = running.take_global_tokens  # noqa: SLF001
+            module._pad_to_window_size = running.take_real_tokens  # noqa: SLF001
+            module.encoder.forward = MethodType(_encode, module.encoder)
+    if hasattr(shell, "qa_outputs"):
+        shell.forward = MethodType(_with_global_question(type(shell).forward), shell)
+
+
+class _Running:
+    """What the attentions of a running forward need, bool ``[B, S]``."""
+
+    real: torch.Tensor
+    is_global: torch.Tensor | None = None
+
+    def take_global_tokens(self, attention_mask: torch.Tensor, global_attention_mask: torch.Tensor) -> torch.Tensor:
+        self.is_global = (global_attention_mask * attention_mask) != 0
+        return attention_mask
+
+    def take_real_tokens(self, **given: Any) -> tuple[Any, ...]:
+        self.real = given["attention_mask"] != 0
+        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        return (0, *(given[name] for name in names))
+
+
+def _encode(self: Any, hidden_states: torch.Tensor, **_unused: Any) -> LongformerBaseModelOutput:
+    for layer in self.layer:
+        hidden_states = layer(hidden_states)[0]
+    return LongformerBaseModelOutput(last_hidden_state=hidden_states)
+
+
+def _attend_with(running: _Running) -> Any:
+    def attend(self: Any, hidden_states: torch.Tensor, **_unused: Any) -> tuple[torch.Tensor]:
+        def attended(kind: str, mask: torch.Tensor) -> torch.Tensor:
+            heads = (*hidden_states.shape[:2], self.num_heads, self.head_dim)
+            query, key, value = (
+                getattr(self, f"{name}{kind}")(hidden_states).view(heads).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
+            return attention_interface(self, query, key, value, mask)[0].flatten(2)
+
+        places = torch.arange(hidden_states.shape[1])
+        real = running.real[:, None, None, :]
+        seen = (places[:, None] - places).abs() <= self.one_sided_attn_window_size
+        # Padding has no result, and some of its windows hold nothing but padding: no row of the mask may be empty.
+        seen = seen | ~running.real[:, None, :, None]
+        if running.is_global is None:
+            return (attended("", real & seen),)
+        local = attended("", real & (seen | running.is_global[:, None, None, :]))
+        return (torch.where(running.is_global[:, :, None], attended("_global", real), local),)
+
+    return attend
+
+
+def _with_global_question(forward: Any) -> Any:
+    """The tokens before the first separator are global, as in Transformers, which finds them by the contents of the batch."""
+
+    def answer(self: Any, input_ids: torch.Tensor, **others: Any) -> Any:
+        is_separator = input_ids == self.config.sep_token_id
+        is_question = is_separator.long().cumsum(dim=1) == 0
+        return forward(self, input_ids=input_ids, global_attention_mask=is_question.long(), **others)
+
+    return answer
