@@ -14,7 +14,7 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.plugin_api import CompiledModel
 from tests.eager import eager_attention
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
-from tests.tiny_models import tiny_causal_lm
+from tests.tiny_models import tiny_causal_lm, tiny_question_answering, tiny_token_classifier
 
 pytestmark = [needs_simulator, pytest.mark.usefixtures("session_store")]
 
@@ -81,6 +81,23 @@ def test_tokens_are_those_of_eager(model_type: str) -> None:
     assert (logits.argmax(-1) == tokens).sum() >= NEW_TOKENS - 1
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert error < LARGEST_ERROR.get(model_type, 0.03), f"largest logit error {error:.4f} of the largest logit"
+
+
+@pytest.mark.parametrize("make", [tiny_token_classifier, tiny_question_answering])
+def test_heads_with_an_output_for_each_token_at_two_lengths(make) -> None:
+    module = make("bert")
+    rows = [[5, 17, 99, 8, 33], [23, 42, 7, 64, 31, 88, 12, 54, 9]]
+    model = QEFFAutoModel(module)
+    compiled = model.compile(backend="qnn", target="SM8650", seq_len=[8, 16])
+    assert compiled.program["partial"] == {}
+    for row in rows:
+        with torch.no_grad():
+            expected = module(input_ids=torch.tensor([row]))
+        names = ["logits"] if make is tiny_token_classifier else ["start_logits", "end_logits"]
+        outputs = model.generate({"input_ids": [row]})
+        for name, got in zip(names, [outputs] if len(names) == 1 else outputs, strict=True):
+            want = expected[name][0].numpy()
+            np.testing.assert_allclose(got[0, : len(row)], want, atol=0.02 * np.abs(want).max())
 
 
 def test_an_artifact_is_generated_from_and_says_that_it_is_simulated() -> None:

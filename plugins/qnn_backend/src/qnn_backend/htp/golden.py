@@ -60,7 +60,7 @@ class Step:
 def golden_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], variant: int
 ) -> Iterator[Step]:
-    """The steps of one variant. `reference` runs the portable graph in float32."""
+    """The steps of one variant, the longest graph first. `reference` runs the portable graph in float32."""
     tokens = [list(prompts[(variant + offset) % len(prompts)]) or [0] for offset in range(len(prompts))]
     rng = np.random.default_rng(variant)
     if interface.is_decoder:
@@ -126,7 +126,7 @@ def _decoder_steps(
 def _encoder_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Iterator[Step]:
-    for item in interface.specializations:
+    for item in sorted(interface.specializations, key=lambda item: item["dims"]["seq_len"], reverse=True):
         dims = item["dims"]
         feeds = _other_inputs(interface, dims, rng)
         feeds.update(_texts(prompts, dims["batch_size"], dims["seq_len"], feeds))
