@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from qeff_framework.coverage.processes import CheckError, first_line, where
-from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, reference_embedding
+from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
 from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
 
 if TYPE_CHECKING:
@@ -124,9 +124,20 @@ def _encoder(
     model = QEFFAutoModelForFeatureExtraction(module, pooling=None)
     _build(model, backend, facts, seq_len=LENGTHS, batch_size=BATCH)
     with _stage("execute", facts), model.load() as runner:
-        together = runner.generate({"input_ids": prompts})
-        runs = [(row, _length_for(widest), together[row]) for row in range(len(prompts))]
-        runs += [(row, _length_for(len(p)), runner.generate({"input_ids": [p]})[0]) for row, p in enumerate(prompts)]
+        has_mask = any(spec.name == "attention_mask" for spec in runner.compiled.inputs)
+
+        def embedded(rows: Sequence[int], width: int) -> Any:
+            given = [prompts[row] for row in rows]
+            if not has_mask:  # Its program pads nothing: padding is text to it, as it is to Transformers.
+                given = [padded(module, prompt, width) for prompt in given]
+            return runner.generate({"input_ids": given})
+
+        width = _length_for(widest)
+        runs = [(row, width, got) for row, got in enumerate(embedded(range(len(prompts)), width))]
+        runs += [
+            (row, width, embedded([row], width)[0])
+            for row, width in enumerate(_length_for(len(prompt)) for prompt in prompts)
+        ]
     errors = [
         _difference(torch.from_numpy(got[: len(prompts[row])]), reference.expected(row, width))
         for row, width, got in runs

@@ -84,16 +84,20 @@ def reference_embedding(
     """The last hidden state `[len(prompt), hidden]` of each prompt alone, padded on the right up to `width` tokens."""
     import torch
 
-    pad = getattr(module.config, "pad_token_id", None) or 0
     embeddings = []
     for prompt in prompts:
-        padding = max(0, width - len(prompt))
-        ids = torch.tensor([[*prompt, *[pad] * padding]])
-        mask = torch.tensor([[*[1] * len(prompt), *[0] * padding]])
+        ids = torch.tensor([padded(module, prompt, width)])
+        mask = (torch.arange(ids.shape[1]) < len(prompt)).long()[None]
         with torch.no_grad():
             hidden = module(input_ids=ids, attention_mask=mask).last_hidden_state[0]
         embeddings.append(hidden[: len(prompt)])
     return embeddings
+
+
+def padded(module: torch.nn.Module, prompt: Sequence[int], width: int) -> list[int]:
+    """The prompt with padding tokens on the right up to `width` tokens."""
+    pad = getattr(module.config, "pad_token_id", None) or 0
+    return [*prompt, *[pad] * (width - len(prompt))]
 
 
 def clear_reference(module: torch.nn.Module, steps: int = STEPS) -> GreedyReference:

@@ -17,6 +17,7 @@ from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, forward_scope
 from qeff_framework.seam.shell import make_shell
+from qeff_framework.seam.special.refusals import refuse_special_encoder
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -73,13 +74,14 @@ def _model(
     outputs: tuple[str, ...] | None = None,
 ) -> onnx_ir.Model:
     """The graph of these `fields` of the forward's result, with `axes` each; as `outputs` if they get other names."""
+    refuse_special_encoder(module)
     outputs = outputs or fields
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
     inputs = _input_names(module)
     graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
-    example = _example(len(inputs))
+    example = _example(inputs)
     with stage("probe run"):
         results = probe(graph, example)
         if graph.masks.forms and graph.masks.attention_calls == 0 and leave_attention_to(shell):
@@ -132,7 +134,8 @@ class _TokensGraph(torch.nn.Module):
         results = tuple(_tensor(outputs, name) for name in self.fields)
         if self.pooling is None:
             return results
-        return tuple(self.pooling(result, arguments["attention_mask"]) for result in results)
+        mask = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
+        return tuple(self.pooling(result, mask) for result in results)
 
 
 def _tensor(outputs: Any, name: str) -> torch.Tensor:
@@ -143,20 +146,24 @@ def _tensor(outputs: Any, name: str) -> torch.Tensor:
 
 
 def _input_names(module: PreTrainedModel) -> tuple[str, ...]:
-    """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere."""
+    """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere.
+
+    A model without ``attention_mask`` takes every token for text. So does its graph, and nothing that runs it may pad.
+    """
     parameters = inspect.signature(module.forward).parameters
-    for name in ("input_ids", "attention_mask"):
-        if name not in parameters:
-            raise UnsupportedModelError(f"its forward takes no {name}")
+    if "input_ids" not in parameters:
+        raise UnsupportedModelError("its forward takes no input_ids")
+    names = ["input_ids"]
+    if "attention_mask" in parameters:
+        names.append("attention_mask")
     if "token_type_ids" in parameters and (getattr(module.config, "type_vocab_size", None) or 0) > 1:
-        return ("input_ids", "attention_mask", "token_type_ids")
-    return ("input_ids", "attention_mask")
+        names.append("token_type_ids")
+    return tuple(names)
 
 
-def _example(inputs: int) -> tuple[list[torch.Tensor]]:
-    tokens = torch.zeros((_BATCH, _SEQ), dtype=torch.int64)
-    mask = torch.ones((_BATCH, _SEQ), dtype=torch.int64)
-    return ([tokens, mask, torch.zeros_like(tokens)][:inputs],)
+def _example(inputs: tuple[str, ...]) -> tuple[list[torch.Tensor]]:
+    tensors = (torch.full((_BATCH, _SEQ), int(name == "attention_mask")) for name in inputs)
+    return (list(tensors),)
 
 
 def _drop_unused_token_types(model: onnx_ir.Model) -> None:

@@ -64,7 +64,8 @@ class EncoderRunner:
         seq_len, batch_size = self._choose(rows, batch.used)
         if "attention_mask" not in self._specs and (seq_len > batch.used or not batch.mask.all()):
             raise InputError(
-                f"the program takes no attention_mask, so padding would change its result; give rows of {seq_len} tokens"
+                f"the program takes no attention_mask, so padding would change its result; give rows of {seq_len} tokens, "
+                "padding tokens among them only if the model was trained with such"
             )
         feed = {name: np.zeros((batch_size, seq_len), dtype=self._specs[name].dtype) for name in batch.arrays}
         results: dict[str, NDArray[Any]] = {}

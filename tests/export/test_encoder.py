@@ -61,6 +61,18 @@ def test_attention_that_bypasses_the_interface_gets_masks_that_it_can_add(tmp_pa
     np.testing.assert_allclose(result[real], expected[real], rtol=1e-4, atol=2e-5)
 
 
+def test_a_model_without_a_mask_takes_every_token_for_text(tmp_path):
+    model = tiny_encoder("fnet")
+
+    exported = export_portable(model, task="encoder", output_dir=tmp_path, pooling="mean")
+
+    assert [spec.name for spec in exported.inputs] == ["input_ids", "token_type_ids"]
+    for lengths in ((7, 7, 7), (1,), (3, 3)):
+        feeds = batch(exported, lengths)
+        expected = reference(model, feeds).last_hidden_state.numpy().mean(axis=1)
+        np.testing.assert_allclose(run(exported, feeds), expected, rtol=1e-4, atol=5e-5)
+
+
 def test_attention_is_a_dialect_op(tmp_path):
     exported = export_portable(tiny_encoder("bert"), task="encoder", output_dir=tmp_path)
 

@@ -96,6 +96,16 @@ def test_what_no_steps_can_compute_is_refused_before_it_is_traced(model_type, tm
         export_portable(_refused(model_type), task="causal-lm", output_dir=tmp_path)
 
 
+@pytest.mark.parametrize("model_type", refusals._ENCODER_REASONS)
+def test_an_encoder_that_has_no_graph_for_all_lengths_is_refused_before_it_is_traced(model_type, tmp_path, monkeypatch):
+    monkeypatch.setattr("qeff_framework.export.encoder.make_shell", lambda module: pytest.fail("it went on"))
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"cannot be exported as encoder: its code .*the length|its code .*list"
+    ):
+        export_portable(tiny_model(model_type, "encoder"), task="encoder", output_dir=tmp_path)
+
+
 @pytest.mark.parametrize("model_type", refusals._REASONS)
 def test_a_refused_model_does_compute_something_else_in_steps(model_type):
     module, prompt = _refused(model_type), tiny_prompts()[1]

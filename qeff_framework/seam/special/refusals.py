@@ -1,8 +1,9 @@
-"""Causal LMs that have no form as steps over retained states, with the reason: told before anything is traced.
+"""Models that have no form as a graph, with the reason: told before anything is traced.
 
-What they have in common shows only in what they compute. In most of them the keys of a token depend on the tokens behind it: a
+What the causal LMs among them have in common, that they do not fall into steps over retained states, shows only in what they
+compute. In most of them the keys of a token depend on the tokens behind it: a
 key that has been kept is wrong as soon as the text goes on, and a prompt that is read in pieces gives other tokens than one that
-is read whole.
+is read whole. The encoders have a graph for each length of the text and none for all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from qeff_framework.errors import UnsupportedModelError
 
-#: By model type.
+#: Causal LMs by model type.
 _REASONS: Final[Mapping[str, str]] = {
     "blt": (
         "its cache keeps bytes and not the patches that an entropy model groups them into, so Transformers computes other "
@@ -47,6 +48,30 @@ _REFUSED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "xlm": lambda config: not config.causal,
     "xlnet": lambda config: config.attn_type == "bi",
 }
+#: Encoders by model type, whatever their head.
+_ENCODER_REASONS: Final[Mapping[str, str]] = {
+    "canine": (
+        "its code cuts the characters into chunks in a Python loop over the length of the text, and repeats what it has pooled "
+        "as often as that length says, so the graph of one length is wrong for every other"
+    ),
+    "funnel": (
+        "its code keeps the places of the tokens in a Python list, which it halves from block to block, and takes the distances "
+        "from there, so the graph of one length is wrong for every other"
+    ),
+    "reformer": (
+        "its code takes the number of hash buckets and of chunks from the length of the text in Python, so the graph of one "
+        "length is wrong for every other"
+    ),
+}
+
+
+def refuse_special_encoder(module: PreTrainedModel) -> None:
+    """Raises `UnsupportedModelError` if `module`, which is to be exported without a cache, is such a model."""
+    reason = _ENCODER_REASONS.get(module.config.model_type)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{reason}; choose an encoder of another family, or run it with Transformers itself"
+        )
 
 
 def refuse_special(module: PreTrainedModel) -> None:
