@@ -44,6 +44,11 @@ def test_an_encoder_passes_with_its_facts() -> None:
     assert 0 < facts["hidden_error"] <= HIDDEN_TOLERANCE
 
 
+def test_an_encoder_without_a_mask_reads_padding_as_transformers_does() -> None:
+    facts = check_parity("fnet", task="encoder", backend="ort_sim")
+    assert facts["padding_effect"] > 0.1 > HIDDEN_TOLERANCE >= facts["hidden_error"]
+
+
 def test_keys_in_wrong_slots_are_caught(monkeypatch: pytest.MonkeyPatch, store_root: Path) -> None:
     def crowded(state: torch.Tensor, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         return ops.kv_update(state, tokens, step.position_ids.clamp(max=10))
