@@ -59,8 +59,8 @@ _ENCODER_REASONS: Final[Mapping[str, str]] = {
         "from there, so the graph of one length is wrong for every other"
     ),
     "reformer": (
-        "its code takes the number of hash buckets and of chunks from the length of the text in Python, so the graph of one "
-        "length is wrong for every other"
+        "its code chooses between whole and chunked attention, and the number of hash buckets, by the length of the text in "
+        "Python, so the graph of one length is wrong for every other"
     ),
 }
 
