@@ -63,7 +63,9 @@ def add_to(subparsers: Any) -> None:
         metavar="TEXT",
         help="question answering: the text that holds the answers; the prompts are questions",
     )
-    context.add_argument("--context-file", metavar="FILE", help="question answering: the same from a file")
+    context.add_argument(
+        "--context-file", metavar="FILE", help="question answering: the same from a file; - reads standard input"
+    )
     generation = parser.add_argument_group("generation")
     generation.add_argument(
         "--max-new-tokens", metavar="N", type=int, help="new tokens per prompt at most (default: what ctx_len leaves)"
