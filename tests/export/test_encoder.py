@@ -67,7 +67,9 @@ def test_a_model_without_a_mask_takes_every_token_for_text(tmp_path):
     exported = export_portable(model, task="encoder", output_dir=tmp_path, pooling="mean")
 
     assert [spec.name for spec in exported.inputs] == ["input_ids", "token_type_ids"]
-    for lengths in ((7, 7, 7), (1,), (3, 3)):
+    # Its Fourier transform is made of products, which every compiler knows.
+    assert "DFT" not in {node.op_type for node in onnx_ir.load(exported.model_path).graph}
+    for lengths in ((7, 7, 7), (1,), (64, 64)):
         feeds = batch(exported, lengths)
         expected = reference(model, feeds).last_hidden_state.numpy().mean(axis=1)
         np.testing.assert_allclose(run(exported, feeds), expected, rtol=1e-4, atol=5e-5)

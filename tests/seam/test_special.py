@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-ENCODERS = {"longformer"}
+ENCODERS = {"fnet", "longformer"}
 
 
 @pytest.mark.parametrize("model_type", sorted(special._FAMILIES.keys() - ENCODERS))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 #: File by model type.
 _FAMILIES: Final[Mapping[str, str]] = {
     "dbrx": "dbrx",
+    "fnet": "fnet",
     "gpt_neo": "gpt_neo",
     "jetmoe": "jetmoe",
     "longcat_flash": "longcat_flash",
