@@ -37,15 +37,28 @@ class _Running:
 
     real: torch.Tensor
     is_global: torch.Tensor | None = None
+    #: By window to each side: what a token that is not global sees, ``[B, 1, S, S]``.
+    _seen: dict[int, torch.Tensor]
 
     def take_global_tokens(self, attention_mask: torch.Tensor, global_attention_mask: torch.Tensor) -> torch.Tensor:
         self.is_global = (global_attention_mask * attention_mask) != 0
         return attention_mask
 
     def take_real_tokens(self, **given: Any) -> tuple[Any, ...]:
-        self.real = given["attention_mask"] != 0
+        self.real, self._seen = given["attention_mask"] != 0, {}
         names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
         return (0, *(given[name] for name in names))
+
+    def seen(self, window: int) -> torch.Tensor:
+        if window not in self._seen:
+            places = torch.arange(self.real.shape[1])
+            near = (places[:, None] - places).abs() <= window
+            # Padding has no result, and some of its windows hold nothing but padding: no row of the mask may be empty.
+            near = near | ~self.real[:, None, :, None]
+            if self.is_global is not None:
+                near = near | self.is_global[:, None, None, :]
+            self._seen[window] = near & self.real[:, None, None, :]
+        return self._seen[window]
 
 
 def _encode(self: Any, hidden_states: torch.Tensor, **_unused: Any) -> LongformerBaseModelOutput:
@@ -64,15 +77,11 @@ def _attend_with(running: _Running) -> Any:
             )
             return attention_interface(self, query, key, value, mask)[0].flatten(2)
 
-        places = torch.arange(hidden_states.shape[1])
-        real = running.real[:, None, None, :]
-        seen = (places[:, None] - places).abs() <= self.one_sided_attn_window_size
-        # Padding has no result, and some of its windows hold nothing but padding: no row of the mask may be empty.
-        seen = seen | ~running.real[:, None, :, None]
+        local = attended("", running.seen(self.one_sided_attn_window_size))
         if running.is_global is None:
-            return (attended("", real & seen),)
-        local = attended("", real & (seen | running.is_global[:, None, None, :]))
-        return (torch.where(running.is_global[:, :, None], attended("_global", real), local),)
+            return (local,)
+        everywhere = attended("_global", running.real[:, None, None, :])
+        return (torch.where(running.is_global[:, :, None], everywhere, local),)
 
     return attend
 
