@@ -79,7 +79,7 @@ def _model(
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
-    inputs = _input_names(module)
+    inputs = _input_names(shell)
     graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
     example = _example(inputs)
     with stage("probe run"):
@@ -145,18 +145,18 @@ def _tensor(outputs: Any, name: str) -> torch.Tensor:
     return result
 
 
-def _input_names(module: PreTrainedModel) -> tuple[str, ...]:
+def _input_names(shell: PreTrainedModel) -> tuple[str, ...]:
     """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere.
 
     A model without ``attention_mask`` takes every token for text. So does its graph, and nothing that runs it may pad.
     """
-    parameters = inspect.signature(module.forward).parameters
+    parameters = inspect.signature(shell.forward).parameters
     if "input_ids" not in parameters:
         raise UnsupportedModelError("its forward takes no input_ids")
     names = ["input_ids"]
     if "attention_mask" in parameters:
         names.append("attention_mask")
-    if "token_type_ids" in parameters and (getattr(module.config, "type_vocab_size", None) or 0) > 1:
+    if "token_type_ids" in parameters and (getattr(shell.config, "type_vocab_size", None) or 0) > 1:
         names.append("token_type_ids")
     return tuple(names)
 

@@ -8,7 +8,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, LongformerConfig
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BigBirdConfig,
+    LongformerConfig,
+)
 
 from qeff_framework.coverage.reference import clear_reference
 from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
@@ -24,7 +29,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-ENCODERS = {"fnet", "longformer"}
+#: Special without a cache only.
+ENCODERS = {"big_bird", "fnet", "longformer"}
 
 
 @pytest.mark.parametrize("model_type", sorted(special._FAMILIES.keys() - ENCODERS))
@@ -77,6 +83,33 @@ def test_longformer_with_windows_and_global_tokens_equals_transformers(task, aut
                 alone = torch.tensor([row])
                 want = module(alone, attention_mask=torch.ones_like(alone))[name][0].numpy()
             np.testing.assert_allclose(got[: len(want)], want, rtol=1e-3, atol=1e-4)
+
+
+def test_big_bird_tells_question_and_context_apart_by_itself(tmp_path):
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = BigBirdConfig(**sizes, attention_type="original_full", initializer_range=0.5, sep_token_id=2)
+    torch.manual_seed(0)
+    module = AutoModelForQuestionAnswering.from_config(config).eval()
+    rows = [[1, 5, 9, 2, 17, 11, 23, 2], [1, 7, 2, 31, 2]]
+    ids = np.array([row + [0] * (len(rows[0]) - len(row)) for row in rows])
+
+    exported = export_portable(module, task="question-answering", output_dir=tmp_path)
+
+    session = ort.InferenceSession(str(exported.model_path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})
+    for name, result in zip(("start_logits", "end_logits"), found, strict=True):
+        for row, got in zip(rows, result, strict=True):
+            with torch.no_grad():
+                want = module(torch.tensor([row]))[name][0].numpy()
+            context = slice(row.index(2) + 1, len(row))
+            assert want[context].std() > 0.1
+            np.testing.assert_allclose(got[context], want[context], rtol=1e-3, atol=1e-4)
 
 
 def test_each_family_stands_in_a_file_with_its_reason():

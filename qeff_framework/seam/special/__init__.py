@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 #: File by model type.
 _FAMILIES: Final[Mapping[str, str]] = {
+    "big_bird": "big_bird",
     "dbrx": "dbrx",
     "fnet": "fnet",
     "gpt_neo": "gpt_neo",

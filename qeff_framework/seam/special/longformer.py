@@ -89,9 +89,15 @@ def _attend_with(running: _Running) -> Any:
 def _with_global_question(forward: Any) -> Any:
     """The tokens before the first separator are global, as in Transformers, which finds them by the contents of the batch."""
 
-    def answer(self: Any, input_ids: torch.Tensor, **others: Any) -> Any:
+    def answer(
+        self: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> Any:
         is_separator = input_ids == self.config.sep_token_id
-        is_question = is_separator.long().cumsum(dim=1) == 0
-        return forward(self, input_ids=input_ids, global_attention_mask=is_question.long(), **others)
+        is_question = (is_separator.long().cumsum(dim=1) == 0).long()
+        given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return forward(self, input_ids=input_ids, global_attention_mask=is_question, **given)
 
     return answer
