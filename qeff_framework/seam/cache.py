@@ -20,10 +20,10 @@ from qeff_framework.seam.scope import Step, current_scope, current_step
 if TYPE_CHECKING:
     from qeff_framework.seam.loops import LoopRecorder
 
-Role = Literal["key", "value", "index_key", "key_cross", "value_cross", "conv", "recurrent"]
+Role = Literal["key", "value", "index_key", "compressed_key", "key_cross", "value_cross", "conv", "recurrent"]
 
 #: Roles whose third axis are the slots of the context, written at the positions of the step.
-SLOTTED: tuple[Role, ...] = ("key", "value", "index_key")
+SLOTTED: tuple[Role, ...] = ("key", "value", "index_key", "compressed_key")
 #: The same of cross-attention: slots of the encoder's context, written at the positions of the encoder's tokens.
 CROSS: tuple[Role, ...] = ("key_cross", "value_cross")
 

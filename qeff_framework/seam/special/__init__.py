@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 _FAMILIES: Final[Mapping[str, str]] = {
     "big_bird": "big_bird",
     "dbrx": "dbrx",
+    "deepseek_v4": "deepseek_v4",
     "fnet": "fnet",
     "gpt_neo": "gpt_neo",
     "jetmoe": "jetmoe",
