@@ -19,7 +19,7 @@ Tokens = Sequence[Sequence[int]]
 class PortableLoop:
     """A portable causal LM with its caches, for a fixed batch."""
 
-    def __init__(self, exported: ExportedModel, *, batch_size: int, ctx_len: int) -> None:
+    def __init__(self, exported: ExportedModel, *, batch_size: int, ctx_len: int, left_over: float = 0.0) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
@@ -28,7 +28,7 @@ class PortableLoop:
         dims = {"batch_size": batch_size, "ctx_len": ctx_len}
         names = {state.input for state in exported.states}
         self.states = {
-            spec.name: np.zeros([dims.get(str(dim), dim) for dim in spec.shape], dtype=spec.dtype)
+            spec.name: np.full([dims.get(str(dim), dim) for dim in spec.shape], left_over, dtype=spec.dtype)
             for spec in exported.inputs
             if spec.name in names
         }
@@ -45,10 +45,15 @@ class PortableLoop:
         return logits
 
 
-def greedy(exported: ExportedModel, prompts: Tokens, *, new_tokens: int, chunk: int, ctx_len: int) -> list[list[int]]:
-    """Greedy continuation of `prompts`: prefill in chunks of `chunk` tokens, padded with position -1, then one token a step."""
+def greedy(
+    exported: ExportedModel, prompts: Tokens, *, new_tokens: int, chunk: int, ctx_len: int, left_over: float = 0.0
+) -> list[list[int]]:
+    """Greedy continuation of `prompts`: prefill in chunks of `chunk` tokens, padded with position -1, then one token a step.
+
+    `left_over` is what every state holds before the first step.
+    """
     batch = len(prompts)
-    loop = PortableLoop(exported, batch_size=batch, ctx_len=ctx_len)
+    loop = PortableLoop(exported, batch_size=batch, ctx_len=ctx_len, left_over=left_over)
     chosen = np.zeros(batch, dtype=np.int64)
     for start in range(0, max(len(prompt) for prompt in prompts), chunk):
         input_ids = np.zeros((batch, chunk), dtype=np.int64)

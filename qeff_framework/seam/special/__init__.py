@@ -24,6 +24,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "longformer": "longformer",
     "minimax": "minimax",
     "openai-gpt": "openai_gpt",
+    "qwen4_exp_text": "qwen4_exp",
     "recurrent_gemma": "recurrent_gemma",
     "rwkv": "rwkv",
     "xlm": "xlm",
