@@ -69,7 +69,8 @@ def _indexer_with(rotary: Any) -> Any:
         # The last block of a context that is no multiple of the size has no end, and the last slot ends none.
         ends = (block_of_slot * size + size - 1).clamp(max=step.kv_positions.shape[0] - 1)
         unfinished = block_of_slot >= ((positions + 1) // size)[:, None, :, None]
-        return chosen.index_select(3, ends) | unfinished
+        selected: torch.Tensor = chosen.index_select(3, ends) | unfinished
+        return selected
 
     return indexer
 
