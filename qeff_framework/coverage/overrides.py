@@ -225,8 +225,18 @@ OVERRIDES: Final[Mapping[str, Override]] = {
         reason="the pattern is run-length encoded", values={"attention_types": [[["global", "local"], 2]]}
     ),
     "deepseek_v4": Override(
-        reason="compressed blocks and head groups are given in a dictionary and relative to the heads",
+        reason="compressed blocks and head groups are given in a dictionary and relative to the heads; the default has no layer "
+        "without compression, which checkpoints have, and twenty times the same two divisions",
         values={
+            "num_hidden_layers": 4,
+            "layer_types": [
+                "sliding_attention",
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+                "compressed_sparse_attention",
+            ],
+            "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe"],
+            "hc_sinkhorn_iters": 3,
             "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
             "o_groups": 2,
             "o_lora_rank": 24,

@@ -51,8 +51,5 @@ def block_ends(step: Step, size: int) -> torch.Tensor:
 def highest(scores: torch.Tensor, allowed: torch.Tensor, count: int) -> torch.Tensor:
     """The slots of the `count` highest of ``scores [B, S, C]``, of those that ``allowed [B, 1, S, C]`` has: bool like it."""
     scores = scores.masked_fill(~allowed.squeeze(1), float("-inf"))
-    # Columns of nothing behind: a context may have fewer slots than are selected.
-    scores = functional.pad(scores, (0, count), value=float("-inf"))
-    best = scores.topk(count, dim=-1).indices
-    selection = torch.zeros_like(scores, dtype=torch.bool).scatter(2, best, value=True)
-    return selection[..., :-count].unsqueeze(1) & allowed
+    best = scores.topk(min(count, scores.shape[2]), dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(2, best, value=True).unsqueeze(1) & allowed
