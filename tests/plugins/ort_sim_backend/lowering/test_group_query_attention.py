@@ -93,6 +93,14 @@ def with_two_readers():
     return model
 
 
+def with_keys_as_values():
+    """An attention that reads one cache as both."""
+    model = attention_layer()
+    (attention,) = [node for node in model.graph if node.op_type == "Attention"]
+    attention.replace_input_with(2, attention.inputs[1])
+    return model
+
+
 def with_another_slot_order():
     model = attention_layer()
     (slots,) = [node for node in model.graph if node.op_type == "Range"]
@@ -107,9 +115,10 @@ def with_another_slot_order():
         attention_layer(scale=0.0),
         attention_layer(head_dim=12),
         with_two_readers(),
+        with_keys_as_values(),
         with_another_slot_order(),
     ],
-    ids=["chunked mask", "scale 0", "head size", "two readers", "slots not from 0"],
+    ids=["chunked mask", "scale 0", "head size", "two readers", "keys are values", "slots not from 0"],
 )
 def test_what_the_kernel_cannot_do_is_left_alone(model):
     before = op_types(model)

@@ -31,7 +31,7 @@ class GroupQueryAttention:
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
 
     name = "GroupQueryAttention"
-    version = "1"
+    version = "2"
 
     def __call__(self, subject: ir.Model) -> bool:
         """Says whether an attention was lowered."""
@@ -60,6 +60,8 @@ def _match(attention: ir.Node) -> _Match | None:
     key_update, value_update = (made_by(operand(attention, index), "KVUpdate") for index in (1, 2))
     mask = made_by(operand(attention, 3), "CausalMask")
     if key_update is None or value_update is None or mask is None:
+        return None
+    if key_update is value_update:  # the kernel writes two caches
         return None
     position_ids = operand(mask, 0)
     if {operand(key_update, 2), operand(value_update, 2)} != {position_ids}:
