@@ -32,7 +32,7 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, leave_attention_to
 from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
 from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.masks import MaskPlan, refusing_lookahead
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Scope, Step, forward_scope
@@ -196,7 +196,7 @@ def _probe(shell: PreTrainedModel) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     recorder = LoopRecorder()
     graph = _ProbeGraph(shell, recorder)
-    with recorder.watching():
+    with recorder.watching(), refusing_lookahead(graph.masks, shell.config):
         logits = probe(graph, _example_tokens())
     graph.masks.finish_recording()
     states = graph.cache.shapes()

@@ -38,7 +38,8 @@ def attention_interface(
     [B, S, K]`` are the only keys that a token may look at, if the mask lets it, and ``block_indices [B, Hi, S, K]`` the only
     blocks of keys.
     """
-    current_scope().masks.attention_calls += 1
+    scope = current_scope()
+    scope.masks.attention_calls += 1
     unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
     if not _IGNORED_TENSORS.issuperset(unknown):
         raise UnsupportedModelError(f"its attention takes tensors that the dialect has no op for: {unknown}")
@@ -48,6 +49,10 @@ def attention_interface(
         scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     mask = attention_mask if attention_mask is not None else _default_mask(query, key, causal=bool(causal))
+    if scope.masks.recording and mask.shape[-1] not in (1, key.shape[2]):
+        raise UnsupportedModelError(
+            f"it asks for an attention mask over {mask.shape[-1]} keys, and its attention reads {key.shape[2]}"
+        )
     if block_indices is not None:
         mask = _selected_blocks(module, mask, block_indices, key)
     if indices is not None:

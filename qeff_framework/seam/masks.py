@@ -8,10 +8,12 @@ window from a plain causal mask. A function that fits none of them is traced wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from qeff_framework.dialect import ops
 from qeff_framework.errors import ExportError, UnsupportedModelError
@@ -24,6 +26,12 @@ MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 #: Every configuration field of Transformers that holds such a size has one of these in its name.
 _SIZE_FIELD_MARKS = ("window", "chunk")
+#: Configuration fields by which Transformers makes attention causal or not, with what makes it look ahead.
+_LOOKS_AHEAD: dict[str, tuple[Any, ...]] = {
+    "is_decoder": (False,),
+    "is_causal": (False,),
+    "use_bidirectional_attention": (True, "all"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +61,13 @@ class MaskPlan:
     forms: list[ClosedForm | None] = field(default_factory=list)
     #: How often the attention interface was called.
     attention_calls: int = 0
-    _recording: bool = True
+    #: This is the probe run, whose tensors of positions and masks can be looked at.
+    recording: bool = True
     _next: int = 0
 
     def finish_recording(self) -> None:
         """From the next forward pass on, calls are answered from the record."""
-        self._recording = False
+        self.recording = False
 
     def rewind(self) -> None:
         """Starts a forward pass."""
@@ -68,13 +77,44 @@ class MaskPlan:
         self, function: MaskFunction, config: PreTrainedConfig | None, local_size: int | None
     ) -> ClosedForm | None:
         """The closed form of this call's mask, `None` when it has none."""
-        if self._recording:
+        if self.recording:
             self.forms.append(recognise(function, candidate_sizes(config, local_size)))
         if self._next >= len(self.forms):
             raise ExportError("the model asks for more attention masks in the trace than in the probe run")
         form = self.forms[self._next]
         self._next += 1
         return form
+
+
+def not_causal(config: PreTrainedConfig | None) -> UnsupportedModelError:
+    """The refusal of a model that keeps keys and values of tokens that look ahead."""
+    set_to = {
+        name: getattr(config, name) for name, ahead in _LOOKS_AHEAD.items() if getattr(config, name, None) in ahead
+    }
+    told = f" ({', '.join(f'{name}={value!r}' for name, value in set_to.items())} in its config)" if set_to else ""
+    return UnsupportedModelError(
+        f"its attention is not causal{told}, so the keys of a token depend on the tokens behind it and cannot be kept. If it "
+        "was trained to generate text, load it with a config that makes its attention causal (is_decoder=True for BERT "
+        "and its like); to embed text, use QEFFAutoModelForFeatureExtraction"
+    )
+
+
+@contextmanager
+def refusing_lookahead(masks: MaskPlan, config: PreTrainedConfig) -> Iterator[None]:
+    """Around the probe run of a decoder: refuses it if every mask that it asks for lets all tokens see each other.
+
+    A causal decoder may ask for such a mask as well, for the cross-attention that it does without. Where the attention code is
+    the model's own, its failure to apply the mask to the cache would hide the reason.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - raised again below
+        failure = error
+    if masks.forms and all(form == ClosedForm(causal=False) for form in masks.forms):
+        raise not_causal(config) from failure
+    if failure is not None:
+        raise failure
 
 
 def mask_interface(
@@ -96,7 +136,10 @@ def mask_interface(
     scope = current_scope()
     form = scope.masks.form_of_call(mask_function, config, local_size)
     if scope.step is not None and kv_length == scope.step.kv_positions.shape[0]:
-        return _positional_mask(mask_function, form, scope.step)
+        mask = _positional_mask(mask_function, form, scope.step)
+        if scope.masks.recording and _looks_ahead(mask, scope.step):
+            raise not_causal(config)
+        return mask
     if scope.memory is not None:
         return _memory_mask(form, scope.memory, q_length)
     query = torch.arange(q_length)
@@ -119,6 +162,12 @@ def _positional_mask(function: MaskFunction, form: ClosedForm | None, step: Step
     # A mask that looks ahead must not look at slots that hold nothing so far.
     written = key <= query.amax(dim=2, keepdim=True)
     return (function(rows, heads, query, key) & written).expand(batch, -1, seq, key.shape[3])
+
+
+def _looks_ahead(mask: torch.Tensor, step: Step) -> bool:
+    """Whether a token sees one behind it; `False` where that depends on tensors without data."""
+    ahead = mask & (step.kv_positions[None, None, None, :] > step.position_ids[:, None, :, None])
+    return not isinstance(ahead, FakeTensor) and bool(ahead.any())
 
 
 def _memory_mask(form: ClosedForm | None, memory: Memory, tokens: int) -> torch.Tensor:

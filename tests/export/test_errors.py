@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from qeff_framework.coverage.tiny import tiny_config
 from qeff_framework.errors import ExportError, OptionError, UnsupportedModelError
 from qeff_framework.export.portable import export_portable
 from tests.tiny_models import tiny_causal_lm, tiny_encoder
@@ -81,6 +82,38 @@ def test_attention_with_a_tensor_that_has_no_op(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", with_extra)
     with pytest.raises(UnsupportedModelError, match="relative_bias"):
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("bert", "is_decoder", False),
+        ("roformer", "is_decoder", False),
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("llama", "is_causal", False),
+    ],
+    ids=["mask over the step", "attention of its own", "windows in both directions", "mask over the cache"],
+)
+def test_a_decoder_that_looks_ahead(tmp_path, model_type, field, value):
+    """Keys that depend on later tokens cannot be kept; Transformers computes other logits as soon as the text goes on."""
+    config = tiny_config(model_type, "causal-lm")
+    setattr(config, field, value)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert not torch.allclose(model(tokens).logits[:, :8], model(tokens[:, :8]).logits, atol=1e-3)
+
+    with pytest.raises(UnsupportedModelError, match=rf"its attention is not causal \({field}={value} in its config\)"):
+        export_portable(model, task="causal-lm", output_dir=tmp_path)
+
+
+def test_a_mask_that_is_not_over_the_keys(tmp_path, monkeypatch):
+    model, _ = tiny_causal_lm("llama")
+    mask = torch.ones((1, 1, 3, 3), dtype=torch.bool)
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.create_causal_mask", lambda **_: mask)
+
+    with pytest.raises(UnsupportedModelError, match="attention mask over 3 keys, and its attention reads 8"):
         export_portable(model, task="causal-lm", output_dir=tmp_path)
 
 
