@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -33,7 +33,9 @@ def add_to(subparsers: Any) -> None:
         run,
         summary="check model types against Transformers, on tiny random models",
         description="Takes a tiny random model of each type through export, compile and execute, and compares what it computes "
-        "with Transformers' eager attention. The exit code is 1 if a type fails that Transformers itself can run.",
+        "with Transformers' eager attention. A type that has no form as such a program is refused, with the reason, before "
+        "anything is compiled; whatever else goes wrong fails. The exit code is 1 if a type fails that Transformers itself can "
+        "run, or if a type is refused that was named.",
         examples=[
             "qeff coverage llama mixtral --backend ort_sim",
             "qeff coverage --task encoder --lines encoders.jsonl --table docs/coverage.md",
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
     section = Section(run=described, reports=reports, not_run=[name for name in expected if name not in found])
     if args.table:
         _write_page(args.table, section)
-    return Outcome(document=_document(section), text=_text(section), failure=_failure(section))
+    return Outcome(document=_document(section), text=_text(section), failure=_failure(section, args.types))
 
 
 def _checked(args: argparse.Namespace, chosen: list[str]) -> tuple[Run, list[Report]]:
@@ -170,7 +172,7 @@ def _document(section: Section) -> dict[str, Any]:
                 "error": each.error,
                 **each.facts,
             }
-            for each in section.of("pass", "fail", "no reference")
+            for each in section.of("pass", "refused", "fail", "no reference")
         ],
         "not_run": sorted(section.not_run),
     }
@@ -180,25 +182,31 @@ def _text(section: Section) -> str:
     from qeff_framework.coverage.table import reason, row
 
     parts = []
-    if rows := [row(each, section.run.task) for each in section.of("pass", "fail")]:
+    if rows := [row(each, section.run.task) for each in section.of("pass", "refused", "fail")]:
         parts.append(table(("TYPE", "HEAD CLASS", "RESULT", "DEVIATION", "STAGE", "REASON"), rows))
     if apart := section.of("no reference"):
         errors = table(("TYPE", "TRANSFORMERS' OWN ERROR"), [(each.model_type, reason(each)) for each in apart])
         parts.append(f"Without a reference:\n{errors}")
     counts = section.counts
     parts.append(
-        f"{counts['types']} types: {counts['pass']} pass, {counts['fail']} fail, {counts['no reference']} without a reference, "
-        f"{counts['not run']} not run"
+        f"{counts['types']} types: {counts['pass']} pass, {counts['refused']} refused, {counts['fail']} fail, "
+        f"{counts['no reference']} without a reference, {counts['not run']} not run"
     )
     return "\n\n".join(parts)
 
 
-def _failure(section: Section) -> str:
+def _failure(section: Section, named: Sequence[str]) -> str:
+    """Whoever names a type wants to know whether it works; in a sweep over all of them a refusal is an answer like others."""
     failed = [each.model_type for each in section.of("fail")]
-    if not failed:
-        return ""
-    named = ", ".join(failed[:_NAMED_IN_FAILURE]) + (", ..." if len(failed) > _NAMED_IN_FAILURE else "")
-    return f"{len(failed)} of {len(failed) + section.counts['pass']} types with a reference fail: {named}"
+    refused = [each.model_type for each in section.of("refused") if each.model_type in named]
+    counts = section.counts
+    total = counts["pass"] + counts["refused"] + counts["fail"]
+    told = [(failed, f"of {total} types with a reference fail"), (refused, f"of {len(named)} named types are refused")]
+    return "; ".join(f"{len(types)} {what}: {_some_of(types)}" for types, what in told if types)
+
+
+def _some_of(types: list[str]) -> str:
+    return ", ".join(types[:_NAMED_IN_FAILURE]) + (", ..." if len(types) > _NAMED_IN_FAILURE else "")
 
 
 def _count(text: str) -> int:

@@ -22,7 +22,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, Literal
 
-Outcome = Literal["pass", "fail", "no reference"]
+from qeff_framework.errors import UnsupportedModelError
+
+Outcome = Literal["pass", "refused", "fail", "no reference"]
+
+#: How the error of a refusal begins, see `first_line`; lines of older runs are told by it as well.
+_REFUSAL: Final = f"{UnsupportedModelError.__name__}: "
 
 #: Checks one model type and returns the facts that belong in its line.
 Check = Callable[[str], dict[str, Any]]
@@ -40,10 +45,17 @@ class Report:
 
     @property
     def outcome(self) -> Outcome:
-        """What the line counts as: a type that Transformers itself cannot run says nothing about an export."""
+        """What the line counts as: a type that Transformers itself cannot run says nothing about an export.
+
+        Refused on purpose is what the export raised `UnsupportedModelError` for.
+        """
         if self.ok:
             return "pass"
-        return "no reference" if self.facts.get("stage") == "reference" else "fail"
+        stage = self.facts.get("stage")
+        if stage == "reference":
+            return "no reference"
+        refused = stage == "export" and (self.error or "").startswith(_REFUSAL)
+        return "refused" if refused else "fail"
 
     def to_json(self) -> str:
         """One JSON object without line breaks; the facts stand beside the other fields."""

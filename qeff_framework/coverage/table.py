@@ -28,8 +28,10 @@ _COLUMNS: Final = ("Type", "Head class", "Result", "Deviation", "Stage", "Reason
 _LONGEST_REASON: Final = 320
 
 _COUNTS: Final = re.compile(
-    r"^\*\*(\d+) types\*\*: (\d+) pass, (\d+) fail, (\d+) without a reference, (\d+) not run\.$", re.MULTILINE
+    r"^\*\*(\d+) types\*\*: (\d+) pass, (?:(\d+) refused, )?(\d+) fail, (\d+) without a reference, (\d+) not run\.$",
+    re.MULTILINE,
 )
+_COUNTED: Final = ("types", "pass", "refused", "fail", "no reference", "not run")
 _NOT_RUN: Final = "Not run: "
 
 _UNCACHED: Final = ", ".join(f"`{name}` ({why})" for name, why in UNCACHED.items())
@@ -50,6 +52,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   unequal length, in one batch of {BATCH} rows and each alone, through programs of {LENGTHS[0]} and {LENGTHS[1]} tokens.
   *Deviation* is the largest difference in standard deviations.
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
+- A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
+  compiled. Whatever else goes wrong **fails**.
 - Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed
   apart, with Transformers' own error.
 """
@@ -74,6 +78,7 @@ class Section:
         return {
             "types": len(self.reports) + len(self.not_run),
             "pass": found["pass"],
+            "refused": found["refused"],
             "fail": found["fail"],
             "no reference": found["no reference"],
             "not run": len(self.not_run),
@@ -131,8 +136,8 @@ def _section_text(section: Section) -> str:
     counts = section.counts
     versions = ", ".join(f"{name} {version}" for name, version in section.run.versions.items())
     counted = (
-        f"**{counts['types']} types**: {counts['pass']} pass, {counts['fail']} fail, "
-        f"{counts['no reference']} without a reference, {counts['not run']} not run."
+        f"**{counts['types']} types**: {counts['pass']} pass, {counts['refused']} refused, "
+        f"{counts['fail']} fail, {counts['no reference']} without a reference, {counts['not run']} not run."
     )
     lines = [
         f"## {_TITLES[section.run.task]}",
@@ -141,7 +146,7 @@ def _section_text(section: Section) -> str:
         "",
         f"Backend `{section.run.backend}`; versions: {versions}.",
         "",
-        *_table(_COLUMNS, [row(each, section.run.task) for each in section.of("pass", "fail")]),
+        *_table(_COLUMNS, [row(each, section.run.task) for each in section.of("pass", "refused", "fail")]),
     ]
     if apart := section.of("no reference"):
         lines += ["### Without a reference", ""]
@@ -184,7 +189,7 @@ def _read_section(text: str) -> PageSection:
     missing = re.search(rf"^{_NOT_RUN}(.*)\.$", text, re.MULTILINE)
     return PageSection(
         versions=dict(pair.rsplit(" ", 1) for pair in versions[1].split(", ")),
-        counts=dict(zip(("types", "pass", "fail", "no reference", "not run"), map(int, counts.groups()), strict=True)),
+        counts=dict(zip(_COUNTED, (int(count or 0) for count in counts.groups()), strict=True)),
         results={row[0]: row[2] for row in cells if len(row) == len(_COLUMNS)},
         without_reference=[row[0] for row in cells if len(row) == 2],
         not_run=re.findall(r"`([^`]+)`", missing[1]) if missing else [],

@@ -12,6 +12,13 @@ from tests.cli.conftest import run_process
 KNOWN = {
     "llama": Report(model_type="llama", ok=True, seconds=8.0, facts={"class": "Llama", "logit_error": 2e-5}),
     "bart": Report(model_type="bart", ok=False, seconds=1.0, error="E: no", facts={"class": "Bart", "stage": "export"}),
+    "blt": Report(
+        model_type="blt",
+        ok=False,
+        seconds=1.0,
+        error="UnsupportedModelError: patches",
+        facts={"class": "Blt", "stage": "export"},
+    ),
     "gemma3n": Report(model_type="gemma3n", ok=False, seconds=1.0, error="no PIL", facts={"stage": "reference"}),
 }
 
@@ -36,7 +43,7 @@ def test_text_progress_and_exit_code(qeff, known):
     assert result.out.splitlines()[1].split() == ["bart", "Bart", "fail", "export", "E:", "no"]
     assert result.out.splitlines()[2].split() == ["llama", "Llama", "pass", "2.0e-05"]
     assert "Without a reference:" in result.out
-    assert "3 types: 1 pass, 1 fail, 1 without a reference, 0 not run" in result.out
+    assert "3 types: 1 pass, 0 refused, 1 fail, 1 without a reference, 0 not run" in result.out
     assert "2 of 3  bart  fail  1.0 s: E: no\n" in result.err
     assert result.err.endswith("qeff: error: 1 of 2 types with a reference fail: bart\n")
     [(check, keywords)] = known
@@ -48,9 +55,24 @@ def test_without_a_reference_is_no_failure(qeff, known):
     result = qeff("coverage", "llama", "gemma3n", "--backend", "ort_sim", "--json", "--quiet")
 
     assert (result.code, result.err) == (0, "")
-    assert result.json["counts"] == {"types": 2, "pass": 1, "fail": 0, "no reference": 1, "not run": 0}
+    assert result.json["counts"] == {"types": 2, "pass": 1, "refused": 0, "fail": 0, "no reference": 1, "not run": 0}
     assert [item["result"] for item in result.json["results"]] == ["no reference", "pass"]
     assert {"transformers", "onnxruntime", "qeff-framework"} <= set(result.json["versions"])
+
+
+def test_a_refused_type_fails_the_command_only_if_it_was_named(qeff, known, tmp_path):
+    named = qeff("coverage", "blt", "llama", "--backend", "ort_sim", "--lines", tmp_path / "run.jsonl")
+
+    assert named.code == 1
+    assert named.out.splitlines()[1].split() == ["blt", "Blt", "refused", "export", "UnsupportedModelError:", "patches"]
+    assert "2 types: 1 pass, 1 refused, 0 fail, 0 without a reference, 0 not run" in named.out
+    assert named.err.endswith("qeff: error: 1 of 2 named types are refused: blt\n")
+
+    swept = qeff("coverage", "--from", tmp_path / "run.jsonl", "--json")
+
+    assert (swept.code, swept.err) == (0, "")
+    assert (swept.json["counts"]["refused"], swept.json["counts"]["fail"]) == (1, 0)
+    assert {item["model_type"]: item["result"] for item in swept.json["results"]} == {"blt": "refused", "llama": "pass"}
 
 
 def test_a_page_from_several_runs(qeff, known, tmp_path):

@@ -90,3 +90,20 @@ def test_only_a_failing_reference_is_no_failure() -> None:
             {"model_type": "x", "ok": False, "seconds": 1.0, "error": "e"} | ({"stage": stage} if stage else {})
         )
         assert Report.from_json(line).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "outcome"),
+    [
+        ("export", "UnsupportedModelError: X cannot be exported as causal-lm: its patches", "refused"),
+        ("export", "ExportError: X cannot be exported as causal-lm: the trace failed", "fail"),
+        ("compile", "UnsupportedModelError: no loops", "fail"),
+        ("reference", "UnsupportedModelError: its tokens do not depend on the input", "no reference"),
+        ("tokens", "prompt 0 differs from step 3 on", "fail"),
+        (None, "OSError: no space", "fail"),
+    ],
+)
+def test_only_what_the_export_refuses_on_purpose_is_refused(stage: str | None, error: str, outcome: str) -> None:
+    report = Report(model_type="x", ok=False, seconds=1.0, error=error, facts={"stage": stage} if stage else {})
+    assert report.outcome == outcome
+    assert Report.from_json(report.to_json()).outcome == outcome

@@ -17,6 +17,7 @@ RUN = Run(task="causal-lm", backend="toy", versions={"transformers": "5.24.0", "
 REPORTS = [
     Report(model_type="b", ok=True, seconds=1.0, facts={"class": "B", "logit_error": 1.23e-5}),
     Report(model_type="a", ok=False, seconds=1.0, error="x | y [1](z)\nat 0x7f77c7d06b50", facts={"stage": "export"}),
+    Report(model_type="r", ok=False, seconds=1.0, error="UnsupportedModelError: no", facts={"stage": "export"}),
     Report(model_type="c", ok=False, seconds=1.0, error="needs an image", facts={"stage": "reference"}),
 ]
 
@@ -27,11 +28,12 @@ def test_a_page_is_read_as_it_was_written() -> None:
     assert r"| a |  | fail |  | export | x \| y \[1\](z) at 0x... |" in page
     assert "| b | B | pass | 1.2e-05 |  |  |" in page
     found = read_page(page)["causal-lm"]
-    assert found.results == {"a": "fail", "b": "pass"}
+    assert "| r |  | refused |  | export | UnsupportedModelError: no |" in page
+    assert found.results == {"a": "fail", "b": "pass", "r": "refused"}
     assert found.without_reference == ["c"]
     assert found.not_run == ["d", "e"]
     assert found.versions == RUN.versions
-    assert found.counts == {"types": 5, "pass": 1, "fail": 1, "no reference": 1, "not run": 2}
+    assert found.counts == {"types": 6, "pass": 1, "refused": 1, "fail": 1, "no reference": 1, "not run": 2}
 
 
 def test_a_section_replaces_the_one_of_its_task_only() -> None:
@@ -50,17 +52,18 @@ def test_a_page_that_was_edited_is_refused() -> None:
     with pytest.raises(ValueError, match="fit no table"):
         read_page(page.replace("| b | B | pass |", "| b | B | pass | extra |"))
     with pytest.raises(ValueError, match="counts"):
-        read_page(page.replace("3 types", "some types"))
+        read_page(page.replace("4 types", "some types"))
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "encoder"])
 def test_the_page_of_the_documentation_agrees_with_itself(task: str) -> None:
     section = read_page(PAGE.read_text(encoding="utf-8"))[task]
     outcomes = Counter(section.results.values())
-    assert set(outcomes) <= {"pass", "fail"}
+    assert set(outcomes) <= {"pass", "refused", "fail"}
     assert section.counts == {
         "types": len(section.results) + len(section.without_reference) + len(section.not_run),
         "pass": outcomes["pass"],
+        "refused": outcomes["refused"],
         "fail": outcomes["fail"],
         "no reference": len(section.without_reference),
         "not run": len(section.not_run),
