@@ -304,6 +304,14 @@ OVERRIDES: Final[Mapping[str, Override]] = {
         values={"time_step_min": 1e-6},
     ),
     "xmod": Override(reason="needs a language to choose adapters by", values={"default_language": "en_XX"}),
+    "big_bird": Override(
+        reason="the default chooses between two attentions by the length of the text",
+        values={"attention_type": "original_full"},
+    ),
+    "bigbird_pegasus": Override(
+        reason="the default chooses between two attentions by the length of the text",
+        values={"attention_type": "original_full"},
+    ),
     "blt": Override(
         reason="a hash table of half a million rows; the cache of Transformers counts layers by a field that only nested "
         "configurations have",

@@ -43,6 +43,7 @@ from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
 from qeff_framework.seam.shell import make_shell
+from qeff_framework.seam.special.refusals import refuse_special_encoder
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -56,6 +57,7 @@ _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
 
 def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
     """The portable graph in memory, over the weights of `module`, and its retained states."""
+    refuse_special_encoder(module)
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)

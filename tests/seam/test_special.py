@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BigBirdConfig,
@@ -140,6 +141,30 @@ def test_an_encoder_that_has_no_graph_for_all_lengths_is_refused_before_it_is_tr
     with pytest.raises(UnsupportedModelError, match="cannot be exported as encoder: .*; choose an encoder") as caught:
         export_portable(tiny_model(model_type, "encoder"), task="encoder", output_dir=tmp_path)
     assert refusals._ENCODER_REASONS[model_type] in str(caught.value)
+
+
+def test_attention_that_skips_keys_of_long_texts_only_is_refused(tmp_path):
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = BigBirdConfig(
+        **sizes, attention_type="block_sparse", block_size=4, num_random_blocks=1, initializer_range=0.5
+    )
+    torch.manual_seed(0)
+    module = AutoModel.from_config(config).eval()
+    text = torch.arange(32)[None] + 1  # more than (5 + 2) * 4
+    with torch.no_grad():
+        sparse = module(text).last_hidden_state
+        module.set_attention_type("original_full")
+        whole = module(text).last_hidden_state
+    assert (sparse - whole).abs().max() > 0.1
+
+    with pytest.raises(UnsupportedModelError, match="load it with attention_type='original_full'"):
+        export_portable(AutoModel.from_config(config).eval(), task="encoder", output_dir=tmp_path)
 
 
 @pytest.mark.parametrize("model_type", refusals._REASONS)

@@ -1,9 +1,9 @@
 """Models that have no form as a graph, with the reason: told before anything is traced.
 
 What the causal LMs among them have in common, that they do not fall into steps over retained states, shows only in what they
-compute. In most of them the keys of a token depend on the tokens behind it: a
-key that has been kept is wrong as soon as the text goes on, and a prompt that is read in pieces gives other tokens than one that
-is read whole. The encoders have a graph for each length of the text and none for all.
+compute. In most of them the keys of a token depend on the tokens behind it: a key that has been kept is wrong as soon as the text
+goes on, and a prompt that is read in pieces gives other tokens than one that is read whole. The encoders have a graph for each
+length of the text and none for all.
 """
 
 from __future__ import annotations
@@ -66,7 +66,13 @@ _ENCODER_REASONS: Final[Mapping[str, str]] = {
 
 
 def refuse_special_encoder(module: PreTrainedModel) -> None:
-    """Raises `UnsupportedModelError` if `module`, which is to be exported without a cache, is such a model."""
+    """Raises `UnsupportedModelError` if `module`, whose encoder is to be exported, is such a model."""
+    if getattr(module.config, "attention_type", None) == "block_sparse":  # BigBird and what is made of it
+        raise UnsupportedModelError(
+            "its attention skips blocks of keys above (5 + 2 * num_random_blocks) * block_size tokens and none below, so the "
+            "graph of one length is wrong for others; load it with attention_type='original_full', which computes the same up to "
+            "that length and goes on with whole attention above"
+        )
     reason = _ENCODER_REASONS.get(module.config.model_type)
     if reason is not None:
         raise UnsupportedModelError(
