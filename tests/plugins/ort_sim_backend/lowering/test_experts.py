@@ -48,6 +48,20 @@ def mixture(gate: Gate, *, biased: bool) -> tuple[onnx_ir.Model, dict[str, np.nd
     return model, weights
 
 
+def mixed_and_expected(
+    fused: onnx_ir.Model, weights: dict[str, np.ndarray], gate: Gate, *, biased: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a lowered mixture makes of five tokens, and what the dialect says."""
+    random = np.random.default_rng(1)
+    hidden = random.standard_normal((5, HIDDEN)).astype(np.float32)
+    ids = np.stack([random.permutation(EXPERTS)[:CHOSEN] for _ in range(5)])
+    shares = (random.random((5, CHOSEN)) * 2.5).astype(np.float32)
+    shares[1, 0], shares[2] = 0.0, 0.0  # an expert, and a token, without weight
+    mixed = run(session(fused), {"hidden": hidden, "ids": ids, "shares": shares})["mixed"]
+    biases = (weights["up_bias"], weights["down_bias"]) if biased else None
+    return mixed, reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("gate", [SILU, CLAMPED, INTERLEAVED, RELU, UNGATED_SILU], ids=str)
 def test_numbers_equal_the_dialect(gate, biased):
@@ -55,16 +69,9 @@ def test_numbers_equal_the_dialect(gate, biased):
     fused = lowered(model, (FusedExperts(), RemoveUnused()))
     assert "MoE" in op_types(fused)
     assert all(node.domain != "qeff" for node in fused.graph)
-    random = np.random.default_rng(1)
-    hidden = random.standard_normal((5, HIDDEN)).astype(np.float32)
-    ids = np.stack([random.permutation(EXPERTS)[:CHOSEN] for _ in range(5)])
-    shares = (random.random((5, CHOSEN)) * 2.5).astype(np.float32)
-    shares[1, 0], shares[2] = 0.0, 0.0  # an expert, and a token, without weight
 
-    mixed = run(session(fused), {"hidden": hidden, "ids": ids, "shares": shares})["mixed"]
+    mixed, expected = mixed_and_expected(fused, weights, gate, biased=biased)
 
-    biases = (weights["up_bias"], weights["down_bias"]) if biased else None
-    expected = reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
 
 
@@ -74,15 +81,9 @@ def test_compressed_weights_give_nearly_the_numbers(gate, bits, tolerance):
     model, weights = mixture(gate, biased=True)
     fused = lowered(model, (FusedExperts(Blocks(bits=bits, size=32)), RemoveUnused()))
     assert "QMoE" in op_types(fused)
-    random = np.random.default_rng(1)
-    hidden = random.standard_normal((5, HIDDEN)).astype(np.float32)
-    ids = np.stack([random.permutation(EXPERTS)[:CHOSEN] for _ in range(5)])
-    shares = (random.random((5, CHOSEN)) * 2.5).astype(np.float32)
 
-    mixed = run(session(fused), {"hidden": hidden, "ids": ids, "shares": shares})["mixed"]
+    mixed, expected = mixed_and_expected(fused, weights, gate, biased=True)
 
-    biases = (weights["up_bias"], weights["down_bias"])
-    expected = reference.moe(hidden, ids, shares, weights["up"], weights["down"], biases, gate=gate)
     assert 0 < np.sqrt(np.square(mixed - expected).mean()) / expected.std() < tolerance
 
 
