@@ -36,7 +36,7 @@ from qeff_framework.export.positions import require_given_positions, require_no_
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, leave_attention_to
+from qeff_framework.seam.adapt import adapt, asks_for_masks_alone, leave_attention_to
 from qeff_framework.seam.cache import CROSS, SLOTTED, CrossCache, SeamCache, StateShape
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
@@ -164,9 +164,9 @@ class _Seq2SeqGraph(torch.nn.Module):
         return last_logits(model, step.position_ids, run)
 
 
-def _probe(shell: PreTrainedModel) -> _Plan:
+def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
-    plan = _Plan(encoder_masks=MaskPlan(), decoder_masks=MaskPlan())
+    plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan())
     graph = _Seq2SeqGraph(shell, plan)
     logits, *_ = probe(graph, (*_example_tokens(), []))
     plan.encoder_masks.finish_recording()
@@ -188,6 +188,9 @@ def _probe(shell: PreTrainedModel) -> _Plan:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"
         )
+    # The decoder may share the encoder's config, so what the encoder's attention needs is told by its masks alone.
+    if asks_for_masks_alone(shell.get_encoder(), plan.encoder_masks):
+        return _probe(shell, adds_encoder_masks=True)
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     return _Plan(encoder_masks=plan.encoder_masks, decoder_masks=plan.decoder_masks, states=graph.shapes)

@@ -14,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
-from qeff_framework.seam.masks import mask_interface
+from qeff_framework.seam.masks import MaskPlan, mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
+from qeff_framework.seam.scope import current_scope
 from qeff_framework.seam.special import adapt_special
 
 #: Name under which our functions stand in the registries of Transformers.
@@ -25,7 +26,7 @@ IMPLEMENTATION = "qeff"
 def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
     """Routes the shell through the seam. The shell is changed for good."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, mask_interface)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _planned_mask_interface)
     with quiet_transformers():
         shell.set_attn_implementation(IMPLEMENTATION)
         replace_experts(shell)
@@ -43,6 +44,12 @@ def leave_attention_to(shell: PreTrainedModel) -> bool:
     with quiet_transformers():
         shell.set_attn_implementation("eager")
     return True
+
+
+def asks_for_masks_alone(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
+    """Whether an encoder took the interface's masks, true and false, to attention code of its own, which adds them to scores."""
+    on_interface = encoder.config._attn_implementation == IMPLEMENTATION  # noqa: SLF001 - as above
+    return bool(on_interface and masks.forms and masks.attention_calls == 0 and not masks.additive)
 
 
 @contextmanager
@@ -70,6 +77,11 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def _planned_mask_interface(*args: Any, **kwargs: Any) -> torch.Tensor:
+    interface = _additive_mask_interface if current_scope().masks.additive else mask_interface
+    return interface(*args, **kwargs)
 
 
 def _additive_mask_interface(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:

@@ -31,6 +31,10 @@ def export(t5, tmp_path_factory):
 
 @pytest.fixture
 def step(export):
+    return _stepper(export)
+
+
+def _stepper(export):
     """Runs one step over states that it keeps; the states are ``step.states``."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -84,18 +88,29 @@ def test_interface(export):
 
 @pytest.mark.parametrize("source_length", [5, 7])
 def test_logits_equal_transformers_in_every_step(t5, step, source_length):
+    _assert_logits_equal(t5, step, source_length)
+
+
+def _assert_logits_equal(module, step, source_length):
     for place in range(3):
         tokens = [[row[place]] for row in DECODED]
         logits = step(tokens, [[place]] * 2, source_length if place == 0 else 1)
         for row, (source, decoded) in enumerate(zip(SOURCES, DECODED, strict=True)):
             with torch.no_grad():
                 ids = torch.tensor([source])
-                expected = t5(
+                expected = module(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     decoder_input_ids=torch.tensor([decoded[: place + 1]]),
                 ).logits[0, -1]
             np.testing.assert_allclose(logits[row], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_that_adds_masks_to_its_scores_by_itself_gets_numbers(tmp_path):
+    # Its decoder goes through the attention interface and shares its config.
+    module = tiny_seq2seq_lm("bigbird_pegasus", attention_type="original_full")
+    export = export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
+    _assert_logits_equal(module, _stepper(export), 7)
 
 
 def test_a_step_without_tokens_for_the_encoder_leaves_its_states_bit_for_bit(step):
