@@ -13,12 +13,21 @@ from typing import NamedTuple
 from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
 from qeff_framework.options import option
 
+#: Prompt tokens per prefill step where none are asked for and the context holds as many.
+_PREFILL_SEQ_LEN = 32
+#: Stands for a length that was not given; no length that can be given is as short.
+_NOT_GIVEN = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLMShapes:
     """Sizes of a causal language model's programs: one for the prompt, one for each further token."""
 
-    prefill_seq_len: int = option(32, "prompt tokens per prefill step; longer prompts take several", minimum=1)
+    prefill_seq_len: int = option(
+        _NOT_GIVEN,
+        "prompt tokens per prefill step; longer prompts take several; not given: 32, or ctx_len where that is less",
+        minimum=1,
+    )
     ctx_len: int = option(128, "positions of the KV cache: prompt and generated tokens together", minimum=1)
     batch_size: int = option(1, "prompts that are run together", minimum=1)
     full_batch_size: int | None = option(
@@ -45,7 +54,9 @@ class CausalLMShapes:
     )
 
     def __post_init__(self) -> None:
-        """Refuses sizes that contradict each other."""
+        """Fits the default of the prefill into the context, and refuses sizes that contradict each other."""
+        if self.prefill_seq_len == _NOT_GIVEN:
+            object.__setattr__(self, "prefill_seq_len", min(_PREFILL_SEQ_LEN, self.ctx_len))
         if self.prefill_seq_len > self.ctx_len:
             raise ValueError(
                 f"prefill_seq_len={self.prefill_seq_len} is greater than ctx_len={self.ctx_len}: a prefill step cannot hold "

@@ -1,4 +1,4 @@
-"""Compute contexts whose lengths are chosen automatically."""
+"""Defaults that follow other sizes: the prefill in a short context, and compute contexts whose lengths are chosen automatically."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def contexts(**sizes: object) -> tuple[list[int], list[int]]:
 )
 def test_lengths_double_and_end_with_the_context(ctx_len, prefill, decode) -> None:
     assert contexts(ctx_len=ctx_len) == (prefill, decode)
+
+
+@pytest.mark.parametrize(("ctx_len", "prefill"), [(1, 1), (16, 16), (32, 32), (128, 32)])
+def test_the_default_prefill_fits_the_context(ctx_len, prefill) -> None:
+    sizes = CausalLMShapes(ctx_len=ctx_len)
+    assert sizes.prefill_seq_len == prefill
+    assert sizes.specializations()[0].dims["seq_len"] == prefill
+
+
+def test_a_prefill_that_was_asked_for_is_not_shortened() -> None:
+    with pytest.raises(ValueError, match="prefill_seq_len=32 is greater than ctx_len=16"):
+        CausalLMShapes(ctx_len=16, prefill_seq_len=32)
 
 
 def test_a_short_context_has_none() -> None:

@@ -12,7 +12,8 @@ from qeff_framework.shapes import CausalLMShapes
 class QEFFAutoModelForCausalLM(TaskModel):
     """A causal language model.
 
-    ``compile`` takes ``prefill_seq_len=32, ctx_len=128, batch_size=1`` beside the backend's options. ``generate``
+    ``compile`` takes ``prefill_seq_len=32, ctx_len=128, batch_size=1`` beside the backend's options; in a shorter
+    context the default prefill is as short. ``generate``
     takes a tokenizer and prompts, or tokenizer output; see `qeff_framework.runtime.CompiledCausalLM.generate`.
 
     Example::
