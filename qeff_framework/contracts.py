@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
-from qeff_framework.errors import ArtifactError
+from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,11 +110,17 @@ class _JsonFile:
             raise ArtifactError(
                 f"{directory} holds no {cls.FILE}: it is not a directory that `qeff` has written"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ArtifactError(f"{directory / cls.FILE} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise cls._damaged(directory, f"cannot be read: {error}") from error
         if not isinstance(content, dict):
-            raise ArtifactError(f"{directory / cls.FILE} is not a JSON object")
+            raise cls._damaged(directory, "is not a JSON object")
         return content
+
+    @classmethod
+    def _damaged(cls, directory: Path, what: str) -> ArtifactCorruptError:
+        return ArtifactCorruptError(f"{directory / cls.FILE} {what}. Delete the directory and build the artifact again")
 
 
 def _jsonable(value: object) -> object:
@@ -174,7 +180,7 @@ class ExportedModel(_JsonFile):
                 metadata=content["metadata"],
             )
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{directory / cls.FILE} lacks or misnames a field: {error}") from error
+            raise cls._damaged(directory, f"lacks or misnames a field: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +235,7 @@ class CompiledModel(_JsonFile):
                 metadata=content["metadata"],
             )
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{directory / cls.FILE} lacks or misnames a field: {error}") from error
+            raise cls._damaged(directory, f"lacks or misnames a field: {error}") from error
 
 
 # --- requests: the single argument of each hook ---------------------------------------------------------------------

@@ -57,10 +57,19 @@ def test_a_side_file_is_written_as_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [(None, "holds no"), ("{", "cannot be read"), ("[]", "not a JSON"), ("{}", "lacks")]
+    ("text", "complaint"),
+    [
+        (None, "holds no"),
+        ("{", "cannot be read"),
+        ('{"backend": "ort\0"}', "Invalid control"),
+        ("[]", "not a JSON"),
+        ("{}", "lacks"),
+    ],
 )
 def test_a_damaged_description_is_told(tmp_path: Path, text: str | None, complaint: str) -> None:
     if text is not None:
         (tmp_path / "compiled.json").write_text(text)
-    with pytest.raises(ArtifactError, match=complaint):
+    with pytest.raises(ArtifactError, match=complaint) as caught:
         CompiledModel.load(tmp_path)
+    # Where there is none the directory may hold anything, and deleting it is no advice.
+    assert str(caught.value).endswith("Delete the directory and build the artifact again") == (text is not None)
