@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qeff_framework.plugin_api import CompileError
 from qnn_backend.htp.lowering.graph import Writer, dialect_nodes, known_sizes, operand
+from qnn_backend.htp.lowering.rotary_tables import POSITIONS
 
 #: Where the names of such states are found in the metadata of a static graph.
 UPDATED = "qnn_updated_states"
+#: Ops that leave the positions and their order as they are.
+_SAME_POSITIONS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class StateUpdates:
@@ -20,12 +24,13 @@ class StateUpdates:
     version = "1"
 
     def __call__(self, model: ir.Model) -> bool:
-        """Says whether an output was replaced."""
+        """Says whether an output was replaced. Raises `CompileError` for a state that the session would write elsewhere."""
         updated = []
         for update in dialect_nodes(model, "KVUpdate"):
             cache, new, result = operand(update, 0), operand(update, 1), update.outputs[0]
             if not (cache.is_graph_input() and result.is_graph_output()):
                 continue
+            _require_given_positions(update)
             name = result.name
             result.name = f"{name}_cache"
             position = next(index for index, value in enumerate(model.graph.outputs) if value is result)
@@ -37,6 +42,19 @@ class StateUpdates:
             updated.append(str(cache.name))
         model.meta[UPDATED] = updated
         return bool(updated)
+
+
+def _require_given_positions(update: ir.Node) -> None:
+    positions = operand(update, 2)
+    producer = positions.producer()
+    while producer is not None and not producer.domain and producer.op_type in _SAME_POSITIONS:
+        positions = operand(producer, 0)
+        producer = positions.producer()
+    if not positions.is_graph_input() or positions.name != POSITIONS:
+        raise CompileError(
+            f"the state {operand(update, 0).name} is written at other slots than those of the step's {POSITIONS}, which are the "
+            "only ones that the session writes to: the NPU cannot run this model; choose another backend"
+        )
 
 
 def updated_states(model: ir.Model) -> list[str]:
