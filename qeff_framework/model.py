@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 #: Part of every export's key. Change it whenever the same model exports to another graph.
-EXPORT_FORMAT = 2
+EXPORT_FORMAT = 3
 #: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
 COMPILE_FORMAT = 1
 
@@ -225,7 +225,7 @@ class QEFFBaseModel:
             The program; its ``directory`` is the artifact that `load_compiled` and ``qeff generate`` take.
 
         Raises:
-            OptionError: unknown, misspelt or contradictory options.
+            OptionError: unknown, misspelt or contradictory options, or sizes beyond the model's table of positions.
             BackendError: the backend cannot be selected.
             CompileError: the compiler refused.
         """
@@ -234,6 +234,7 @@ class QEFFBaseModel:
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         specializations = shapes.specializations()
         exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs())
+        _check_position_limits(exported, specializations, given=options)
         transforms = relay.transform(
             TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
         )
@@ -389,6 +390,19 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
             f"backend '{relay.name}' does not support {', '.join(refused)}{f' for {can.scope}' if can.scope else ''}; "
             "leave it out or choose another one"
         )
+
+
+def _check_position_limits(
+    exported: ExportedModel, specializations: tuple[Specialization, ...], *, given: Mapping[str, Any]
+) -> None:
+    """Refuses, before lowering, sizes that a table of the model has no positions for."""
+    for name, limit in exported.metadata.get("position_limits", {}).items():
+        asked = max((item.dims[name] for item in specializations if name in item.dims), default=0)
+        if asked > limit:
+            raise OptionError(
+                f"{name}={asked}{'' if name in given else ' (the default)'} is more than {exported.metadata['model_name']} has "
+                f"positions for: a table that it looks positions up in ends after {limit}; give {name}={limit} or less"
+            )
 
 
 def _finish_artifact(

@@ -99,10 +99,12 @@ _ENCODER: Mapping[str, Any] = {
 }
 
 
-def tiny_encoder(model_type: str, seed: int = 0) -> PreTrainedModel:
+def tiny_encoder(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model without a head, in eval mode: encoders, and decoders that serve as embedding models."""
     torch.manual_seed(seed)
-    model = AutoModel.from_config(AutoConfig.for_model(model_type, **_ENCODER), attn_implementation="eager")
+    model = AutoModel.from_config(
+        AutoConfig.for_model(model_type, **{**_ENCODER, **changes}), attn_implementation="eager"
+    )
     _spread(model)
     return model.eval()
 

@@ -20,6 +20,7 @@ from qeff_framework.export.encoder import (
     token_classification_model,
 )
 from qeff_framework.export.pooling import resolve_pooling
+from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def export_portable(
         inputs=tuple(_spec(value) for value in model.graph.inputs),
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         states=states,
-        metadata=_metadata(module, task),
+        metadata={**_metadata(module, task), "position_limits": position_limits(model, task)},
     )
 
 
