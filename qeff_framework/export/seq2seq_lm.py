@@ -43,7 +43,7 @@ from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
 from qeff_framework.seam.shell import make_shell
-from qeff_framework.seam.special.refusals import refuse_special_encoder
+from qeff_framework.seam.special.refusals import refuse_special, refuse_special_encoder
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -58,6 +58,7 @@ _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
 def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
     """The portable graph in memory, over the weights of `module`, and its retained states."""
     refuse_special_encoder(module)
+    refuse_special(module)
     norms = find_rms_norms(module)
     shell = make_shell(module)
     adapt(shell, norms)
@@ -120,8 +121,10 @@ class _Seq2SeqGraph(torch.nn.Module):
             lengths=encoder_lengths,
             kv_positions=torch.arange(cross.ctx_len),
         )
-        logits = self._step(input_ids, encoder_input_ids, step, memory, EncoderDecoderCache(own, cross))
-        self.shapes = (*own.shapes(), *cross.shapes())
+        try:
+            logits = self._step(input_ids, encoder_input_ids, step, memory, EncoderDecoderCache(own, cross))
+        finally:
+            self.shapes = (*own.shapes(), *cross.shapes())
         written = {**own.states, **cross.states}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
@@ -168,7 +171,12 @@ def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan
     """Runs one step; returns what it needs to be traced."""
     plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan())
     graph = _Seq2SeqGraph(shell, plan)
-    logits, *_ = probe(graph, (*_example_tokens(), []))
+    try:
+        logits, *_ = probe(graph, (*_example_tokens(), []))
+    except Exception as error:
+        if graph.shapes and not plan.decoder_masks.forms:  # What it made for itself does not fit the cache.
+            raise _own_masks() from error
+        raise
     plan.encoder_masks.finish_recording()
     plan.decoder_masks.finish_recording()
     own = [shape for shape in graph.shapes if shape.id.role not in CROSS]
@@ -179,7 +187,7 @@ def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan
     if any(shape.id.role not in (*SLOTTED, *CROSS) for shape in graph.shapes):
         raise UnsupportedModelError("its decoder keeps convolution or recurrent states beside the encoder's output")
     if not plan.decoder_masks.forms:
-        raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
+        raise _own_masks()
     asking = plan.decoder_masks.attention_calls
     if asking == 0 and leave_attention_to(shell):
         return _probe(shell)
@@ -194,6 +202,10 @@ def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     return _Plan(encoder_masks=plan.encoder_masks, decoder_masks=plan.decoder_masks, states=graph.shapes)
+
+
+def _own_masks() -> UnsupportedModelError:
+    return UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
 
 
 def _trace(shell: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:

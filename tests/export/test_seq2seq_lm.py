@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from qeff_framework.contracts import TensorSpec
+from qeff_framework.coverage.tiny import tiny_model
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam import masks
@@ -106,6 +107,22 @@ def _assert_logits_equal(module, step, source_length):
             np.testing.assert_allclose(logits[row], expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_switch_transformers_leaves_out_what_does_not_fit_its_experts(tmp_path):
+    module = tiny_seq2seq_lm("switch_transformers", num_experts=2, num_sparse_encoder_layers=2)
+    # Of five tokens one at least finds its expert taken by two. In the decoder it would depend on how many are read at a time.
+    for part in module.get_encoder().modules():
+        if hasattr(part, "expert_capacity"):
+            part.expert_capacity = 2
+    export = export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
+    _assert_logits_equal(module, _stepper(export), 7)
+
+
+def test_led_attends_in_windows_that_are_shorter_than_the_source(tmp_path):
+    module = tiny_seq2seq_lm("led", attention_window=4)
+    export = export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
+    _assert_logits_equal(module, _stepper(export), 7)
+
+
 def test_an_encoder_that_adds_masks_to_its_scores_by_itself_gets_numbers(tmp_path):
     # Its decoder goes through the attention interface and shares its config.
     module = tiny_seq2seq_lm("bigbird_pegasus", attention_type="original_full")
@@ -135,3 +152,18 @@ def test_a_cross_mask_of_another_form_is_refused(monkeypatch, tmp_path):
 def test_a_decoder_that_counts_tokens_by_what_they_are_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="its decoder counts the tokens of the step that are no padding"):
         export_portable(tiny_seq2seq_lm("m2m_100"), task="seq2seq-lm", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("fsmt", "it makes its attention masks by itself"),
+        ("longt5", "its encoder cuts the source into blocks"),
+        ("pegasus_x", "its encoder cuts the source into blocks"),
+        ("prophetnet", "adds position biases of other tokens"),
+    ],
+)
+def test_what_has_no_such_graph_is_refused_before_the_trace(model_type, reason, monkeypatch, tmp_path):
+    monkeypatch.setattr("qeff_framework.export.seq2seq_lm.trace", lambda *arguments: pytest.fail("it went on"))
+    with pytest.raises(UnsupportedModelError, match=f"cannot be exported as seq2seq-lm: .*{reason}"):
+        export_portable(tiny_model(model_type, "seq2seq-lm"), task="seq2seq-lm", output_dir=tmp_path)

@@ -20,6 +20,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "fnet": "fnet",
     "gpt_neo": "gpt_neo",
     "jetmoe": "jetmoe",
+    "led": "longformer",
     "longcat_flash": "longcat_flash",
     "longformer": "longformer",
     "minimax": "minimax",
@@ -27,6 +28,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "qwen4_exp_text": "qwen4_exp",
     "recurrent_gemma": "recurrent_gemma",
     "rwkv": "rwkv",
+    "switch_transformers": "switch_transformers",
     "xlm": "xlm",
     "xlstm": "xlstm",
 }

@@ -1,8 +1,9 @@
-"""Longformer: it computes its windows in chunks of a padded text and looks up which tokens are global by their contents.
+"""Longformer, and the encoder of LED: windows are computed in chunks of a padded text, and global tokens found by their contents.
 
 A token sees its window and the global tokens; a global token sees all, by projections of its own. Here both are one call of the
 attention interface over the whole text with a mask, in which padding to a multiple of the window has no use. What is saved by
-windows is lost: memory and time grow with the square of ``seq_len``.
+windows is lost: memory and time grow with the square of ``seq_len``. In LED no token is global, as in Transformers when nobody
+passes a ``global_attention_mask``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def adapt(shell: PreTrainedModel) -> None:
         elif hasattr(module, "_pad_to_window_size"):
             module._merge_to_attention_mask = running.take_global_tokens  # noqa: SLF001
             module._pad_to_window_size = running.take_real_tokens  # noqa: SLF001
-            module.encoder.forward = MethodType(_encode, module.encoder)
+            if hasattr(module, "encoder"):  # The encoder of LED does this by itself.
+                module.encoder.forward = MethodType(_encode, module.encoder)
     if hasattr(shell, "qa_outputs"):
         shell.forward = MethodType(_with_global_question(type(shell).forward), shell)
 
@@ -47,17 +49,17 @@ class _Running:
     def take_real_tokens(self, **given: Any) -> tuple[Any, ...]:
         self.real, self._seen = given["attention_mask"] != 0, {}
         names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        return (0, *(given[name] for name in names))
+        return (0, *(given[name] for name in names if name in given))
 
     def seen(self, window: int) -> torch.Tensor:
         if window not in self._seen:
             places = torch.arange(self.real.shape[1])
             near = (places[:, None] - places).abs() <= window
-            # Padding has no result, and some of its windows hold nothing but padding: no row of the mask may be empty.
-            near = near | ~self.real[:, None, :, None]
             if self.is_global is not None:
                 near = near | self.is_global[:, None, None, :]
-            self._seen[window] = near & self.real[:, None, None, :]
+            # Padding has no result, but may have nothing else around it, and no row of the mask may be empty.
+            itself = places[:, None] == places
+            self._seen[window] = (near & self.real[:, None, None, :]) | itself
         return self._seen[window]
 
 

@@ -48,6 +48,10 @@ _REFUSED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "xlm": lambda config: not config.causal,
     "xlnet": lambda config: config.attn_type == "bi",
 }
+_IN_BLOCKS: Final = (
+    "its encoder cuts the source into blocks, and its code decides by the length of the source in Python how it pads them and "
+    "how many there are, so the graph of one length is wrong for every other"
+)
 #: Encoders by model type, whatever their head.
 _ENCODER_REASONS: Final[Mapping[str, str]] = {
     "canine": (
@@ -58,6 +62,8 @@ _ENCODER_REASONS: Final[Mapping[str, str]] = {
         "its code keeps the places of the tokens in a Python list, which it halves from block to block, and takes the distances "
         "from there, so the graph of one length is wrong for every other"
     ),
+    "longt5": _IN_BLOCKS,
+    "pegasus_x": _IN_BLOCKS,
     "reformer": (
         "its code chooses between whole and chunked attention, and the number of hash buckets, by the length of the text in "
         "Python, so the graph of one length is wrong for every other"
