@@ -226,21 +226,7 @@ class CompiledClassifier(CompiledRunner):
 
 
 class CompiledTokenClassifier(CompiledClassifier):
-    """Class scores of each token with a loaded program."""
-
-    def generate(self, inputs: Mapping[str, Any]) -> Array:
-        """Classifies each token of tokenizer output.
-
-        Args:
-            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows.
-
-        Returns:
-            Logits, float32 ``[N, S, labels]``; those of padding mean nothing.
-
-        Raises:
-            InputError: no inputs, or longer ones than were compiled for.
-        """
-        return _first_output(self.session, inputs)
+    """Class scores of each token: ``generate`` returns logits ``[N, S, labels]``; those of padding mean nothing."""
 
 
 class CompiledQuestionAnswering(CompiledRunner):

@@ -328,16 +328,8 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
 def _embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
     embeddings, seconds = _run_on_texts(runner, texts, progress, doing="embedding")
     shape = list(embeddings.shape)
-    return Outcome(
-        document={
-            **_where(runner),
-            "shape": shape,
-            "embeddings": embeddings.tolist(),
-            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
-        },
-        text=f"{embeddings.dtype} {shape}",
-        summary=_texts_summary(runner, texts, seconds),
-    )
+    found = {"shape": shape, "embeddings": embeddings.tolist()}
+    return _texts_outcome(runner, texts, [f"{embeddings.dtype} {shape}"], found, seconds)
 
 
 # --- classes --------------------------------------------------------------------------------------------------------
@@ -359,16 +351,7 @@ def _classify(runner: CompiledClassifier, texts: Sequence[str], progress: Progre
         for text, index, row, values in zip(texts, best, scores, logits, strict=True)
     ]
     lines = [f"{_label(number, texts)}{labels[index]} {scores[number, index]:.4f}" for number, index in enumerate(best)]
-    return Outcome(
-        document={
-            **_where(runner),
-            "labels": list(labels),
-            "results": results,
-            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
-        },
-        text="\n".join(lines),
-        summary=_texts_summary(runner, texts, seconds),
-    )
+    return _texts_outcome(runner, texts, lines, {"labels": list(labels), "results": results}, seconds)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -400,16 +383,7 @@ def _classify_tokens(runner: CompiledTokenClassifier, texts: Sequence[str], prog
             found.append(token)
             lines.append(f"{_label(number, texts)}{token['token']} {token['label']} {token['score']:.4f}")
         results.append({"prompt": text, "tokens": found})
-    return Outcome(
-        document={
-            **_where(runner),
-            "labels": list(labels),
-            "results": results,
-            "metrics": {"total_time": seconds, "texts_per_second": len(texts) / seconds},
-        },
-        text="\n".join(lines),
-        summary=_texts_summary(runner, texts, seconds),
-    )
+    return _texts_outcome(runner, texts, lines, {"labels": list(labels), "results": results}, seconds)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -430,18 +404,10 @@ def _answer(
     seconds = time.perf_counter() - start
     progress.clear()
     lines = [f"{_label(number, questions)}{answer.text} {answer.score:.4f}" for number, answer in enumerate(answers)]
-    return Outcome(
-        document={
-            **_where(runner),
-            "results": [
-                {"prompt": question, **dataclasses.asdict(answer)}
-                for question, answer in zip(questions, answers, strict=True)
-            ],
-            "metrics": {"total_time": seconds, "texts_per_second": len(questions) / seconds},
-        },
-        text="\n".join(lines),
-        summary=_texts_summary(runner, questions, seconds),
-    )
+    results = [
+        {"prompt": question, **dataclasses.asdict(answer)} for question, answer in zip(questions, answers, strict=True)
+    ]
+    return _texts_outcome(runner, questions, lines, {"results": results}, seconds)
 
 
 # --- one pass over texts --------------------------------------------------------------------------------------------
@@ -471,6 +437,17 @@ def _tokenizer(runner: CompiledRunner) -> TextTokenizer:
             "and compile again, or use the Python API with token ids"
         )
     return runner.tokenizer
+
+
+def _texts_outcome(
+    runner: CompiledRunner, texts: Sequence[str], lines: Sequence[str], found: Mapping[str, Any], seconds: float
+) -> Outcome:
+    metrics = {"total_time": seconds, "texts_per_second": len(texts) / seconds}
+    return Outcome(
+        document={**_where(runner), **found, "metrics": metrics},
+        text="\n".join(lines),
+        summary=_texts_summary(runner, texts, seconds),
+    )
 
 
 def _texts_summary(runner: CompiledRunner, texts: Sequence[str], seconds: float) -> str:

@@ -97,7 +97,7 @@ def not_causal(config: PreTrainedConfig | None) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"its attention is not causal{told}, so the keys of a token depend on the tokens behind it and cannot be kept. If it "
         "was trained to generate text, load it with a config that makes its attention causal (is_decoder=True for BERT "
-        "and its like); to embed text, use QEFFAutoModelForFeatureExtraction"
+        "and its like); to embed text, use QEFFAutoModelForFeatureExtraction (--task encoder)"
     )
 
 

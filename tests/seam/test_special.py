@@ -30,6 +30,15 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.5,
+}
+
 #: Special without a cache only.
 ENCODERS = {"big_bird", "fnet", "longformer"}
 #: Tested in tests/export/test_seq2seq_lm.py.
@@ -63,16 +72,7 @@ def test_tokens_equal_transformers(model_type, tmp_path):
     ],
 )
 def test_longformer_with_windows_and_global_tokens_equals_transformers(task, auto, outputs, tmp_path):
-    sizes = {
-        "vocab_size": 60,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    config = LongformerConfig(
-        **sizes, attention_window=[4, 8], initializer_range=0.5, num_labels=2, sep_token_id=2, type_vocab_size=1
-    )
+    config = LongformerConfig(**SIZES, attention_window=[4, 8], num_labels=2, sep_token_id=2, type_vocab_size=1)
     torch.manual_seed(0)
     module = auto.from_config(config).eval()
     # Longer than the windows, and neither is a multiple of them; the question is in front of the first separator.
@@ -93,14 +93,7 @@ def test_longformer_with_windows_and_global_tokens_equals_transformers(task, aut
 
 
 def test_big_bird_tells_question_and_context_apart_by_itself(tmp_path):
-    sizes = {
-        "vocab_size": 60,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    config = BigBirdConfig(**sizes, attention_type="original_full", initializer_range=0.5, sep_token_id=2)
+    config = BigBirdConfig(**SIZES, attention_type="original_full", sep_token_id=2)
     torch.manual_seed(0)
     module = AutoModelForQuestionAnswering.from_config(config).eval()
     rows = [[1, 5, 9, 2, 17, 11, 23, 2], [1, 7, 2, 31, 2]]
@@ -140,22 +133,13 @@ def test_what_no_steps_can_compute_is_refused_before_it_is_traced(model_type, tm
 def test_an_encoder_that_has_no_graph_for_all_lengths_is_refused_before_it_is_traced(model_type, tmp_path, monkeypatch):
     monkeypatch.setattr("qeff_framework.export.encoder.make_shell", lambda module: pytest.fail("it went on"))
 
-    with pytest.raises(UnsupportedModelError, match="cannot be exported as encoder: .*; choose an encoder") as caught:
+    with pytest.raises(UnsupportedModelError, match="cannot be exported as encoder: .*; choose a model") as caught:
         export_portable(tiny_model(model_type, "encoder"), task="encoder", output_dir=tmp_path)
     assert refusals._ENCODER_REASONS[model_type] in str(caught.value)
 
 
 def test_attention_that_skips_keys_of_long_texts_only_is_refused(tmp_path):
-    sizes = {
-        "vocab_size": 60,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    config = BigBirdConfig(
-        **sizes, attention_type="block_sparse", block_size=4, num_random_blocks=1, initializer_range=0.5
-    )
+    config = BigBirdConfig(**SIZES, attention_type="block_sparse", block_size=4, num_random_blocks=1)
     torch.manual_seed(0)
     module = AutoModel.from_config(config).eval()
     text = torch.arange(32)[None] + 1  # more than (5 + 2) * 4

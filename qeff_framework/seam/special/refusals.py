@@ -81,9 +81,7 @@ def refuse_special_encoder(module: PreTrainedModel) -> None:
         )
     reason = _ENCODER_REASONS.get(module.config.model_type)
     if reason is not None:
-        raise UnsupportedModelError(
-            f"{reason}; choose an encoder of another family, or run it with Transformers itself"
-        )
+        raise UnsupportedModelError(f"{reason}; choose a model of another family, or run it with Transformers itself")
 
 
 def refuse_special(module: PreTrainedModel) -> None:
