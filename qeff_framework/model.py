@@ -27,7 +27,7 @@ from qeff_framework.options import CompileOptions, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
-from qeff_framework.source import CheckpointSource, ModelSource, ModuleSource
+from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 
 if TYPE_CHECKING:
     import torch

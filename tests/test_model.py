@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
-from qeff_framework.source import ModuleSource
+from qeff_framework.sources import ModuleSource
 from tests.recording_backend import Pass, RecordingBackend, RecordingHooks
 from tests.tiny_models import tiny_causal_lm
 

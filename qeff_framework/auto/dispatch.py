@@ -12,7 +12,7 @@ from typing import Any
 from qeff_framework.artifacts import store_root
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.source import ModelSource
+from qeff_framework.sources import ModelSource
 
 _CLASS_OF_TASK: Mapping[Task, str] = {
     "causal-lm": "QEFFAutoModelForCausalLM",

@@ -10,7 +10,7 @@ from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
 from qeff_framework.errors import OptionError
 from qeff_framework.shapes import EncoderShapes
-from qeff_framework.source import CheckpointSource, ModelSource, pooling_identity
+from qeff_framework.sources import CheckpointSource, ModelSource, pooling_identity
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswe
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 from qeff_framework.auto.token_classification import QEFFAutoModelForTokenClassification
-from qeff_framework.source import CheckpointSource, ModuleSource
+from qeff_framework.sources import CheckpointSource, ModuleSource
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qeff_framework.auto.dispatch import check_task
 from qeff_framework.model import QEFFBaseModel
-from qeff_framework.source import ModelSource
+from qeff_framework.sources import ModelSource
 
 
 class TaskModel(QEFFBaseModel):

@@ -16,7 +16,7 @@ def compiled_options(result):
 
 
 def test_export_to_a_directory_finds_what_lies_there(model_qeff, llama, exported, monkeypatch):
-    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("qeff_framework.sources.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
 
     result = model_qeff("export", llama, "-o", exported, "--json")
 
@@ -74,7 +74,7 @@ def test_wrong_option_fails_before_the_model_is_opened(model_qeff, option, told)
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_size_fails_before_any_work(model_qeff, llama, argv, told, monkeypatch):
-    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("qeff_framework.sources.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
 
     result = model_qeff("compile", llama, "--backend", "toy", *argv)
 
@@ -141,7 +141,7 @@ def test_pooling_belongs_to_encoders(model_qeff, llama):
 def test_program_is_found_again(model_qeff, llama, monkeypatch):
     argv = ["compile", llama, "--backend", "toy", "--ctx-len", "48", "--json"]
     first = model_qeff(*argv)
-    monkeypatch.setattr("qeff_framework.source.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("qeff_framework.sources.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
 
     second = model_qeff(*argv)
 

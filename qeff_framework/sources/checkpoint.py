@@ -1,25 +1,22 @@
-"""Where a model comes from: a checkpoint (local folder, hub id, GGUF file) or a torch module in memory.
-
-A source knows its identity, which goes into cache keys, without loading the weights. Weights are loaded when an export
-needs them, so that a second run with a finished artifact imports neither torch nor transformers.
-"""
+"""A checkpoint: a local folder, a hub id, or a GGUF file."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
-from qeff_framework.errors import CheckpointError, OptionError, UnsupportedModelError
+from qeff_framework.errors import CheckpointError
 from qeff_framework.progress import report
+from qeff_framework.sources.configs import checked_module, content_of, plain_config, save_generation_config, write_json
+from qeff_framework.sources.quiet import first_line, quiet_hub, quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -40,82 +37,6 @@ _POOLING_MODES = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
-
-class ModelSource(Protocol):
-    """What `QEFFBaseModel` needs to know about the origin of its module."""
-
-    #: For people: names artifact directories.
-    name: str
-
-    def identity(self) -> Mapping[str, Any]:
-        """Everything that decides the weights and the structure, as JSON. Never a path."""
-
-    def config(self) -> Mapping[str, Any]:
-        """The Hugging Face config as a dictionary."""
-
-    def load(self, auto_class: str) -> torch.nn.Module:
-        """Returns the module in eval mode, float32, on the CPU. `auto_class`: the Transformers class that loads it."""
-
-    def release(self) -> None:
-        """Drops a module that can be loaded again."""
-
-    def save_companions(self, directory: Path) -> None:
-        """Writes ``config.json``, ``generation_config.json`` and ``tokenizer/``, as far as there are such."""
-
-    def pooling(self) -> str | None:
-        """The pooling that the checkpoint asks for."""
-
-
-class ModuleSource:
-    """A torch module that the caller has built or loaded."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        if not hasattr(module, "config") or not hasattr(module.config, "to_dict"):
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has no Transformers config; pass a Transformers model, or use from_pretrained()"
-            )
-        self._module = module
-        config: Any = module.config
-        self.name = str(getattr(config, "name_or_path", "") or config.model_type)
-
-    def identity(self) -> Mapping[str, Any]:
-        """Class, configs and a digest over every parameter and buffer."""
-        import torch
-
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._module.state_dict().items()):
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
-            digest.update(plain.flatten().view(torch.uint8).numpy().data)
-        return {
-            "class": type(self._module).__qualname__,
-            "config": _content_of(self.config()),
-            # An artifact carries it, as it carries the file of a checkpoint.
-            "generation_config": _content_of(_generation_config(self._module) or {}),
-            "weights": digest.hexdigest(),
-        }
-
-    def config(self) -> Mapping[str, Any]:
-        """The module's own config, made serialisable."""
-        return _plain_config(self._module.config)
-
-    def load(self, auto_class: str) -> torch.nn.Module:
-        """The module itself; it must be float32 already."""
-        del auto_class  # the module is loaded
-        return _checked_module(self._module)
-
-    def release(self) -> None:
-        """Keeps the module: it belongs to the caller."""
-
-    def save_companions(self, directory: Path) -> None:
-        """A module carries config and generation config, and no tokenizer."""
-        _write_json(directory / "config.json", self.config())
-        _save_generation_config(self._module, directory)
-
-    def pooling(self) -> str | None:
-        """A module says nothing about pooling."""
-        return None
 
 
 class CheckpointSource:
@@ -183,11 +104,11 @@ class CheckpointSource:
                 arguments.setdefault("config", transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content))
             try:
                 # The GGUF reader draws a progress bar that no setting turns off.
-                with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+                with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
                     module = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
             except Exception as error:
-                raise CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {_first_line(error)}") from error
-            self._module = _checked_module(module)
+                raise CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {first_line(error)}") from error
+            self._module = checked_module(module)
         return self._module
 
     def release(self) -> None:
@@ -196,9 +117,9 @@ class CheckpointSource:
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""
-        _write_json(directory / "config.json", self.config())
+        write_json(directory / "config.json", self.config())
         if self._module is not None:
-            _save_generation_config(self._module, directory)
+            save_generation_config(self._module, directory)
         self._save_tokenizer(directory / "tokenizer")
 
     def _save_tokenizer(self, directory: Path) -> None:
@@ -208,14 +129,14 @@ class CheckpointSource:
         names = ("gguf_file", "revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
         arguments = {key: self._arguments[key] for key in names if key in self._arguments}
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
         except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
-            logger.info("%s has no tokenizer that Transformers can load: %s", self.name, _first_line(error))
+            logger.info("%s has no tokenizer that Transformers can load: %s", self.name, first_line(error))
             return
         # Some classes alone know which inputs their model reads; the artifact is read without them.
         tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer.save_pretrained(directory)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -275,10 +196,10 @@ class CheckpointSource:
         with contextlib.suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(memo.read_text(encoding="utf-8"))
             return content
-        content = _plain_config(self._config_object())
+        content = plain_config(self._config_object())
         memo.parent.mkdir(parents=True, exist_ok=True)
         draft = memo.with_suffix(f".{os.getpid()}")
-        _write_json(draft, content)
+        write_json(draft, content)
         draft.replace(memo)
         return content
 
@@ -288,10 +209,10 @@ class CheckpointSource:
         report(f"reading the metadata of {self._arguments['gguf_file']}")
         arguments = {key: value for key, value in self._arguments.items() if key not in ("dtype", "config")}
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 return transformers.AutoConfig.from_pretrained(self._location, **arguments)
         except Exception as error:
-            raise CheckpointError(f"the metadata of {self.name} cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"the metadata of {self.name} cannot be read: {first_line(error)}") from error
 
     def _file(self, name: str) -> Path:
         """A file of the checkpoint, fetched from the hub when it is not local."""
@@ -308,11 +229,11 @@ class CheckpointSource:
         arguments = {key: self._arguments[key] for key in names if key in self._arguments}
         report(f"fetching {name} of {self._id}")
         try:
-            with _quiet_hub():
+            with quiet_hub():
                 return Path(hf_hub_download(self._id, name, subfolder=subfolder, **arguments))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
             raise CheckpointError(
-                f"'{self._id}' is neither a local folder nor a model that the hub gives: {_first_line(error)}; check the "
+                f"'{self._id}' is neither a local folder nor a model that the hub gives: {first_line(error)}; check the "
                 "spelling, the network, or the access rights of your token"
             ) from error
 
@@ -323,70 +244,15 @@ class CheckpointSource:
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else content_digest(path)
 
 
-def pooling_identity(pooling: str | Callable[..., Any] | None) -> object:
-    """What stands for a pooling in a cache key: its name, or the source text of a function."""
-    if pooling is None or isinstance(pooling, str):
-        return pooling
-    import inspect
-
-    try:
-        return {"function": inspect.getsource(pooling)}
-    except (OSError, TypeError) as error:
-        raise OptionError(
-            f"pooling {pooling!r} has no source text, so that its result could not be told apart in the cache; define it in a "
-            "file"
-        ) from error
-
-
 def _looks_like_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or text.endswith(".gguf")
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    """A config as JSON. A quantization config is dropped: GGUF weights are dequantised on loading."""
-    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    content.pop("quantization_config", None)
-    return content
-
-
-def _content_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the fields that tell where it came from or which version wrote it."""
-    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
-
-
-def _checked_module(module: torch.nn.Module) -> torch.nn.Module:
-    import torch
-
-    odd = {str(p.dtype) for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32}
-    if odd:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has {', '.join(sorted(odd))} parameters; portable graphs are float32: load it with "
-            "dtype=torch.float32 (backends choose their own precision when they compile)"
-        )
-    return module.eval().requires_grad_(False)
-
-
-def _save_generation_config(module: Any, directory: Path) -> None:
-    content = _generation_config(module)
-    if content is not None:
-        _write_json(directory / "generation_config.json", content)
-
-
-def _generation_config(module: Any) -> dict[str, Any] | None:
-    generation_config = getattr(module, "generation_config", None)
-    content: dict[str, Any] | None = None if generation_config is None else generation_config.to_diff_dict()
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _jsonable_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
         if hasattr(value, "to_dict"):
-            plain[name] = _content_of(_plain_config(value))
+            plain[name] = content_of(plain_config(value))
         elif dataclasses.is_dataclass(value) or not _is_plain(value):
             plain[name] = str(value)
         else:
@@ -400,39 +266,3 @@ def _is_plain(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Keeps the hub's retries, which it tells as warnings, off the terminal: the error in the end is what counts."""
-    hub_logger = logging.getLogger("huggingface_hub")
-    level = hub_logger.level
-    hub_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub_logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps Transformers' progress bars off the terminal: ours says what goes on."""
-    import transformers
-
-    # Transformers leaves these functions without types.
-    transformers_logging: Any = transformers.logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,35 @@
+"""What a model needs to know about its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModelSource(Protocol):
+    """What `QEFFBaseModel` needs to know about the origin of its module."""
+
+    #: For people: names artifact directories.
+    name: str
+
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that decides the weights and the structure, as JSON. Never a path."""
+
+    def config(self) -> Mapping[str, Any]:
+        """The Hugging Face config as a dictionary."""
+
+    def load(self, auto_class: str) -> torch.nn.Module:
+        """Returns the module in eval mode, float32, on the CPU. `auto_class`: the Transformers class that loads it."""
+
+    def release(self) -> None:
+        """Drops a module that can be loaded again."""
+
+    def save_companions(self, directory: Path) -> None:
+        """Writes ``config.json``, ``generation_config.json`` and ``tokenizer/``, as far as there are such."""
+
+    def pooling(self) -> str | None:
+        """The pooling that the checkpoint asks for."""

@@ -1,0 +1,61 @@
+"""Configs and modules of Transformers, as both sources read and write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A config as JSON. A quantization config is dropped: GGUF weights are dequantised on loading."""
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    content.pop("quantization_config", None)
+    return content
+
+
+def content_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the fields that tell where it came from or which version wrote it."""
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def checked_module(module: torch.nn.Module) -> torch.nn.Module:
+    """Returns the float32 `module` in eval mode and without gradients.
+
+    Raises:
+        UnsupportedModelError: a parameter has another floating-point type.
+    """
+    import torch
+
+    odd = {str(p.dtype) for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    if odd:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has {', '.join(sorted(odd))} parameters; portable graphs are float32: load it with "
+            "dtype=torch.float32 (backends choose their own precision when they compile)"
+        )
+    return module.eval().requires_grad_(False)
+
+
+def save_generation_config(module: Any, directory: Path) -> None:
+    """Writes ``generation_config.json``, if the module has such a config."""
+    content = generation_config(module)
+    if content is not None:
+        write_json(directory / "generation_config.json", content)
+
+
+def generation_config(module: Any) -> dict[str, Any] | None:
+    """Returns what a module's generation config sets differently from Transformers' defaults; `None` without one."""
+    config = getattr(module, "generation_config", None)
+    content: dict[str, Any] | None = None if config is None else config.to_diff_dict()
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` with sorted keys."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
