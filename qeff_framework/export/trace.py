@@ -10,15 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx_ir
-import onnxscript.optimizer
 import torch
 from torch._dynamo.exc import UserError, UserErrorType
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
+from qeff_framework.export.decompose import decompose_only_where_needed
 from qeff_framework.export.interface import strip_module_prefix
 from qeff_framework.export.rewrites import rewrite_untranslatable
+from qeff_framework.export.simplify import simplify
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks, quiet_transformers
 from qeff_framework.seam.shell import hollow_parameters
@@ -61,6 +62,7 @@ def _trace(
 def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
     rewrite_untranslatable(program)
+    decompose_only_where_needed(program)
     with quiet_exporter():
         converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
         if converted is None:
@@ -68,7 +70,7 @@ def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch
         model = converted.model
         strip_module_prefix(model)
         bind_weights(model, weights)
-        onnxscript.optimizer.optimize_ir(model, inline=False, should_fold=_should_fold)
+        simplify(model, should_fold=_should_fold)
     return model
 
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from qeff_framework.export.decompose import decompose_only_where_needed
+from qeff_framework.export.trace import quiet_exporter
+
+
+def _add_to_a_product(x: torch.Tensor) -> torch.Tensor:
+    scores = x @ x.mT
+    scores /= 3.0
+    scores += x @ x.mT
+    return scores
+
+
+def _normalise_a_read_tensor(x: torch.Tensor) -> torch.Tensor:
+    weights = torch.softmax(x, -1)
+    total = weights.sum(-1, keepdim=True)
+    weights /= total + 1.0
+    return weights * total
+
+
+def _fill_two_slices(x: torch.Tensor) -> torch.Tensor:
+    result = x.new_empty((*x.shape[:-1], 2 * x.shape[-1]))
+    result[..., : x.shape[-1]] = x.sin()
+    result[..., x.shape[-1] :] = x.cos()
+    return result + 1.0
+
+
+def _conversions_and_logic(x: torch.Tensor) -> torch.Tensor:
+    inside = (x > -0.5) & (x.to(torch.float32) < 0.5)
+    return torch.min(x.to(torch.float64), torch.zeros((), dtype=torch.float64)).to(x.dtype).T + inside.to(x.dtype).T
+
+
+def _change_seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    view = base.reshape(-1)
+    base += 1.0
+    return view * 2.0
+
+
+def _change_of_a_view(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    base.reshape(-1).mul_(2.0)
+    return base
+
+
+def _change_through_an_equal_dtype(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    same = base.to(torch.float32)
+    same += 1.0
+    return base
+
+
+def _change_through_a_dropout(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    same = torch.nn.functional.dropout(base, 0.5, training=False)
+    same += 1.0
+    return base
+
+
+_TRANSLATED = (_add_to_a_product, _normalise_a_read_tensor, _fill_two_slices, _conversions_and_logic)
+_ALIASED = (_change_seen_through_a_view, _change_of_a_view, _change_through_an_equal_dtype, _change_through_a_dropout)
+
+
+@pytest.mark.parametrize("function", [*_TRANSLATED, *_ALIASED])
+def test_the_program_still_computes_the_same(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x = torch.linspace(-1.0, 1.0, 9).reshape(3, 3)
+    program = _traced(function, x)
+    decompose_only_where_needed(program)
+    torch.testing.assert_close(program.module()(x.clone()), function(x.clone()))
+
+
+@pytest.mark.parametrize("function", _TRANSLATED)
+def test_what_torchlib_translates_is_not_traced_again(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    program = _traced(function, torch.zeros(3, 3))
+    decompose_only_where_needed(program)
+    assert program.run_decompositions({}) is program
+
+
+@pytest.mark.parametrize("function", [_change_seen_through_a_view, _change_of_a_view, _change_through_a_dropout])
+def test_a_change_that_is_seen_elsewhere_is_left_to_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    program = _traced(function, torch.zeros(3, 3))
+    decompose_only_where_needed(program)
+    with quiet_exporter():
+        assert program.run_decompositions({}) is not program
+
+
+def test_an_operator_of_the_table_is_decomposed() -> None:
+    program = _traced(torch.sin, torch.zeros(3, 3))
+    decompose_only_where_needed(program)
+    table = {torch.ops.aten.sin.default: lambda x: torch.ops.aten.cos.default(x - torch.pi / 2)}
+    with quiet_exporter():
+        assert program.run_decompositions(table) is not program
+
+
+def _traced(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.export.ExportedProgram:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    with quiet_exporter(), torch.no_grad():
+        return torch.export.export(Module(), (x,), strict=False)

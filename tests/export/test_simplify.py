@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import onnx_ir
+import onnxscript.optimizer
+import torch
+
+from qeff_framework.export.simplify import simplify
+from qeff_framework.export.trace import quiet_exporter
+
+
+class _Redundant(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.transpose(torch.transpose(x, 0, 1), 0, 1) * 1.0 + 0.0
+        y = y.unsqueeze(0).unsqueeze(0).reshape(-1).reshape(x.shape[0], -1)
+        y = torch.relu(torch.clamp(y, -1.0, 1.0))
+        return torch.matmul(y, torch.ones(4, 4) + 1.0) + torch.full((4,), 3.0)
+
+
+def test_the_graph_is_that_of_the_whole_optimizer() -> None:
+    with quiet_exporter():
+        shapes = ({0: torch.export.Dim("rows", min=1)},)
+        program = torch.export.export(_Redundant(), (torch.zeros(3, 4),), dynamic_shapes=shapes, strict=False)
+        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    assert converted is not None
+    ours, theirs = converted.model, converted.model.clone()
+    before = len(_nodes(ours))
+    simplify(ours, should_fold=lambda node: None)
+    onnxscript.optimizer.optimize_ir(theirs, inline=False)
+    assert _nodes(ours) == _nodes(theirs)
+    assert len(_nodes(ours)) < before
+
+
+def _nodes(model: onnx_ir.Model) -> list[object]:
+    """Each node with its inputs; a constant stands for itself, since equal ones may have been merged under either name."""
+
+    def name(value: onnx_ir.Value | None) -> object:
+        if value is None or value.const_value is None:
+            return value and value.name
+        return value.const_value.numpy().tolist()
+
+    return [(node.op_type, [name(value) for value in node.inputs], node.outputs[0].name) for node in model.graph]
