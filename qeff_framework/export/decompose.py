@@ -8,6 +8,7 @@ for a Llama of four layers.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,9 @@ import torch
 from qeff_framework.export.functionalize import functionalize
 
 _ATEN = torch.ops.aten
+
+#: How a slice says that it goes to the end.
+_END = 2**63 - 1
 
 #: Operators that the translation drops in any case.
 _ASSERTIONS = frozenset(
@@ -33,6 +37,7 @@ _EQUIVALENTS: Mapping[Any, Any] = {
     _ATEN.max.other: _ATEN.maximum.default,
     _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
     _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor,
+    _ATEN.__xor__.Tensor: _ATEN.bitwise_xor.Tensor,
 }
 
 
@@ -93,6 +98,15 @@ def _replace_by_equivalents(graph: torch.fx.Graph) -> None:
             node.target, node.args = _ATEN.permute.default, (node.args[0], list(range(rank))[::-1])
         elif node.target in _EQUIVALENTS:
             node.target = _EQUIVALENTS[node.target]
+        elif node.target is _ATEN.square.default:
+            node.target, node.args = _ATEN.mul.Tensor, (node.args[0], node.args[0])
+        elif node.target is _ATEN.rsub.Scalar and len(node.args) == 2:
+            _replace_reversed_difference(graph, node)
+        elif node.target is _ATEN.var.dim:
+            _replace_variance(graph, node)
+        elif node.target is _ATEN.slice.Tensor and _is_whole(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _replace_conversion(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -107,6 +121,50 @@ def _replace_conversion(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         graph.erase_node(node)
     elif not any(_changes(user) for user in (*source.users, *node.users)):
         node.target, node.args, node.kwargs = _ATEN._to_copy.default, (source,), {"dtype": result.dtype}  # noqa: SLF001
+
+
+def _replace_reversed_difference(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Replaces ``scalar - x`` by ``-x + scalar``, which rounds alike."""
+    source, scalar = node.args
+    with graph.inserting_before(node):
+        negated = graph.call_function(_ATEN.neg.default, (source,))
+    negated.meta["val"] = source.meta["val"]  # type: ignore[union-attr]
+    node.target, node.args = _ATEN.add.Tensor, (negated, scalar)
+
+
+def _replace_variance(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Replaces a variance over dimensions of known size by the mean of squared differences."""
+    given = _arguments(node)
+    source, dims = given["self"], given["dim"]
+    value = source.meta["val"]
+    sizes = [value.shape[dim] for dim in dims or ()]
+    count = math.prod(size for size in sizes if isinstance(size, int)) - bool(given["unbiased"])
+    if not sizes or not all(isinstance(size, int) for size in sizes) or count <= 0:
+        return
+    with graph.inserting_before(node):
+
+        def call(op: Any, *args: Any) -> torch.fx.Node:
+            result = graph.call_function(op, args)
+            result.meta["val"] = op(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
+            return result
+
+        difference = call(_ATEN.sub.Tensor, source, call(_ATEN.mean.dim, source, dims, True))
+        total = call(_ATEN.sum.dim_IntList, call(_ATEN.mul.Tensor, difference, difference), dims, given["keepdim"])
+    node.target, node.args, node.kwargs = _ATEN.div.Tensor, (total, float(count)), {}
+
+
+def _is_whole(node: torch.fx.Node) -> bool:
+    """Tells whether a slice is its whole argument: ``x[:]`` along a dimension. Both are the same memory."""
+    given = _arguments(node)
+    whole = given["start"] in (0, None) and given["end"] in (_END, None) and given["step"] == 1
+    return whole and all(user.op != "output" for user in node.users)
+
+
+def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """The arguments of an operator by name, with the defaults of those that are not given."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001
+    defaults = {argument.name: argument.default_value for argument in arguments}
+    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
 
 
 def _changes(node: torch.fx.Node) -> bool:

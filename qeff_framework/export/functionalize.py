@@ -25,6 +25,11 @@ _OUT_OF_PLACE: Mapping[Any, Any] = {
     _ATEN.masked_fill_.Scalar: _ATEN.masked_fill.Scalar,
     _ATEN.copy_.default: _ATEN.copy.default,
 }
+#: Operators that write what an operator for a part of a tensor would read.
+_SCATTER: Mapping[Any, Any] = {
+    _ATEN.slice.Tensor: _ATEN.slice_scatter.default,
+    _ATEN.select.int: _ATEN.select_scatter.default,
+}
 #: Composite operators that always return new memory.
 _NEW_MEMORY = frozenset({_ATEN.linear.default, _ATEN.matmul.default, _ATEN.softmax.int})
 
@@ -39,22 +44,19 @@ def functionalize(graph: torch.fx.Graph) -> None:
         if _owns_memory(changed) and _only_read_before(changed, node, order):
             node.target = _OUT_OF_PLACE[node.target]
             _replace_after(changed, node, order)
-        elif node.target is _ATEN.copy_.default and _is_slice_for(changed, node):
+        elif node.target is _ATEN.copy_.default and _is_part_for(changed, node):
             base = changed.args[0]
-            if _owns_memory(base) and _only_read_before(base, node, order, slice_of_it=changed) and not node.users:
-                node.target = _ATEN.slice_scatter.default
+            if _owns_memory(base) and _only_read_before(base, node, order, part=changed) and not node.users:
+                node.target = _SCATTER[changed.target]
                 node.args = (base, node.args[1], *changed.args[1:])
                 node.meta = {**node.meta, "val": base.meta["val"]}
                 _replace_after(base, node, order)
                 graph.erase_node(changed)
 
 
-def _is_slice_for(view: torch.fx.Node, user: torch.fx.Node) -> bool:
-    return (
-        view.target is _ATEN.slice.Tensor
-        and list(view.users) == [user]
-        and view.meta["val"].shape == _shape(user.args[1])
-    )
+def _is_part_for(view: torch.fx.Node, user: torch.fx.Node) -> bool:
+    """Tells whether `view` is a part of a tensor that only `user` reads, with a value of the same shape."""
+    return view.target in _SCATTER and list(view.users) == [user] and view.meta["val"].shape == _shape(user.args[1])
 
 
 def _shape(value: Any) -> Any:
@@ -100,10 +102,10 @@ def _only_read_before(
     change: torch.fx.Node,
     order: Mapping[torch.fx.Node, int],
     *,
-    slice_of_it: torch.fx.Node | None = None,
+    part: torch.fx.Node | None = None,
 ) -> bool:
     """Tells whether what reads `base` before `change` keeps no view of it; what comes after gets the new value."""
     if any(user.op == "output" for user in base.users):
         return False  # The program's signature names its results.
-    earlier = [user for user in base.users if order[user] < order[change] and user is not slice_of_it]
+    earlier = [user for user in base.users if order[user] < order[change] and user is not part]
     return all(_returns_new_memory(user.target) for user in earlier if user.op == "call_function")

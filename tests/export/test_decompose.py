@@ -35,6 +35,12 @@ def _conversions_and_logic(x: torch.Tensor) -> torch.Tensor:
     return torch.min(x.to(torch.float64), torch.zeros((), dtype=torch.float64)).to(x.dtype).T + inside.to(x.dtype).T
 
 
+def _fill_a_column(x: torch.Tensor) -> torch.Tensor:
+    result = torch.zeros_like(x)
+    result[:, 1] = 1.0 - x[:, 0].square()
+    return result + x.var(-1, keepdim=True) + x.var(-1, unbiased=False, keepdim=True) + x.var(0)
+
+
 def _change_seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
     base = x.sin()
     view = base.reshape(-1)
@@ -62,7 +68,7 @@ def _change_through_a_dropout(x: torch.Tensor) -> torch.Tensor:
     return base
 
 
-_TRANSLATED = (_add_to_a_product, _normalise_a_read_tensor, _fill_two_slices, _conversions_and_logic)
+_TRANSLATED = (_add_to_a_product, _normalise_a_read_tensor, _fill_two_slices, _fill_a_column, _conversions_and_logic)
 _ALIASED = (_change_seen_through_a_view, _change_of_a_view, _change_through_an_equal_dtype, _change_through_a_dropout)
 
 
