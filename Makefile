@@ -12,12 +12,15 @@ JOBS   ?= 2
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
-.PHONY: demo test lint format coverage-range clean help
+.PHONY: demo test test-fast lint format docs lowest coverage-range clean help
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
 	@echo "make test    ruff, mypy and pytest over the core and the plugins (JOBS=2: that many files of tests at a time)"
+	@echo "make test-fast    the tests that need neither a stand-in SDK nor the NPU compiler nor a package index, without the slow ones"
 	@echo "make lint    ruff and mypy only"
+	@echo "make docs    the documentation as a site, in site/"
+	@echo "make lowest  test-fast with the oldest versions that pyproject.toml allows, in an environment of its own"
 	@echo "make coverage-range    some model types with the oldest and the newest Transformers allowed"
 	@echo "make clean   removes the virtual environment"
 
@@ -34,7 +37,7 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e "./plugins/qnn_backend[htp]" -r requirements-dev.txt
+	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e ./plugins/qnn_backend -r requirements-dev.txt
 	@touch $@
 
 ifeq ($(MODEL),)
@@ -55,12 +58,32 @@ lint: $(VENV)/test.stamp
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+FAST = -m "not slow and not standin and not htp and not network"
+
+test-fast: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
+
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+LOWEST = .venv-lowest/bin/python
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST) -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt -e '.[gguf]' -e ./plugins/ort_sim_backend \
+	  -e ./plugins/qaic_backend -e ./plugins/qnn_backend -r requirements-dev.txt
+	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
 coverage-range: $(VENV)/run.stamp
 	$(BIN)/python -m qeff_framework.coverage.versions
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-lowest site

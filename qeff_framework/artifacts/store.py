@@ -321,7 +321,9 @@ def _publish(recipe: _Recipe, staging: Path, target: Path) -> None:
         raise ArtifactError(f"{recipe.what} is not published: {error}") from error
     manifest.save(staging)
     sync_tree(staging)
-    # Replaces an empty directory, fails on any other.
+    # Windows renames onto no directory, POSIX onto an empty one; removing it first fails, as it should, if it is not empty.
+    if target.is_dir():
+        target.rmdir()
     staging.rename(target)
     sync(target.parent)
 
