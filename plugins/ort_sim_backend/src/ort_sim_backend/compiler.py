@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ort_sim_backend import shapes
 from ort_sim_backend.in_place import states_updated_in_place
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest, ExportedModel, Specialization
+from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
+from qeff_framework.sessions import check_specializations
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -22,7 +21,7 @@ _INLINE_BYTES = 1024
 def compile_model(request: CompileRequest) -> CompiledModel:
     """Writes ``model.onnx`` and its weights. Raises `CompileError` when ONNX Runtime refuses the graph."""
     exported, directory = request.exported, request.output_dir
-    check_specializations(exported, request.specializations)
+    check_specializations(exported, request.specializations, backend="ort_sim")
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
@@ -58,35 +57,3 @@ def optimize(source: Path, target: Path, *, level: str) -> None:
         open_session(source, options)
     except Exception as error:
         raise CompileError(f"ONNX Runtime refuses the lowered model: {reason(error)}") from error
-
-
-def check_specializations(exported: ExportedModel, specializations: Sequence[Specialization]) -> None:
-    """Every dimension must have a value, retained states one size, and a chunk must fit into the context."""
-    if not specializations:
-        raise CompileError("no specialization was given: ort_sim compiles for static shapes only")
-    for specialization in specializations:
-        unbound = {
-            dim
-            for spec in (*exported.inputs, *exported.outputs)
-            for dim in spec.shape
-            if isinstance(dim, str) and dim not in specialization.dims
-        }
-        if unbound:
-            raise CompileError(
-                f"specialization '{specialization.name}' has no value for {', '.join(sorted(unbound))}: "
-                "ort_sim compiles for static shapes only"
-            )
-        seq_len, ctx_len = specialization.dims.get("seq_len", 1), specialization.dims.get("ctx_len")
-        if exported.states and ctx_len is not None and seq_len > ctx_len:
-            raise CompileError(
-                f"specialization '{specialization.name}' has seq_len {seq_len} and ctx_len {ctx_len}: "
-                "a chunk must fit into the context, choose a smaller prefill_seq_len or a larger ctx_len"
-            )
-    state_names = {state.input for state in exported.states}
-    for spec in exported.inputs:
-        sizes = {shapes.resolve(spec, specialization.dims) for specialization in specializations}
-        if spec.name in state_names and len(sizes) > 1:
-            raise CompileError(
-                f"the specializations give the retained state {spec.name} different sizes: "
-                f"{' and '.join(map(str, sorted(sizes)))}"
-            )
