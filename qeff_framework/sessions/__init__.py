@@ -7,7 +7,7 @@ heavier.
 from __future__ import annotations
 
 from qeff_framework.sessions.base import BaseSession
-from qeff_framework.sessions.buffers import allocate, state_buffers
+from qeff_framework.sessions.buffers import allocate, state_buffers, write_tokens
 from qeff_framework.sessions.checks import check_positions, check_rows, check_step
 from qeff_framework.sessions.selection import StepSelector
 from qeff_framework.sessions.shapes import Shape, describe_shapes, host_inputs, host_outputs, resolve_shape
@@ -27,4 +27,5 @@ __all__ = [
     "host_outputs",
     "resolve_shape",
     "state_buffers",
+    "write_tokens",
 ]

@@ -19,7 +19,7 @@ class Diagnosis:
             error_line=re.compile("error", re.IGNORECASE),
             advice=(("out of memory", "compile with fewer threads"),),
         )
-        raise toolchain.failure(ACME.explain("acme-compile", ended))
+        toolchain.check(ended, "acme-compile", result, ACME)
     """
 
     #: Found in lines that name an error.

@@ -17,6 +17,9 @@ from qeff_framework import errors
 from qeff_framework.errors import CompileError, QEFFError
 from qeff_framework.toolchains.processes import Ended, run_process
 
+#: -P: a file of the working directory must not hide a module. The files with the request and the answer follow.
+COMMAND = (sys.executable, "-P", "-m", "qeff_framework.toolchains.worker")
+
 #: Lines of the output that are repeated when a job leaves neither a result nor an error.
 _LAST_LINES = 3
 
@@ -51,9 +54,9 @@ def run_job(
     request, answer = (directory / f"{function.rpartition(':')[2]}.{kind}.json" for kind in ("job", "result"))
     answer.unlink(missing_ok=True)
     request.write_text(json.dumps({"function": function, "arguments": arguments}), encoding="utf-8")
-    # -P: a file of the working directory must not hide a module.
-    command = [sys.executable, "-P", "-m", "qeff_framework.toolchains.worker", request.name, answer.name]
-    ended = run_process(command, directory, log=log, time_limit_seconds=time_limit_seconds)
+    ended = run_process(
+        [*COMMAND, request.name, answer.name], directory, log=log, time_limit_seconds=time_limit_seconds
+    )
     content: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(answer.read_text(encoding="utf-8"))

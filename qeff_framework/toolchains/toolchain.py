@@ -11,6 +11,7 @@ from typing import Any
 
 from qeff_framework.contracts import CompileRequest
 from qeff_framework.errors import BackendUnavailableError, CompileError, QEFFError
+from qeff_framework.toolchains.diagnosis import Diagnosis
 from qeff_framework.toolchains.jobs import run_job
 from qeff_framework.toolchains.processes import Ended, Outcome, run_process
 
@@ -29,8 +30,7 @@ class Toolchain:
 
         toolchain = Toolchain(request, name="acme", time_limit_minutes=60, limit_option="compile_timeout_minutes")
         ended = toolchain.run([str(compiler), "-o", "program.bin", "model.onnx"])
-        if ended.outcome is not Outcome.SUCCESS:
-            raise toolchain.failure(ACME.explain("acme-compile", ended))
+        toolchain.check(ended, "acme-compile", request.output_dir / "program.bin", ACME)
     """
 
     def __init__(
@@ -61,11 +61,14 @@ class Toolchain:
         """Command lines and output of the tools so far."""
         return self.directory / LOG_FILE
 
-    def run(self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None, hint: str = "") -> Ended:
+    def run(
+        self, argv: Sequence[str], *, tool: str = "", environment: Mapping[str, str] | None = None, hint: str = ""
+    ) -> Ended:
         """Runs one tool in the working directory, and reports the latest line of its output every few seconds.
 
         Args:
             argv: the program and its arguments.
+            tool: what runs, for the messages; by default the name of the program's file.
             environment: replaces this process's variables.
             hint: added to the message when the program cannot be started.
 
@@ -73,7 +76,7 @@ class Toolchain:
             BackendUnavailableError: the program cannot be started.
             CompileError: it did not end within the time limit.
         """
-        tool = Path(argv[0]).name
+        tool = tool or Path(argv[0]).name
         try:
             ended = run_process(
                 argv,
@@ -90,6 +93,23 @@ class Toolchain:
         if ended.outcome is Outcome.TIMED_OUT:
             raise self._too_late(tool)
         return ended
+
+    def check(self, ended: Ended, tool: str, result: Path, diagnosis: Diagnosis) -> None:
+        """Checks that a tool ended well and left a file with content.
+
+        Args:
+            ended: what `run` returned.
+            tool: what ran, for the message.
+            result: the file.
+            diagnosis: what the tool's messages mean.
+
+        Raises:
+            CompileError: it did not; with the tool's own reason.
+        """
+        if ended.outcome is Outcome.SUCCESS and result.is_file() and result.stat().st_size > 0:
+            return
+        there = ", ".join(sorted(path.name for path in result.parent.glob("*"))) or "nothing"
+        raise self.failure(diagnosis.explain(tool, ended, missing=f"{result.name} ({there} is there)"))
 
     def run_job(self, function: str, arguments: Mapping[str, Any], *, subject: str) -> dict[str, Any]:
         """Calls a Python function in a child process, for native libraries that may crash or hang.
