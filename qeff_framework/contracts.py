@@ -289,6 +289,27 @@ class CompileRequest:
     log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None
 
+    def result(self, *, backend: str, program: Mapping[str, Any]) -> CompiledModel:
+        """The compiled model, with the interface of the export and everything else as this request says.
+
+        Args:
+            backend: name of the backend that has compiled it.
+            program: see `CompiledModel.program`.
+        """
+        return CompiledModel(
+            directory=self.output_dir,
+            backend=backend,
+            task=self.exported.task,
+            specializations=self.specializations,
+            inputs=self.exported.inputs,
+            outputs=self.exported.outputs,
+            states=self.exported.states,
+            options=asdict(self.options),
+            program=program,
+            transforms=self.transforms,
+            metadata=self.exported.metadata,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecuteRequest:

@@ -54,7 +54,9 @@ from qeff_framework.hookspecs import hookimpl
 from qeff_framework.options import CompileOptions, RuntimeOptions, option
 
 if TYPE_CHECKING:
-    from qeff_framework import sessions, toolchains
+    # Not in `__all__`: ``import *`` must stay light.
+    from qeff_framework import sessions as sessions  # noqa: PLC0414 -- re-exported
+    from qeff_framework import toolchains as toolchains  # noqa: PLC0414 -- re-exported
 
 #: ``major.minor`` of this surface. The major is also in the entry-point group.
 API_VERSION = "1.0"
@@ -162,6 +164,4 @@ __all__ = [
     "UnsupportedModelError",
     "hookimpl",
     "option",
-    "sessions",
-    "toolchains",
 ]

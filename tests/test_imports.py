@@ -59,7 +59,7 @@ def test_the_core_imports_no_backend() -> None:
     "statement",
     [
         "import qeff_framework",
-        "import qeff_framework.plugin_api",
+        "from qeff_framework.plugin_api import *",
         "from qeff_framework import list_backends; list_backends()",
         "from qeff_framework import load_compiled, get_backend, QEFFError",
         "import qeff_framework.toolchains",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,8 +19,8 @@ _INLINE_BYTES = 1024
 
 def compile_model(request: CompileRequest) -> CompiledModel:
     """Writes ``model.onnx`` and its weights. Raises `CompileError` when ONNX Runtime refuses the graph."""
-    exported, directory = request.exported, request.output_dir
-    check_specializations(exported, request.specializations, backend="ort_sim")
+    directory = request.output_dir
+    check_specializations(request.exported, request.specializations, backend="ort_sim")
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
@@ -30,19 +29,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    return CompiledModel(
-        directory=directory,
-        backend="ort_sim",
-        task=exported.task,
-        specializations=request.specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=asdict(request.options),
-        program={"model": MODEL_FILE, "in_place": states_updated_in_place(request.model, exported.states)},
-        transforms=request.transforms,
-        metadata=exported.metadata,
-    )
+    in_place = states_updated_in_place(request.model, request.exported.states)
+    return request.result(backend="ort_sim", program={"model": MODEL_FILE, "in_place": in_place})
 
 
 def optimize(source: Path, target: Path, *, level: str) -> None:

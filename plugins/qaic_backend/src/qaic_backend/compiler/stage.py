@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
@@ -62,20 +62,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         minutes = options.compile_timeout_minutes
         toolchain = Toolchain(request, name="qaic", time_limit_minutes=minutes, limit_option="compile_timeout_minutes")
         arguments = _run(compiler, bundle, toolchain)
-    return CompiledModel(
-        directory=request.output_dir,
-        backend="qaic",
-        task=exported.task,
-        specializations=request.specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=asdict(options),
-        program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)},
-        bundle_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}",
-        transforms=request.transforms,
-        metadata=exported.metadata,
-    )
+    result = request.result(backend="qaic", program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)})
+    return replace(result, bundle_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}")
 
 
 def _compiler(sdk: Sdk) -> Path:

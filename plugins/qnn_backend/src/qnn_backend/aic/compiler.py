@@ -38,6 +38,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         outputs=renamed_tensors(request.exported.outputs),
         states=renamed_states(request.exported.states),
     )
+    request = dataclasses.replace(request, exported=exported)
     found = None if request.dry_run else usable_sdk()
     graph_names(specializations)
     shared().check_program(exported, specializations)
@@ -59,25 +60,16 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     else:
         sdk, description = found
         _run_tools(bundle, sdk, description, request)
-    return CompiledModel(
-        directory=request.output_dir,
-        backend="qnn",
-        task=exported.task,
-        specializations=specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=dataclasses.asdict(options),
-        program={
-            "folder": PROGRAM_FOLDER,
-            "converter_arguments": bundle.converter_arguments,
-            "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
-            "sdk": description,
-        },
+    program = {
+        "folder": PROGRAM_FOLDER,
+        "converter_arguments": bundle.converter_arguments,
+        "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
+        "sdk": description,
+    }
+    return dataclasses.replace(
+        request.result(backend="qnn", program=program),
         bundle_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
         qpc_config={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
-        transforms=request.transforms,
-        metadata=exported.metadata,
     )
 
 

@@ -271,20 +271,8 @@ class _Compilation:
 
     def result(self, program: dict[str, Any]) -> CompiledModel:
         """What the framework publishes."""
-        request, exported = self._request, self._request.exported
-        return CompiledModel(
-            directory=request.output_dir,
-            backend="qnn",
-            task=exported.task,
-            specializations=request.specializations,
-            inputs=exported.inputs,
-            outputs=exported.outputs,
-            states=exported.states,
-            options=asdict(self._options),
-            program={**program, "note": f"without the NPU it runs in the {SIMULATOR_NOTE}"},
-            transforms=request.transforms,
-            metadata=exported.metadata,
-        )
+        note = f"without the NPU it runs in the {SIMULATOR_NOTE}"
+        return self._request.result(backend="qnn", program={**program, "note": note})
 
     @property
     def prompts(self) -> list[list[int]]:
