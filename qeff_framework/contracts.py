@@ -338,7 +338,10 @@ class Transform(Protocol):
 
 @runtime_checkable
 class ExecutionSession(Protocol):
-    """A loaded program with its retained state. Not thread-safe: one thread at a time."""
+    """A loaded program with its retained state. Not thread-safe: one thread at a time.
+
+    `qeff_framework.sessions.BaseSession` implements all of it but the step.
+    """
 
     compiled: CompiledModel
     #: Where it runs, for people: ``{"device": "CPU", "simulator": "yes", ...}``.
@@ -350,6 +353,8 @@ class ExecutionSession(Protocol):
         `inputs` holds every input that is not a retained state. Their shapes choose the specialization: all dimensions
         must fit one compiled specialization, otherwise `InputError` names the allowed ones. Retained states are updated
         in place and never leave the session. Returned arrays are valid until the next call.
+
+        `InputError`: nothing has changed. `ExecutionError`: the retained states are undefined until `reset`.
         """
 
     def reset(self) -> None:
