@@ -289,6 +289,27 @@ class CompileRequest:
     log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None
 
+    def result(self, *, backend: str, program: Mapping[str, Any]) -> CompiledModel:
+        """The compiled model, with the interface of the export and everything else as this request says.
+
+        Args:
+            backend: name of the backend that has compiled it.
+            program: see `CompiledModel.program`.
+        """
+        return CompiledModel(
+            directory=self.output_dir,
+            backend=backend,
+            task=self.exported.task,
+            specializations=self.specializations,
+            inputs=self.exported.inputs,
+            outputs=self.exported.outputs,
+            states=self.exported.states,
+            options=asdict(self.options),
+            program=program,
+            transforms=self.transforms,
+            metadata=self.exported.metadata,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecuteRequest:
@@ -317,7 +338,10 @@ class Transform(Protocol):
 
 @runtime_checkable
 class ExecutionSession(Protocol):
-    """A loaded program with its retained state. Not thread-safe: one thread at a time."""
+    """A loaded program with its retained state. Not thread-safe: one thread at a time.
+
+    `qeff_framework.sessions.BaseSession` implements all of it but the step.
+    """
 
     compiled: CompiledModel
     #: Where it runs, for people: ``{"device": "CPU", "simulator": "yes", ...}``.
@@ -329,6 +353,8 @@ class ExecutionSession(Protocol):
         `inputs` holds every input that is not a retained state. Their shapes choose the specialization: all dimensions
         must fit one compiled specialization, otherwise `InputError` names the allowed ones. Retained states are updated
         in place and never leave the session. Returned arrays are valid until the next call.
+
+        `InputError`: nothing has changed. `ExecutionError`: the retained states are undefined until `reset`.
         """
 
     def reset(self) -> None:

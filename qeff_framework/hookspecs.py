@@ -112,17 +112,7 @@ class BackendHooks:
             def compile(self, request: CompileRequest) -> CompiledModel:
                 onnx_ir.save(request.model, request.output_dir / "model.onnx", external_data="model.onnx.data")
                 run_acme_compiler(request.output_dir / "model.onnx", cores=request.options.num_cores)
-                exported = request.exported
-                return CompiledModel(
-                    directory=request.output_dir,
-                    backend="acme",
-                    task=exported.task,
-                    specializations=request.specializations,
-                    inputs=exported.inputs,
-                    outputs=exported.outputs,
-                    states=exported.states,
-                    program={"file": "model.acme"},
-                )
+                return request.result(backend="acme", program={"file": "model.acme"})
         """
         raise AssertionError("a specification is not called")
 

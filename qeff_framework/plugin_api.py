@@ -3,6 +3,9 @@
 The stable surface: names here change only with the plugin API version (`API_VERSION`). A new minor version adds, a
 new major version gets a new entry-point group. Importing this module loads neither torch nor onnx.
 
+The toolkits of `TOOLKITS` belong to this surface. They are packages of their own, loaded when they are first asked for:
+``from qeff_framework.sessions import BaseSession`` and ``from qeff_framework.plugin_api import sessions`` both work.
+
 A backend package declares one entry point per backend::
 
     [project.entry-points."qeff_framework.backends.v1"]
@@ -14,8 +17,9 @@ the class with the hooks, which is imported when the backend is first used.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeff_framework.contracts import (
     Capabilities,
@@ -49,11 +53,20 @@ from qeff_framework.errors import (
 from qeff_framework.hookspecs import hookimpl
 from qeff_framework.options import CompileOptions, RuntimeOptions, option
 
+if TYPE_CHECKING:
+    # Not in `__all__`: ``import *`` must stay light.
+    from qeff_framework import sessions as sessions  # noqa: PLC0414 -- re-exported
+    from qeff_framework import toolchains as toolchains  # noqa: PLC0414 -- re-exported
+
 #: ``major.minor`` of this surface. The major is also in the entry-point group.
 API_VERSION = "1.0"
 
 BACKEND_GROUP = "qeff_framework.backends.v1"
 EXTENSION_GROUP = "qeff_framework.extensions.v1"
+
+#: Packages of ``qeff_framework`` with what backends share: ``sessions`` for running programs, ``toolchains`` for compilers and
+#: probes as child processes.
+TOOLKITS = ("sessions", "toolchains")
 
 
 class Backend:
@@ -110,10 +123,17 @@ class Backend:
         raise NotImplementedError(f"backend '{self.name}' does not implement fingerprint()")
 
 
+def __getattr__(name: str) -> Any:
+    if name not in TOOLKITS:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return importlib.import_module(f"qeff_framework.{name}")
+
+
 __all__ = [
     "API_VERSION",
     "BACKEND_GROUP",
     "EXTENSION_GROUP",
+    "TOOLKITS",
     "Backend",
     "BackendError",
     "BackendUnavailableError",

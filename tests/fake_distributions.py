@@ -53,11 +53,7 @@ class Hooks:
     @hookimpl
     def compile(self, request):
         (request.output_dir / "program.txt").write_text(repr(sorted(request.options.__dict__.items())))
-        exported = request.exported
-        return CompiledModel(
-            directory=request.output_dir, backend="{name}", task=exported.task, inputs=exported.inputs,
-            specializations=request.specializations, outputs=exported.outputs, states=exported.states,
-        )
+        return request.result(backend="{name}", program={{}})
 
 
 class Descriptor(Backend):

@@ -49,16 +49,7 @@ class RecordingHooks:
     def compile(self, request: CompileRequest) -> CompiledModel:
         type(self).compiled += 1
         (request.output_dir / "program").touch()
-        exported = request.exported
-        return CompiledModel(
-            directory=request.output_dir,
-            backend="recording",
-            task=exported.task,
-            specializations=request.specializations,
-            inputs=exported.inputs,
-            outputs=exported.outputs,
-            states=exported.states,
-        )
+        return request.result(backend="recording", program={})
 
 
 class RecordingBackend(Backend):

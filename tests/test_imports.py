@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import qeff_framework
+from qeff_framework.plugin_api import TOOLKITS
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "qeff_framework"
+#: What backends may import.
+PUBLIC = {"plugin_api", *TOOLKITS}
 BACKENDS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
 
@@ -28,12 +31,12 @@ def imported(file: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda path: path.name)
-def test_a_backend_imports_the_plugin_api_only(backend: Path) -> None:
+def test_a_backend_imports_the_plugin_api_and_its_toolkits_only(backend: Path) -> None:
     files = list(backend.rglob("*.py"))
     assert files
     for file in files:
         names = {name for name in imported(file) if name.split(".")[0] == "qeff_framework"}
-        wrong = {name for name in names if not f"{name}.".startswith("qeff_framework.plugin_api.")}
+        wrong = {name for name in names if name.partition(".")[2].partition(".")[0] not in PUBLIC}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
@@ -41,7 +44,7 @@ def test_the_lint_rule_knows_every_module_of_the_core() -> None:
     rules = tomllib.loads((ROOT / "plugins" / "ruff.toml").read_text(encoding="utf-8"))
     banned = set(rules["lint"]["flake8-tidy-imports"]["banned-api"])
     modules = {path.stem for path in CORE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert banned == {f"qeff_framework.{name}" for name in modules - {"__init__", "__main__", "plugin_api"}}
+    assert banned == {f"qeff_framework.{name}" for name in modules - {"__init__", "__main__", *PUBLIC}}
 
 
 def test_the_core_imports_no_backend() -> None:
@@ -56,9 +59,10 @@ def test_the_core_imports_no_backend() -> None:
     "statement",
     [
         "import qeff_framework",
-        "import qeff_framework.plugin_api",
+        "from qeff_framework.plugin_api import *",
         "from qeff_framework import list_backends; list_backends()",
         "from qeff_framework import load_compiled, get_backend, QEFFError",
+        "import qeff_framework.toolchains",
     ],
 )
 def test_nothing_heavy_is_imported(statement: str) -> None:

@@ -88,7 +88,7 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
 
     document = "docs/writing_a_backend.md"
     files = {block.file_name: block.text for block in blocks(document, "python")}
-    assert set(files) == {"acme_backend/__init__.py", "acme_backend/hooks.py", "acme_backend/lowering.py"}
+    assert set(files) == {f"acme_backend/{name}.py" for name in ("__init__", "hooks", "compiler", "lowering")}
     [pyproject] = blocks(document, "toml")
     for name, text in files.items():
         assert name is not None
@@ -100,6 +100,7 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
     project = tomllib.loads(pyproject.text)["project"]
     write_distribution(tmp_path, project["name"], project["version"], entry_points=project["entry-points"], modules={})
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for its child process
 
     module, _ = tiny_causal_lm("llama")
     prompts = [[5, 17, 99, 23, 42, 7], [71, 3]]
@@ -108,6 +109,7 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
     output = model.generate(prompts=prompts, generation_len=5, ignore_eos=True)
     assert output.generated_ids == [eager_greedy(module, prompt, 5) for prompt in prompts]
     assert (compiled.directory / "note.txt").read_text() == "first"
+    assert compiled.program["nodes"] > 50
 
     import onnx_ir
     from acme_backend.lowering import CountAttention  # type: ignore[import-not-found]

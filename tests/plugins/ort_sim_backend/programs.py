@@ -12,15 +12,14 @@ from ort_sim_backend.hooks import OrtSimHooks
 from ort_sim_backend.session import OrtSession
 from qeff_framework.plugin_api import (
     CompiledModel,
-    CompileRequest,
     ExecuteRequest,
     ExportedModel,
     Specialization,
     StateSpec,
     TensorSpec,
-    TransformRequest,
 )
 from tests.plugins.ort_sim_backend.graphs import STATES
+from tests.plugins.programs import compile_with
 
 HOOKS = OrtSimHooks()
 CACHES = tuple(StateSpec(input=name, output=output) for name, output in STATES.items())
@@ -64,22 +63,7 @@ def compile_program(
     **options: object,
 ) -> CompiledModel:
     """Transforms and compiles, then reads the result back from disk. Without `lower` the dialect's bodies do the work."""
-    directory.mkdir(parents=True)
-    chosen = OrtSimOptions(**options)
-    model = onnx_ir.load(exported.model_path)
-    asked = TransformRequest(stage="onnx", task=exported.task, options=chosen, specializations=shapes)
-    applied = [f"{one.name}@{one.version}" for one in HOOKS.transform(asked) if one(model)] if lower else []
-    HOOKS.compile(
-        CompileRequest(
-            exported=exported,
-            model=model,
-            transforms=tuple(applied),
-            specializations=shapes,
-            options=chosen,
-            output_dir=directory,
-        )
-    ).save()
-    return CompiledModel.load(directory)
+    return compile_with(HOOKS, OrtSimOptions(**options), exported, directory, shapes, lower=lower)
 
 
 def execute(compiled: CompiledModel, **options: object) -> OrtSession:

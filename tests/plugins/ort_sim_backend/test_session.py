@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ort_sim_backend.positions import check_rows
 from ort_sim_backend.session import OrtSession
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, ExecutionSession, InputError
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError
+from qeff_framework.sessions import host_inputs
 from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, parse, run, session
 from tests.plugins.ort_sim_backend.programs import compile_program, execute, export, specializations
 from tests.plugins.ort_sim_backend.steps import Sequence
@@ -62,7 +62,6 @@ def reference_outputs() -> list[np.ndarray]:
 
 
 def test_state_stays_between_steps_until_reset(opened):
-    assert isinstance(opened, ExecutionSession)
     for _ in range(2):
         for number, expected in enumerate(reference_outputs()):
             outputs = opened.run(STEPS.feeds(number))
@@ -73,44 +72,6 @@ def test_state_stays_between_steps_until_reset(opened):
                 outputs["attended"][row, :, token], expected[row, :, token], rtol=1e-5, atol=1e-5
             )
         opened.reset()
-
-
-def feeds(position_ids: list[list[int]]) -> dict[str, np.ndarray]:
-    return Sequence(capacity=CTX_LEN, steps=(np.array(position_ids),), seed=5).feeds(0)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (feeds([[0, 1, 2], [0, 1, 2]]), r"Compiled are s4: position_ids \[2, 4\].*; s1: position_ids \[2, 1\]"),
-        (feeds([[0]]), r"no compiled specialization has the shapes position_ids \[1, 1\]"),
-        (feeds([[0, 1, 2, 3], [6, 7, 8, 9]]), "position 9 of row 1 does not fit.*ctx_len is 9"),
-        (feeds([[0], [9]]), "position 9 of row 1"),
-        (feeds([[0, 1, 2, 3], [0, -1, 2, 3]]), r"row 1 are \[0, 2, 3\].*rise by one"),
-        ({**feeds([[0], [0]]), "query": np.zeros((2, 4, 1, 8))}, "query is float64, the model takes float32"),
-        ({**feeds([[0], [0]]), "past_key": np.zeros((2, 2, 9, 8))}, "got the inputs .*past_key.*takes position_ids"),
-        ({"position_ids": np.array([[0], [0]])}, "takes position_ids, query, key, value"),
-    ],
-    ids=["length", "batch", "context, chunk", "context, token", "gap", "dtype", "fed state", "missing"],
-)
-def test_what_does_not_fit_is_refused_and_writes_nothing(opened, inputs, message):
-    opened.run(STEPS.feeds(0))
-    before = {name: buffer.copy() for name, buffer in opened._states.items()}
-
-    with pytest.raises(InputError, match=message):
-        opened.run(inputs)
-
-    for name, buffer in opened._states.items():
-        np.testing.assert_array_equal(buffer, before[name])
-
-
-def test_a_closed_session_does_nothing(opened):
-    opened.close()
-    opened.close()
-
-    for call in (lambda: opened.run(STEPS.feeds(0)), opened.reset):
-        with pytest.raises(ExecutionError, match="closed"):
-            call()
 
 
 def test_a_program_that_cannot_be_loaded_says_why(compiled, tmp_path):
@@ -162,7 +123,7 @@ def quickest_step(program: CompiledModel) -> float:
     """Seconds of the fastest of many decode steps: others may use the machine meanwhile."""
     opened = execute(program, num_threads=1)
     inputs = Sequence(capacity=SHORT, steps=(np.array([[3]]),), seed=0).feeds(0)
-    inputs = {name: inputs[name] for name in opened._input_names}
+    inputs = {spec.name: inputs[spec.name] for spec in host_inputs(program)}
     return min(timed(lambda: opened.run(inputs)) for _ in range(200))
 
 
@@ -178,14 +139,14 @@ def test_the_cache_never_moves(chunk, tmp_path):
     opened = execute(
         compile_program(exported, tmp_path / "program", specializations(batch=2, ctx_len=CTX_LEN, chunks=(CHUNK, 1)))
     )
-    addresses = {name: buffer.ctypes.data for name, buffer in opened._states.items()}
+    addresses = {name: buffer.ctypes.data for name, buffer in opened.states.items()}
     for number in range(len(STEPS.steps)):
         opened.run(STEPS.feeds(number))
 
-    assert {name: buffer.ctypes.data for name, buffer in opened._states.items()} == addresses
+    assert {name: buffer.ctypes.data for name, buffer in opened.states.items()} == addresses
     for row, written in ((0, 9), (1, 4)):
-        assert opened._states["past_key"][row, :, :written].all(axis=(0, 2)).all()
-        assert not opened._states["past_key"][row, :, written:].any()
+        assert opened.states["past_key"][row, :, :written].all(axis=(0, 2)).all()
+        assert not opened.states["past_key"][row, :, written:].any()
 
 
 # --- models without state -------------------------------------------------------------------------------------------
@@ -211,10 +172,3 @@ def test_an_encoder_takes_each_of_its_shapes(tmp_path):
         np.testing.assert_array_equal(hidden, np.array([4.0, 5.0], np.float32) * mask[..., None])
     with pytest.raises(InputError, match=r"s3: .*; s5: "):
         opened.run({"input_ids": np.zeros((2, 4), np.int64), "attention_mask": np.ones((2, 4), np.int64)})
-
-
-def test_rows_of_a_step_need_cache_rows_of_their_own() -> None:
-    check_rows(np.array([[2], [0]]), cache_rows=3)
-    for rows in ([[0], [0]], [[-1]], [[3]]):
-        with pytest.raises(InputError, match="a cache row of its own, from 0 to 2"):
-            check_rows(np.array(rows), cache_rows=3)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir
 
 from qaic_backend import QaicOptions, QaicRuntimeOptions
 from qaic_backend.hooks import QaicHooks
-from qeff_framework.contracts import CompiledModel, CompileRequest, ExecuteRequest, ExportedModel, TransformRequest
+from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExportedModel
 from qeff_framework.shapes import CausalLMShapes, Seq2SeqLMShapes
+from tests.plugins.programs import compile_with
 
 HOOKS = QaicHooks()
 
@@ -35,28 +35,12 @@ def compile_program(
 
     A causal LM has prefill steps of 4 tokens and a context of 24, unless others are given.
     """
-    directory.mkdir(parents=True)
     schema, defaults = _SIZES[exported.task]
     names = {field.name for field in dataclasses.fields(schema)}
     given = {name: options.pop(name) for name in list(options) if name in names}
     sizes = schema(**{**defaults, **given})
     chosen = QaicOptions(**{"num_cores": 2, **options})
-    model = onnx_ir.load(exported.model_path)
-    shapes = sizes.specializations()
-    asked = TransformRequest(stage="onnx", task=exported.task, options=chosen, specializations=shapes)
-    applied = tuple(f"{one.name}@{one.version}" for one in HOOKS.transform(asked) if one(model))
-    HOOKS.compile(
-        CompileRequest(
-            exported=exported,
-            model=model,
-            transforms=applied,
-            specializations=shapes,
-            options=chosen,
-            output_dir=directory,
-            dry_run=dry_run,
-        )
-    ).save()
-    return CompiledModel.load(directory)
+    return compile_with(HOOKS, chosen, exported, directory, sizes.specializations(), dry_run=dry_run)
 
 
 def open_session(compiled: CompiledModel, **options: Any) -> Any:

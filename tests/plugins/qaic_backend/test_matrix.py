@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROWS = re.findall(
-    r"^\| ((?:compile|run): .+?) \| `(\w+\.py)::(\w+)` \|$", (HERE / "README.md").read_text(), re.MULTILINE
+    r"^\| ((?:compile|run): .+?) \| `([\w./]+\.py)::(\w+)` \|$", (HERE / "README.md").read_text(), re.MULTILINE
 )
 
 #: The entries of the contract's matrix by their first words; the language models of this framework have no vision part, so the

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qaic_backend.lowering import RotaryTables
-from qeff_framework.contracts import ExportedModel
-from qeff_framework.errors import BackendUnavailableError, ExecutionError, InputError, OptionError
+from qeff_framework.contracts import ExportedModel, StateSpec
+from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
 from qeff_framework.export.portable import export_portable
 from tests.eager import eager_greedy
 from tests.plugins.qaic_backend.half_precision import same_up_to_near_ties
@@ -91,28 +92,20 @@ def test_standin_state_is_kept_until_reset(llama_session) -> None:
     assert first.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("feeds", "message"),
-    [
-        ({"input_ids": np.zeros((1, 3), np.int64), "position_ids": np.zeros((1, 3), np.int64)}, r"input_ids \[1, 4\]"),
-        ({"input_ids": np.zeros((1, 1), np.int64)}, "the model takes input_ids, position_ids"),
-        ({"input_ids": np.zeros((1, 1), np.int32), "position_ids": np.zeros((1, 1), np.int64)}, "is int32"),
-        (feed(1, 24), "position 24 of row 0 does not fit into the context"),
-    ],
-    ids=["shape", "names", "dtype", "position"],
-)
-def test_standin_session_refuses_wrong_inputs_before_the_device(llama_session, feeds, message) -> None:
-    with pytest.raises(InputError, match=message):
-        llama_session.run(feeds)
-    assert np.isfinite(llama_session.run(feed(1, 0))["logits"]).all()
-
-
-def test_standin_session_closes_once_and_for_all(llama_session) -> None:
-    llama_session.close()
-    llama_session.close()
-    for call in (llama_session.reset, lambda: llama_session.run(feed(1, 0))):
-        with pytest.raises(ExecutionError, match="closed"):
-            call()
+def test_standin_program_of_another_artifact_is_refused(standin, llama_export, tmp_path) -> None:
+    sdk = standin()
+    compiled, longer = (
+        compile_program(llama_export, tmp_path / name, **sizes)
+        for name, sizes in (("program", {}), ("longer", {"prefill_seq_len": 8}))
+    )
+    with pytest.raises(
+        ExecutionError, match="has no shapes for the specialization 'prefill', so it is not the one of this"
+    ):
+        open_session(replace(longer, directory=compiled.directory))
+    renamed = StateSpec(input="past_key.7", output="past_key.7_RetainedState")
+    with pytest.raises(ExecutionError, match=r"the program lacks past_key\.7, so it is not the one of this artifact"):
+        open_session(replace(compiled, states=(renamed, *compiled.states[1:])))
+    sdk.assert_released()
 
 
 def test_standin_failed_step_needs_a_reset(llama_session, monkeypatch) -> None:

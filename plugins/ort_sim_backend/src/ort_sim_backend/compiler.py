@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ort_sim_backend import shapes
 from ort_sim_backend.in_place import states_updated_in_place
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest, ExportedModel, Specialization
+from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
+from qeff_framework.sessions import check_specializations
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -21,8 +19,8 @@ _INLINE_BYTES = 1024
 
 def compile_model(request: CompileRequest) -> CompiledModel:
     """Writes ``model.onnx`` and its weights. Raises `CompileError` when ONNX Runtime refuses the graph."""
-    exported, directory = request.exported, request.output_dir
-    check_specializations(exported, request.specializations)
+    directory = request.output_dir
+    check_specializations(request.exported, request.specializations, backend="ort_sim")
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
@@ -31,19 +29,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    return CompiledModel(
-        directory=directory,
-        backend="ort_sim",
-        task=exported.task,
-        specializations=request.specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=asdict(request.options),
-        program={"model": MODEL_FILE, "in_place": states_updated_in_place(request.model, exported.states)},
-        transforms=request.transforms,
-        metadata=exported.metadata,
-    )
+    in_place = states_updated_in_place(request.model, request.exported.states)
+    return request.result(backend="ort_sim", program={"model": MODEL_FILE, "in_place": in_place})
 
 
 def optimize(source: Path, target: Path, *, level: str) -> None:
@@ -58,35 +45,3 @@ def optimize(source: Path, target: Path, *, level: str) -> None:
         open_session(source, options)
     except Exception as error:
         raise CompileError(f"ONNX Runtime refuses the lowered model: {reason(error)}") from error
-
-
-def check_specializations(exported: ExportedModel, specializations: Sequence[Specialization]) -> None:
-    """Every dimension must have a value, retained states one size, and a chunk must fit into the context."""
-    if not specializations:
-        raise CompileError("no specialization was given: ort_sim compiles for static shapes only")
-    for specialization in specializations:
-        unbound = {
-            dim
-            for spec in (*exported.inputs, *exported.outputs)
-            for dim in spec.shape
-            if isinstance(dim, str) and dim not in specialization.dims
-        }
-        if unbound:
-            raise CompileError(
-                f"specialization '{specialization.name}' has no value for {', '.join(sorted(unbound))}: "
-                "ort_sim compiles for static shapes only"
-            )
-        seq_len, ctx_len = specialization.dims.get("seq_len", 1), specialization.dims.get("ctx_len")
-        if exported.states and ctx_len is not None and seq_len > ctx_len:
-            raise CompileError(
-                f"specialization '{specialization.name}' has seq_len {seq_len} and ctx_len {ctx_len}: "
-                "a chunk must fit into the context, choose a smaller prefill_seq_len or a larger ctx_len"
-            )
-    state_names = {state.input for state in exported.states}
-    for spec in exported.inputs:
-        sizes = {shapes.resolve(spec, specialization.dims) for specialization in specializations}
-        if spec.name in state_names and len(sizes) > 1:
-            raise CompileError(
-                f"the specializations give the retained state {spec.name} different sizes: "
-                f"{' and '.join(map(str, sorted(sizes)))}"
-            )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 from ort_sim_backend.options import OrtSimOptions, OrtSimRuntimeOptions
 from qeff_framework.plugin_api import Backend, Capabilities, Check, Probe, Status
+from qeff_framework.toolchains import ProbeError, ask_python
 
 PROVIDER = "CPUExecutionProvider"
 #: First release whose GroupQueryAttention knows how many tokens of a chunk are padding.
@@ -69,38 +66,17 @@ class OrtSimBackend(Backend):
 
 def _check_onnxruntime() -> Check:
     oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
-    remedy = f"pip install 'onnxruntime>={oldest}'"
+    status, remedy = Status.FAILED, f"pip install 'onnxruntime>={oldest}'"
     try:
-        found = _ask_onnxruntime()
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
-        return Check(name="onnxruntime", status=Status.FAILED, detail=_reason(error), remedy=remedy)
-    detail = f"version {found['version']}"
-    if tuple(int(part) for part in found["version"].split(".")[:2]) < OLDEST_ONNXRUNTIME:
-        return Check(name="onnxruntime", status=Status.FAILED, detail=f"{detail} is older than {oldest}", remedy=remedy)
-    if PROVIDER not in found["providers"]:
-        return Check(name="onnxruntime", status=Status.FAILED, detail=f"{detail} has no {PROVIDER}", remedy=remedy)
-    return Check(name="onnxruntime", status=Status.OK, detail=f"{detail}, {PROVIDER}")
-
-
-def _ask_onnxruntime() -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK_ONNXRUNTIME],
-        capture_output=True,
-        text=True,
-        timeout=_TIME_LIMIT_SECONDS,
-        check=True,
-    )
-    # ONNX Runtime may print notices of its own before the answer.
-    *_, last_line = "", *done.stdout.strip().splitlines()
-    answer: dict[str, Any] = json.loads(last_line)
-    return answer
-
-
-def _reason(error: Exception) -> str:
-    """The last line that the child wrote is the Python error; everything else is traceback."""
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"importing onnxruntime did not end within {_TIME_LIMIT_SECONDS} s"
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = str(error.stderr).strip().splitlines()
-        return lines[-1] if lines else f"importing onnxruntime ended with exit code {error.returncode}"
-    return f"importing onnxruntime gave no answer: {error}"
+        found = ask_python(_ASK_ONNXRUNTIME, subject="importing onnxruntime", time_limit_seconds=_TIME_LIMIT_SECONDS)
+    except ProbeError as error:
+        detail = str(error)
+    else:
+        detail = f"version {found['version']}"
+        if tuple(int(part) for part in found["version"].split(".")[:2]) < OLDEST_ONNXRUNTIME:
+            detail += f" is older than {oldest}"
+        elif PROVIDER not in found["providers"]:
+            detail += f" has no {PROVIDER}"
+        else:
+            status, detail, remedy = Status.OK, f"{detail}, {PROVIDER}", ""
+    return Check(name="onnxruntime", status=status, detail=detail, remedy=remedy)

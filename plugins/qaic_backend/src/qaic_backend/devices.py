@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from qeff_framework.toolchains import ask_command
 
 #: Compute cores (NSPs) of one device at most, and devices that share a program peer to peer at most.
 MAX_CORES, MAX_DEVICES = 16, 16
@@ -34,31 +35,9 @@ class Device:
         return self.status == "Ready"
 
 
-class DeviceQueryError(Exception):
-    """``qaic-util`` gave no answer."""
-
-
 def query_devices(util: Path) -> tuple[Device, ...]:
-    """Asks ``qaic-util``. Raises `DeviceQueryError` when it fails or does not end in time."""
-    try:
-        done = subprocess.run(
-            [str(util), "-q"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIME_LIMIT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeviceQueryError(f"{util} -q did not end within {_TIME_LIMIT_SECONDS} s") from None
-    except OSError as error:
-        raise DeviceQueryError(f"{util} cannot be run: {error}") from error
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        reason = f": {lines[-1]}" if lines else ""
-        raise DeviceQueryError(f"{util} -q ended with exit code {done.returncode}{reason}")
-    return parse_devices(done.stdout)
+    """Asks ``qaic-util``. Raises `ProbeError` when it fails or does not end in time."""
+    return parse_devices(ask_command([str(util), "-q"], time_limit_seconds=_TIME_LIMIT_SECONDS))
 
 
 def parse_devices(text: str) -> tuple[Device, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from typing import Any
 
-from qaic_backend.devices import DeviceQueryError, query_devices
+from qaic_backend.devices import query_devices
 from qaic_backend.sdk import Sdk, find_sdk, install_hint
 from qeff_framework.plugin_api import Check, Probe, Status
+from qeff_framework.toolchains import ProbeError, ask_python
 
 _TIME_LIMIT_SECONDS = 20
 
@@ -77,39 +75,17 @@ def check_runtime(sdk: Sdk) -> Check:
             detail=f"{sdk.root} has no {missing}: cannot execute",
             remedy=install_hint(sdk.root, "Platform"),
         )
+    folders = (str(sdk.runtime_folder), str(sdk.messages_folder))
     try:
-        found = _import_runtime(sdk)
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        found = ask_python(_IMPORT_RUNTIME, *folders, subject="the import", time_limit_seconds=_TIME_LIMIT_SECONDS)
+    except ProbeError as error:
         return Check(
             name="runtime",
             status=Status.FAILED,
-            detail=f"qaicrt does not load in Python {sys.version_info.major}.{sys.version_info.minor}: {_reason(error)}",
+            detail=f"qaicrt does not load in Python {sys.version_info.major}.{sys.version_info.minor}: {error}",
             remedy=f"use the Python version that the SDK's modules in {sdk.runtime_folder} were built for",
         )
     return Check(name="runtime", status=Status.OK, detail=found["qaicrt"])
-
-
-def _import_runtime(sdk: Sdk) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORT_RUNTIME, str(sdk.runtime_folder), str(sdk.messages_folder)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_TIME_LIMIT_SECONDS,
-        check=True,
-    )
-    *_, last_line = "", *done.stdout.strip().splitlines()
-    answer: dict[str, Any] = json.loads(last_line)
-    return answer
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"the import did not end within {_TIME_LIMIT_SECONDS} s"
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = str(error.stderr).strip().splitlines()
-        return lines[-1] if lines else f"the import ended with exit code {error.returncode}"
-    return str(error)
 
 
 def check_devices(sdk: Sdk) -> Check:
@@ -123,7 +99,7 @@ def check_devices(sdk: Sdk) -> Check:
         )
     try:
         devices = query_devices(sdk.util)
-    except DeviceQueryError as error:
+    except ProbeError as error:
         return Check(
             name="devices",
             status=Status.FAILED,

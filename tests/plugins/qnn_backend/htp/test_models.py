@@ -48,10 +48,10 @@ def greedy(module: torch.nn.Module) -> tuple[list[int], np.ndarray]:
 
 def teacher_forced(compiled: CompiledModel, tokens: list[int]) -> np.ndarray:
     """The program's logits for the same text, prompt in chunks, then token by token."""
-    from qnn_backend.htp.session import open_session
+    from qnn_backend.htp.session import HtpSession
     from qnn_backend.options import QnnRuntimeOptions
 
-    session = open_session(compiled, QnnRuntimeOptions())
+    session = HtpSession(compiled, QnnRuntimeOptions())
     found = []
     for start in range(0, len(PROMPT), CHUNK):
         part = PROMPT[start : start + CHUNK]

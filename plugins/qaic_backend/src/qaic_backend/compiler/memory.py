@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qaic_backend.compiler.checks import shape_of
-from qaic_backend.devices import DeviceQueryError, query_devices
+from qaic_backend.devices import query_devices
 from qaic_backend.options import QaicCompileOptions
 from qaic_backend.sdk import Sdk
 from qeff_framework.plugin_api import CompileError, ExportedModel, Specialization
+from qeff_framework.sessions import resolve_shape
+from qeff_framework.toolchains import ProbeError
 
 GIB = 1024**3
 #: The largest memory of one AI 100 device; that of ai200 is not published per device.
@@ -51,7 +52,7 @@ def device_memory_gb(options: QaicCompileOptions, sdk: Sdk) -> float | None:
         return options.device_memory_gb
     try:
         devices = query_devices(sdk.util) if sdk.util is not None else ()
-    except DeviceQueryError:
+    except ProbeError:
         devices = ()  # The probe reports it; compiling does not need a device.
     known = [d.dram_mb for d in devices if d.dram_mb is not None and (d.generation or "ai100") == options.hw_version]
     if known:
@@ -98,6 +99,6 @@ def state_bytes(
     per_number = _MXINT8_BYTES if options.mxint8_kv_cache else _HALF_BYTES
     return sum(
         (_BOOL_BYTES if inputs[state.input].dtype == "bool" else per_number)
-        * math.prod(shape_of(inputs[state.input], specializations[0].dims))
+        * math.prod(resolve_shape(inputs[state.input], specializations[0].dims))
         for state in exported.states
     )

@@ -9,8 +9,8 @@ import shlex
 
 from qaic_backend.compiler.bundle import FLAT_SPECIALIZATIONS_FILE, PROGRAM_FOLDER, Bundle
 from qaic_backend.compiler.failures import NAMED_FORM_REFUSED
-from qaic_backend.compiler.process import LOG_FILE
 from qaic_backend.sdk import DEFAULT_ROOT, PROGRAM_FILE, ROOT_VARIABLE
+from qeff_framework.toolchains import LOG_FILE
 
 SCRIPT_FILE = "compile.sh"
 

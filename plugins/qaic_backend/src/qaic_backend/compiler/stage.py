@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
 from qaic_backend.compiler.checks import check_operators, check_program
-from qaic_backend.compiler.failures import NAMED_FORM_REFUSED, explain
+from qaic_backend.compiler.failures import DIAGNOSIS, NAMED_FORM_REFUSED
 from qaic_backend.compiler.memory import check_memory
-from qaic_backend.compiler.process import LOG_FILE, Ended, run_compiler
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
 from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
-    CompileError,
     CompileRequest,
     OptionError,
 )
+from qeff_framework.toolchains import Ended, Toolchain
 
 
 def compile_model(request: CompileRequest) -> CompiledModel:
@@ -63,26 +59,11 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         )
     else:
         request.progress(f"running {compiler}; large models take tens of minutes")
-        arguments = _run(
-            compiler,
-            bundle,
-            timeout_seconds=60.0 * options.compile_timeout_minutes,
-            logs=Logs(directory=request.log_dir, name=str(exported.metadata.get("model_name", "model"))),
-        )
-    return CompiledModel(
-        directory=request.output_dir,
-        backend="qaic",
-        task=exported.task,
-        specializations=request.specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=asdict(options),
-        program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)},
-        bundle_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}",
-        transforms=request.transforms,
-        metadata=exported.metadata,
-    )
+        minutes = options.compile_timeout_minutes
+        toolchain = Toolchain(request, name="qaic", time_limit_minutes=minutes, limit_option="compile_timeout_minutes")
+        arguments = _run(compiler, bundle, toolchain)
+    result = request.result(backend="qaic", program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)})
+    return replace(result, bundle_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}")
 
 
 def _compiler(sdk: Sdk) -> Path:
@@ -94,59 +75,18 @@ def _compiler(sdk: Sdk) -> Path:
     return sdk.compiler
 
 
-@dataclass(frozen=True, kw_only=True)
-class Logs:
-    """Where the log of a failed compiler is kept; without a directory, among the temporary files of the machine."""
-
-    directory: Path | None
-    #: Name of the model.
-    name: str
-
-    def keep(self, log: Path) -> Path:
-        """Copies `log` under a name of its own."""
-        directory = self.directory if self.directory is not None else Path(tempfile.gettempdir())
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)[:60]
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            directory = Path(tempfile.gettempdir())  # A store that cannot be written must not cost the log.
-        with tempfile.NamedTemporaryFile(
-            prefix=f"qaic-{label}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log", dir=directory, delete=False
-        ) as kept:
-            kept.write(log.read_bytes())
-        return Path(kept.name)
-
-
-def _run(compiler: Path, bundle: Bundle, *, timeout_seconds: float, logs: Logs) -> tuple[str, ...]:
+def _run(compiler: Path, bundle: Bundle, toolchain: Toolchain) -> tuple[str, ...]:
     """Runs the compiler and returns the arguments that made the program."""
+
+    def start(arguments: Sequence[str]) -> Ended:
+        return toolchain.run([str(compiler), *arguments], hint="The Apps SDK is for x86-64 Linux only")
+
     arguments = bundle.arguments
-    ended = _start(compiler, arguments, bundle, timeout_seconds)
+    ended = start(arguments)
     if bundle.has_flat_form and ended.exit_code != 0 and NAMED_FORM_REFUSED in ended.output:
         # The SDK's version is not known, or it is older than it says: one more try in the form that all of them read.
         arguments = bundle.flat_arguments
         shutil.rmtree(bundle.directory / PROGRAM_FOLDER, ignore_errors=True)
-        ended = _start(compiler, arguments, bundle, timeout_seconds)
-    if ended.timed_out:
-        reason = f"the compiler did not end within {timeout_seconds / 60:g} minutes (compile_timeout_minutes)"
-        raise _failed(bundle, reason, logs)
-    if ended.exit_code != 0 or not _has_program(bundle):
-        raise _failed(bundle, explain(ended.exit_code, ended.output), logs)
+        ended = start(arguments)
+    toolchain.check(ended, compiler.name, bundle.program, DIAGNOSIS)
     return arguments
-
-
-def _start(compiler: Path, arguments: Sequence[str], bundle: Bundle, timeout_seconds: float) -> Ended:
-    try:
-        return run_compiler([str(compiler), *arguments], bundle.directory, timeout_seconds=timeout_seconds)
-    except OSError as error:
-        raise BackendUnavailableError(
-            f"backend 'qaic' cannot run {compiler}: {error}. The Apps SDK is for x86-64 Linux only"
-        ) from error
-
-
-def _has_program(bundle: Bundle) -> bool:
-    return bundle.program.is_file() and bundle.program.stat().st_size > 0
-
-
-def _failed(bundle: Bundle, reason: str, logs: Logs) -> CompileError:
-    """The framework removes the directory of a failed compile; the log is kept where the message says."""
-    return CompileError(f"qaic: {reason}. Full output: {logs.keep(bundle.directory / LOG_FILE)}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qaic_backend.devices import DeviceQueryError, choose_group, query_devices
+from qaic_backend.devices import choose_group, query_devices
 from qaic_backend.options import QaicRuntimeOptions
 from qaic_backend.sdk import PROGRAM_FILE, find_sdk
 from qeff_framework.plugin_api import BackendUnavailableError, CompiledModel, ExecutionError, OptionError
+from qeff_framework.toolchains import ProbeError
 
 if TYPE_CHECKING:
     from qaic_backend.runtime.session import QaicSession
@@ -57,7 +58,7 @@ def _devices(asked: tuple[int, ...], compiled: Mapping[str, object]) -> tuple[in
         )
     try:
         group = choose_group(query_devices(util), count=count, cores=cores)
-    except DeviceQueryError as error:
+    except ProbeError as error:
         raise BackendUnavailableError(
             f"backend 'qaic' cannot choose devices: {error}; name them with device_ids"
         ) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from qeff_framework.plugin_api import BackendUnavailableError, CompiledModel, CompileError, CompileRequest
+from qeff_framework.plugin_api import CompiledModel, CompileRequest
+from qeff_framework.toolchains import Toolchain
 from qnn_backend.aic.bundle import PROGRAM_FOLDER, Bundle, write_bundle, write_compiler_config
-from qnn_backend.aic.failures import explain
+from qnn_backend.aic.failures import diagnosis
 from qnn_backend.aic.names import renamed_states, renamed_tensors
 from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.script import SCRIPT_FILE, write_script
@@ -39,6 +38,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         outputs=renamed_tensors(request.exported.outputs),
         states=renamed_states(request.exported.states),
     )
+    request = dataclasses.replace(request, exported=exported)
     found = None if request.dry_run else usable_sdk()
     graph_names(specializations)
     shared().check_program(exported, specializations)
@@ -60,25 +60,16 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     else:
         sdk, description = found
         _run_tools(bundle, sdk, description, request)
-    return CompiledModel(
-        directory=request.output_dir,
-        backend="qnn",
-        task=exported.task,
-        specializations=specializations,
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        states=exported.states,
-        options=dataclasses.asdict(options),
-        program={
-            "folder": PROGRAM_FOLDER,
-            "converter_arguments": bundle.converter_arguments,
-            "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
-            "sdk": description,
-        },
+    program = {
+        "folder": PROGRAM_FOLDER,
+        "converter_arguments": bundle.converter_arguments,
+        "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
+        "sdk": description,
+    }
+    return dataclasses.replace(
+        request.result(backend="qnn", program=program),
         bundle_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
         qpc_config={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
-        transforms=request.transforms,
-        metadata=exported.metadata,
     )
 
 
@@ -88,53 +79,28 @@ def _needs_library(description: Mapping[str, str]) -> bool:
 
 def _run_tools(bundle: Bundle, sdk: Sdk, description: Mapping[str, str], request: CompileRequest) -> None:
     minutes = request.options.qairt_timeout_minutes
-    deadline = time.monotonic() + 60 * minutes
+    toolchain = Toolchain(
+        request, name="qnn, target aic", time_limit_minutes=minutes, limit_option="qairt_timeout_minutes"
+    )
+
+    environment, hint = sdk.environment(), "The QAIRT tools are for x86-64 Linux only"
     if bundle.converter_arguments is not None:
         request.progress(f"running {_CONVERTER}")
-        _run(_CONVERTER, [*sdk.converter_command(), *bundle.converter_arguments], bundle, sdk, deadline, minutes)
-        if not _has_content(bundle.dlc):
-            raise _failed(bundle, f"{_CONVERTER} ended with exit code 0, but left no {bundle.dlc.name}")
+        command = [*sdk.converter_command(), *bundle.converter_arguments]
+        ended = toolchain.run(command, tool=_CONVERTER, environment=environment, hint=hint)
+        toolchain.check(ended, _CONVERTER, bundle.dlc, diagnosis())
     write_compiler_config(bundle.directory, str(sdk.root))
     bundle.program.parent.mkdir()
     request.progress(f"running {_GENERATOR}; large models take tens of minutes")
     arguments = bundle.generator_arguments(str(sdk.root), model_library=_needs_library(description))
     command = [str(sdk.part(QnnConstants.QNN_CONTEXT_BIN)), *arguments]
-    _run(_GENERATOR, command, bundle, sdk, deadline, minutes)
-    _take_program(bundle)
+    ended = toolchain.run(command, environment=environment, hint=hint)
+    _take_program(bundle.program)
+    toolchain.check(ended, _GENERATOR, bundle.program, diagnosis())
 
 
-def _run(tool: str, command: Sequence[str], bundle: Bundle, sdk: Sdk, deadline: float, minutes: int) -> None:
-    left = max(deadline - time.monotonic(), 0.0)
-    try:
-        ended = shared().run_compiler(command, bundle.directory, timeout_seconds=left, environment=sdk.environment())
-    except OSError as error:
-        raise BackendUnavailableError(
-            f"backend 'qnn', target aic, cannot run {command[0]}: {error}. The QAIRT tools are for x86-64 Linux only"
-        ) from error
-    if ended.timed_out:
-        raise _failed(bundle, f"{tool} did not end within {minutes} minutes (qairt_timeout_minutes)")
-    if ended.exit_code != 0:
-        raise _failed(bundle, explain(tool, ended.exit_code, ended.output))
-
-
-def _take_program(bundle: Bundle) -> None:
+def _take_program(program: Path) -> None:
     """Finds the program. The public documents disagree on whether ``_backend`` is added to its name."""
-    program = bundle.program
-    if not program.exists():
-        others = [*program.parent.glob(f"{program.stem}*.bin")]
-        if len(others) == 1:
-            others[0].rename(program)
-    if not _has_content(program):
-        there = ", ".join(sorted(path.name for path in program.parent.iterdir())) or "nothing"
-        raise _failed(bundle, f"{_GENERATOR} ended with exit code 0, but left no {program.name} ({there} is there)")
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _failed(bundle: Bundle, reason: str) -> CompileError:
-    """The framework removes the directory of a failed compile; the log is kept where the message says."""
-    with tempfile.NamedTemporaryFile(prefix="qeff-qnn-aic-compile-", suffix=".log", delete=False) as kept:
-        kept.write((bundle.directory / shared().LOG_FILE).read_bytes())
-    return CompileError(f"qnn, target aic: {reason}. Full output: {kept.name}")
+    others = [*program.parent.glob(f"{program.stem}*{program.suffix}")]
+    if not program.exists() and len(others) == 1:
+        others[0].rename(program)

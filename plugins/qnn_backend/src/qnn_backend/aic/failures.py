@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 
+from qeff_framework.toolchains import Diagnosis
 from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.sdk import PYTHON_VARIABLE
 
@@ -25,13 +26,9 @@ _ADVICE = (
         "this SDK does not know the argument: see the extensions in the qnn_config file",
     ),
 )
-#: A line that announces an error whose text follows, behind the tool's own prefix.
-_BARE_HEADER = re.compile(r"^\W*(?:ERROR\W*)?QAIC_ERROR:?\s*$")
 
 
-def explain(tool: str, exit_code: int, output: str) -> str:
-    """How the tool ended, its own first useful line, and what to do where that is known."""
-    useful = "\n".join(line for line in output.splitlines() if not _BARE_HEADER.match(line))
-    text = f"{tool}: {shared().explain(exit_code, useful)}"
-    advice = next((text for pattern, text in _ADVICE if re.search(pattern, output)), None)
-    return f"{text}. {advice[0].upper()}{advice[1:]}" if advice else text
+def diagnosis() -> Diagnosis:
+    """What the messages of the QAIRT tools, and of the Cloud AI compiler inside them, mean."""
+    compiler: Diagnosis = shared().DIAGNOSIS
+    return dataclasses.replace(compiler, advice=(*_ADVICE, *compiler.advice))

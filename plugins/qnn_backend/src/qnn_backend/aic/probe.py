@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 
 from qeff_framework.plugin_api import BackendUnavailableError, Check, Status
+from qeff_framework.toolchains import ProbeError, ask_command
 from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.sdk import PYTHON_VARIABLE, DescriptionError, Sdk, find_sdk
 from qnn_backend.constants import QnnConstants
@@ -81,33 +81,21 @@ def _check_sdk() -> tuple[Check, ...]:
 
 def _check_converter(sdk: Sdk) -> Check:
     """The converter starts: its Python packages are what is missing most often."""
-    name = "aic: converter"
     try:
-        done = subprocess.run(
+        ask_command(
             [*sdk.converter_command(), "--help"],
-            env=sdk.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIME_LIMIT_SECONDS,
-            check=False,
+            subject="qairt-converter --help",
+            time_limit_seconds=_TIME_LIMIT_SECONDS,
+            environment=sdk.environment(),
         )
-    except subprocess.TimeoutExpired:
-        reason = f"qairt-converter --help did not end within {_TIME_LIMIT_SECONDS} s"
-    except OSError as error:
-        reason = f"qairt-converter cannot be run: {error}"
-    else:
-        if done.returncode == 0:
-            return Check(name=name, status=Status.OK, detail="starts")
-        lines = done.stderr.strip().splitlines()
-        reason = f"qairt-converter --help ended with exit code {done.returncode}" + (f": {lines[-1]}" if lines else "")
-    return Check(
-        name=name,
-        status=Status.WARNING,
-        detail=reason,
-        remedy=f"let {PYTHON_VARIABLE} name a Python interpreter that has the packages that the SDK asks for",
-    )
+    except ProbeError as error:
+        return Check(
+            name="aic: converter",
+            status=Status.WARNING,
+            detail=str(error),
+            remedy=f"let {PYTHON_VARIABLE} name a Python interpreter that has the packages that the SDK asks for",
+        )
+    return Check(name="aic: converter", status=Status.OK, detail="starts")
 
 
 def _check_runtime() -> tuple[Check, ...]:

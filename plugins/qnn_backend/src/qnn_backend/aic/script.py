@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from qeff_framework.toolchains import LOG_FILE
 from qnn_backend.aic.bundle import DLC_FILE, PROGRAM_FOLDER, Bundle
-from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.sdk import PYTHON_VARIABLE
 from qnn_backend.aic.side_files import compiler_config
 from qnn_backend.constants import QnnConstants
@@ -78,12 +78,11 @@ def write_script(bundle: Bundle) -> None:
     """Writes ``compile.sh`` into the bundle."""
     converter = QnnConstants.QAIRT_CONVERTER.format(_ROOT, QnnConstants.TARGET)
     generator = QnnConstants.QNN_CONTEXT_BIN.format(_ROOT, QnnConstants.TARGET)
-    log = shared().LOG_FILE
     convert = ""
     if bundle.converter_arguments is not None:
         interpreter = f'${{{PYTHON_VARIABLE}:+"${PYTHON_VARIABLE}"}}'
         convert = _CONVERT.format(
-            dlc=DLC_FILE, log=log, command=f"{interpreter} {_quoted([converter, *bundle.converter_arguments])}"
+            dlc=DLC_FILE, log=LOG_FILE, command=f"{interpreter} {_quoted([converter, *bundle.converter_arguments])}"
         )
     major, minor = QnnConstants.FIRST_WITHOUT_MODEL_LIB
     library = QnnConstants.QNN_CONTEXT_LIB_NET_RUN_EXTENSIONS.format("$root", QnnConstants.TARGET)
@@ -97,7 +96,7 @@ def write_script(bundle: Bundle) -> None:
         program=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
         folder=PROGRAM_FOLDER,
         stem=QnnConstants.CONTEXT_BIN_QPC_NAME.removesuffix(".bin"),
-        log=log,
+        log=LOG_FILE,
         convert=convert,
         config=QnnConstants.QNN_COMPILER_CONFIG_NAME,
         config_text=compiler_config(library),

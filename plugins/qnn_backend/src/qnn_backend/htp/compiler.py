@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from qeff_framework.plugin_api import (
     CompileError,
     CompileRequest,
 )
+from qeff_framework.sessions import check_specializations
+from qeff_framework.toolchains import LOG_FILE, Toolchain
 from qnn_backend import targets
-from qnn_backend.htp.child import LOG_FILE, run_job
 from qnn_backend.htp.compiling import describe
 from qnn_backend.htp.graph_files import write_graphs
 from qnn_backend.htp.host_tables import save_table
@@ -41,6 +41,16 @@ TIE_MARGIN = {"fp16": 0.02, "a16w8": 0.1, "w8": 0.02, "w4": 0.02}
 #: Weights in fewer bits and float16 otherwise. The programs are compared with a graph that has the same weights.
 COMPRESSED = ("w8", "w4")
 
+#: What runs in a child process: the function, and what it is called in messages.
+_JOBS = {
+    "compile": ("compiling:compile_graphs", "the HTP compiler"),
+    "share": ("compiling:compile_graphs", "the HTP compiler with shared weights"),
+    "measure": ("measuring:measure", "measuring the residual stream"),
+    "quantise": ("quantising:quantise", "the quantisation"),
+    "dlc": ("dlc:write_dlc", "writing .dlc files"),
+    "verify": ("verification:verify_graphs", "the verification"),
+}
+
 GRAPHS_FOLDER = "graphs"
 SHARED_FOLDER = "shared"
 
@@ -56,6 +66,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     soc = targets.find_soc(options.target)
     if soc is None:
         raise CompileError(f"unknown target {options.target!r}; the targets are {targets.describe_targets()}")
+    check_specializations(request.exported, request.specializations, backend="qnn")
     if not request.dry_run:
         check_installed()
     run = _Compilation(request, soc)
@@ -97,9 +108,16 @@ class _Compilation:
 
     def __init__(self, request: CompileRequest, soc: targets.Soc) -> None:
         self._request, self._soc, self._options = request, soc, request.options
-        self._deadline = time.monotonic() + 60.0 * request.options.compile_timeout_minutes
         self._work = request.output_dir / "work"
         self._work.mkdir()
+        minutes = request.options.compile_timeout_minutes
+        self._toolchain = Toolchain(
+            request,
+            name="qnn",
+            time_limit_minutes=minutes,
+            limit_option="compile_timeout_minutes",
+            directory=self._work,
+        )
         self._models = graphs_of(request.model)
         self._files: dict[str, Path] = {}
         self._prompts: list[list[int]] | None = None
@@ -253,20 +271,8 @@ class _Compilation:
 
     def result(self, program: dict[str, Any]) -> CompiledModel:
         """What the framework publishes."""
-        request, exported = self._request, self._request.exported
-        return CompiledModel(
-            directory=request.output_dir,
-            backend="qnn",
-            task=exported.task,
-            specializations=request.specializations,
-            inputs=exported.inputs,
-            outputs=exported.outputs,
-            states=exported.states,
-            options=asdict(self._options),
-            program={**program, "note": f"without the NPU it runs in the {SIMULATOR_NOTE}"},
-            transforms=request.transforms,
-            metadata=exported.metadata,
-        )
+        note = f"without the NPU it runs in the {SIMULATOR_NOTE}"
+        return self._request.result(backend="qnn", program={**program, "note": note})
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -289,7 +295,8 @@ class _Compilation:
         }
 
     def _job(self, job: str, **arguments: Any) -> dict[str, Any]:
-        return run_job(job, arguments, self._work, deadline=self._deadline)
+        function, subject = _JOBS[job]
+        return self._toolchain.run_job(f"qnn_backend.htp.{function}", arguments, subject=subject)
 
 
 def _texts(files: dict[str, Path]) -> dict[str, str]:

@@ -20,8 +20,9 @@ def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path
         identity(value.const_value): value.const_value
         for model in graphs.values()
         for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
-        if not _is_written(value.const_value, folder)
+        if value.const_value is not None and not _is_written(value.const_value, folder)
+        # A small tensor that lies in a file of the export would not be found from `folder`.
+        if value.const_value.nbytes > _INLINE_BYTES or isinstance(value.const_value, ir.ExternalTensor)
     }
     # One tensor may have a name in each graph; external data needs one.
     weights = f"weights_{len(list(folder.glob('weights_*.bin')))}.bin"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from qeff_framework.plugin_api import Check, Status
+from qeff_framework.toolchains import ProbeError, ask_python
 from qnn_backend.versions import version_of
 
 _TIME_LIMIT_SECONDS = 30
@@ -44,9 +42,9 @@ def check_htp() -> HtpFound:
         )
         return HtpFound(checks=(check,), hardware=False)
     try:
-        found = _ask_runtime()
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
-        check = Check(name="onnxruntime-qnn", status=Status.FAILED, detail=_reason(error), remedy=INSTALL)
+        found = ask_python(_ASK_RUNTIME, subject="loading onnxruntime-qnn", time_limit_seconds=_TIME_LIMIT_SECONDS)
+    except ProbeError as error:
+        check = Check(name="onnxruntime-qnn", status=Status.FAILED, detail=str(error), remedy=INSTALL)
         return HtpFound(checks=(check,), hardware=False)
     hardware = bool(found["npu"])
     where = (
@@ -59,26 +57,3 @@ def check_htp() -> HtpFound:
         Check(name="device", status=Status.OK, detail=where),
     )
     return HtpFound(checks=checks, hardware=hardware)
-
-
-def _ask_runtime() -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK_RUNTIME],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_TIME_LIMIT_SECONDS,
-        check=True,
-    )
-    *_, last_line = "", *done.stdout.strip().splitlines()
-    answer: dict[str, Any] = json.loads(last_line)
-    return answer
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"loading onnxruntime-qnn did not end within {_TIME_LIMIT_SECONDS} s"
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = str(error.stderr).strip().splitlines()
-        return lines[-1] if lines else f"loading onnxruntime-qnn ended with exit code {error.returncode}"
-    return f"loading onnxruntime-qnn gave no answer: {error}"
