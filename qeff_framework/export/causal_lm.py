@@ -29,15 +29,15 @@ from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, leave_attention_to
+from qeff_framework.seam.adapt import adapt, fall_back_to_eager
+from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
 from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.masks import MaskPlan, refusing_lookahead
 from qeff_framework.seam.norms import find_rms_norms
-from qeff_framework.seam.places import PlacesArePositions
 from qeff_framework.seam.scope import Scope, Step, forward_scope
-from qeff_framework.seam.shell import make_shell
 from qeff_framework.seam.special.refusals import refuse_special
+from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -66,30 +66,30 @@ def causal_lm_model(
         raise ExportError("a sampler chooses one token per step, and num_logits_to_keep asks for several logits")
     refuse_special(module)
     norms = find_rms_norms(module)
-    shell = make_shell(module)
-    adapt(shell, norms)
+    weightless = weightless_copy(module)
+    adapt(weightless, norms)
     with stage("probe run"):
-        plan = _probe(shell)
+        plan = _probe(weightless)
         _check_extra_inputs(plan, extra_inputs)
     with stage("trace"):
-        program = _trace(shell, plan, extra_inputs)
+        program = _trace(weightless, plan, extra_inputs)
     weights = graph_weights(module, norms)
     with stage("translation to ONNX"):
         model = translate(program, weights)
     with stage("trace of a single token"):
-        insert_loops(model, shell, plan.loops, weights, _BATCH)
+        insert_loops(model, weightless, plan.loops, weights, _BATCH)
     finish(model)
     states = _name_interface(model, plan.states, extra_inputs)
     return model, (*states, *(append_sampler(model, first_state=2 + len(extra_inputs)) if has_sampler else ()))
 
 
-def _trace(shell: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
-    """Traces the step. A model that numbers tokens by their place is traced again with its count replaced by positions."""
+def _trace(weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
+    """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
     example, axes = _example(plan.states, extra_inputs)
-    program = trace(_CausalLMGraph(shell, plan, extra_inputs), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs), example, axes)
     if token_counting(program) is None:
         return program
-    program = trace(_CausalLMGraph(shell, plan, extra_inputs, PlacesArePositions), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, PositionalArangeMode), example, axes)
     require_given_positions(program)
     return program
 
@@ -104,20 +104,20 @@ class _Plan:
 
 
 class _CausalLMGraph(torch.nn.Module):
-    """Gives a shell the signature of the portable graph."""
+    """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         plan: _Plan,
         extra_inputs: tuple[str, ...],
-        around: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+        arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
         self.extra_inputs = extra_inputs
-        self.around = around
+        self.arange_mode = arange_mode
 
     def forward(
         self,
@@ -143,7 +143,9 @@ class _CausalLMGraph(torch.nn.Module):
         )
         cache = SeamCache(length, held)
         with looping(self.model, self.plan.loops, held) as looped:
-            logits = _last_logits(self.model, self.plan.masks, input_ids, step, cache, kept, self.around(position_ids))
+            logits = _last_logits(
+                self.model, self.plan.masks, input_ids, step, cache, kept, self.arange_mode(position_ids)
+            )
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
@@ -175,12 +177,12 @@ def _last_logits(
     step: Step,
     cache: Cache,
     kept_logits: torch.Tensor | None,
-    around: AbstractContextManager[object] | None = None,
+    arange_mode: AbstractContextManager[object] | None = None,
 ) -> torch.Tensor:
     """One step over `cache`; see `last_logits`."""
 
     def run() -> torch.Tensor:
-        with forward_scope(Scope(masks=masks, step=step)), around or nullcontext():
+        with forward_scope(Scope(masks=masks, step=step)), arange_mode or nullcontext():
             logits: torch.Tensor = model(
                 input_ids=input_ids,
                 position_ids=step.position_ids.clamp(min=0),
@@ -192,11 +194,11 @@ def _last_logits(
     return last_logits(model, step.position_ids, run, kept_logits)
 
 
-def _probe(shell: PreTrainedModel) -> _Plan:
+def _probe(weightless: PreTrainedModel) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     recorder = LoopRecorder()
-    graph = _ProbeGraph(shell, recorder)
-    with recorder.watching(), refusing_lookahead(graph.masks, shell.config):
+    graph = _ProbeGraph(weightless, recorder)
+    with recorder.watching(), refusing_lookahead(graph.masks, weightless.config):
         logits = probe(graph, _example_tokens())
     graph.masks.finish_recording()
     states = graph.cache.shapes()
@@ -205,19 +207,19 @@ def _probe(shell: PreTrainedModel) -> _Plan:
     if not graph.masks.forms and any(shape.id.role in SLOTTED for shape in states):
         raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
     asking, writing = graph.masks.attention_calls, len({shape.id.layer for shape in states if shape.id.role == "key"})
-    if graph.masks.forms and asking == 0 and leave_attention_to(shell):
-        return _probe(shell)
+    if graph.masks.forms and asking == 0 and fall_back_to_eager(weightless):
+        return _probe(weightless)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its layers bypasses the attention interface"
         )
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(shell, recorder.owners(shell), states))
+    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(weightless, recorder.owners(weightless), states))
 
 
 def _probe_loops(
-    shell: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
+    weightless: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
 ) -> tuple[LoopSite, ...]:
     """Runs two steps of unequal length to see what the modules with recurrent states are called with."""
     if not owners:
@@ -225,8 +227,8 @@ def _probe_loops(
     names = list(owners.values())
     calls = []
     for length in (_SEQ, _SEQ + 2):
-        with recorded_calls(shell, names) as recorded:
-            probe(_ProbeGraph(shell, LoopRecorder()), _example_tokens(length))
+        with recorded_calls(weightless, names) as recorded:
+            probe(_ProbeGraph(weightless, LoopRecorder()), _example_tokens(length))
         calls.append(recorded)
     short, long = calls
     return tuple(

@@ -12,12 +12,12 @@ from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_inte
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, leave_attention_to
+from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.masks import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, forward_scope
-from qeff_framework.seam.shell import make_shell
 from qeff_framework.seam.special.refusals import refuse_special_encoder
+from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -77,15 +77,15 @@ def _model(
     refuse_special_encoder(module)
     outputs = outputs or fields
     norms = find_rms_norms(module)
-    shell = make_shell(module)
-    adapt(shell, norms)
-    inputs = _input_names(shell)
-    graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
+    weightless = weightless_copy(module)
+    adapt(weightless, norms)
+    inputs = _input_names(weightless)
+    graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling)
     example = _example(inputs)
     with stage("probe run"):
         results = probe(graph, example)
-        if graph.masks.forms and graph.masks.attention_calls == 0 and leave_attention_to(shell):
-            graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
+        if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
+            graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling)
             results = probe(graph, example)
     graph.masks.finish_recording()
     for name, result in zip(outputs, results, strict=True):
@@ -112,7 +112,7 @@ def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> No
 
 
 class _TokensGraph(torch.nn.Module):
-    """Gives a shell the signature of the portable graph."""
+    """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
         self, model: PreTrainedModel, *, inputs: tuple[str, ...], fields: tuple[str, ...], pooling: Pooling | None
@@ -145,18 +145,18 @@ def _tensor(outputs: Any, name: str) -> torch.Tensor:
     return result
 
 
-def _input_names(shell: PreTrainedModel) -> tuple[str, ...]:
+def _input_names(weightless: PreTrainedModel) -> tuple[str, ...]:
     """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere.
 
     A model without ``attention_mask`` takes every token for text. So does its graph, and nothing that runs it may pad.
     """
-    parameters = inspect.signature(shell.forward).parameters
+    parameters = inspect.signature(weightless.forward).parameters
     if "input_ids" not in parameters:
         raise UnsupportedModelError("its forward takes no input_ids")
     names = ["input_ids"]
     if "attention_mask" in parameters:
         names.append("attention_mask")
-    if "token_type_ids" in parameters and (getattr(shell.config, "type_vocab_size", None) or 0) > 1:
+    if "token_type_ids" in parameters and (getattr(weightless.config, "type_vocab_size", None) or 0) > 1:
         names.append("token_type_ids")
     return tuple(names)
 

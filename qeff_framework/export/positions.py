@@ -1,4 +1,4 @@
-"""Refuses causal LMs that number tokens by their place in the step instead of by the positions that they are given.
+"""Refuses causal LMs that number tokens by their index in the step instead of by the positions that they are given.
 
 Such a model is right when a whole prompt is one step, and silently wrong with chunks, padding and decoding. The
 traced program shows
@@ -24,7 +24,7 @@ def require_given_positions(program: torch.export.ExportedProgram) -> None:
     node = token_counting(program)
     if node is not None:
         raise UnsupportedModelError(
-            "it numbers the tokens by their place in the step instead of by position_ids, "
+            "it numbers the tokens by their index in the step instead of by position_ids, "
             f"so prompts could not be split into steps{_where(node)}"
         )
 
@@ -42,7 +42,7 @@ def require_no_running_count(program: torch.export.ExportedProgram) -> None:
 
 
 def token_counting(program: torch.export.ExportedProgram) -> torch.fx.Node | None:
-    """The first value that numbers the tokens of a step by their place, `None` if outputs depend on none. Input 0 is
+    """The first value that numbers the tokens of a step by their index, `None` if outputs depend on none. Input 0 is
     ``input_ids [B, S]``.
     """
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]

@@ -1,4 +1,4 @@
-"""Fits a shell into the seam: from here on its attention, masks, norms and experts speak the dialect."""
+"""Adapts a weightless copy of a model: its attention, masks, norms and experts emit dialect ops from then on."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from qeff_framework.seam.special import adapt_special
 IMPLEMENTATION = "qeff"
 
 
-def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
-    """Routes the shell through the seam. The shell is changed for good."""
+def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
+    """Routes `model`, a weightless copy, through the seam. The copy is changed for good."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _planned_mask_interface)
     with quiet_transformers():
-        shell.set_attn_implementation(IMPLEMENTATION)
-        replace_experts(shell)
-    replace_rms_norms(shell, norms)
-    adapt_special(shell)
+        model.set_attn_implementation(IMPLEMENTATION)
+        replace_experts(model)
+    replace_rms_norms(model, norms)
+    adapt_special(model)
 
 
-def leave_attention_to(shell: PreTrainedModel) -> bool:
-    """Gives additive masks to a shell whose own attention code never asks the interface; says whether that changes anything.
+def fall_back_to_eager(model: PreTrainedModel) -> bool:
+    """Gives additive masks to a model whose attention code bypasses the attention interface; returns whether anything changed.
 
-    Such code adds what it is given to the scores: the interface's masks, which are true and false, would be wrong silently.
+    Such code adds the mask to the scores: the interface's boolean masks would be silently wrong.
     """
-    if shell.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
+    if model.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
         return False
     with quiet_transformers():
-        shell.set_attn_implementation("eager")
+        model.set_attn_implementation("eager")
     return True
 
 
-def asks_for_masks_alone(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
-    """Whether an encoder took the interface's masks, true and false, to attention code of its own, which adds them to scores."""
+def bypasses_attention_interface(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
+    """Whether an encoder asked for the interface's boolean masks and passed them to its own attention code."""
     on_interface = encoder.config._attn_implementation == IMPLEMENTATION  # noqa: SLF001 - as above
     return bool(on_interface and masks.forms and masks.attention_calls == 0 and not masks.additive)
 

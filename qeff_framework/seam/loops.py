@@ -76,7 +76,7 @@ class LoopRecorder:
 class Leaf:
     """What an argument, or a part of one, is to the loop."""
 
-    sort: Literal["tokens", "same", "count", "cache", "constant"]
+    kind: Literal["tokens", "same", "count", "cache", "constant"]
     #: Of ``"tokens"``: where the tokens lie.
     axis: int = 0
     #: Shape in the probe run, of tensors.
@@ -138,7 +138,7 @@ def loop_site(name: str, states: Sequence[StateShape], short: CallRecord, long: 
             raise UnsupportedModelError(f"{name} keeps keys and values together with a recurrent state")
     outputs = tuple(_leaf(name, a, b) for a, b in zip(short.outputs, long.outputs, strict=True))
     for leaf in outputs:
-        if leaf.sort not in ("tokens", "constant") or (leaf.sort == "tokens" and leaf.shape[0] != batch):
+        if leaf.kind not in ("tokens", "constant") or (leaf.kind == "tokens" and leaf.shape[0] != batch):
             raise UnsupportedModelError(f"{name} keeps a recurrent state and returns something that is not per token")
     return LoopSite(
         name=name,
@@ -152,18 +152,18 @@ def loop_site(name: str, states: Sequence[StateShape], short: CallRecord, long: 
 
 def _leaf(name: str, short: Any, long: Any) -> Leaf:
     if isinstance(short, SeamCache):
-        return Leaf(sort="cache")
+        return Leaf(kind="cache")
     if isinstance(short, torch.Tensor):
         axes = [axis for axis, (a, b) in enumerate(zip(short.shape, long.shape, strict=True)) if a != b]
         if len(axes) > 1:
             raise UnsupportedModelError(
                 f"{name} keeps a recurrent state and takes a tensor with two axes of tokens, {tuple(short.shape)}"
             )
-        sort: Literal["tokens", "same"] = "tokens" if axes else "same"
-        return Leaf(sort=sort, axis=axes[0] if axes else 0, shape=tuple(short.shape), dtype=short.dtype)
+        kind: Literal["tokens", "same"] = "tokens" if axes else "same"
+        return Leaf(kind=kind, axis=axes[0] if axes else 0, shape=tuple(short.shape), dtype=short.dtype)
     if type(short) is int and short != long:
-        return Leaf(sort="count")
-    return Leaf(sort="constant", value=short)
+        return Leaf(kind="count")
+    return Leaf(kind="constant", value=short)
 
 
 @contextlib.contextmanager
@@ -193,12 +193,12 @@ def _emit(
     step = current_scope().step
     assert step is not None  # noqa: S101  (loops exist in graphs with positions only)
     batch, seq = step.position_ids.shape
-    tokens = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.sort == "tokens"]
-    same = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.sort == "same"]
+    tokens = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.kind == "tokens"]
+    same = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.kind == "same"]
     shapes: list[list[Any]] = [list(state.shape) for state in states]
     dtypes = [state.dtype for state in states]
     for leaf in site.outputs:
-        if leaf.sort == "tokens":
+        if leaf.kind == "tokens":
             shapes.append([batch, *leaf.shape[1 : leaf.axis], seq, *leaf.shape[leaf.axis + 1 :]])
             dtypes.append(leaf.dtype)
     values = torch.onnx.ops.symbolic_multi_out(
@@ -210,7 +210,7 @@ def _emit(
         version=VERSION,
     )
     results = iter(values[len(states) :])
-    outputs = [next(results) if leaf.sort == "tokens" else leaf.value for leaf in site.outputs]
+    outputs = [next(results) if leaf.kind == "tokens" else leaf.value for leaf in site.outputs]
     return outputs, list(values[: len(states)])
 
 
@@ -235,12 +235,12 @@ class TokenStep(torch.nn.Module):
         cache = SeamCache(1, {shape.id: state.clone() for shape, state in zip(site.states, before, strict=True)})
         leaves: list[Any] = []
         for leaf in site.inputs:
-            if leaf.sort == "tokens":
+            if leaf.kind == "tokens":
                 leaves.append(next(remaining_tokens).unsqueeze(leaf.axis))
-            elif leaf.sort == "same":
+            elif leaf.kind == "same":
                 leaves.append(next(remaining_same))
             else:
-                leaves.append({"cache": cache, "count": 1, "constant": leaf.value}[leaf.sort])
+                leaves.append({"cache": cache, "count": 1, "constant": leaf.value}[leaf.kind])
         args, kwargs = pytree.tree_unflatten(leaves, site.input_tree)
         step = Step(position_ids=positions.unsqueeze(1), kv_positions=torch.arange(1), looped=True)
         with forward_scope(Scope(masks=MaskPlan(), step=step)):
@@ -248,7 +248,7 @@ class TokenStep(torch.nn.Module):
         slices = [
             result.squeeze(leaf.axis)
             for result, leaf in zip(results, site.outputs, strict=True)
-            if leaf.sort == "tokens"
+            if leaf.kind == "tokens"
         ]
         is_token = positions >= 0
         kept = [
@@ -263,8 +263,8 @@ class TokenStep(torch.nn.Module):
         return (
             [state.zeros(batch, 1) for state in self.site.states],
             torch.ones(batch, dtype=torch.int64),
-            [_zeros(leaf, without_axis=True) for leaf in inputs if leaf.sort == "tokens"],
-            [_zeros(leaf, without_axis=False) for leaf in inputs if leaf.sort == "same"],
+            [_zeros(leaf, without_axis=True) for leaf in inputs if leaf.kind == "tokens"],
+            [_zeros(leaf, without_axis=False) for leaf in inputs if leaf.kind == "same"],
         )
 
 

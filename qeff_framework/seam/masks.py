@@ -203,8 +203,8 @@ def candidate_sizes(config: PreTrainedConfig | None, local_size: int | None) -> 
 
 
 def recognise(function: MaskFunction, sizes: tuple[int, ...]) -> ClosedForm | None:
-    """The closed form that equals `function` on every pair of telling indices, `None` when there is none."""
-    points = _telling_indices(sizes)
+    """The closed form that equals `function` on every pair of boundary positions, or `None`."""
+    points = _boundary_positions(sizes)
     query, key = points[None, None, :, None], points[None, None, None, :]
     first = torch.zeros((1, 1, 1, 1), dtype=torch.int64)
     try:
@@ -224,8 +224,8 @@ def _forms(sizes: tuple[int, ...]) -> Iterator[ClosedForm]:
         yield ClosedForm(chunk=size)
 
 
-def _telling_indices(sizes: tuple[int, ...]) -> torch.Tensor:
-    """Positions around every boundary that a window or chunk of one of `sizes` can have."""
+def _boundary_positions(sizes: tuple[int, ...]) -> torch.Tensor:
+    """Positions around every boundary that a window or chunk of one of `sizes` can have, ascending."""
     points = set(range(12))
     for size in sizes:
         for multiple in (1, 2, 3):
