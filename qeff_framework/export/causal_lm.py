@@ -31,12 +31,15 @@ from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
-from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
-from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
-from qeff_framework.seam.masks import MaskPlan, refusing_lookahead
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.loop_recorder import LoopRecorder
+from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.masks import refusing_lookahead
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, Step, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special
+from qeff_framework.seam.states import SLOTTED, StateId, StateShape
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:

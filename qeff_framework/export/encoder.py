@@ -13,7 +13,7 @@ from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Scope, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special_encoder

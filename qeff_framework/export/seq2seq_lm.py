@@ -38,11 +38,12 @@ from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, bypasses_attention_interface, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
-from qeff_framework.seam.cache import CROSS, SLOTTED, CrossCache, SeamCache, StateShape
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.cache import CrossCache, SeamCache
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special, refuse_special_encoder
+from qeff_framework.seam.states import CROSS, SLOTTED, StateShape
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
-from qeff_framework.seam.masks import MaskPlan, mask_interface
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
 from qeff_framework.seam.scope import current_scope
 from qeff_framework.seam.special import adapt_special

@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qeff_framework.seam.mask_plan import MaskPlan
+
 if TYPE_CHECKING:
     import torch
-
-    from qeff_framework.seam.masks import MaskPlan
 
 
 @dataclass(frozen=True, kw_only=True)
