@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Scope, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special_encoder
 from qeff_framework.seam.weightless import weightless_copy
@@ -76,16 +78,16 @@ def _model(
     """The graph of these `fields` of the forward's result, with `axes` each; as `outputs` if they get other names."""
     refuse_special_encoder(module)
     outputs = outputs or fields
-    norms = find_rms_norms(module)
+    norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
     weightless = weightless_copy(module)
-    adapt(weightless, norms)
+    adapt(weightless, norms, rotary)
     inputs = _input_names(weightless)
-    graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling)
+    graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling, counts_tokens=bool(rotary))
     example = _example(inputs)
     with stage("probe run"):
         results = probe(graph, example)
         if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
-            graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling)
+            graph.masks = MaskPlan()
             results = probe(graph, example)
     graph.masks.finish_recording()
     for name, result in zip(outputs, results, strict=True):
@@ -115,13 +117,21 @@ class _TokensGraph(torch.nn.Module):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
-        self, model: PreTrainedModel, *, inputs: tuple[str, ...], fields: tuple[str, ...], pooling: Pooling | None
+        self,
+        model: PreTrainedModel,
+        *,
+        inputs: tuple[str, ...],
+        fields: tuple[str, ...],
+        pooling: Pooling | None,
+        counts_tokens: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self.fields = fields
         self.pooling = pooling
+        #: Whether the model asks for the length of the text, which padding does not belong to.
+        self.counts_tokens = counts_tokens
         self.masks = MaskPlan()
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -129,13 +139,19 @@ class _TokensGraph(torch.nn.Module):
         arguments: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             arguments["use_cache"] = False
-        with forward_scope(Scope(masks=self.masks)):
+        with forward_scope(Scope(masks=self.masks, token_lengths=self._token_lengths(arguments))):
             outputs = self.model(**arguments)
         results = tuple(_tensor(outputs, name) for name in self.fields)
         if self.pooling is None:
             return results
         mask = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
         return tuple(self.pooling(result, mask) for result in results)
+
+    def _token_lengths(self, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        if not self.counts_tokens:
+            return None
+        is_token = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
+        return is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
 
 
 def _tensor(outputs: Any, name: str) -> torch.Tensor:

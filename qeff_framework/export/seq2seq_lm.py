@@ -32,7 +32,12 @@ from qeff_framework.export.interface import (
     rename_interface,
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
-from qeff_framework.export.positions import require_given_positions, require_no_running_count, token_counting
+from qeff_framework.export.positions import (
+    require_given_positions,
+    require_no_running_count,
+    require_no_text_length,
+    token_counting,
+)
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
@@ -41,6 +46,7 @@ from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import CrossCache, SeamCache
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special, refuse_special_encoder
 from qeff_framework.seam.states import CROSS, SLOTTED, StateShape
@@ -60,9 +66,9 @@ def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[Stat
     """The portable graph in memory, over the weights of `module`, and its retained states."""
     refuse_special_encoder(module)
     refuse_special(module)
-    norms = find_rms_norms(module)
+    norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
     weightless = weightless_copy(module)
-    adapt(weightless, norms)
+    adapt(weightless, norms, rotary)
     with stage("probe run"):
         plan = _probe(weightless)
     with stage("trace"):
@@ -150,14 +156,17 @@ class _Seq2SeqGraph(torch.nn.Module):
     ) -> torch.Tensor:
         model, plan = self.model, self.plan
         is_token = (memory.position_ids >= 0).to(torch.int64)
-        with forward_scope(Scope(masks=plan.encoder_masks)):
+        source_lengths = is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
+        with forward_scope(Scope(masks=plan.encoder_masks, token_lengths=source_lengths)):
             encoded = model.get_encoder()(input_ids=encoder_input_ids, attention_mask=is_token)
         arguments: dict[str, Any] = {cache_argument(model): cache}
         if "decoder_position_ids" in inspect.signature(model.forward).parameters:
             arguments["decoder_position_ids"] = step.position_ids.clamp(min=0)
 
         def run() -> torch.Tensor:
-            scope = Scope(masks=plan.decoder_masks, step=step, memory=memory)
+            # The decoder's prompt is one token, so every token ends the text that it is read with.
+            token_lengths = step.position_ids + 1
+            scope = Scope(masks=plan.decoder_masks, step=step, memory=memory, token_lengths=token_lengths)
             with forward_scope(scope), self.arange_mode(step.position_ids):
                 logits: torch.Tensor = model(
                     encoder_outputs=encoded,
@@ -217,6 +226,7 @@ def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedPro
     example, axes = _example(plan.states)
     program = trace(_Seq2SeqGraph(weightless, plan), example, axes)
     require_no_running_count(program)
+    require_no_text_length(program)
     if token_counting(program) is None:
         return program
     program = trace(_Seq2SeqGraph(weightless, plan, PositionalArangeMode), example, axes)

@@ -17,6 +17,7 @@ from qeff_framework.seam.experts import replace_experts
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
+from qeff_framework.seam.rotary import RotaryMatch, replace_rotary
 from qeff_framework.seam.scope import current_scope
 from qeff_framework.seam.special import adapt_special
 
@@ -24,7 +25,7 @@ from qeff_framework.seam.special import adapt_special
 IMPLEMENTATION = "qeff"
 
 
-def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
+def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...], rotary: tuple[RotaryMatch, ...] = ()) -> None:
     """Routes `model`, a weightless copy, through the seam. The copy is changed for good."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _planned_mask_interface)
@@ -32,6 +33,7 @@ def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
         replace_experts(model)
     replace_rms_norms(model, norms)
+    replace_rotary(model, rotary)
     adapt_special(model)
 
 

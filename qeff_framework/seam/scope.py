@@ -55,6 +55,15 @@ class Scope:
     step: Step | None = None
     #: `None` unless the pass is that of a decoder with an encoder.
     memory: Memory | None = None
+    #: ``[B, S]`` int64: the length of the text that each token is read with. Rotary frequencies may depend on it.
+    token_lengths: torch.Tensor | None = None
+
+    @property
+    def given_step(self) -> Step:
+        """The step of a model that has a cache."""
+        if self.step is None:
+            raise RuntimeError("this forward pass has no cache, so it has no step")
+        return self.step
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("qeff_scope", default=None)
