@@ -579,8 +579,8 @@ def _check_rereading(row: Row, shape: ProgramShape) -> None:
     too_long = [length for length in shape.reread_lengths if length in behind and length > shape.longest_prompt]
     if too_long:
         raise InputError(
-            f"prompt {row.index} has {len(row.prompt)} tokens and gets up to {row.limit} new ones: a text of {too_long[0]} tokens "
-            f"is read anew, because its rotary frequencies change, and the prefill programs read {shape.longest_prompt} tokens at "
+            f"prompt {row.index} has {len(row.prompt)} tokens and gets {row.limit} new ones at most: a text of {too_long[0]} "
+            f"tokens is read anew, since its rotary frequencies change, and prefill programs read {shape.longest_prompt} at "
             "most; ask for fewer new tokens, or compile with a greater last length in comp_ctx_lengths_prefill"
         )
 

@@ -80,7 +80,12 @@ def replace_rotary(model: torch.nn.Module, matches: Sequence[RotaryMatch]) -> No
         original = _fresh(module)
         module.forward = MethodType(_forward_by_token(match), module)
         for layer_type, rule in match.rules.items():
-            _verify(match.name, module, original, layer_type, rule)
+            try:
+                agrees = _agrees(module, original, layer_type, rule)
+            except Exception as error:
+                raise _no_form(match.name, module, layer_type) from error
+            if not agrees:
+                raise _no_form(match.name, module, layer_type)
 
 
 def length_limits(matches: Sequence[RotaryMatch]) -> tuple[int, ...]:
@@ -119,8 +124,8 @@ def _rule(name: str, module: torch.nn.Module, layer_type: str | None) -> LengthR
     """`None` when the frequencies are the same for every length."""
     try:
         short, endless = (_at_length(module, layer_type, length) for length in (2, _ENDLESS))
-    except (IndexError, RuntimeError, TypeError, ValueError):
-        return None  # It takes something else than these arguments, or looks positions up in a table: no frequencies.
+    except Exception:  # noqa: BLE001 - whatever a module says to arguments that it does not take, such as a table of positions
+        return None
     if _equal(short, endless):
         return None
     lengths = sorted({2, *_boundaries(getattr(module, "config", None))})
@@ -132,9 +137,13 @@ def _rule(name: str, module: torch.nn.Module, layer_type: str | None) -> LengthR
             return LengthRule(limit=limit, grows=False)
         if limit > 2 and _growing_function(module, layer_type) is not None:
             return LengthRule(limit=limit, grows=True)
-    raise UnsupportedModelError(
-        f"{name} rotates by frequencies that depend on the length of the text, in a way that no graph has a form for "
-        f"(rope_type {_rope_type(module, layer_type)!r})"
+    raise _no_form(name, module, layer_type)
+
+
+def _no_form(name: str, module: torch.nn.Module, layer_type: str | None) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"its rotary frequencies depend on the length of the text (rope_type {_rope_type(module, layer_type)!r} in {name}), in a "
+        "way that has no form as a graph which reads a prompt in steps"
     )
 
 
@@ -147,7 +156,7 @@ def _boundaries(config: Any) -> Iterator[int]:
             pending.extend(value.values())
         elif isinstance(value, (list, tuple)):
             pending.extend(value)
-        elif type(value) in (int, float) and value == int(value) and 2 < value < _ENDLESS:
+        elif type(value) in (int, float) and 2 < value < _ENDLESS and value == int(value):
             yield from (int(value), int(value) + 1)
 
 
@@ -253,10 +262,7 @@ def _grown(
     """What the module computes with frequencies for the length of each token: every token is a row of its own."""
     initialise = _growing_function(module, layer_type)
     if initialise is None or position_ids.dim() != 2:
-        raise UnsupportedModelError(
-            f"{name} takes positions of shape {tuple(position_ids.shape)}, where frequencies that grow with the text have a "
-            "form for [batch, tokens] only"
-        )
+        raise _no_form(name, module, layer_type)
     arguments = {} if layer_type is None else {"layer_type": layer_type}
     rows = position_ids.expand_as(lengths)
     frequencies, _ = initialise(module.config, x.device, seq_len=lengths.reshape(-1, 1), **arguments)
@@ -269,19 +275,15 @@ def _grown(
     return pytree.tree_map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]), result)
 
 
-def _verify(name: str, module: torch.nn.Module, original: Any, layer_type: str | None, rule: LengthRule) -> None:
-    """Tries the new forward on rows of different lengths, against the module as it was on each row alone."""
+def _agrees(module: torch.nn.Module, original: Any, layer_type: str | None, rule: LengthRule) -> bool:
+    """Whether the new forward gives rows of different lengths what the module as it was gives each row alone."""
     lengths = (3, rule.limit, rule.limit + 1, 2 * rule.limit + 5)
     positions = torch.arange(3).expand(len(lengths), -1)
     token_lengths = torch.tensor(lengths)[:, None].expand(-1, 3)
     with forward_scope(Scope(masks=MaskPlan(), token_lengths=token_lengths)):
         results = _call(module, positions, layer_type)
     for row, length in enumerate(lengths):
-        alone = torch.tensor([[0, 1, 2, length - 1]])
-        wanted = _call(_fresh(original), alone, layer_type)
-        got = [result[row : row + 1] for result in results]
-        if not all(a.shape[-2] == 3 and torch.equal(a, b[..., :3, :]) for a, b in zip(got, wanted, strict=True)):
-            raise UnsupportedModelError(
-                f"{name} rotates by frequencies that depend on the length of the text, in a way that no graph has a form for "
-                f"(rope_type {_rope_type(module, layer_type)!r}, {length} tokens)"
-            )
+        wanted = _call(_fresh(original), torch.tensor([[0, 1, 2, length - 1]]), layer_type)
+        if not _equal([result[row : row + 1] for result in results], [leaf[..., :3, :] for leaf in wanted]):
+            return False
+    return True
