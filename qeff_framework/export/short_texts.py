@@ -38,9 +38,7 @@ class ShortTexts:
             return False
         for comparison in comparisons:
             for selection in _reached(comparison.outputs[0], _KEEPING_TRUTH, "Where"):
-                short = selection.inputs[2]
-                if short is not None:
-                    selection.outputs[0].replace_all_uses_with(short, replace_graph_outputs=True)
+                _take_second(selection)
         common_passes.RemoveUnusedNodesPass()(model)
         if lengths.uses():
             raise ValueError(f"{PROMPT_LENGTHS} is read by more than the comparisons with the limits of short texts")
@@ -50,6 +48,17 @@ class ShortTexts:
     def _may_be_true(self, comparison: ir.Node) -> bool:
         limit = ir.convenience.get_const_tensor(comparison.inputs[1]) if comparison.inputs[1] is not None else None
         return limit is None or int(limit.numpy().item()) < self._ctx_len
+
+
+def _take_second(selection: ir.Node) -> None:
+    """Makes a ``Where`` whose condition is false its second value."""
+    second, result = selection.inputs[2], selection.outputs[0]
+    if result.is_graph_output():  # It must keep its name.
+        selection.op_type = "Identity"
+        selection.replace_input_with(0, second)
+        selection.resize_inputs(1)
+    elif second is not None:
+        result.replace_all_uses_with(second)
 
 
 def without_prompt_lengths(exported: ExportedModel) -> ExportedModel:
