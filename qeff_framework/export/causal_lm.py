@@ -223,7 +223,7 @@ def _probe(weightless: PreTrainedModel) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     recorder = LoopRecorder()
     graph = _ProbeGraph(weightless, recorder)
-    with recorder.watching(), refusing_lookahead(graph.masks, weightless.config):
+    with recorder.watching(weightless), refusing_lookahead(graph.masks, weightless.config):
         logits = probe(graph, _example_tokens())
     graph.masks.finish_recording()
     states = graph.cache.shapes()

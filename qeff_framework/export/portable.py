@@ -22,6 +22,7 @@ from qeff_framework.export.encoder import (
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
+from qeff_framework.seam.isolation import exporting
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def export_portable(
     states: tuple[StateSpec, ...] = ()
     rereading: tuple[int, ...] = ()
     progress("tracing the model")
-    with _naming_architecture(module, task):
+    with exporting(), _naming_architecture(module, task):
         if not isinstance(module, PreTrainedModel):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         if task == "causal-lm":

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
+from qeff_framework.seam.isolation import scoped_mask_interfaces
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
@@ -59,16 +60,10 @@ def bypasses_attention_interface(encoder: PreTrainedModel, masks: MaskPlan) -> b
 def positional_masks() -> Iterator[None]:
     """Makes the masks of attention code that bypasses the attention interface depend on positions as well.
 
-    Such code runs with the implementation ``eager`` or ``sdpa``, whose stock masks count tokens from the start of the cache. The
-    overrides are local entries of the registry: removing them brings the library's own functions back.
+    Such code runs with the implementation ``eager`` or ``sdpa``, whose stock masks count tokens from the start of the cache.
     """
-    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _additive_mask_interface
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask_interface
-    try:
+    with scoped_mask_interfaces({"eager": _additive_mask_interface, "sdpa": mask_interface}):
         yield
-    finally:
-        for name in ("eager", "sdpa"):
-            ALL_MASK_ATTENTION_FUNCTIONS.pop(name)
 
 
 @contextmanager

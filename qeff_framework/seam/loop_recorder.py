@@ -21,13 +21,16 @@ class LoopRecorder:
         self._recurrent: set[int] = set()
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follows the modules that run in this thread."""
-        hooks = torch.nn.modules.module
-        handles = (
-            hooks.register_module_forward_pre_hook(lambda module, _: self._running.append(module)),
-            hooks.register_module_forward_hook(lambda *_: self._leave(), always_call=True),
-        )
+    def watching(self, model: torch.nn.Module) -> Iterator[None]:
+        """Follows the modules of `model` as they run."""
+        handles = [
+            handle
+            for module in model.modules()
+            for handle in (
+                module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
+                module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+            )
+        ]
         try:
             yield
         finally:

@@ -80,6 +80,11 @@ def forward_scope(scope: Scope) -> Iterator[None]:
         _SCOPE.reset(token)
 
 
+def in_forward_scope() -> bool:
+    """Whether a forward pass of an exported graph is running in this thread."""
+    return _SCOPE.get() is not None
+
+
 def current_scope() -> Scope:
     """The forward pass that is running."""
     scope = _SCOPE.get()
