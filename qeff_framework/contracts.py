@@ -35,6 +35,11 @@ Task = Literal[
 #: read. ``num_logits_to_keep [K, 1]`` (speculative target): only its length counts, the logits of the last K tokens are returned.
 EXTRA_INPUTS = ("batch_index", "comp_ctx_lengths", "num_logits_to_keep")
 
+#: Input of a causal LM's graph whose rotary frequencies depend on the length of the text: LongRoPE, dynamic NTK. It follows those
+#: of `EXTRA_INPUTS` when the model needs it. ``prompt_lengths [B, 1]``: tokens of each row's prompt, however many steps read it.
+#: Where an export's metadata names `reread_lengths`, a text that has grown to one of them is read anew, as a prompt.
+PROMPT_LENGTHS = "prompt_lengths"
+
 #: Inputs of a causal LM's graph that ends in a sampler: it has all of them, in this order, and returns ``next_tokens [B, 1, 1]``
 #: instead of logits. ``last_accepted_output_tokens [B, S]``: the tokens of the step that belong to the answer, -1 elsewhere.
 #: ``[B, 1]``: ``repetition_penalties`` (1: none), ``presence_penalties`` (0: none), ``temperatures`` (0: the most likely token),

@@ -254,12 +254,17 @@ class QEFFBaseModel:
         def build(output_dir: Path) -> None:
             import onnx_ir
 
+            from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
+
             report(f"compiling {self.name} for {relay.name}")
             model = onnx_ir.load(exported.model_path)
             applied = tuple(f"{t.name}@{t.version}" for t in transforms if t(model))
+            source = (
+                without_prompt_lengths(exported) if f"{ShortTexts.name}@{ShortTexts.version}" in applied else exported
+            )
             compiled = relay.compile(
                 CompileRequest(
-                    exported=exported,
+                    exported=source,
                     model=model,
                     transforms=applied,
                     specializations=specializations,

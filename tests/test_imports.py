@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_a_backend_imports_the_plugin_api_and_its_toolkits_only(backend: Path) -
         names = {name for name in imported(file) if name.split(".")[0] == "qeff_framework"}
         wrong = {name for name in names if name.partition(".")[2].partition(".")[0] not in PUBLIC}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+@pytest.mark.parametrize("room", ["dialect", "export", "seam"])
+def test_no_module_of_a_room_imports_itself_by_way_of_others(room: str) -> None:
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (CORE / room).rglob("*.py")
+    }
+    # A package imports what it re-exports; its modules name each other and not the package.
+    graph = {name: {*imported(file)} & files.keys() - {f"qeff_framework.{room}"} for name, file in files.items()}
+    assert any(graph.values())
+    TopologicalSorter(graph).prepare()
 
 
 def test_the_lint_rule_knows_every_module_of_the_core() -> None:

@@ -15,54 +15,48 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-# A one-hot of the positions turns writing into a product and a selection. Slots that no position names keep their content
-# bit for bit. Positions outside 0 .. C-1 equal no slot, so they write nothing.
-_KV_UPDATE = """
-KVUpdate (cache, updates, position_ids) => (updated)
-{
+# The token of each slot is gathered. A product with a one-hot of the positions would add zero times every other token, and zero
+# times infinity is NaN: padding tokens may hold anything. Slots that no position names keep their content bit for bit. Positions
+# outside 0 .. C-1 equal no slot, so they write nothing.
+_WRITING = """
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
+    single = Constant <value_ints = [1]> ()
     slot_axis = Constant <value_ints = [1]> ()
     outer_axes = Constant <value_ints = [1, 2]> ()
     token_axis = Constant <value_ints = [3]> ()
-    shape = Shape <start = 2, end = 3> (cache)
-    limit = Squeeze (shape)
+    slot_count = Shape <start = 2, end = 3> (cache)
+    limit = Squeeze (slot_count)
     slots = Range (zero, limit, one)
     slot_column = Unsqueeze (slots, slot_axis)
     positions = Unsqueeze (position_ids, outer_axes)
     hits = Equal (positions, slot_column)
-    selection = CastLike (hits, updates)
-    candidates = MatMul (selection, updates)
-    count = ReduceMax (selection, token_axis)
+    hit_numbers = Cast <to = 7> (hits)
+    token_of_slot = ArgMax <axis = 3, keepdims = 1> (hit_numbers)
+    rows_and_heads = Shape <start = 0, end = 2> (updates)
+    index_shape = Concat <axis = 0> (rows_and_heads, slot_count, single)
+    token_index = Expand (token_of_slot, index_shape)
+    candidates = GatherND <batch_dims = 2> (updates, token_index)
+    count = ReduceMax (hit_numbers, token_axis)
     written = Cast <to = 9> (count)
-    updated = Where (written, candidates, cache)
-}
 """
 
-# The rows of this step are read, written as above, and put back with a second one-hot: which row of the step, if any, goes into
-# this row of the cache. The rows of a step are distinct, so there is at most one.
-_KV_UPDATE_CB = """
+_KV_UPDATE = f"""
+KVUpdate (cache, updates, position_ids) => (updated)
+{{{_WRITING}
+    updated = Where (written, candidates, cache)
+}}
+"""
+
+# The rows of this step are read, written as above, and put back: each row of the cache takes the row of the step that names it,
+# if any. The rows of a step are distinct, so there is at most one.
+_KV_UPDATE_CB = f"""
 KVUpdateCB (cache, updates, position_ids, batch_index) => (updated)
-{
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    slot_axis = Constant <value_ints = [1]> ()
-    outer_axes = Constant <value_ints = [1, 2]> ()
+{{{_WRITING}
     inner_axes = Constant <value_ints = [1, 2, 3]> ()
-    token_axis = Constant <value_ints = [3]> ()
     flat_shape = Constant <value_ints = [-1]> ()
     rows = Reshape (batch_index, flat_shape)
     held = Gather <axis = 0> (cache, rows)
-    shape = Shape <start = 2, end = 3> (cache)
-    limit = Squeeze (shape)
-    slots = Range (zero, limit, one)
-    slot_column = Unsqueeze (slots, slot_axis)
-    positions = Unsqueeze (position_ids, outer_axes)
-    hits = Equal (positions, slot_column)
-    selection = CastLike (hits, updates)
-    candidates = MatMul (selection, updates)
-    count = ReduceMax (selection, token_axis)
-    written = Cast <to = 9> (count)
     new_rows = Where (written, candidates, held)
     row_count = Shape <start = 0, end = 1> (cache)
     row_limit = Squeeze (row_count)
@@ -76,7 +70,7 @@ KVUpdateCB (cache, updates, position_ids, batch_index) => (updated)
     row_is_new = Cast <to = 9> (row_found)
     row_mask = Unsqueeze (row_is_new, inner_axes)
     updated = Where (row_mask, sources, cache)
-}
+}}
 """
 
 _KV_GATHER = """
@@ -162,6 +156,18 @@ _MASKING = """
     visible_scores = Where (mask, scores, lowest)
 """
 
+# What a float bias says: half of the lowest float32 and what is below it hide a slot. Lower precisions have no such number; their
+# lowest ones do.
+_BIASING = """
+    lowest_value = Constant <value_float = -3.4028234663852886e38> ()
+    lowest = CastLike (lowest_value, scores)
+    hiding_value = Constant <value_float = -1.7014117331926443e38> ()
+    hiding = CastLike (hiding_value, bias)
+    mask = Greater (bias, hiding)
+    biased_scores = Add (scores, bias)
+    visible_scores = Where (mask, biased_scores, lowest)
+"""
+
 _SOFTMAX = """
     weights = Softmax <axis = -1> (visible_scores)
 """
@@ -181,9 +187,19 @@ _SINK_SOFTMAX = """
     weights = Div (exponentials, total)
 """
 
+# Values of slots that no token of the step sees become zeros: their probability is zero, and zero times infinity is NaN.
 _WEIGHTED_SUM = """
+    seen_axes = Constant <value_ints = [1, 2]> ()
+    value_axes = Constant <value_ints = [1, 3]> ()
+    nothing_value = Constant <value_float = 0.0> ()
+    nothing = CastLike (nothing_value, value)
+    mask_numbers = Cast <to = 7> (mask)
+    seen_count = ReduceMax <keepdims = 0> (mask_numbers, seen_axes)
+    seen_numbers = Unsqueeze (seen_count, value_axes)
+    seen = Cast <to = 9> (seen_numbers)
+    seen_value = Where (seen, value, nothing)
     stacked_weights = Reshape (weights, stacked_shape)
-    stacked_result = MatMul (stacked_weights, value)
+    stacked_result = MatMul (stacked_weights, seen_value)
     result = Reshape (stacked_result, unstacked_shape)
 """
 
@@ -194,9 +210,7 @@ Attention <scale: float, softcap: float = 0.0> (query, key, value, mask) => (res
 
 _ATTENTION_BIAS = f"""
 AttentionBias <scale: float, softcap: float = 0.0> (query, key, value, bias) => (result)
-{{{_SCORES}
-    visible_scores = Add (scores, bias)
-{_SOFTMAX}{_WEIGHTED_SUM}}}
+{{{_SCORES}{_BIASING}{_SOFTMAX}{_WEIGHTED_SUM}}}
 """
 
 _ATTENTION_SINKS = f"""
@@ -342,8 +356,8 @@ _GATE = """
 """
 
 # Two ways to compute the same. Few tokens: the weights of the chosen experts are gathered for each token. Many tokens: every
-# expert sees every token and a zero weight removes those that did not choose it; each weight is then read once. The products
-# have the shapes [T, K, 1, *] and [1, E, T, *], so that one sum over axis 1 serves both.
+# expert sees every token, and results of experts that a token did not choose are left out; each weight is then read once. The
+# products have the shapes [T, K, 1, *] and [1, E, T, *], so that one sum over axis 1 serves both.
 _MOE_CHOICE = """
     choices = Size (expert_ids)
     expert_axis = Shape <start = 0, end = 1> (up)
@@ -418,28 +432,39 @@ _MOE_DOWN_BIAS = """
     >
 """
 
+# A selection leaves out the experts that a token has not chosen: one may have overflowed, and zero times infinity is NaN.
 _MOE_MIX = """
-    shares = If (is_few) <
-        then_branch = chosen_shares () => (few_shares) {
+    shared = If (is_few) <
+        then_branch = chosen_shares () => (few_shared) {
             few_shares = Unsqueeze (expert_weights, last_axes)
+            few_typed = CastLike (few_shares, results)
+            few_shared = Mul (results, few_typed)
         },
-        else_branch = every_share () => (all_shares) {
+        else_branch = every_share () => (all_shared) {
             zero = Constant <value_int = 0> ()
             one_expert = Constant <value_int = 1> ()
+            nothing_value = Constant <value_float = 0.0> ()
+            no_weight = CastLike (nothing_value, expert_weights)
+            no_result = CastLike (nothing_value, results)
+            outer_axes = Constant <value_ints = [0, 3]> ()
             numbers = Range (zero, expert_count, one_expert)
             id_column = Unsqueeze (expert_ids, token_axis)
             hits = Equal (id_column, numbers)
-            hit_weights = CastLike (hits, expert_weights)
             weight_column = Unsqueeze (expert_weights, token_axis)
-            spread = Mul (hit_weights, weight_column)
+            spread = Where (hits, weight_column, no_weight)
             table = ReduceSum <keepdims = 0> (spread, chosen_axis)
             by_expert = Transpose <perm = [1, 0]> (table)
-            outer_axes = Constant <value_ints = [0, 3]> ()
             all_shares = Unsqueeze (by_expert, outer_axes)
+            all_typed = CastLike (all_shares, results)
+            hit_numbers = Cast <to = 7> (hits)
+            hit_count = ReduceMax <keepdims = 0> (hit_numbers, chosen_axis)
+            is_chosen = Cast <to = 9> (hit_count)
+            chosen_by_expert = Transpose <perm = [1, 0]> (is_chosen)
+            all_chosen = Unsqueeze (chosen_by_expert, outer_axes)
+            weighted = Mul (results, all_typed)
+            all_shared = Where (all_chosen, weighted, no_result)
         }
     >
-    typed_shares = CastLike (shares, results)
-    shared = Mul (results, typed_shares)
     summed = ReduceSum <keepdims = 0> (shared, chosen_axis)
     hidden_shape = Shape (hidden)
     mixed = Reshape (summed, hidden_shape)

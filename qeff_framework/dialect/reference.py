@@ -75,22 +75,30 @@ def attention(query: Floats, key: Floats, value: Floats, mask: Bools, *, scale: 
 
     `query` is ``[B, Hq, S, D]``, `key` ``[B, Hkv, C, D]``, `value` ``[B, Hkv, C, Dv]``, `mask` bool ``[B|1, 1|Hq, S, C]``.
     Scores are ``scale * q.k``, then, unless `softcap` is 0, ``softcap * tanh(scores / softcap)``. Where the mask is false the
-    score is the lowest finite number: a row without a true entry is the plain average of all values, not NaN.
+    score is the lowest finite number: a row without a true entry is an average, not NaN. Slots that no token of the step sees
+    count as zeros, whatever they hold: a slot that was never written may be infinite or NaN.
     """
+    key, value = _seen(key, mask), _seen(value, mask)
     return _weigh(_softmax(_masked(_scores(query, key, scale, softcap), mask)), value)
 
 
 def attention_bias(
     query: Floats, key: Floats, value: Floats, bias: Floats, *, scale: float, softcap: float = 0.0
 ) -> Floats:
-    """`attention` with a float `bias` ``[B|1, 1|Hq, S, C]`` that is added to the scores after the cap, in place of a mask."""
-    return _weigh(_softmax(_scores(query, key, scale, softcap) + bias), value)
+    """`attention` with a float `bias` ``[B|1, 1|Hq, S, C]`` that is added to the scores after the cap, in place of a mask.
+
+    A bias of half the lowest float32 or less hides the slot, as a mask would.
+    """
+    mask = bias > np.finfo(np.float32).min / 2
+    key, value = _seen(key, mask), _seen(value, mask)
+    return _weigh(_softmax(_masked(_scores(query, key, scale, softcap) + bias, mask)), value)
 
 
 def attention_sinks(
     query: Floats, key: Floats, value: Floats, mask: Bools, sinks: Floats, *, scale: float, softcap: float = 0.0
 ) -> Floats:
     """`attention` where each head has one more logit, `sinks` ``[Hq]``, that takes probability and has no value."""
+    key, value = _seen(key, mask), _seen(value, mask)
     scores = _masked(_scores(query, key, scale, softcap), mask)
     column = np.broadcast_to(sinks[None, :, None, None], (*scores.shape[:3], 1))
     return _weigh(_softmax(np.concatenate([scores, column], axis=3))[..., :-1], value)
@@ -162,6 +170,13 @@ def _scores(query: Floats, key: Floats, scale: float, softcap: float) -> Floats:
 def _masked(scores: Floats, mask: Bools) -> Floats:
     masked: Floats = np.where(mask, scores, np.finfo(np.float32).min)
     return masked
+
+
+def _seen(states: Floats, mask: Bools) -> Floats:
+    """Keys or values of the slots that a token of the step sees, zeros elsewhere."""
+    is_seen = mask.any(axis=(1, 2))[:, None, :, None]
+    seen: Floats = np.where(is_seen, states, states.dtype.type(0))
+    return seen
 
 
 def _softmax(scores: Floats) -> Floats:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
-from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, StateSpec
+from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, StateSpec
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import (
     BATCH,
@@ -24,20 +24,25 @@ from qeff_framework.export.interface import (
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
 from qeff_framework.export.loops import insert_loops
-from qeff_framework.export.positions import require_given_positions, token_counting
+from qeff_framework.export.positions import require_given_positions, require_no_text_length, token_counting
 from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, leave_attention_to
-from qeff_framework.seam.cache import SLOTTED, SeamCache, StateId, StateShape
-from qeff_framework.seam.loops import LoopRecorder, LoopSite, loop_site, looping, recorded_calls
-from qeff_framework.seam.masks import MaskPlan, refusing_lookahead
+from qeff_framework.seam.adapt import adapt, fall_back_to_eager
+from qeff_framework.seam.arange_positions import PositionalArangeMode
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.loop_recorder import LoopRecorder
+from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.masks import refusing_lookahead
 from qeff_framework.seam.norms import find_rms_norms
-from qeff_framework.seam.places import PlacesArePositions
+from qeff_framework.seam.rereading import reread_lengths
+from qeff_framework.seam.rotary import find_length_dependent_rotary, length_limits
 from qeff_framework.seam.scope import Scope, Step, forward_scope
-from qeff_framework.seam.shell import make_shell
 from qeff_framework.seam.special.refusals import refuse_special
+from qeff_framework.seam.states import SLOTTED, StateId, StateShape
+from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -48,10 +53,18 @@ _BATCH, _SEQ, _CTX = 2, 3, 8
 _FULL_BATCH, _COMPUTE_CTX, _KEPT_LOGITS = 5, 6, 4
 
 
-def causal_lm_model(
-    module: PreTrainedModel, extra_inputs: tuple[str, ...] = ()
-) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
-    """The portable graph in memory, over the weights of `module`, and its retained states.
+@dataclass(frozen=True, kw_only=True)
+class CausalLMGraph:
+    """The portable graph of a causal LM in memory."""
+
+    model: onnx_ir.Model
+    states: tuple[StateSpec, ...]
+    #: A text that has grown to one of these lengths is read anew.
+    reread_lengths: tuple[int, ...]
+
+
+def causal_lm_model(module: PreTrainedModel, extra_inputs: tuple[str, ...] = ()) -> CausalLMGraph:
+    """The graph over the weights of `module`.
 
     `extra_inputs` names the inputs between tokens and states, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`.
     """
@@ -65,31 +78,38 @@ def causal_lm_model(
     if has_sampler and "num_logits_to_keep" in extra_inputs:
         raise ExportError("a sampler chooses one token per step, and num_logits_to_keep asks for several logits")
     refuse_special(module)
-    norms = find_rms_norms(module)
-    shell = make_shell(module)
-    adapt(shell, norms)
+    norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
+    rereading: tuple[int, ...] = ()
+    if rotary:
+        extra_inputs = (*extra_inputs, PROMPT_LENGTHS)
+        rereading = reread_lengths(module, length_limits(rotary), cache_argument(module))
+    weightless = weightless_copy(module)
+    adapt(weightless, norms, rotary)
     with stage("probe run"):
-        plan = _probe(shell)
+        plan = _probe(weightless)
         _check_extra_inputs(plan, extra_inputs)
     with stage("trace"):
-        program = _trace(shell, plan, extra_inputs)
+        program = _trace(weightless, plan, extra_inputs)
     weights = graph_weights(module, norms)
     with stage("translation to ONNX"):
         model = translate(program, weights)
     with stage("trace of a single token"):
-        insert_loops(model, shell, plan.loops, weights, _BATCH)
+        insert_loops(model, weightless, plan.loops, weights, _BATCH)
     finish(model)
     states = _name_interface(model, plan.states, extra_inputs)
-    return model, (*states, *(append_sampler(model, first_state=2 + len(extra_inputs)) if has_sampler else ()))
+    if has_sampler:
+        states = (*states, *append_sampler(model, first_state=2 + len(extra_inputs)))
+    return CausalLMGraph(model=model, states=states, reread_lengths=rereading)
 
 
-def _trace(shell: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
-    """Traces the step. A model that numbers tokens by their place is traced again with its count replaced by positions."""
+def _trace(weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
+    """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
     example, axes = _example(plan.states, extra_inputs)
-    program = trace(_CausalLMGraph(shell, plan, extra_inputs), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs), example, axes)
+    require_no_text_length(program)
     if token_counting(program) is None:
         return program
-    program = trace(_CausalLMGraph(shell, plan, extra_inputs, PlacesArePositions), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, PositionalArangeMode), example, axes)
     require_given_positions(program)
     return program
 
@@ -104,20 +124,20 @@ class _Plan:
 
 
 class _CausalLMGraph(torch.nn.Module):
-    """Gives a shell the signature of the portable graph."""
+    """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         plan: _Plan,
         extra_inputs: tuple[str, ...],
-        around: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+        arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
         self.extra_inputs = extra_inputs
-        self.around = around
+        self.arange_mode = arange_mode
 
     def forward(
         self,
@@ -133,6 +153,11 @@ class _CausalLMGraph(torch.nn.Module):
         require(input_ids.shape[1] == position_ids.shape[1])
         extra = dict(zip(self.extra_inputs, extras, strict=True))
         compute_ctx, kept = extra.get("comp_ctx_lengths"), extra.get("num_logits_to_keep")
+        token_lengths = None
+        if (prompt_lengths := extra.get(PROMPT_LENGTHS)) is not None:
+            require(input_ids.shape[0] == prompt_lengths.shape[0])
+            # A token behind the prompt ends the text that it is read with.
+            token_lengths = torch.maximum(prompt_lengths, position_ids + 1)
         held = {shape.id: state for shape, state in zip(self.plan.states, states, strict=True)}
         length = _slots(held) if compute_ctx is None else compute_ctx.shape[0]
         step = Step(
@@ -143,7 +168,8 @@ class _CausalLMGraph(torch.nn.Module):
         )
         cache = SeamCache(length, held)
         with looping(self.model, self.plan.loops, held) as looped:
-            logits = _last_logits(self.model, self.plan.masks, input_ids, step, cache, kept, self.around(position_ids))
+            scope = Scope(masks=self.plan.masks, step=step, token_lengths=token_lengths)
+            logits = _last_logits(self.model, scope, input_ids, cache, kept, self.arange_mode(position_ids))
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
@@ -165,38 +191,39 @@ class _ProbeGraph(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Returns logits ``[B, 1, V]``."""
         step = Step(position_ids=position_ids, kv_positions=torch.arange(_CTX))
-        return _last_logits(self.model, self.masks, input_ids, step, self.cache, None)
+        scope = Scope(masks=self.masks, step=step, token_lengths=position_ids + 1)
+        return _last_logits(self.model, scope, input_ids, self.cache)
 
 
 def _last_logits(
     model: PreTrainedModel,
-    masks: MaskPlan,
+    scope: Scope,
     input_ids: torch.Tensor,
-    step: Step,
     cache: Cache,
-    kept_logits: torch.Tensor | None,
-    around: AbstractContextManager[object] | None = None,
+    kept_logits: torch.Tensor | None = None,
+    arange_mode: AbstractContextManager[object] | None = None,
 ) -> torch.Tensor:
-    """One step over `cache`; see `last_logits`."""
+    """One step of `scope` over `cache`; see `last_logits`."""
+    position_ids = scope.given_step.position_ids
 
     def run() -> torch.Tensor:
-        with forward_scope(Scope(masks=masks, step=step)), around or nullcontext():
+        with forward_scope(scope), arange_mode or nullcontext():
             logits: torch.Tensor = model(
                 input_ids=input_ids,
-                position_ids=step.position_ids.clamp(min=0),
+                position_ids=position_ids.clamp(min=0),
                 use_cache=True,
                 **{cache_argument(model): cache},
             ).logits
         return logits
 
-    return last_logits(model, step.position_ids, run, kept_logits)
+    return last_logits(model, position_ids, run, kept_logits)
 
 
-def _probe(shell: PreTrainedModel) -> _Plan:
+def _probe(weightless: PreTrainedModel) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     recorder = LoopRecorder()
-    graph = _ProbeGraph(shell, recorder)
-    with recorder.watching(), refusing_lookahead(graph.masks, shell.config):
+    graph = _ProbeGraph(weightless, recorder)
+    with recorder.watching(weightless), refusing_lookahead(graph.masks, weightless.config):
         logits = probe(graph, _example_tokens())
     graph.masks.finish_recording()
     states = graph.cache.shapes()
@@ -205,19 +232,19 @@ def _probe(shell: PreTrainedModel) -> _Plan:
     if not graph.masks.forms and any(shape.id.role in SLOTTED for shape in states):
         raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
     asking, writing = graph.masks.attention_calls, len({shape.id.layer for shape in states if shape.id.role == "key"})
-    if graph.masks.forms and asking == 0 and leave_attention_to(shell):
-        return _probe(shell)
+    if graph.masks.forms and asking == 0 and fall_back_to_eager(weightless):
+        return _probe(weightless)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its layers bypasses the attention interface"
         )
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(shell, recorder.owners(shell), states))
+    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(weightless, recorder.owners(weightless), states))
 
 
 def _probe_loops(
-    shell: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
+    weightless: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
 ) -> tuple[LoopSite, ...]:
     """Runs two steps of unequal length to see what the modules with recurrent states are called with."""
     if not owners:
@@ -225,8 +252,8 @@ def _probe_loops(
     names = list(owners.values())
     calls = []
     for length in (_SEQ, _SEQ + 2):
-        with recorded_calls(shell, names) as recorded:
-            probe(_ProbeGraph(shell, LoopRecorder()), _example_tokens(length))
+        with recorded_calls(weightless, names) as recorded:
+            probe(_ProbeGraph(weightless, LoopRecorder()), _example_tokens(length))
         calls.append(recorded)
     short, long = calls
     return tuple(
@@ -243,7 +270,8 @@ def _probe_loops(
 
 
 def _check_extra_inputs(plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
-    if extra_inputs and any(shape.id.role not in SLOTTED for shape in plan.states):
+    asked = [name for name in extra_inputs if name != PROMPT_LENGTHS]
+    if asked and any(shape.id.role not in SLOTTED for shape in plan.states):
         raise UnsupportedModelError(
             "its convolution or recurrent states have no form for continuous batching, speculative decoding and compute contexts"
         )
@@ -264,6 +292,7 @@ def _example(shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...]) -> t
         "batch_index": (torch.arange(_BATCH).unsqueeze(1), {0: batch}),
         "comp_ctx_lengths": (torch.zeros(_COMPUTE_CTX, dtype=torch.int64), {0: compute_ctx}),
         "num_logits_to_keep": (torch.zeros((_KEPT_LOGITS, 1), dtype=torch.int64), {0: kept}),
+        PROMPT_LENGTHS: (torch.full((_BATCH, 1), _SEQ), {0: batch}),
     }
     extras = [examples[name][0] for name in extra_inputs]
     extra_axes = [examples[name][1] for name in extra_inputs]
@@ -291,7 +320,7 @@ def _name_interface(
         "comp_ctx_lengths": (COMPUTE_CTX, number.get("comp_ctx_lengths", 0)),
         "num_logits_to_keep": (KEPT_LOGITS, number.get("num_logits_to_keep", 0)),
     }
-    extra_dims = {dim: (place, 0) for dim, place in (found_in[name] for name in extra_inputs)}
+    extra_dims = {dim: (place, 0) for dim, place in (found_in[name] for name in extra_inputs if name in found_in)}
     slotted = next((number for number, shape in enumerate(shapes) if shape.id.role in SLOTTED), None)
     context = {} if slotted is None else {CTX: (first_state + slotted, 2)}
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1), **context, **extra_dims})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,13 @@ from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_inte
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, leave_attention_to
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.adapt import adapt, fall_back_to_eager
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
+from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Scope, forward_scope
-from qeff_framework.seam.shell import make_shell
 from qeff_framework.seam.special.refusals import refuse_special_encoder
+from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -76,16 +78,16 @@ def _model(
     """The graph of these `fields` of the forward's result, with `axes` each; as `outputs` if they get other names."""
     refuse_special_encoder(module)
     outputs = outputs or fields
-    norms = find_rms_norms(module)
-    shell = make_shell(module)
-    adapt(shell, norms)
-    inputs = _input_names(shell)
-    graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
+    norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
+    weightless = weightless_copy(module)
+    adapt(weightless, norms, rotary)
+    inputs = _input_names(weightless)
+    graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling, counts_tokens=bool(rotary))
     example = _example(inputs)
     with stage("probe run"):
         results = probe(graph, example)
-        if graph.masks.forms and graph.masks.attention_calls == 0 and leave_attention_to(shell):
-            graph = _TokensGraph(shell, inputs=inputs, fields=fields, pooling=pooling)
+        if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
+            graph.masks = MaskPlan()
             results = probe(graph, example)
     graph.masks.finish_recording()
     for name, result in zip(outputs, results, strict=True):
@@ -112,16 +114,24 @@ def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> No
 
 
 class _TokensGraph(torch.nn.Module):
-    """Gives a shell the signature of the portable graph."""
+    """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
-        self, model: PreTrainedModel, *, inputs: tuple[str, ...], fields: tuple[str, ...], pooling: Pooling | None
+        self,
+        model: PreTrainedModel,
+        *,
+        inputs: tuple[str, ...],
+        fields: tuple[str, ...],
+        pooling: Pooling | None,
+        counts_tokens: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self.fields = fields
         self.pooling = pooling
+        #: Whether the model asks for the length of the text, which padding does not belong to.
+        self.counts_tokens = counts_tokens
         self.masks = MaskPlan()
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -129,13 +139,19 @@ class _TokensGraph(torch.nn.Module):
         arguments: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             arguments["use_cache"] = False
-        with forward_scope(Scope(masks=self.masks)):
+        with forward_scope(Scope(masks=self.masks, token_lengths=self._token_lengths(arguments))):
             outputs = self.model(**arguments)
         results = tuple(_tensor(outputs, name) for name in self.fields)
         if self.pooling is None:
             return results
         mask = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
         return tuple(self.pooling(result, mask) for result in results)
+
+    def _token_lengths(self, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        if not self.counts_tokens:
+            return None
+        is_token = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
+        return is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
 
 
 def _tensor(outputs: Any, name: str) -> torch.Tensor:
@@ -145,18 +161,18 @@ def _tensor(outputs: Any, name: str) -> torch.Tensor:
     return result
 
 
-def _input_names(shell: PreTrainedModel) -> tuple[str, ...]:
+def _input_names(weightless: PreTrainedModel) -> tuple[str, ...]:
     """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere.
 
     A model without ``attention_mask`` takes every token for text. So does its graph, and nothing that runs it may pad.
     """
-    parameters = inspect.signature(shell.forward).parameters
+    parameters = inspect.signature(weightless.forward).parameters
     if "input_ids" not in parameters:
         raise UnsupportedModelError("its forward takes no input_ids")
     names = ["input_ids"]
     if "attention_mask" in parameters:
         names.append("attention_mask")
-    if "token_type_ids" in parameters and (getattr(shell.config, "type_vocab_size", None) or 0) > 1:
+    if "token_type_ids" in parameters and (getattr(weightless.config, "type_vocab_size", None) or 0) > 1:
         names.append("token_type_ids")
     return tuple(names)
 

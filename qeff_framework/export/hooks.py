@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from qeff_framework.contracts import ExportedModel, ExportRequest
+from collections.abc import Sequence
+
+from qeff_framework.contracts import ExportedModel, ExportRequest, Transform, TransformRequest
 from qeff_framework.hookspecs import hookimpl
 
 
 class CoreHooks:
-    """Answers for every backend that does not export by itself."""
+    """Answers for every backend that does not export by itself, and prepares its graph for the sizes of a program."""
+
+    @hookimpl(trylast=True)
+    def transform(self, request: TransformRequest) -> Sequence[Transform]:
+        """See `qeff_framework.export.short_texts`."""
+        lengths = [item.dims["ctx_len"] for item in request.specializations if "ctx_len" in item.dims]
+        if request.stage != "onnx" or request.task != "causal-lm" or not lengths:
+            return []
+        from qeff_framework.export.short_texts import ShortTexts
+
+        return [ShortTexts(max(lengths))]
 
     @hookimpl(trylast=True)
     def export(self, request: ExportRequest) -> ExportedModel:

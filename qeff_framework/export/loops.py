@@ -17,7 +17,7 @@ from qeff_framework.seam.loops import LOOP_OP, LoopSite, TokenStep
 
 def insert_loops(
     model: onnx_ir.Model,
-    shell: torch.nn.Module,
+    weightless: torch.nn.Module,
     sites: Sequence[LoopSite],
     weights: Mapping[str, torch.Tensor],
     batch: int,
@@ -25,11 +25,13 @@ def insert_loops(
     """Replaces each ``TokenLoop`` of `model` by a ``Scan`` over the traced step of its site."""
     for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type == LOOP_OP]:
         site = sites[node.attributes["site"].as_int()]
-        _replace(model, node, site, _body(shell, site, weights, batch))
+        _replace(model, node, site, _body(weightless, site, weights, batch))
 
 
-def _body(shell: torch.nn.Module, site: LoopSite, weights: Mapping[str, torch.Tensor], batch: int) -> onnx_ir.Model:
-    step = TokenStep(shell, site)
+def _body(
+    weightless: torch.nn.Module, site: LoopSite, weights: Mapping[str, torch.Tensor], batch: int
+) -> onnx_ir.Model:
+    step = TokenStep(weightless, site)
     example = step.example(batch)
     dim = torch.export.Dim(BATCH, min=1)
     axes = tuple(_batch_axes(argument, dim, batch) for argument in example)
@@ -49,7 +51,7 @@ def _batch_axes(argument: Any, dim: Any, batch: int) -> Any:
 
 def _replace(model: onnx_ir.Model, node: onnx_ir.Node, site: LoopSite, body: onnx_ir.Model) -> None:
     graph, states = body.graph, len(site.states)
-    axes = [leaf.axis for leaf in site.inputs if leaf.sort == "tokens"]
+    axes = [leaf.axis for leaf in site.inputs if leaf.kind == "tokens"]
     scanned = states + 1 + len(axes)  # the states, then the positions and the other slices
     if len(graph.inputs) != len(node.inputs):
         raise ExportError(f"the step of {site.name} was traced with {len(graph.inputs)} inputs, not {len(node.inputs)}")
@@ -68,7 +70,7 @@ def _replace(model: onnx_ir.Model, node: onnx_ir.Node, site: LoopSite, body: onn
             onnx_ir.AttrGraph("body", graph),
             onnx_ir.AttrInt64("num_scan_inputs", scanned - states),
             onnx_ir.AttrInt64s("scan_input_axes", [1, *axes]),
-            onnx_ir.AttrInt64s("scan_output_axes", [leaf.axis for leaf in site.outputs if leaf.sort == "tokens"]),
+            onnx_ir.AttrInt64s("scan_output_axes", [leaf.axis for leaf in site.outputs if leaf.kind == "tokens"]),
         ],
         outputs=list(_taken_over(node)),
         name=f"{site.name}.loop",

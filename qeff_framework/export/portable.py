@@ -22,6 +22,7 @@ from qeff_framework.export.encoder import (
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
+from qeff_framework.seam.isolation import exporting
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +56,14 @@ def export_portable(
     """
     pool = resolve_pooling(pooling)
     states: tuple[StateSpec, ...] = ()
+    rereading: tuple[int, ...] = ()
     progress("tracing the model")
-    with _naming_architecture(module, task):
+    with exporting(), _naming_architecture(module, task):
         if not isinstance(module, PreTrainedModel):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         if task == "causal-lm":
-            model, states = causal_lm_model(module, tuple(extra_inputs))
+            graph = causal_lm_model(module, tuple(extra_inputs))
+            model, states, rereading = graph.model, graph.states, graph.reread_lengths
         elif task == "encoder":
             model = encoder_model(module, pool)
         elif task == "sequence-classification":
@@ -83,7 +86,11 @@ def export_portable(
         inputs=tuple(_spec(value) for value in model.graph.inputs),
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         states=states,
-        metadata={**_metadata(module, task), "position_limits": position_limits(model, task)},
+        metadata={
+            **_metadata(module, task),
+            "position_limits": position_limits(model, task),
+            **({"reread_lengths": list(rereading)} if rereading else {}),
+        },
     )
 
 

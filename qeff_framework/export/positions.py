@@ -1,4 +1,4 @@
-"""Refuses causal LMs that number tokens by their place in the step instead of by the positions that they are given.
+"""Refuses causal LMs that number tokens by their index in the step instead of by the positions that they are given.
 
 Such a model is right when a whole prompt is one step, and silently wrong with chunks, padding and decoding. The
 traced program shows
@@ -17,6 +17,8 @@ from qeff_framework.errors import UnsupportedModelError
 
 #: Ops whose result varies along an axis although their arguments do not.
 _COUNTING = (torch.ops.aten.arange, torch.ops.aten.cumsum, torch.ops.aten.tril, torch.ops.aten.triu)
+#: Ops whose result is one number for all tokens of all rows, where it has no axes.
+_REDUCING = (torch.ops.aten.max, torch.ops.aten.amax, torch.ops.aten.min, torch.ops.aten.amin, torch.ops.aten.sum)
 
 
 def require_given_positions(program: torch.export.ExportedProgram) -> None:
@@ -24,7 +26,7 @@ def require_given_positions(program: torch.export.ExportedProgram) -> None:
     node = token_counting(program)
     if node is not None:
         raise UnsupportedModelError(
-            "it numbers the tokens by their place in the step instead of by position_ids, "
+            "it numbers the tokens by their index in the step instead of by position_ids, "
             f"so prompts could not be split into steps{_where(node)}"
         )
 
@@ -41,8 +43,25 @@ def require_no_running_count(program: torch.export.ExportedProgram) -> None:
             )
 
 
+def require_no_text_length(program: torch.export.ExportedProgram) -> None:
+    """Raises `UnsupportedModelError` if the length of the text is taken from the greatest position of the step. Input 1 is
+    ``position_ids [B, S]``.
+    """
+    user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    positions = next(node for node in program.graph.nodes if node.name == user_inputs[1])
+    fed = _computed_from({positions}, program.graph)
+    for node in _used(program.graph):
+        packet = getattr(node.target, "overloadpacket", None)
+        value = node.meta.get("val")
+        if packet in _REDUCING and node in fed and isinstance(value, torch.Tensor) and value.dim() == 0:
+            raise UnsupportedModelError(
+                "it takes the length of the text from the greatest position of the step, which differs from chunk to chunk of a "
+                f"prompt{_where(node)}"
+            )
+
+
 def token_counting(program: torch.export.ExportedProgram) -> torch.fx.Node | None:
-    """The first value that numbers the tokens of a step by their place, `None` if outputs depend on none. Input 0 is
+    """The first value that numbers the tokens of a step by their index, `None` if outputs depend on none. Input 0 is
     ``input_ids [B, S]``.
     """
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]

@@ -32,18 +32,25 @@ from qeff_framework.export.interface import (
     rename_interface,
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
-from qeff_framework.export.positions import require_given_positions, require_no_running_count, token_counting
+from qeff_framework.export.positions import (
+    require_given_positions,
+    require_no_running_count,
+    require_no_text_length,
+    token_counting,
+)
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, asks_for_masks_alone, leave_attention_to
-from qeff_framework.seam.cache import CROSS, SLOTTED, CrossCache, SeamCache, StateShape
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.adapt import adapt, bypasses_attention_interface, fall_back_to_eager
+from qeff_framework.seam.arange_positions import PositionalArangeMode
+from qeff_framework.seam.cache import CrossCache, SeamCache
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
-from qeff_framework.seam.places import PlacesArePositions
+from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
-from qeff_framework.seam.shell import make_shell
 from qeff_framework.seam.special.refusals import refuse_special, refuse_special_encoder
+from qeff_framework.seam.states import CROSS, SLOTTED, StateShape
+from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -59,13 +66,13 @@ def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[Stat
     """The portable graph in memory, over the weights of `module`, and its retained states."""
     refuse_special_encoder(module)
     refuse_special(module)
-    norms = find_rms_norms(module)
-    shell = make_shell(module)
-    adapt(shell, norms)
+    norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
+    weightless = weightless_copy(module)
+    adapt(weightless, norms, rotary)
     with stage("probe run"):
-        plan = _probe(shell)
+        plan = _probe(weightless)
     with stage("trace"):
-        program = _trace(shell, plan)
+        program = _trace(weightless, plan)
     with stage("translation to ONNX"):
         model = translate(program, graph_weights(module, norms))
     finish(model)
@@ -82,18 +89,21 @@ class _Plan:
 
 
 class _Seq2SeqGraph(torch.nn.Module):
-    """Gives a shell the signature of the portable graph. A plan without states makes caches that record them."""
+    """Wraps a weightless copy: its forward has the signature of the portable graph.
+
+    A plan without states makes caches that record them.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         plan: _Plan,
-        around: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+        arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
-        self.around = around
+        self.arange_mode = arange_mode
         #: States of the last pass.
         self.shapes: tuple[StateShape, ...] = ()
 
@@ -146,15 +156,18 @@ class _Seq2SeqGraph(torch.nn.Module):
     ) -> torch.Tensor:
         model, plan = self.model, self.plan
         is_token = (memory.position_ids >= 0).to(torch.int64)
-        with forward_scope(Scope(masks=plan.encoder_masks)):
+        source_lengths = is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
+        with forward_scope(Scope(masks=plan.encoder_masks, token_lengths=source_lengths)):
             encoded = model.get_encoder()(input_ids=encoder_input_ids, attention_mask=is_token)
         arguments: dict[str, Any] = {cache_argument(model): cache}
         if "decoder_position_ids" in inspect.signature(model.forward).parameters:
             arguments["decoder_position_ids"] = step.position_ids.clamp(min=0)
 
         def run() -> torch.Tensor:
-            scope = Scope(masks=plan.decoder_masks, step=step, memory=memory)
-            with forward_scope(scope), self.around(step.position_ids):
+            # The decoder's prompt is one token, so every token ends the text that it is read with.
+            token_lengths = step.position_ids + 1
+            scope = Scope(masks=plan.decoder_masks, step=step, memory=memory, token_lengths=token_lengths)
+            with forward_scope(scope), self.arange_mode(step.position_ids):
                 logits: torch.Tensor = model(
                     encoder_outputs=encoded,
                     attention_mask=is_token,
@@ -167,10 +180,10 @@ class _Seq2SeqGraph(torch.nn.Module):
         return last_logits(model, step.position_ids, run)
 
 
-def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan:
+def _probe(weightless: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan())
-    graph = _Seq2SeqGraph(shell, plan)
+    graph = _Seq2SeqGraph(weightless, plan)
     try:
         logits, *_ = probe(graph, (*_example_tokens(), []))
     except Exception as error:
@@ -189,16 +202,16 @@ def _probe(shell: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan
     if not plan.decoder_masks.forms:
         raise _own_masks()
     asking = plan.decoder_masks.attention_calls
-    if asking == 0 and leave_attention_to(shell):
-        return _probe(shell)
+    if asking == 0 and fall_back_to_eager(weightless):
+        return _probe(weightless)
     writing = sum(shape.id.role in ("key", "key_cross") for shape in graph.shapes)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"
         )
     # The decoder may share the encoder's config, so what the encoder's attention needs is told by its masks alone.
-    if asks_for_masks_alone(shell.get_encoder(), plan.encoder_masks):
-        return _probe(shell, adds_encoder_masks=True)
+    if bypasses_attention_interface(weightless.get_encoder(), plan.encoder_masks):
+        return _probe(weightless, adds_encoder_masks=True)
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     return _Plan(encoder_masks=plan.encoder_masks, decoder_masks=plan.decoder_masks, states=graph.shapes)
@@ -208,14 +221,15 @@ def _own_masks() -> UnsupportedModelError:
     return UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
 
 
-def _trace(shell: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
-    """Traces the step. A decoder that numbers tokens by their place is traced again with its count replaced by positions."""
+def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
+    """Traces the step. A decoder that numbers tokens by their index is traced again with its count replaced by positions."""
     example, axes = _example(plan.states)
-    program = trace(_Seq2SeqGraph(shell, plan), example, axes)
+    program = trace(_Seq2SeqGraph(weightless, plan), example, axes)
     require_no_running_count(program)
+    require_no_text_length(program)
     if token_counting(program) is None:
         return program
-    program = trace(_Seq2SeqGraph(shell, plan, PlacesArePositions), example, axes)
+    program = trace(_Seq2SeqGraph(weightless, plan, PositionalArangeMode), example, axes)
     require_given_positions(program)
     return program
 

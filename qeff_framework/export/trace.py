@@ -22,13 +22,13 @@ from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks, quiet_transformers
-from qeff_framework.seam.shell import hollow_parameters
+from qeff_framework.seam.weightless import fake_parameters
 
 
 def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
     """What `graph` returns on parameters without data. What depends on shapes and indices only is real in this run."""
     with positional_masks(), torch.no_grad(), quiet_exporter():
-        return torch.func.functional_call(graph, hollow_parameters(graph), arguments)
+        return torch.func.functional_call(graph, fake_parameters(graph), arguments)
 
 
 def trace(

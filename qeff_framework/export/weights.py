@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir
 import torch
 
-from qeff_framework.export.pages import MappedFiles
+from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.seam.norms import RMSNormMatch, effective_weight
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
 
 
 def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
-    """Puts the module's own tensors behind the initializers that a shell's placeholders left in the graph."""
+    """Replaces the placeholders of a weightless copy, which are the graph's initializers, by the module's own tensors."""
     mapped_files = MappedFiles()
     for name, value in model.graph.initializers.items():
         if name in weights and value.dtype is not None:

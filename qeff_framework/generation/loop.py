@@ -256,7 +256,10 @@ class TextGenerator:
         yield from self._take(run, self._run_prefill(run), active)
         run.prefill_time = run.last_token - run.started
         while active := [row for row in active if not row.finished]:
-            drafts = _drafts(run, active)
+            if reread := [row for row in active if self._has_to_be_reread(row)]:
+                yield from self._take(run, self._run_prefill(run), reread)
+                continue
+            drafts = _drafts(run, active, self.shape)
             logits = self._run_decode(run, active, drafts)
             yield from self._take(run, logits, active, drafts)
 
@@ -271,16 +274,18 @@ class TextGenerator:
                 logits = self._run_chunk(run, row, scheduler.slot(row.lane))
                 run.prefill_time += time.perf_counter() - started
                 if row.is_prefilled:
-                    # The prefill program has one row, whatever the row's place among the decoding ones is.
-                    lane, row.lane = row.lane, 0
-                    steps = list(self._take(run, logits, [row]))
-                    row.lane = lane
+                    steps = self._take_alone(run, logits, row)
                     scheduler.filled()
                     scheduler.release()
                     yield from steps
             if scheduler.decode_now:
-                active = scheduler.decoding
-                drafts = _drafts(run, active)
+                for row in scheduler.decoding:
+                    if self._has_to_be_reread(row):
+                        yield from self._take_alone(run, self._reread(run, row, scheduler.slot(row.lane)), row)
+                scheduler.release()
+                if not (active := scheduler.decoding):
+                    continue
+                drafts = _drafts(run, active, self.shape)
                 logits = self._run_decode(run, active, drafts, scheduler.slot)
                 steps = list(self._take(run, logits, active, drafts))
                 scheduler.release()
@@ -321,10 +326,26 @@ class TextGenerator:
         self._place_chunk(run, row, 0)
         return self._run_step(self._prefill)
 
+    def _has_to_be_reread(self, row: Row) -> bool:
+        """Whether Transformers would read the row's text anew at this length; it then counts as a prompt of that length."""
+        length = row.position + 1
+        if length not in self.shape.reread_lengths or length == row.prompt_length:
+            return False
+        row.read_anew()
+        return True
+
+    def _reread(self, run: _Run, row: Row, slot: int) -> NDArray[Any]:
+        """Feeds the whole text of a row into its cache slot again; returns the logits of its last token, ``[1, 1, V]``."""
+        logits = self._run_chunk(run, row, slot)
+        while not row.is_prefilled:
+            logits = self._run_chunk(run, row, slot)
+        return logits
+
     def _place_chunk(self, run: _Run, row: Row, place: int) -> None:
         start = row.prefilled
-        tokens = row.prompt[start : start + self._prefill.shape.width]
-        self._prefill.place(place, tokens, start)
+        tokens = row.unread(self._prefill.shape.width)
+        self._prefill.place(place, tokens, start, accepted=tokens[max(len(row.prompt) - start, 0) :])
+        self._prefill.prompt_lengths[place, 0] = row.prompt_length
         row.prefilled += len(tokens)
         if run.sampler is not None and row.is_prefilled:
             run.sampler.draw(self._prefill, place, row)
@@ -349,6 +370,7 @@ class TextGenerator:
                 inputs.batch_index[lane, 0] = slot_of(lane)
         for row, drafted in zip(active, drafts, strict=True):
             inputs.place_last(row.lane, [row.generated[-1], *drafted], row.position)
+            inputs.prompt_lengths[row.lane, 0] = row.prompt_length
             if run.sampler is not None:
                 run.sampler.draw(inputs, row.lane, row)
         run.decode_steps += 1
@@ -387,6 +409,13 @@ class TextGenerator:
         if run.first_token is None:
             run.first_token = run.last_token
         yield from steps
+
+    def _take_alone(self, run: _Run, logits: NDArray[Any], row: Row) -> list[Step]:
+        """`_take` for the logits ``[1, 1, V]`` of a prefill program with one row, whatever the row's lane is."""
+        lane, row.lane = row.lane, 0
+        steps = list(self._take(run, logits, [row]))
+        row.lane = lane
+        return steps
 
     def _output(self, run: _Run) -> GenerationOutput:
         tokenizer = self.tokenizer
@@ -457,14 +486,21 @@ def _drafting(rows: Sequence[Row], settings: GenerationSettings, shape: ProgramS
     return _Drafting(lookups=[PromptLookup(row.prompt, max_ngram=ngram) for row in rows], count=count)
 
 
-def _drafts(run: _Run, active: Sequence[Row]) -> list[list[int]]:
-    """What may follow in each row. A draft behind the row's last possible token would be checked for nothing."""
+def _drafts(run: _Run, active: Sequence[Row], shape: ProgramShape) -> list[list[int]]:
+    """What may follow in each row. A draft behind the row's last possible token would be checked for nothing.
+
+    No draft goes beyond a length at which the text is read anew: it would be checked against a cache that does not fit.
+    """
     drafting = run.drafting
     if drafting is None:
         return [[] for _ in active]
-    drafts = [
-        drafting.lookups[row.index].draft(min(drafting.count, row.limit - len(row.generated) - 1)) for row in active
-    ]
+
+    def most(row: Row) -> int:
+        ends = [length - 1 for length in shape.reread_lengths if length > row.position + 1]
+        behind = min([len(row.prompt) + row.limit - 1, *ends])
+        return min(drafting.count, behind - row.position - 1)
+
+    drafts = [drafting.lookups[row.index].draft(most(row)) for row in active]
     run.drafts_proposed += sum(map(len, drafts))
     return drafts
 
@@ -510,6 +546,7 @@ def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape:
         for index, prompt in enumerate(prompts)
     ]
     for row in rows:
+        _check_rereading(row, shape)
         needed = len(row.prompt) + row.limit
         if needed > shape.ctx_len:
             raise InputError(
@@ -534,6 +571,18 @@ def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> Non
             "compile with a greater last length in comp_ctx_lengths_prefill"
         )
     _check_ids(index, prompt, shape.vocab_size)
+
+
+def _check_rereading(row: Row, shape: ProgramShape) -> None:
+    """A text is read anew by the prefill programs, which may reach less far than the decode programs."""
+    behind = range(len(row.prompt) + 1, len(row.prompt) + row.limit)
+    too_long = [length for length in shape.reread_lengths if length in behind and length > shape.longest_prompt]
+    if too_long:
+        raise InputError(
+            f"prompt {row.index} has {len(row.prompt)} tokens and gets {row.limit} new ones at most: a text of {too_long[0]} "
+            f"tokens is read anew, since its rotary frequencies change, and prefill programs read {shape.longest_prompt} at "
+            "most; ask for fewer new tokens, or compile with a greater last length in comp_ctx_lengths_prefill"
+        )
 
 
 def _check_source(index: int, source: Sequence[int], shape: ProgramShape) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, CompiledModel, TensorSpec
+from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
 from qeff_framework.errors import InputError
 
 _TOKENS = ("input_ids", "position_ids")
@@ -44,8 +44,11 @@ class ProgramShape:
     vocab_size: int | None
     token_dtype: str
     position_dtype: str
-    #: The cache of a finished prompt can serve one that begins in the same way: it holds nothing but one place for each token.
+    #: The cache of a finished prompt can serve one that begins in the same way: it holds nothing but one slot for each token, and
+    #: what a slot holds depends on the tokens up to it alone.
     reusable: bool
+    #: A text that has grown to one of these lengths is read anew, as a prompt.
+    reread_lengths: frozenset[int] = frozenset()
     #: Tokens that the program's own sampler chooses among; `None` when it returns logits.
     candidates: int | None = None
     #: Token ids that the encoder knows; `None` without an encoder or when the program does not tell.
@@ -85,7 +88,7 @@ class ProgramShape:
             raise InputError(
                 f"text generation needs a model of task causal-lm or seq2seq-lm, this one was compiled for {compiled.task}"
             )
-        fed = _fed(compiled, (*EXTRA_INPUTS, *SAMPLER_INPUTS))
+        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, *SAMPLER_INPUTS))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
@@ -117,7 +120,8 @@ class ProgramShape:
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,
             position_dtype=fed["position_ids"].dtype,
-            reusable=all(state.kind in ("kv", "sampler") for state in compiled.states),
+            reusable=PROMPT_LENGTHS not in fed and all(state.kind in ("kv", "sampler") for state in compiled.states),
+            reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
             candidates=_candidates(fed),
         )
 

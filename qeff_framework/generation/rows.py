@@ -33,12 +33,15 @@ class Row:
     lane: int = -1
     #: Tokens of the prompt that are in the cache.
     prefilled: int = 0
+    #: Tokens that are read as the prompt: those of `prompt`, and of the answer so far once the text has been read anew.
+    prompt_length: int = 0
     #: What the encoder reads; empty without an encoder.
     source: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.lane < 0:
             self.lane = self.index
+        self.prompt_length = self.prompt_length or len(self.prompt)
 
     @property
     def given(self) -> Sequence[int]:
@@ -58,4 +61,14 @@ class Row:
     @property
     def is_prefilled(self) -> bool:
         """Whether the whole prompt is in the cache."""
-        return self.prefilled == len(self.prompt)
+        return self.prefilled == self.prompt_length
+
+    def unread(self, count: int) -> Sequence[int]:
+        """The next `count` tokens that are to be read as the prompt, or what is left of it."""
+        start, stop = self.prefilled, min(self.prefilled + count, self.prompt_length)
+        answer = len(self.prompt)
+        return [*self.prompt[start:stop], *self.generated[max(start - answer, 0) : max(stop - answer, 0)]]
+
+    def read_anew(self) -> None:
+        """Makes prompt and answer so far the prompt that is to be read."""
+        self.prefilled, self.prompt_length = 0, self.position + 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qeff_framework.contracts import PROMPT_LENGTHS
 from qeff_framework.generation.program_shape import ProgramShape, StepShape
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class StepInputs:
         common: dict[str, NDArray[Any]] = {"input_ids": self._ids, "position_ids": self._positions}
         if "batch_index" in shape.extra_inputs:
             common["batch_index"] = self.batch_index
+        #: ``[B, 1]``: tokens of each row's prompt; 0 in a row of padding.
+        self.prompt_lengths = np.zeros((step.rows, 1), dtype=np.int64)
+        if PROMPT_LENGTHS in shape.extra_inputs:
+            common[PROMPT_LENGTHS] = self.prompt_lengths
         if "num_logits_to_keep" in shape.extra_inputs:
             common["num_logits_to_keep"] = np.zeros((step.kept, 1), dtype=np.int64)
         #: The sampler's inputs beside `_accepted`; empty when the program returns logits.
@@ -76,6 +81,7 @@ class StepInputs:
         self._ids.fill(pad)
         self._positions.fill(-1)
         self._accepted.fill(-1)
+        self.prompt_lengths.fill(0)
 
     def place_sources(self, sources: Sequence[Sequence[int]], pad: int) -> None:
         """Places what the encoder reads for each row; rows beyond `sources` are padding."""
@@ -87,9 +93,13 @@ class StepInputs:
             self._source_positions[row, : len(tokens)] = np.arange(len(tokens))
             self.source_lengths[row, 0] = len(tokens)
 
-    def place(self, row: int, tokens: Sequence[int], start: int) -> None:
-        """Places consecutive tokens, the first one at position `start`, at the beginning of a row."""
+    def place(self, row: int, tokens: Sequence[int], start: int, accepted: Sequence[int] = ()) -> None:
+        """Places consecutive tokens, the first one at position `start`, at the beginning of a row.
+
+        The last of them, `accepted`, belong to the answer.
+        """
         self._ids[row, : len(tokens)] = tokens
+        self._accepted[row, len(tokens) - len(accepted) : len(tokens)] = accepted
         self._positions[row, : len(tokens)] = self._counting[start : start + len(tokens)]
 
     def place_last(self, row: int, tokens: Sequence[int], start: int) -> None:

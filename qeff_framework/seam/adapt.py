@@ -1,4 +1,4 @@
-"""Fits a shell into the seam: from here on its attention, masks, norms and experts speak the dialect."""
+"""Adapts a weightless copy of a model: its attention, masks, norms and experts emit dialect ops from then on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
-from qeff_framework.seam.masks import MaskPlan, mask_interface
+from qeff_framework.seam.isolation import scoped_mask_interfaces
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
+from qeff_framework.seam.rotary import RotaryMatch, replace_rotary
 from qeff_framework.seam.scope import current_scope
 from qeff_framework.seam.special import adapt_special
 
@@ -23,31 +26,32 @@ from qeff_framework.seam.special import adapt_special
 IMPLEMENTATION = "qeff"
 
 
-def adapt(shell: PreTrainedModel, norms: tuple[RMSNormMatch, ...]) -> None:
-    """Routes the shell through the seam. The shell is changed for good."""
+def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...], rotary: tuple[RotaryMatch, ...] = ()) -> None:
+    """Routes `model`, a weightless copy, through the seam. The copy is changed for good."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _planned_mask_interface)
     with quiet_transformers():
-        shell.set_attn_implementation(IMPLEMENTATION)
-        replace_experts(shell)
-    replace_rms_norms(shell, norms)
-    adapt_special(shell)
+        model.set_attn_implementation(IMPLEMENTATION)
+        replace_experts(model)
+    replace_rms_norms(model, norms)
+    replace_rotary(model, rotary)
+    adapt_special(model)
 
 
-def leave_attention_to(shell: PreTrainedModel) -> bool:
-    """Gives additive masks to a shell whose own attention code never asks the interface; says whether that changes anything.
+def fall_back_to_eager(model: PreTrainedModel) -> bool:
+    """Gives additive masks to a model whose attention code bypasses the attention interface; returns whether anything changed.
 
-    Such code adds what it is given to the scores: the interface's masks, which are true and false, would be wrong silently.
+    Such code adds the mask to the scores: the interface's boolean masks would be silently wrong.
     """
-    if shell.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
+    if model.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
         return False
     with quiet_transformers():
-        shell.set_attn_implementation("eager")
+        model.set_attn_implementation("eager")
     return True
 
 
-def asks_for_masks_alone(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
-    """Whether an encoder took the interface's masks, true and false, to attention code of its own, which adds them to scores."""
+def bypasses_attention_interface(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
+    """Whether an encoder asked for the interface's boolean masks and passed them to its own attention code."""
     on_interface = encoder.config._attn_implementation == IMPLEMENTATION  # noqa: SLF001 - as above
     return bool(on_interface and masks.forms and masks.attention_calls == 0 and not masks.additive)
 
@@ -56,16 +60,10 @@ def asks_for_masks_alone(encoder: PreTrainedModel, masks: MaskPlan) -> bool:
 def positional_masks() -> Iterator[None]:
     """Makes the masks of attention code that bypasses the attention interface depend on positions as well.
 
-    Such code runs with the implementation ``eager`` or ``sdpa``, whose stock masks count tokens from the start of the cache. The
-    overrides are local entries of the registry: removing them brings the library's own functions back.
+    Such code runs with the implementation ``eager`` or ``sdpa``, whose stock masks count tokens from the start of the cache.
     """
-    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _additive_mask_interface
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = mask_interface
-    try:
+    with scoped_mask_interfaces({"eager": _additive_mask_interface, "sdpa": mask_interface}):
         yield
-    finally:
-        for name in ("eager", "sdpa"):
-            ALL_MASK_ATTENTION_FUNCTIONS.pop(name)
 
 
 @contextmanager

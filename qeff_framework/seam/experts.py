@@ -26,10 +26,10 @@ _ALPHAS = (1.0, 1.702)
 _Experts = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def replace_experts(shell: PreTrainedModel) -> None:
-    """Lets the experts of `shell` emit the dialect op; where it does not describe their activation, they run as plain ops."""
-    shell.set_experts_implementation(_PLAIN_IMPLEMENTATION)
-    for module in shell.modules():
+def replace_experts(model: PreTrainedModel) -> None:
+    """Lets the experts of `model` emit the dialect op; where it does not describe their activation, they run as plain ops."""
+    model.set_experts_implementation(_PLAIN_IMPLEMENTATION)
+    for module in model.modules():
         if not all(hasattr(module, name) for name in _INTERFACE) or module.has_post_expert_norm:
             continue
         gate = find_gate(module)

@@ -12,7 +12,6 @@ which modules are running when a recurrent state is asked for, and two runs of u
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -22,61 +21,20 @@ from torch.utils import _pytree as pytree
 
 from qeff_framework.dialect.names import DOMAIN, VERSION
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.cache import SeamCache, StateId, StateShape, select_rows
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.cache import SeamCache, select_rows
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.scope import Scope, Step, current_scope, forward_scope
+from qeff_framework.seam.states import StateId, StateShape
 
 #: Stands in the traced graph where the ``Scan`` will stand.
 LOOP_OP: Final = "TokenLoop"
-
-
-class LoopRecorder:
-    """Watches a forward pass; tells which modules own the states that the cache is asked for."""
-
-    def __init__(self) -> None:
-        self._running: list[torch.nn.Module] = []
-        self._owners: dict[int, list[torch.nn.Module]] = {}
-        self._recurrent: set[int] = set()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follows the modules that run in this thread."""
-        hooks = torch.nn.modules.module
-        handles = (
-            hooks.register_module_forward_pre_hook(lambda module, _: self._running.append(module)),
-            hooks.register_module_forward_hook(lambda *_: self._leave(), always_call=True),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _leave(self) -> None:
-        self._running.pop()
-
-    def note(self, state: StateId) -> None:
-        """The cache is asked for `state`, or given it."""
-        if state.role == "recurrent":
-            self._recurrent.add(state.layer)
-        known = self._owners.setdefault(state.layer, list(self._running))
-        common = itertools.takewhile(lambda pair: pair[0] is pair[1], zip(known, self._running, strict=False))
-        self._owners[state.layer] = [module for module, _ in common]
-
-    def owners(self, model: torch.nn.Module) -> dict[int, str]:
-        """By layer with a recurrent state: the name of the innermost module that makes all uses of its states."""
-        names = {id(module): name for name, module in model.named_modules()}
-        found = {layer: names.get(id(self._owners[layer][-1]), "") for layer in sorted(self._recurrent)}
-        if "" in found.values():
-            raise UnsupportedModelError("its recurrent states are updated outside of its layers")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
     """What an argument, or a part of one, is to the loop."""
 
-    sort: Literal["tokens", "same", "count", "cache", "constant"]
+    kind: Literal["tokens", "same", "count", "cache", "constant"]
     #: Of ``"tokens"``: where the tokens lie.
     axis: int = 0
     #: Shape in the probe run, of tensors.
@@ -138,7 +96,7 @@ def loop_site(name: str, states: Sequence[StateShape], short: CallRecord, long: 
             raise UnsupportedModelError(f"{name} keeps keys and values together with a recurrent state")
     outputs = tuple(_leaf(name, a, b) for a, b in zip(short.outputs, long.outputs, strict=True))
     for leaf in outputs:
-        if leaf.sort not in ("tokens", "constant") or (leaf.sort == "tokens" and leaf.shape[0] != batch):
+        if leaf.kind not in ("tokens", "constant") or (leaf.kind == "tokens" and leaf.shape[0] != batch):
             raise UnsupportedModelError(f"{name} keeps a recurrent state and returns something that is not per token")
     return LoopSite(
         name=name,
@@ -152,18 +110,18 @@ def loop_site(name: str, states: Sequence[StateShape], short: CallRecord, long: 
 
 def _leaf(name: str, short: Any, long: Any) -> Leaf:
     if isinstance(short, SeamCache):
-        return Leaf(sort="cache")
+        return Leaf(kind="cache")
     if isinstance(short, torch.Tensor):
         axes = [axis for axis, (a, b) in enumerate(zip(short.shape, long.shape, strict=True)) if a != b]
         if len(axes) > 1:
             raise UnsupportedModelError(
                 f"{name} keeps a recurrent state and takes a tensor with two axes of tokens, {tuple(short.shape)}"
             )
-        sort: Literal["tokens", "same"] = "tokens" if axes else "same"
-        return Leaf(sort=sort, axis=axes[0] if axes else 0, shape=tuple(short.shape), dtype=short.dtype)
+        kind: Literal["tokens", "same"] = "tokens" if axes else "same"
+        return Leaf(kind=kind, axis=axes[0] if axes else 0, shape=tuple(short.shape), dtype=short.dtype)
     if type(short) is int and short != long:
-        return Leaf(sort="count")
-    return Leaf(sort="constant", value=short)
+        return Leaf(kind="count")
+    return Leaf(kind="constant", value=short)
 
 
 @contextlib.contextmanager
@@ -193,12 +151,12 @@ def _emit(
     step = current_scope().step
     assert step is not None  # noqa: S101  (loops exist in graphs with positions only)
     batch, seq = step.position_ids.shape
-    tokens = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.sort == "tokens"]
-    same = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.sort == "same"]
+    tokens = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.kind == "tokens"]
+    same = [leaf for leaf, known in zip(leaves, site.inputs, strict=True) if known.kind == "same"]
     shapes: list[list[Any]] = [list(state.shape) for state in states]
     dtypes = [state.dtype for state in states]
     for leaf in site.outputs:
-        if leaf.sort == "tokens":
+        if leaf.kind == "tokens":
             shapes.append([batch, *leaf.shape[1 : leaf.axis], seq, *leaf.shape[leaf.axis + 1 :]])
             dtypes.append(leaf.dtype)
     values = torch.onnx.ops.symbolic_multi_out(
@@ -210,7 +168,7 @@ def _emit(
         version=VERSION,
     )
     results = iter(values[len(states) :])
-    outputs = [next(results) if leaf.sort == "tokens" else leaf.value for leaf in site.outputs]
+    outputs = [next(results) if leaf.kind == "tokens" else leaf.value for leaf in site.outputs]
     return outputs, list(values[: len(states)])
 
 
@@ -235,12 +193,12 @@ class TokenStep(torch.nn.Module):
         cache = SeamCache(1, {shape.id: state.clone() for shape, state in zip(site.states, before, strict=True)})
         leaves: list[Any] = []
         for leaf in site.inputs:
-            if leaf.sort == "tokens":
+            if leaf.kind == "tokens":
                 leaves.append(next(remaining_tokens).unsqueeze(leaf.axis))
-            elif leaf.sort == "same":
+            elif leaf.kind == "same":
                 leaves.append(next(remaining_same))
             else:
-                leaves.append({"cache": cache, "count": 1, "constant": leaf.value}[leaf.sort])
+                leaves.append({"cache": cache, "count": 1, "constant": leaf.value}[leaf.kind])
         args, kwargs = pytree.tree_unflatten(leaves, site.input_tree)
         step = Step(position_ids=positions.unsqueeze(1), kv_positions=torch.arange(1), looped=True)
         with forward_scope(Scope(masks=MaskPlan(), step=step)):
@@ -248,7 +206,7 @@ class TokenStep(torch.nn.Module):
         slices = [
             result.squeeze(leaf.axis)
             for result, leaf in zip(results, site.outputs, strict=True)
-            if leaf.sort == "tokens"
+            if leaf.kind == "tokens"
         ]
         is_token = positions >= 0
         kept = [
@@ -263,8 +221,8 @@ class TokenStep(torch.nn.Module):
         return (
             [state.zeros(batch, 1) for state in self.site.states],
             torch.ones(batch, dtype=torch.int64),
-            [_zeros(leaf, without_axis=True) for leaf in inputs if leaf.sort == "tokens"],
-            [_zeros(leaf, without_axis=False) for leaf in inputs if leaf.sort == "same"],
+            [_zeros(leaf, without_axis=True) for leaf in inputs if leaf.kind == "tokens"],
+            [_zeros(leaf, without_axis=False) for leaf in inputs if leaf.kind == "same"],
         )
 
 

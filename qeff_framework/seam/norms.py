@@ -42,10 +42,10 @@ def find_rms_norms(module: torch.nn.Module) -> tuple[RMSNormMatch, ...]:
     )
 
 
-def replace_rms_norms(shell: torch.nn.Module, matches: tuple[RMSNormMatch, ...]) -> None:
-    """Lets the matched submodules of `shell` emit the dialect op. Its weight must be fed as `effective_weight`."""
+def replace_rms_norms(model: torch.nn.Module, matches: tuple[RMSNormMatch, ...]) -> None:
+    """Lets the matched submodules of `model` emit the dialect op. Its weight must be fed as `effective_weight`."""
     for match in matches:
-        submodule = shell.get_submodule(match.name)
+        submodule = model.get_submodule(match.name)
         submodule.forward = MethodType(_forward_with(match.epsilon), submodule)
 
 

@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qeff_framework.seam.mask_plan import MaskPlan
+
 if TYPE_CHECKING:
     import torch
-
-    from qeff_framework.seam.masks import MaskPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,15 @@ class Scope:
     step: Step | None = None
     #: `None` unless the pass is that of a decoder with an encoder.
     memory: Memory | None = None
+    #: ``[B, S]`` int64: the length of the text that each token is read with. Rotary frequencies may depend on it.
+    token_lengths: torch.Tensor | None = None
+
+    @property
+    def given_step(self) -> Step:
+        """The step of a model that has a cache."""
+        if self.step is None:
+            raise RuntimeError("this forward pass has no cache, so it has no step")
+        return self.step
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("qeff_scope", default=None)
@@ -69,6 +78,11 @@ def forward_scope(scope: Scope) -> Iterator[None]:
         yield
     finally:
         _SCOPE.reset(token)
+
+
+def in_forward_scope() -> bool:
+    """Whether a forward pass of an exported graph is running in this thread."""
+    return _SCOPE.get() is not None
 
 
 def current_scope() -> Scope:

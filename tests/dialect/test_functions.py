@@ -90,6 +90,20 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+#: What a slot that was never written, a token of padding or an expert that nobody chose may hold.
+POISONS = st.sampled_from([np.nan, np.inf, -np.inf, np.finfo(np.float32).max])
+
+
+def poisoned(array: np.ndarray, where: np.ndarray, poison: float) -> np.ndarray:
+    """A copy of `array` with `poison` where the mask, which is broadcast, is true."""
+    return np.where(where, np.float32(poison), array)
+
+
+def unseen(mask: np.ndarray) -> np.ndarray:
+    """Slots that no token of the step sees, for arrays ``[B, H, C, D]``."""
+    return ~mask.any(axis=(1, 2))[:, None, :, None]
+
+
 def attention_inputs(step, head_sizes) -> tuple[np.ndarray, ...]:
     rng, batch, seq, ctx, _ = step
     query_heads, key_heads, key_dim, value_dim = head_sizes
@@ -101,11 +115,14 @@ def attention_inputs(step, head_sizes) -> tuple[np.ndarray, ...]:
 
 
 @examples
-@given(step=steps(), heads_and_dims=heads())
-def test_kv_update(step, heads_and_dims):
+@given(step=steps(), heads_and_dims=heads(), poison=POISONS)
+def test_kv_update(step, heads_and_dims, poison):
     rng, batch, seq, ctx, positions = step
     _, count, dim, _ = heads_and_dims
     cache, updates = normal(rng, batch, count, ctx, dim), normal(rng, batch, count, seq, dim)
+    # Padding writes nothing, and a token that has overflowed is written to its own slot alone.
+    cache = poisoned(cache, rng.random((batch, 1, ctx, 1)) < 0.5, poison)
+    updates = poisoned(updates, (positions < 0)[:, None, :, None] | (rng.random((batch, 1, seq, 1)) < 0.3), poison)
 
     result = run("KVUpdate", cache, updates, positions)
 
@@ -121,11 +138,13 @@ def test_kv_update_ignores_positions_beyond_the_cache():
 
 
 @examples
-@given(step=steps(), heads_and_dims=heads(), spare=st.integers(0, 3))
-def test_kv_update_cb(step, heads_and_dims, spare):
+@given(step=steps(), heads_and_dims=heads(), spare=st.integers(0, 3), poison=POISONS)
+def test_kv_update_cb(step, heads_and_dims, spare, poison):
     rng, batch, seq, ctx, positions = step
     _, count, dim, _ = heads_and_dims
     cache, updates = normal(rng, batch + spare, count, ctx, dim), normal(rng, batch, count, seq, dim)
+    cache = poisoned(cache, rng.random((batch + spare, 1, ctx, 1)) < 0.5, poison)
+    updates = poisoned(updates, (positions < 0)[:, None, :, None], poison)
     batch_index = rng.permutation(batch + spare)[:batch, None]
 
     result = run("KVUpdateCB", cache, updates, positions, batch_index)
@@ -165,28 +184,33 @@ def test_causal_mask(step, window, chunk):
 
 
 @examples
-@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), per_head=st.booleans())
-def test_attention(step, head_sizes, softcap, per_head):
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), per_head=st.booleans(), poison=POISONS)
+def test_attention(step, head_sizes, softcap, per_head, poison):
     query, key, value = attention_inputs(step, head_sizes)
     rng, batch, seq, ctx, positions = step
     mask = reference.causal_mask(positions, np.arange(ctx))
     if per_head:
         mask = mask & (rng.random((batch, query.shape[1], seq, ctx)) < 0.7)  # some rows are all false
+    key, value = (poisoned(states, unseen(mask), poison) for states in (key, value))
 
     result = run("Attention", query, key, value, mask, scale=0.3, softcap=softcap)
+
+    assert np.isfinite(result).all()
 
     expected = reference.attention(query, key, value, mask, scale=0.3, softcap=softcap)
     np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
 
 
 @examples
-@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), shared=st.booleans())
-def test_attention_bias(step, head_sizes, softcap, shared):
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), shared=st.booleans(), poison=POISONS)
+def test_attention_bias(step, head_sizes, softcap, shared, poison):
     query, key, value = attention_inputs(step, head_sizes)
     rng, batch, seq, ctx, positions = step
     mask = reference.causal_mask(positions, np.arange(ctx))
     bias = normal(rng, 1 if shared else batch, query.shape[1], seq, ctx)
-    bias = np.where(mask[:1] if shared else mask, bias, np.finfo(np.float32).min)
+    mask = mask[:1] if shared else mask
+    bias = np.where(mask, bias, np.finfo(np.float32).min)
+    key, value = (poisoned(states, unseen(mask), poison) for states in (key, value))
 
     result = run("AttentionBias", query, key, value, bias, scale=0.3, softcap=softcap)
 
@@ -195,12 +219,13 @@ def test_attention_bias(step, head_sizes, softcap, shared):
 
 
 @examples
-@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]))
-def test_attention_sinks(step, head_sizes, softcap):
+@given(step=steps(), head_sizes=heads(), softcap=st.sampled_from([0.0, 2.0]), poison=POISONS)
+def test_attention_sinks(step, head_sizes, softcap, poison):
     query, key, value = attention_inputs(step, head_sizes)
     rng, _, _, ctx, positions = step
     mask = reference.causal_mask(positions, np.arange(ctx))
     sinks = normal(rng, query.shape[1])
+    key, value = (poisoned(states, unseen(mask), poison) for states in (key, value))
 
     result = run("AttentionSinks", query, key, value, mask, sinks, scale=0.3, softcap=softcap)
 
@@ -213,6 +238,7 @@ def test_attention_sinks(step, head_sizes, softcap):
 def test_rms_norm(seed, size, magnitude):
     rng = np.random.default_rng(seed)
     hidden, weight = normal(rng, 2, 3, size) * np.float32(magnitude), normal(rng, size)
+    hidden[0, 1] = np.nan  # a token of padding
 
     result = run("RMSNorm", hidden, weight, epsilon=1e-5)
 
@@ -236,9 +262,14 @@ def gates(draw):
 # With one or two tokens the chosen experts are gathered, with more every expert is computed.
 @examples
 @given(
-    gate=gates(), seed=st.integers(0, 1000), tokens=st.integers(1, 9), chosen=st.integers(1, 3), biased=st.booleans()
+    gate=gates(),
+    seed=st.integers(0, 1000),
+    tokens=st.integers(1, 9),
+    chosen=st.integers(1, 3),
+    biased=st.booleans(),
+    poison=POISONS,
 )
-def test_moe(gate, seed, tokens, chosen, biased):
+def test_moe(gate, seed, tokens, chosen, biased, poison):
     rng, experts, hidden_size, inner = np.random.default_rng(seed), 5, 6, 4
     outer = inner * (2 if gate.gated else 1)
     hidden = normal(rng, tokens, hidden_size)
@@ -246,6 +277,10 @@ def test_moe(gate, seed, tokens, chosen, biased):
     expert_weights = rng.random((tokens, chosen)).astype(np.float32)
     up, down = normal(rng, experts, hidden_size, outer), normal(rng, experts, inner, hidden_size)
     biases = (normal(rng, experts, outer), normal(rng, experts, hidden_size)) if biased else None
+    # An expert that a token has not chosen, and a token of padding, have no part in what other tokens are given.
+    unused = np.setdiff1d(np.arange(experts), expert_ids)
+    down[unused[: len(unused) // 2 + 1]] = poison
+    hidden[1:2] = np.nan
 
     inputs = (hidden, expert_ids, expert_weights, up, down, *(biases or ()))
     result = run("MoEBias" if biased else "MoE", *inputs, **asdict(gate))

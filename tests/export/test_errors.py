@@ -21,7 +21,7 @@ def test_a_model_that_numbers_tokens_by_itself(tmp_path, monkeypatch):
         return original(self, hidden) * torch.arange(1, hidden.shape[1] + 1)[None, :, None]
 
     monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", counting_from_one)
-    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*numbers the tokens by their place in the step"):
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*numbers the tokens by their index in the step"):
         export_portable(model, task="causal-lm", output_dir=tmp_path)
 
 

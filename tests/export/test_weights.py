@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qeff_framework.export import weights
-from qeff_framework.export.pages import MappedFiles
+from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.portable import export_portable
 from tests.portable_loop import greedy
 from tests.tiny_models import tiny_causal_lm

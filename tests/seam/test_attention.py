@@ -8,7 +8,7 @@ import torch
 
 from qeff_framework.dialect import ops, reference
 from qeff_framework.seam.attention import attention_interface
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.scope import Scope, forward_scope
 
 BATCH, HEADS, KEY_HEADS, TOKENS, SLOTS, DIM = 2, 4, 2, 3, 7, 8

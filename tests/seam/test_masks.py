@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, masking_utils
 
-from qeff_framework.seam.masks import ClosedForm, MaskPlan, candidate_sizes, recognise
+from qeff_framework.seam.mask_plan import ClosedForm, MaskPlan, candidate_sizes, recognise
 
 NO_PADDING = torch.zeros(1, dtype=torch.int64)
 

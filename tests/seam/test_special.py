@@ -123,7 +123,7 @@ def test_each_family_stands_in_a_file_with_its_reason():
 
 @pytest.mark.parametrize("model_type", refusals._REASONS)
 def test_what_no_steps_can_compute_is_refused_before_it_is_traced(model_type, tmp_path, monkeypatch):
-    monkeypatch.setattr("qeff_framework.export.causal_lm.make_shell", lambda module: pytest.fail("it went on"))
+    monkeypatch.setattr("qeff_framework.export.causal_lm.weightless_copy", lambda module: pytest.fail("it went on"))
 
     with pytest.raises(UnsupportedModelError, match=r"cannot be exported as causal-lm: .*; run it with Transformers"):
         export_portable(_refused(model_type), task="causal-lm", output_dir=tmp_path)
@@ -131,7 +131,7 @@ def test_what_no_steps_can_compute_is_refused_before_it_is_traced(model_type, tm
 
 @pytest.mark.parametrize("model_type", refusals._ENCODER_REASONS)
 def test_an_encoder_that_has_no_graph_for_all_lengths_is_refused_before_it_is_traced(model_type, tmp_path, monkeypatch):
-    monkeypatch.setattr("qeff_framework.export.encoder.make_shell", lambda module: pytest.fail("it went on"))
+    monkeypatch.setattr("qeff_framework.export.encoder.weightless_copy", lambda module: pytest.fail("it went on"))
 
     with pytest.raises(UnsupportedModelError, match="cannot be exported as encoder: .*; choose a model") as caught:
         export_portable(tiny_model(model_type, "encoder"), task="encoder", output_dir=tmp_path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qeff_framework.seam.cache import SeamCache, StateId
-from qeff_framework.seam.masks import MaskPlan
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.scope import Scope, Step, forward_scope
+from qeff_framework.seam.states import StateId
 from qeff_framework.seam.windows import highest, windows
 
 

@@ -34,8 +34,8 @@ _FAMILIES: Final[Mapping[str, str]] = {
 }
 
 
-def adapt_special(shell: PreTrainedModel) -> None:
-    """Brings a shell of such a family to the interfaces; leaves every other shell as it is."""
-    name = _FAMILIES.get(shell.config.model_type)
+def adapt_special(model: PreTrainedModel) -> None:
+    """Adapts the weightless copy of a model of such a family to the interfaces; leaves every other model as it is."""
+    name = _FAMILIES.get(model.config.model_type)
     if name is not None:
-        importlib.import_module(f"{__name__}.{name}").adapt(shell)
+        importlib.import_module(f"{__name__}.{name}").adapt(model)

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Takes the argument away from a head for question answering; every other model stays as it is."""
-    if hasattr(shell, "qa_classifier"):
-        shell.forward = MethodType(_without_token_types(type(shell).forward), shell)
+    if hasattr(model, "qa_classifier"):
+        model.forward = MethodType(_without_token_types(type(model).forward), model)
 
 
 def _without_token_types(forward: Any) -> Any:

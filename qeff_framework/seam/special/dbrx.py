@@ -12,10 +12,10 @@ from qeff_framework.dialect import ops
 from qeff_framework.seam.experts import find_activation
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each set of experts."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if all(hasattr(module, name) for name in ("w1", "v1", "w2")):
             module.gate = find_activation(module.activation_fn)
         elif hasattr(module, "ffn_hidden_size") and hasattr(module, "num_experts"):

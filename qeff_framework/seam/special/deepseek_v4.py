@@ -16,10 +16,10 @@ from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.windows import block_ends, highest, positioned_step, windows
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each compressor, and what each attention sees of the cache."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "compress_rate") and not hasattr(module, "scorer"):
             module.forward = MethodType(_compressor, module)
         elif hasattr(module, "compressor") and hasattr(module, "sinks"):

@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the transform of every layer."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "fourier_transform"):
             module.forward = MethodType(_mix, module)
 

@@ -17,10 +17,10 @@ from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.scope import current_step
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces what each attention does after it has its keys and values."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "_attn") and hasattr(module, "attention_type"):
             module._attn = MethodType(_attend, module)  # noqa: SLF001
 

@@ -16,10 +16,10 @@ from qeff_framework.dialect import ops
 from qeff_framework.seam.experts import find_activation
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the routers, the experts of the attentions and those of the feed-forward layers."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "top_k") and hasattr(module, "layer"):
             module.forward = MethodType(_route, module)
         elif hasattr(module, "output_size") and hasattr(module, "num_experts"):

@@ -16,10 +16,10 @@ from qeff_framework.dialect import ops
 from qeff_framework.seam.experts import find_activation
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each set of experts."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "zero_expert_num") and hasattr(module, "gate_up_proj"):
             module.gate = find_activation(module.act_fn)
             module.forward = MethodType(_experts, module)

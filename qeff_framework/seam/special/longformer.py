@@ -18,11 +18,11 @@ from transformers.models.longformer.modeling_longformer import LongformerBaseMod
 from qeff_framework.seam.attention import attention_interface
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the windows of every attention, and what prepares them."""
     running = _Running()
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "query_global"):
             module.forward = MethodType(_attend_with(running), module)
         elif hasattr(module, "_pad_to_window_size"):
@@ -30,8 +30,8 @@ def adapt(shell: PreTrainedModel) -> None:
             module._pad_to_window_size = running.take_real_tokens  # noqa: SLF001
             if hasattr(module, "encoder"):  # The encoder of LED does this by itself.
                 module.encoder.forward = MethodType(_encode, module.encoder)
-    if hasattr(shell, "qa_outputs"):
-        shell.forward = MethodType(_with_global_question(type(shell).forward), shell)
+    if hasattr(model, "qa_outputs"):
+        model.forward = MethodType(_with_global_question(type(model).forward), model)
 
 
 class _Running:

@@ -13,10 +13,10 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of the model and of each linear attention."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "slope_rate"):
             module.forward = MethodType(_attention_with(type(module).forward), module)
         elif isinstance(module, PreTrainedModel) and hasattr(module, "layers"):

@@ -16,15 +16,15 @@ from transformers.masking_utils import create_causal_mask
 from qeff_framework.seam.attention import attention_interface
 
 
-def adapt(shell: PreTrainedModel) -> None:
-    """Lets the forward of `shell` take a cache and its attentions use it."""
+def adapt(model: PreTrainedModel) -> None:
+    """Lets the forward of `model` take a cache and its attentions use it."""
     running = _Running()
     attentions: list[Any] = [
-        module for module in shell.modules() if hasattr(module, "_attn") and hasattr(module, "split_heads")
+        module for module in model.modules() if hasattr(module, "_attn") and hasattr(module, "split_heads")
     ]
     for layer, module in enumerate(attentions):
         module._attn = MethodType(_attend_with(running, layer), module)  # noqa: SLF001
-    shell.forward = MethodType(_forward_with(running, type(shell).forward), shell)
+    model.forward = MethodType(_forward_with(running, type(model).forward), model)
 
 
 class _Running:

@@ -23,12 +23,12 @@ from qeff_framework.seam.windows import block_ends, highest, positioned_step, wi
 _DIGIT = 1024
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each indexer and of each hash."""
-    layers = len(shell.config.layer_types)
-    rotary: Any = next(module for module in shell.modules() if hasattr(module, "mrope_section"))
+    layers = len(model.config.layer_types)
+    rotary: Any = next(module for module in model.modules() if hasattr(module, "mrope_section"))
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "block_topk"):
             module.forward = MethodType(_indexer_with(rotary), module)
         elif hasattr(module, "ngram_embedding"):

@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each recurrent block and of its recurrence."""
     module: Any
-    for name, module in shell.named_modules():
+    for name, module in model.named_modules():
         if hasattr(module, "rg_lru"):
             layer = int(next(part for part in name.split(".") if part.isdigit()))
             module.forward = MethodType(_block_with(layer), module)

@@ -16,12 +16,12 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 
-def adapt(shell: PreTrainedModel) -> None:
-    """Lets the forward of `shell` take a cache, and attentions and feed-forward parts use it."""
+def adapt(model: PreTrainedModel) -> None:
+    """Lets the forward of `model` take a cache, and attentions and feed-forward parts use it."""
     running = _Running()
-    layers = shell.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "time_decay"):
             module.forward = MethodType(_attention, module)
             module.extract_key_value = MethodType(_key_value, module)
@@ -30,7 +30,7 @@ def adapt(shell: PreTrainedModel) -> None:
         elif hasattr(module, "layers_are_rescaled") and not module.layers_are_rescaled:
             # Halved hidden states and weights, against overflow in half precision, cancel out; a graph has float32.
             module.config.rescale_every = 0
-    shell.forward = MethodType(_forward_with(running, type(shell).forward), shell)
+    model.forward = MethodType(_forward_with(running, type(model).forward), model)
 
 
 class _Running:

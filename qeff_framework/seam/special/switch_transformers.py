@@ -18,10 +18,10 @@ from qeff_framework.dialect import ops
 from qeff_framework.seam.experts import find_activation
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the feed-forward layers that choose experts."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "router") and hasattr(module, "experts"):
             module.gate = replace(find_activation(next(iter(module.experts.values())).act), gated=0)
             module.forward = MethodType(_feed_forward, module)

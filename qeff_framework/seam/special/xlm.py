@@ -20,15 +20,15 @@ from qeff_framework.seam.masks import mask_interface
 from qeff_framework.seam.scope import Step, current_step
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of a language model and of its attentions; an encoder or a classifier stays as it is."""
-    if not hasattr(shell, "pred_layer"):
+    if not hasattr(model, "pred_layer"):
         return
     running = _Running()
-    for module in shell.modules():
+    for module in model.modules():
         if hasattr(module, "q_lin") and hasattr(module, "out_lin"):
             module.forward = MethodType(_attention_with(running), module)
-    shell.forward = MethodType(_forward_with(running), shell)
+    model.forward = MethodType(_forward_with(running), model)
 
 
 class _Running:

@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 
-def adapt(shell: PreTrainedModel) -> None:
+def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of the model, and that of each layer."""
     module: Any
-    for module in shell.modules():
+    for module in model.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module, "blocks"):
             module.forward = MethodType(_model, module)
             blocks: Any = module.blocks
             for layer, block in enumerate(blocks):
                 mixer = block.mlstm_layer
                 mixer.forward = MethodType(_mixer_with(layer, type(mixer).forward), mixer)
-    shell.forward = MethodType(_causal_lm, shell)
+    model.forward = MethodType(_causal_lm, model)
 
 
 def _causal_lm(self: Any, input_ids: torch.Tensor, cache: Any, **_: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from qaic_backend.lowering import Float16Range, RotaryTables, passes
 from qaic_backend.lowering.graph import BEYOND_CACHE
 from qeff_framework.contracts import ExportedModel, Specialization
+from qeff_framework.errors import CompileError
 from qeff_framework.export.portable import export_portable
 from tests.tiny_models import tiny_causal_lm
 
@@ -120,3 +121,17 @@ def test_angles_that_depend_on_other_tokens_stay() -> None:
     model = model_of((text % "f").replace("Mul (column", "Mul (scaled"), f=np.array([1.0, 0.01], np.float32))
     assert not RotaryTables(16)(model)
     assert any(node.op_type == "Cos" for node in model.graph)
+
+
+def test_angles_that_grow_with_the_text_are_refused() -> None:
+    """A table would need a row for each pair of position and length; computed in float16, they would be wrong without a word."""
+    text = ROTARY.replace(
+        "m (int64[batch, seq] position_ids)", "m (int64[batch, seq] position_ids, int64[batch, 1] prompt_lengths)"
+    )
+    text = text.replace(
+        "angle = Mul (column, %s)",
+        "length = Cast <to = 1> (prompt_lengths)\n grown = Unsqueeze (length, axis)\n slow = Div (column, grown)\n angle = Mul (slow, %s)",
+    )
+    model = model_of(text % "f", f=np.array([1.0, 0.01], np.float32))
+    with pytest.raises(CompileError, match=r"grow with the length of the text.*max_position_embeddings"):
+        RotaryTables(16)(model)

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from qaic_backend.lowering.graph import Writer, graph_of
+from qeff_framework.plugin_api import CompileError
 
 POSITIONS = "position_ids"
+#: Tokens of each row's prompt; there where rotary frequencies depend on the length of the text.
+PROMPT_LENGTHS = "prompt_lengths"
 _TRIGONOMETRIC = ("Cos", "Sin")
 #: More nodes than any position encoding needs: what is larger is something else.
 _MAX_NODES = 64
@@ -33,7 +36,7 @@ class RotaryTables:
         self._ctx_len = ctx_len
 
     def __call__(self, model: ir.Model) -> bool:
-        """Says whether something was replaced."""
+        """Says whether something was replaced. Raises `CompileError` where no table can hold the angles."""
         position_ids = next((value for value in model.graph.inputs if value.name == POSITIONS), None)
         if position_ids is None or position_ids.shape is None or len(position_ids.shape) != 2:
             return False
@@ -43,6 +46,7 @@ class RotaryTables:
         for node in [node for node in model.graph if node.op_type in _TRIGONOMETRIC and not node.domain]:
             table = self._table(node, position_ids)
             if table is None:
+                _refuse_growing_frequencies(node)
                 continue
             write = Writer()
             if rows is None:
@@ -94,6 +98,26 @@ def _ancestors(node: ir.Node, position_ids: ir.Value) -> list[ir.Node] | None:
             elif value.const_value is None:
                 return None
     return [other for other in graph_of(node) if other in found] if reads_positions else None
+
+
+def _refuse_growing_frequencies(node: ir.Node) -> None:
+    """Raises `CompileError` if the angles depend on the length of the text too: a table would have a row for each pair."""
+    found: set[ir.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in found:
+            continue
+        found.add(current)
+        for value in current.inputs:
+            if value is not None and value.is_graph_input() and value.name == PROMPT_LENGTHS:
+                raise CompileError(
+                    "the model's rotary frequencies grow with the length of the text (dynamic NTK), and float16, in which the "
+                    "device would compute them, holds whole positions up to 2048 only; compile with a ctx_len of at most the "
+                    "model's max_position_embeddings, up to which they stay the same, or choose another backend"
+                )
+            if value is not None and (producer := value.producer()) is not None:
+                pending.append(producer)
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Attr]:

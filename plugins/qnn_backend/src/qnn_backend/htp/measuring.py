@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qnn_backend.htp.golden import Interface, golden_steps
-from qnn_backend.htp.provider import cpu_session
+from qnn_backend.htp.provider import cpu_session, run_reference
 
 
 def measure(
@@ -35,8 +35,7 @@ def measure(
     largest = dict.fromkeys(values, 0.0)
 
     def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
-        found = session.run(list(values), dict(feeds))
-        for name, content in zip(values, found, strict=True):
+        for name, content in run_reference(session, feeds, values).items():
             if content.size:
                 largest[name] = max(largest[name], float(np.abs(content).max()))
         return {}

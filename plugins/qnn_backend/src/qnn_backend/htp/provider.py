@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qeff_framework.plugin_api import BackendUnavailableError
 from qnn_backend.versions import version_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: The name under which the provider must be registered: sessions of compiled models look for it.
 PROVIDER = "QNNExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 #: Where a compiled model says for which chip and with which version of the compiler it was made.
 COMPATIBILITY = f"ep_compatibility_info.{PROVIDER}"
+
+#: The input of a graph whose rotary frequencies depend on the length of the text.
+PROMPT_LENGTHS = "prompt_lengths"
 
 _WARNINGS, _ERRORS = 2, 3
 
@@ -82,6 +90,20 @@ def session_options(
 def library_folder() -> Path:
     """Where the compiler's libraries are."""
     return Path(_package().get_qnn_htp_path()).parent
+
+
+def run_reference(
+    session: Any, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The outputs `names`, by default all, of a `cpu_session` of the portable graph, for the inputs of a program made of it.
+
+    A program whose context holds no longer texts lacks ``prompt_lengths [B, 1]``; the portable graph then takes any.
+    """
+    given = dict(feeds)
+    if PROMPT_LENGTHS not in given and PROMPT_LENGTHS in {one.name for one in session.get_inputs()}:
+        given[PROMPT_LENGTHS] = np.zeros((len(feeds["input_ids"]), 1), np.int64)
+    names = names or [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(list(names), given), strict=True))
 
 
 def cpu_session(model: Path) -> Any:

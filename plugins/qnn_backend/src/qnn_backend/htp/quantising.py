@@ -8,7 +8,7 @@ from typing import Any
 
 from qnn_backend.htp.golden import Arrays, Interface, calibration_steps
 from qnn_backend.htp.host_tables import HostTables
-from qnn_backend.htp.provider import cpu_session
+from qnn_backend.htp.provider import cpu_session, run_reference
 
 
 def quantise(
@@ -29,10 +29,9 @@ def quantise(
 
     described = Interface(**interface)
     reference = cpu_session(Path(portable))
-    names = [output.name for output in reference.get_outputs()]
 
     def run(feeds: Mapping[str, Any]) -> Arrays:
-        return dict(zip(names, reference.run(None, dict(feeds)), strict=True))
+        return run_reference(reference, feeds)
 
     tables = HostTables(Path(folder), host_tables)
     steps = list(calibration_steps(described, run, prompts))

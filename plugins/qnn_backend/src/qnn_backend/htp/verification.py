@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qeff_framework.plugin_api import CompileError
 from qnn_backend.htp.golden import ATTENTION_MASK, POSITIONS, Arrays, Interface, Step, golden_steps
 from qnn_backend.htp.host_tables import HostTables
-from qnn_backend.htp.provider import cpu_session, session_options
+from qnn_backend.htp.provider import cpu_session, run_reference, session_options
 
 LOGITS = "logits"
 #: In a mixture of experts two experts may be nearly tied, and float16 then takes the other one. So a kind of step is tried with
@@ -99,8 +99,7 @@ class _Reference:
         self._session = cpu_session(model)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(None, dict(feeds)), strict=True))
+        return run_reference(self._session, feeds)
 
     @property
     def inputs(self) -> list[str]:

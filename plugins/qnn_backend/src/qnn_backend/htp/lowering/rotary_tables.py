@@ -12,9 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from qeff_framework.plugin_api import CompileError
 from qnn_backend.htp.lowering.graph import Writer, graph_of, known_sizes, standard_nodes
 
 POSITIONS = "position_ids"
+#: Tokens of each row's prompt; there where rotary frequencies depend on the length of the text.
+PROMPT_LENGTHS = "prompt_lengths"
 #: More nodes than any position encoding needs: what is larger is something else.
 _MAX_NODES = 64
 
@@ -29,7 +32,7 @@ class RotaryTables:
         self._ctx_len = ctx_len
 
     def __call__(self, model: ir.Model) -> bool:
-        """Says whether something was replaced."""
+        """Says whether something was replaced. Raises `CompileError` where no table can hold the angles."""
         positions = next((value for value in model.graph.inputs if value.name == POSITIONS), None)
         if positions is None or len(known_sizes(positions)) != 2:
             return False
@@ -39,6 +42,7 @@ class RotaryTables:
             needed = _nodes_between(node, positions)
             table = None if needed is None else self._table(node, needed)
             if table is None:
+                _refuse_growing_frequencies(node)
                 continue
             write = Writer(model, node)
             if rows is None or not _is_before(rows, node):
@@ -94,6 +98,26 @@ def _nodes_between(node: ir.Node, positions: ir.Value) -> list[ir.Node] | None:
             elif value.const_value is None:
                 return None
     return [other for other in graph_of(node) if other in found] if reads_positions else None
+
+
+def _refuse_growing_frequencies(node: ir.Node) -> None:
+    """Raises `CompileError` if the angles depend on the length of the text too: a table would have a row for each pair."""
+    found: set[ir.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in found:
+            continue
+        found.add(current)
+        for value in current.inputs:
+            if value is not None and value.is_graph_input() and value.name == PROMPT_LENGTHS:
+                raise CompileError(
+                    "the model's rotary frequencies grow with the length of the text (dynamic NTK), and float16, in which the "
+                    "device would compute them, holds whole positions up to 2048 only; compile with a ctx_len of at most the "
+                    "model's max_position_embeddings, up to which they stay the same, or choose another backend"
+                )
+            if value is not None and (producer := value.producer()) is not None:
+                pending.append(producer)
 
 
 def _has_subgraph(node: ir.Node) -> bool:

@@ -20,11 +20,11 @@ GRAPH_DTYPE = torch.float32
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 
-def make_shell(module: ModuleT) -> ModuleT:
+def weightless_copy(module: ModuleT) -> ModuleT:
     """Copies everything but the parameters' contents; half-precision tensors become float32.
 
-    The new parameters are uninitialised: memory that nobody touches is reserved but never resident, so a shell of any size
-    costs next to nothing. Whoever runs the shell must replace them first (`hollow_parameters`) or trace it.
+    The new parameters are uninitialised: memory that nobody touches is reserved but never resident, so a copy of any size costs
+    next to nothing. Before the copy runs, its parameters must be replaced (`fake_parameters`), or it must be traced.
     """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -35,14 +35,14 @@ def make_shell(module: ModuleT) -> ModuleT:
     return copy.deepcopy(module, memo).eval()
 
 
-def hollow_parameters(shell: torch.nn.Module) -> dict[str, torch.Tensor]:
+def fake_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters that have shapes and no data, for `torch.func.functional_call`.
 
     Everything computed from them has no data either, while index arithmetic (positions, masks) stays real and can be looked at.
     """
     # The shapes of parameters stay numbers; symbols stand only for counts that depend on contents (selected rows).
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    return {name: mode.from_tensor(parameter) for name, parameter in shell.named_parameters()}
+    return {name: mode.from_tensor(parameter) for name, parameter in model.named_parameters()}
 
 
 def _graph_dtype(tensor: torch.Tensor) -> torch.dtype:

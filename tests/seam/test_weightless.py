@@ -1,4 +1,4 @@
-"""The shell has the structure of a model and none of its weights."""
+"""A weightless copy has the structure of a model and none of its weights."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from qeff_framework.seam.shell import hollow_parameters, make_shell
+from qeff_framework.seam.weightless import fake_parameters, weightless_copy
 from tests.tiny_models import tiny_causal_lm
 
 
 def test_structure_names_and_ties_are_kept_and_no_memory_is_shared():
     model, _ = tiny_causal_lm("gpt2")
 
-    shell = make_shell(model)
+    weightless = weightless_copy(model)
 
-    assert [name for name, _ in shell.named_parameters()] == [name for name, _ in model.named_parameters()]
-    assert shell.lm_head.weight is shell.transformer.wte.weight, "tied weights stay one parameter"
-    ours = {parameter.data_ptr() for parameter in shell.parameters()}
+    assert [name for name, _ in weightless.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert weightless.lm_head.weight is weightless.transformer.wte.weight, "tied weights stay one parameter"
+    ours = {parameter.data_ptr() for parameter in weightless.parameters()}
     assert not ours & {parameter.data_ptr() for parameter in model.parameters()}
-    assert shell.config is not model.config
+    assert weightless.config is not model.config
 
 
 def test_half_precision_becomes_float32_and_buffers_keep_their_values():
     model = torch.nn.BatchNorm1d(4).to(torch.bfloat16)
     model.running_mean += 3
 
-    shell = make_shell(model)
+    weightless = weightless_copy(model)
 
-    assert shell.weight.dtype == shell.running_mean.dtype == torch.float32
-    assert shell.num_batches_tracked.dtype == torch.int64
-    torch.testing.assert_close(shell.running_mean, torch.full((4,), 3.0))
+    assert weightless.weight.dtype == weightless.running_mean.dtype == torch.float32
+    assert weightless.num_batches_tracked.dtype == torch.int64
+    torch.testing.assert_close(weightless.running_mean, torch.full((4,), 3.0))
     assert model.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
-def test_a_shell_costs_no_memory():
+def test_a_weightless_copy_costs_no_memory():
     with torch.device("meta"):
         large = torch.nn.Linear(16384, 16384, bias=False)
     large.weight = torch.nn.Parameter(torch.empty(16384, 16384))  # 1 GiB that nobody touches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    hollow = hollow_parameters(make_shell(large))
+    fakes = fake_parameters(weightless_copy(large))
 
-    assert hollow["weight"].shape == (16384, 16384)
+    assert fakes["weight"].shape == (16384, 16384)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
@@ -54,7 +54,7 @@ def test_indices_stay_real_where_weights_have_no_data():
     embedding = torch.nn.Embedding(10, 4)
     tokens = torch.arange(3)
 
-    result = torch.func.functional_call(embedding, hollow_parameters(embedding), (tokens,))
+    result = torch.func.functional_call(embedding, fake_parameters(embedding), (tokens,))
 
     assert result.shape == (3, 4)
     assert type(tokens * 2) is torch.Tensor

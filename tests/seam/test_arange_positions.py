@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.places import PerRow, PlacesArePositions
+from qeff_framework.seam.arange_positions import PerRow, PositionalArangeMode
 
 POSITIONS = torch.tensor([[3, 4, 5, -1], [0, 1, 2, 3], [7, -1, -1, -1]])
 ROWS, TOKENS = POSITIONS.shape
@@ -33,7 +33,7 @@ USES = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=list(USES))
 def test_each_row_sees_its_own_positions(use):
-    with PlacesArePositions(POSITIONS):
+    with PositionalArangeMode(POSITIONS):
         got = use(torch.arange(TOKENS))
     assert type(got) is torch.Tensor
     for row in range(ROWS):
@@ -42,7 +42,7 @@ def test_each_row_sees_its_own_positions(use):
 
 
 def test_a_transposition_stays_within_a_row():
-    with PlacesArePositions(POSITIONS):
+    with PositionalArangeMode(POSITIONS):
         turned = torch.arange(TOKENS)[:, None].expand(TOKENS, 2).transpose(0, -1)
     for row in range(ROWS):
         wanted = POSITIONS[row].clamp(min=0)[:, None].expand(TOKENS, 2).transpose(0, -1)
@@ -50,7 +50,7 @@ def test_a_transposition_stays_within_a_row():
 
 
 def test_other_counts_stay_what_they_are():
-    with PlacesArePositions(POSITIONS):
+    with PositionalArangeMode(POSITIONS):
         assert torch.equal(torch.arange(9), torch.tensor(range(9)))
         assert torch.equal(torch.arange(2, TOKENS), torch.tensor([2, 3]))
         assert torch.equal(torch.arange(0, TOKENS, 2), torch.tensor([0, 2]))
@@ -59,5 +59,5 @@ def test_other_counts_stay_what_they_are():
 
 
 def test_what_has_no_meaning_is_refused():
-    with PlacesArePositions(POSITIONS), pytest.raises(UnsupportedModelError, match="positions by place"):
+    with PositionalArangeMode(POSITIONS), pytest.raises(UnsupportedModelError, match="token indices"):
         HIDDEN[:, :, 0] + torch.arange(TOKENS)[:, None]

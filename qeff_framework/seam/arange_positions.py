@@ -1,4 +1,4 @@
-"""Positions for models that number the tokens of a step by their place instead of by the positions that they are given.
+"""Positions for models that number the tokens of a step by their index instead of by the positions that they are given.
 
 Such a model computes ``torch.arange(seq_len)``, as if every step began at the start of a text. While a model is traced, that
 call is answered with the positions of the step. They differ from row to row, where the model expects one vector for all rows:
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from qeff_framework.errors import UnsupportedModelError
 
 
-class PlacesArePositions(TorchFunctionMode):
+class PositionalArangeMode(TorchFunctionMode):
     """Answers ``torch.arange`` over the tokens of a step with their positions."""
 
     def __init__(self, position_ids: torch.Tensor) -> None:
@@ -259,7 +259,7 @@ def _aligned(row: PerRow, rank: int) -> torch.Tensor:
     if row.dim() >= rank:
         if row.dim() > rank or row.shape[0] != 1:
             raise UnsupportedModelError(
-                f"it combines positions by place, of shape {tuple(row.shape)}, with tensors of {rank} axes"
+                f"it combines token indices, of shape {tuple(row.shape)}, with tensors of {rank} axes"
             )
         return held.squeeze(1)
     return held.reshape(held.shape[0], *(1,) * (rank - held.dim()), *held.shape[1:])
