@@ -187,11 +187,8 @@ class CompiledCausalLM(CompiledRunner):
         if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
             tokenizer, inputs = None, tokenizer
         tensors = _tensors(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        given = [
-            name
-            for name, value in (("prompts", prompts), ("inputs", inputs), ("input_ids", tensors))
-            if value is not None
-        ]
+        named = {"prompts": prompts, "inputs": inputs, ", ".join(tensors or {}): tensors}
+        given = [name for name, value in named.items() if value is not None]
         if not given:
             raise InputError(
                 "nothing to generate from was given; give prompts=[...], or tokenizer output: generate(**inputs)"

@@ -8,7 +8,7 @@ imports it when it is used.
 from __future__ import annotations
 
 from qeff_framework.generation.aligned import align, as_rows
-from qeff_framework.generation.chat import ChatOptions
+from qeff_framework.generation.chat import ChatOptions, is_conversation
 from qeff_framework.generation.classification import class_scores
 from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.generation_config import load_generation_defaults, resolve_settings
@@ -41,6 +41,7 @@ __all__ = [
     "class_scores",
     "encode_prompt",
     "find_answer",
+    "is_conversation",
     "load_generation_defaults",
     "load_tokenizer",
     "normalize_inputs",

@@ -189,6 +189,10 @@ def _cut_at_open_end(text: str, final: str) -> str:
         raise InputError(
             "continue_final_message: the chat template leaves the final message out or changes it, so that it cannot be continued"
         )
+    if _OPEN_END.strip() in text[:place]:
+        raise InputError(
+            "continue_final_message: the chat template repeats the final message, so that it cannot be continued"
+        )
     # Where the template has removed the space behind the mark, it has removed the message's own as well.
     kept_spaces = text.startswith(_OPEN_END, place)
     return text[:place] if kept_spaces else text[:place].rstrip()
