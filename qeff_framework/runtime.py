@@ -189,12 +189,9 @@ class CompiledCausalLM(CompiledRunner):
         tensors = _tensors(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         named = {"prompts": prompts, "inputs": inputs, ", ".join(tensors or {}): tensors}
         given = [name for name, value in named.items() if value is not None]
-        if not given:
-            raise InputError(
-                "nothing to generate from was given; give prompts=[...], or tokenizer output: generate(**inputs)"
-            )
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)} were given, which is one too many; give one of them")
+        if len(given) != 1:
+            told = "nothing to generate from was given" if not given else f"{' and '.join(given)} were given"
+            raise InputError(f"{told}; give either prompts=[...] or tokenizer output, generate(**inputs)")
         if self._generator is None:
             self._generator = TextGenerator(
                 self.session, generation_defaults=generation_defaults(self.compiled.directory)
@@ -377,12 +374,18 @@ _RUNNERS: Mapping[str, type[CompiledRunner]] = {
 
 
 def generation_defaults(directory: Path) -> Mapping[str, Any]:
-    """What the checkpoint says about generation: ``generation_config.json``, completed by the config's token ids."""
+    """What the checkpoint says about generation: ``generation_config.json``, as Transformers has read it.
+
+    The config's ids stand in where there is no such file. Where there is one, they only say what a decoder starts with.
+    """
     from qeff_framework.generation import load_generation_defaults
 
-    content = _config(directory)
-    from_config = {name: content[name] for name in _TOKEN_IDS if content.get(name) is not None}
-    return {**from_config, **load_generation_defaults(directory)}
+    content, stated = _config(directory), load_generation_defaults(directory)
+    is_stated = (directory / "generation_config.json").is_file()
+    names = _START_IDS if is_stated else (*_START_IDS, *_OTHER_IDS)
+    from_config = {name: content[name] for name in names if content.get(name) is not None}
+    # Explicitly `None`: nothing but the limits ends a text, as in Transformers.
+    return {**({"eos_token_id": None} if is_stated else {}), **from_config, **stated}
 
 
 def _config(directory: Path) -> Mapping[str, Any]:
@@ -392,7 +395,5 @@ def _config(directory: Path) -> Mapping[str, Any]:
     return content
 
 
-_TOKEN_IDS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-)
+_START_IDS = ("bos_token_id", "decoder_start_token_id")
+_OTHER_IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")

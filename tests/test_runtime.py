@@ -67,8 +67,8 @@ def test_tokenizer_output_may_be_given_in_every_way(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({}, InputError, "nothing to generate from was given; give prompts="),
-        ({"prompts": ["a"], "inputs": [[1]]}, InputError, "prompts and inputs were given, which is one too many"),
+        ({}, InputError, "nothing to generate from was given; give either prompts="),
+        ({"prompts": ["a"], "inputs": [[1]]}, InputError, "prompts and inputs were given; give either"),
         ({"prompts": ["a"], "attention_mask": [[1]]}, InputError, "prompts and attention_mask were given"),
         ({"attention_mask": [[1]]}, InputError, "the inputs hold attention_mask, but no input_ids"),
         ({"prompts": ["a"], "position_ids": [[0]]}, InputError, "position_ids cannot be done on a compiled program"),
@@ -108,6 +108,24 @@ def test_what_the_artifact_says_about_generation_holds_unless_it_is_switched_off
     off = runner.generate(prompts=["The fox"], suppress_tokens=None, max_new_tokens=None, num_beams=1)
     assert off.generated_ids[0][:5] == free
     assert len(off.generated_ids[0]) > 5
+
+
+def test_what_ends_a_text_is_what_transformers_reads(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its generation config alone; the config's and the tokenizer's ids only where there is none."""
+    directory = shutil.copytree(artifact, tmp_path / "artifact")
+    first = program(directory).generate(prompts=["The fox"], generation_len=4).generated_ids[0][0]
+    (directory / "config.json").write_text(json.dumps({"eos_token_id": first, "forced_eos_token_id": 7}))
+    (directory / "generation_config.json").write_text("{}")
+    runner = program(directory)
+    for _ in range(2):
+        ids = runner.generate(prompts=["The fox"], generation_len=4).generated_ids[0]
+        assert (len(ids), ids[0]) == (4, first)
+        assert ids[-1] != 7
+    assert caplog.text.count("names no end of sequence") == 1
+    (directory / "generation_config.json").unlink()
+    assert program(directory).generate(prompts=["The fox"], generation_len=4).generated_ids == [[first]]
 
 
 def test_encoders_take_tokenizer_output_as_keywords_too() -> None:

@@ -72,15 +72,25 @@ class TextGenerator:
     def settings(
         self, generation_config: GenerationConfig | Mapping[str, Any] | None = None, **overrides: Any
     ) -> GenerationSettings:
-        """The settings of a call, see `resolve_settings`. A checkpoint without an end-of-sequence id has its tokenizer's."""
+        """The settings of a call, see `resolve_settings`.
+
+        Where `generation_defaults` does not mention ``eos_token_id``, the tokenizer's ends a row; `None` there means that nothing
+        does.
+        """
         defaults = dict(self.generation_defaults)
-        if defaults.get("eos_token_id") is None and self.tokenizer is not None:
-            defaults["eos_token_id"] = self.tokenizer.eos_token_id
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        defaults.setdefault("eos_token_id", end)
         if self.shape.has_encoder and defaults.get("decoder_start_token_id") is None:
             defaults["decoder_start_token_id"] = defaults.get("bos_token_id")
         if not self.shape.has_encoder and "decoder_start_token_id" in overrides:
             raise OptionError("generate: decoder_start_token_id is for encoder-decoder models; leave it out")
-        return resolve_settings(defaults, generation_config, warn=self._warn, **overrides)
+        settings = resolve_settings(defaults, generation_config, warn=self._warn, **overrides)
+        if end is not None and not settings.eos_token_ids and not {"eos_token_id", "ignore_eos"} & set(overrides):
+            self._warn(
+                "the checkpoint's generation config names no end of sequence, so that the limits alone end a text, as in "
+                f"Transformers; its tokenizer's is eos_token_id={end}"
+            )
+        return settings
 
     def _warn(self, message: str) -> None:
         """Logs a warning, once for each generator."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, SynthIDTextWatermarkingConfig, WatermarkingConfig
+from transformers import GenerationConfig, SynthIDTextWatermarkingConfig, TopPLogitsWarper, WatermarkingConfig
 
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from qeff_framework.generation.rows import Row
@@ -119,6 +119,18 @@ def test_scores_are_those_of_transformers_at_every_step(case: dict[str, Any]) ->
         expected = theirs(torch.tensor([[*row.prompt, *row.generated]]), given_scores)[0].numpy()
         np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
         np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0], ids=["flat", "steep"])
+def test_top_p_of_a_large_vocabulary_keeps_what_transformers_keeps(scale: float) -> None:
+    """Its most likely tokens alone are sorted where they make up the mass."""
+    rng = np.random.default_rng(1)
+    for mass in (0.3, 0.9, 0.999):
+        scores = rng.normal(scale=scale, size=5000).astype(np.float32)
+        expected = TopPLogitsWarper(mass)(torch.tensor([[1]]), torch.from_numpy(scores[None].copy()))[0].numpy()
+        (rule,) = build_rules(GenerationSettings(do_sample=True, top_p=mass), Row(index=0, prompt=[1], limit=1), 5000)
+        rule(Row(index=0, prompt=[1], limit=1), scores)
+        np.testing.assert_array_equal(scores, expected)
 
 
 # --- whole generations ------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from qeff_framework.generation.scores.rule import Scores
 
+#: Tokens that `TopP` sorts when they are enough.
+_SORTED_AT_ONCE = 1024
 #: Tokens that `TopH` looks at, as in Transformers.
 _TOP_H_CANDIDATES = 100
 
@@ -55,10 +57,25 @@ class TopP:
     def __call__(self, row: Row, scores: Scores) -> None:
         """See `ScoreRule`."""
         del row
-        rising = _sorted_candidates(scores)
-        removed = _cumulated(softmax(scores[rising])) <= 1 - self._mass
-        removed[-1:] = False
-        scores[rising[removed]] = -np.inf
+        probabilities = softmax(scores)
+        likely, below = self._likely(probabilities)
+        rising = likely[np.argsort(probabilities[likely])]
+        kept = _cumulated(probabilities[rising], start=below) > 1 - self._mass
+        kept[-1:] = True
+        _keep_only(rising[kept], scores)
+
+    def _likely(self, probabilities: Scores) -> tuple[NDArray[np.int64], float]:
+        """Tokens among which all kept ones are, and the probability of the others together.
+
+        Sorting a whole vocabulary takes longer than all other rules together, and mostly few tokens make up the mass.
+        """
+        possible = np.flatnonzero(probabilities)
+        if len(possible) > _SORTED_AT_ONCE:
+            likely = np.argpartition(probabilities, -_SORTED_AT_ONCE)[-_SORTED_AT_ONCE:]
+            below = float(1 - probabilities[likely].sum(dtype=np.float64))
+            if below < 1 - self._mass:
+                return likely, below
+        return possible, 0.0
 
 
 class MinP:
@@ -107,7 +124,7 @@ class TypicalMass:
         information = -log_softmax(scores[candidates])
         probabilities = np.exp(-information)
         distances = np.abs(information - np.nansum(information * probabilities))
-        order = np.argsort(distances, kind="stable")
+        order = np.argsort(distances)
         last = min(int((_cumulated(probabilities[order]) < self._mass).sum()), len(order) - 1)
         removed = distances > distances[order[last]]
         removed[order[0]] = False
@@ -147,12 +164,12 @@ def _sorted_candidates(scores: Scores) -> NDArray[np.int64]:
     candidates = np.flatnonzero(scores > -np.inf)
     if not candidates.size:
         return np.zeros(1, dtype=np.int64)
-    return np.asarray(candidates[np.argsort(scores[candidates], kind="stable")])
+    return np.asarray(candidates[np.argsort(scores[candidates])])
 
 
-def _cumulated(values: Scores) -> Scores:
+def _cumulated(values: Scores, *, start: float = 0.0) -> Scores:
     """Running sums, added up in double precision as torch does."""
-    return np.cumsum(values, dtype=np.float64).astype(np.float32)
+    return (np.cumsum(values, dtype=np.float64) + start).astype(np.float32)
 
 
 def _keep_only(tokens: NDArray[np.int64], scores: Scores) -> None:
