@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +24,14 @@ from qeff_framework.registry import registry
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
-    from qeff_framework.generation import Answer, GenerationOutput, SpanLogits, TextGenerator, TextTokenizer
+    from qeff_framework.generation import (
+        Answer,
+        EncoderRunner,
+        GenerationOutput,
+        SpanLogits,
+        TextGenerator,
+        TextTokenizer,
+    )
 
 
 def load_compiled(
@@ -83,6 +91,13 @@ class CompiledRunner:
         """Where it runs: device, simulator or hardware."""
         return self.session.info
 
+    @cached_property
+    def _encoder(self) -> EncoderRunner:
+        """Feeds programs that read their inputs in one pass."""
+        from qeff_framework.generation import EncoderRunner
+
+        return EncoderRunner(self.session)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; see the task's class."""
         raise NotImplementedError
@@ -114,55 +129,92 @@ class CompiledCausalLM(CompiledRunner):
         prompts: Any = None,
         *,
         inputs: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
         generation_len: int | None = None,
         stream: bool = False,
         streamer: Any = None,
         generation_config: Any = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> GenerationOutput:
-        """Generates text: greedy, unless sampling is asked for.
+        """Generates text: greedy, unless sampling is asked for. What else the checkpoint's generation config says, holds.
 
         Args:
             tokenizer: a Transformers tokenizer; `None` takes the one that the artifact carries. Tokenizer output may
                 stand here too (``generate(tokenizer(texts, padding=True))``).
-            prompts: texts, or lists of token ids.
-            inputs: tokenizer output: ``input_ids`` and, with padding, ``attention_mask``; or token ids alone.
-            generation_len: new tokens per prompt at most (``max_new_tokens`` means the same); by default what is left
-                of ``ctx_len`` behind the longest prompt.
+            prompts: texts, conversations (lists of messages, ``[{"role": "user", "content": "..."}]``), or lists of token
+                ids. A conversation is rendered by the checkpoint's chat template. A text that begins with the start token
+                gets no second one.
+            inputs: tokenizer output: ``input_ids`` and, with padding, ``attention_mask``; or token ids alone, of which the
+                checkpoint's padding id at either end is left out.
+            input_ids: the ids of tokenizer output as a keyword (``generate(**tokenizer(texts, padding=True))``).
+            attention_mask: its mask as a keyword.
+            token_type_ids: taken because tokenizers return it, and must be 0.
+            generation_len: new tokens per prompt at most (``max_new_tokens`` means the same); by default the checkpoint's
+                limit, else what is left of ``ctx_len`` behind the longest prompt.
             stream: print the text while it is generated.
             streamer: a Transformers streamer; one prompt only.
             generation_config: a Transformers `GenerationConfig`.
             logits_processor: a Transformers `LogitsProcessorList`; one of a configured class replaces it, the others run
                 behind the penalties and before temperature and top-k, as in Transformers.
             stopping_criteria: a Transformers `StoppingCriteriaList`.
-            **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``.
+            add_generation_prompt: a conversation's prompt ends with what begins an answer; by default unless the final
+                message is continued.
+            continue_final_message: the answer continues the final message; by default if that is the assistant's.
+            tools: JSON schemas or functions that a conversation may call, for the chat template.
+            documents: mappings with ``title`` and ``text``, for the chat template.
+            chat_template: a Jinja template, or the name of one of the checkpoint's; by default the checkpoint's.
+            chat_template_kwargs: further variables of the template, such as ``{"enable_thinking": False}``.
+            **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``; `None`
+                switches off what the checkpoint says.
 
         Raises:
-            InputError: no prompts, empty or too long prompts, more prompts than were compiled for.
+            InputError: no prompts, empty or too long prompts, more prompts than were compiled for, a setting that a compiled
+                program cannot honour.
             OptionError: an unknown setting.
         """
-        from qeff_framework.generation import TextGenerator, as_text_tokenizer
+        from qeff_framework.generation import ChatOptions, TextGenerator, as_text_tokenizer
 
         if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
             tokenizer, inputs = None, tokenizer
-        if (inputs is None) == (prompts is None):
-            raise InputError("give either prompts=[...] or tokenizer output as inputs=..., and not both")
+        tensors = _tensors(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        named = {"prompts": prompts, "inputs": inputs, ", ".join(tensors or {}): tensors}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) != 1:
+            told = "nothing to generate from was given" if not given else f"{' and '.join(given)} were given"
+            raise InputError(f"{told}; give either prompts=[...] or tokenizer output, generate(**inputs)")
         if self._generator is None:
             self._generator = TextGenerator(
                 self.session, generation_defaults=generation_defaults(self.compiled.directory)
             )
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         self._generator.tokenizer = as_text_tokenizer(chosen) if chosen is not None else None
+        if generation_len is not None:
+            settings["generation_len"] = generation_len
         return self._generator.generate(
-            prompts if prompts is not None else inputs,
+            next(value for value in (prompts, inputs, tensors) if value is not None),
             stream=stream,
             streamer=streamer,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
-            generation_len=generation_len,
+            chat=ChatOptions(
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                documents=documents,
+                chat_template=chat_template,
+                chat_template_kwargs=chat_template_kwargs or {},
+            ),
             **settings,
         )
 
@@ -179,11 +231,13 @@ class CompiledSeq2SeqLM(CompiledCausalLM):
 class CompiledEncoder(CompiledRunner):
     """Embeddings with a loaded program."""
 
-    def generate(self, inputs: Mapping[str, Any]) -> Array:
+    def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> Array:
         """Embeds tokenizer output.
 
         Args:
-            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows, padded on any side.
+            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows, padded on any side. Without a
+                mask every id is text, as in Transformers.
+            **tensors: the same as keywords (``generate(**tokenizer(texts))``).
 
         Returns:
             float32 ``[N, hidden]`` with pooling in the graph, else ``[N, S, hidden]``.
@@ -191,7 +245,7 @@ class CompiledEncoder(CompiledRunner):
         Raises:
             InputError: no inputs, or longer ones than were compiled for.
         """
-        return _first_output(self.session, inputs)
+        return self._encoder(_one_of(inputs, tensors))
 
 
 class CompiledClassifier(CompiledRunner):
@@ -210,11 +264,12 @@ class CompiledClassifier(CompiledRunner):
         stated = _config(self.compiled.directory).get("problem_type")
         return None if stated is None else str(stated)
 
-    def generate(self, inputs: Mapping[str, Any]) -> Array:
+    def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> Array:
         """Classifies tokenizer output.
 
         Args:
             inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows.
+            **tensors: the same as keywords (``generate(**tokenizer(texts))``).
 
         Returns:
             Logits, float32 ``[N, labels]``.
@@ -222,7 +277,7 @@ class CompiledClassifier(CompiledRunner):
         Raises:
             InputError: no inputs, or longer ones than were compiled for.
         """
-        return _first_output(self.session, inputs)
+        return self._encoder(_one_of(inputs, tensors))
 
 
 class CompiledTokenClassifier(CompiledClassifier):
@@ -232,12 +287,13 @@ class CompiledTokenClassifier(CompiledClassifier):
 class CompiledQuestionAnswering(CompiledRunner):
     """Answers that stand in a text, with a loaded program."""
 
-    def generate(self, inputs: Mapping[str, Any]) -> SpanLogits:
+    def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> SpanLogits:
         """Scores each token of tokenizer output as start and as end of the answer.
 
         Args:
             inputs: of pairs of question and context: ``input_ids [N, S]``, ``attention_mask [N, S]`` and, where the model reads
                 them, ``token_type_ids [N, S]``; any number of rows.
+            **tensors: the same as keywords (``generate(**tokenizer(questions, contexts))``).
 
         Returns:
             ``start_logits`` and ``end_logits``, float32 ``[N, S]``; those of padding mean nothing.
@@ -245,9 +301,9 @@ class CompiledQuestionAnswering(CompiledRunner):
         Raises:
             InputError: no inputs, or longer ones than were compiled for.
         """
-        from qeff_framework.generation import EncoderRunner, SpanLogits
+        from qeff_framework.generation import SpanLogits
 
-        outputs = EncoderRunner(self.session).outputs(inputs)
+        outputs = self._encoder.outputs(_one_of(inputs, tensors))
         return SpanLogits(outputs["start_logits"], outputs["end_logits"])
 
     def answer(
@@ -290,10 +346,21 @@ class CompiledQuestionAnswering(CompiledRunner):
         )
 
 
-def _first_output(session: ExecutionSession, inputs: Mapping[str, Any]) -> Array:
-    from qeff_framework.generation import EncoderRunner
+def _one_of(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tokenizer output, which is given as one argument or as keywords."""
+    given = _tensors(**tensors)
+    if inputs is not None and given is not None:
+        raise InputError(
+            f"inputs and {', '.join(given)} were given; give tokenizer output once, as inputs or as keywords"
+        )
+    if inputs is None and given is None:
+        raise InputError("no inputs were given; give what a tokenizer returns: input_ids and attention_mask")
+    return inputs if inputs is not None else given or {}
 
-    return EncoderRunner(session)(inputs)
+
+def _tensors(**tensors: Any) -> dict[str, Any] | None:
+    """The tensors that were given, by name; `None` for none."""
+    return {name: value for name, value in tensors.items() if value is not None} or None
 
 
 _RUNNERS: Mapping[str, type[CompiledRunner]] = {
@@ -307,12 +374,18 @@ _RUNNERS: Mapping[str, type[CompiledRunner]] = {
 
 
 def generation_defaults(directory: Path) -> Mapping[str, Any]:
-    """What the checkpoint says about generation: ``generation_config.json``, completed by the config's token ids."""
+    """What the checkpoint says about generation: ``generation_config.json``, as Transformers has read it.
+
+    The config's ids stand in where there is no such file. Where there is one, they only say what a decoder starts with.
+    """
     from qeff_framework.generation import load_generation_defaults
 
-    content = _config(directory)
-    from_config = {name: content[name] for name in _TOKEN_IDS if content.get(name) is not None}
-    return {**from_config, **load_generation_defaults(directory)}
+    content, stated = _config(directory), load_generation_defaults(directory)
+    is_stated = (directory / "generation_config.json").is_file()
+    names = _START_IDS if is_stated else (*_START_IDS, *_OTHER_IDS)
+    from_config = {name: content[name] for name in names if content.get(name) is not None}
+    # Explicitly `None`: nothing but the limits ends a text, as in Transformers.
+    return {**({"eos_token_id": None} if is_stated else {}), **from_config, **stated}
 
 
 def _config(directory: Path) -> Mapping[str, Any]:
@@ -322,7 +395,5 @@ def _config(directory: Path) -> Mapping[str, Any]:
     return content
 
 
-_TOKEN_IDS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-)
+_START_IDS = ("bos_token_id", "decoder_start_token_id")
+_OTHER_IDS = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")

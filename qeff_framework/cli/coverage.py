@@ -13,6 +13,7 @@ from qeff_framework.cli.arguments import add_subcommand
 from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import table
 from qeff_framework.errors import OptionError
+from qeff_framework.textfiles import read_text
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -147,7 +148,7 @@ def _write_page(file: Path, section: Section) -> None:
     from qeff_framework.coverage.table import updated_page
 
     try:
-        old = file.read_text(encoding="utf-8") if file.exists() else ""
+        old = read_text(file) if file.exists() else ""
         file.write_text(updated_page(old, section), encoding="utf-8")
     except OSError as error:
         raise OptionError(f"cannot write the page {file}: {error}") from error

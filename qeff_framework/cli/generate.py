@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from qeff_framework.cli.compile import compile_model
 from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import facts
 from qeff_framework.errors import ArtifactError, InputError, OptionError
+from qeff_framework.textfiles import read_input, split_lines
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -46,17 +49,36 @@ def add_to(subparsers: Any) -> None:
         summary="run a model or a compiled artifact",
         description="Generates text, embeds or classifies texts, classifies their tokens, or answers questions. A MODEL is "
         "compiled first, unless the artifact store has "
-        "its program. An ARTIFACT runs as it is, without torch and transformers.",
+        "its program. An ARTIFACT runs as it is, without torch and transformers. What the checkpoint's generation config says "
+        "about decoding (banned tokens, penalties, limits, ends) holds; sampling needs --do-sample.",
         examples=[
             'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
             'qeff generate gpt2-compiled --prompt "one" "two" --json',
+            'qeff generate chat-model --chat --system "Answer briefly." --prompt "Who wrote Faust?"',
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
     add_model(parser, metavar="MODEL|ARTIFACT")
     prompts = parser.add_argument_group("input")
     prompts.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", default=[], help="one text or several")
-    prompts.add_argument("--prompts-file", metavar="FILE", help="a text per line; - reads standard input")
+    prompts.add_argument("--prompts-file", metavar="FILE", help="a text per line (UTF-8); - reads standard input")
+    prompts.add_argument(
+        "--chat",
+        action="store_true",
+        help="text generation: each prompt is a user's message, and the checkpoint's chat template makes the text of it",
+    )
+    prompts.add_argument("--system", metavar="TEXT", help="with --chat: the system message before each prompt")
+    prompts.add_argument(
+        "--messages-file",
+        metavar="FILE",
+        help='text generation: conversations for the chat template, as JSON: [{"role": "user", "content": "..."}], or a list of '
+        "such lists; - reads standard input",
+    )
+    prompts.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='further variables of the chat template, {"enable_thinking": false}',
+    )
     context = prompts.add_mutually_exclusive_group()
     context.add_argument(
         "--context",
@@ -68,7 +90,10 @@ def add_to(subparsers: Any) -> None:
     )
     generation = parser.add_argument_group("generation")
     generation.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="new tokens per prompt at most (default: what ctx_len leaves)"
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help="new tokens per prompt at most (default: the checkpoint's limit, else what ctx_len leaves)",
     )
     generation.add_argument(
         "--stream",
@@ -108,6 +133,7 @@ def add_to(subparsers: Any) -> None:
 def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
     """Compiles if needed, loads and runs."""
     prompts, context = _prompts(args), _context(args)
+    conversations = _conversations(args, prompts)
     settings = _settings(args)
     compiled = _artifact(args) or compile_model(args)
     with _load(args, compiled) as runner:
@@ -127,8 +153,8 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
                 else f"the program is for {compiled.task}: --context is for question answering; leave it out"
             )
         if isinstance(runner, CompiledCausalLM):
-            return _generate(runner, prompts, settings, args, progress)
-        if settings or args.stream:
+            return _generate(runner, conversations, settings, args, progress)
+        if settings or args.stream or args.chat or args.messages_file is not None:
             raise OptionError(
                 f"the program is for {compiled.task}: it generates no text, and the options of text generation do not apply"
             )
@@ -149,10 +175,37 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
 def _prompts(args: argparse.Namespace) -> list[str]:
     prompts = [*args.prompt]
     if args.prompts_file is not None:
-        prompts += [line for line in _read(args.prompts_file, "prompts").splitlines() if line.strip()]
-    if not prompts:
-        raise OptionError("there is nothing to work on; give --prompt TEXT or --prompts-file FILE")
+        prompts += [line for line in split_lines(_read(args.prompts_file, "prompts")) if line.strip()]
+    if not prompts and args.messages_file is None:
+        raise OptionError(
+            "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE"
+        )
     return prompts
+
+
+def _conversations(args: argparse.Namespace, prompts: Sequence[str]) -> list[Any]:
+    """The prompts of text generation: texts, or conversations with ``--chat`` and from ``--messages-file``."""
+    if args.system is not None and not args.chat:
+        raise OptionError("--system begins a conversation; add --chat")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    told = [[*system, {"role": "user", "content": text}] for text in prompts] if args.chat else [*prompts]
+    return [*told, *([] if args.messages_file is None else _messages(args.messages_file))]
+
+
+def _messages(file: str) -> list[list[dict[str, Any]]]:
+    """The conversations in a JSON file: one list of messages, or a list of such lists."""
+    from qeff_framework.generation import is_conversation
+
+    try:
+        content = json.loads(_read(file, "messages"))
+    except ValueError as error:
+        raise InputError(f"the messages in {file} are not JSON: {error}") from error
+    conversations = [content] if is_conversation(content) else content
+    if not isinstance(conversations, list) or not conversations or not all(map(is_conversation, conversations)):
+        raise InputError(
+            f'{file} must hold a list of messages, [{{"role": "user", "content": "..."}}], or a list of such lists'
+        )
+    return conversations
 
 
 def _context(args: argparse.Namespace) -> str | None:
@@ -162,7 +215,7 @@ def _context(args: argparse.Namespace) -> str | None:
 
 def _read(file: str, what: str) -> str:
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        return read_input(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} in {file} cannot be read: {error}; give a UTF-8 text file") from error
 
@@ -181,7 +234,21 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
     resolve_settings({}, None, **given)
+    if args.chat_template_kwargs is not None:
+        given["chat_template_kwargs"] = _template_variables(args)
     return given
+
+
+def _template_variables(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        variables = json.loads(args.chat_template_kwargs)
+    except ValueError as error:
+        raise OptionError(f"--chat-template-kwargs is not JSON: {error}") from error
+    if not isinstance(variables, dict):
+        raise OptionError('--chat-template-kwargs must be a JSON object, {"enable_thinking": false}')
+    if not args.chat and (args.messages_file is None or args.prompt or args.prompts_file is not None):
+        raise OptionError("--chat-template-kwargs is for conversations; add --chat, or give --messages-file FILE alone")
+    return variables
 
 
 def _artifact(args: argparse.Namespace) -> CompiledModel | None:
@@ -229,7 +296,7 @@ def _load(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
 
 def _generate(
     runner: CompiledCausalLM,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     settings: Mapping[str, Any],
     args: argparse.Namespace,
     progress: ProgressHandler,
@@ -261,13 +328,13 @@ def _prompts_at_once(compiled: CompiledModel, count: int) -> int:
     return min(item.dims["batch_size"] for item in compiled.specializations)
 
 
-def _groups(prompts: Sequence[str], batch_size: int) -> Iterator[tuple[int, Sequence[str]]]:
+def _groups(prompts: Sequence[Any], batch_size: int) -> Iterator[tuple[int, Sequence[Any]]]:
     """As many prompts at once as the program computes, each group with the number of its first prompt."""
     for first in range(0, len(prompts), batch_size):
         yield first, prompts[first : first + batch_size]
 
 
-def _label(index: int, prompts: Sequence[str]) -> str:
+def _label(index: int, prompts: Sequence[Any]) -> str:
     return f"[{index}] " if len(prompts) > 1 else ""
 
 
@@ -419,12 +486,16 @@ def _run_on_texts(
     """The program's output for each text, and the seconds that it took."""
     import time
 
+    from qeff_framework.generation import encode_prompt
     from qeff_framework.progress import report
+    from qeff_framework.runtime import CompiledTokenClassifier
 
     tokenizer = _tokenizer(runner)
     report(f"{doing} {len(texts)} texts")
     start = time.perf_counter()
-    output = runner.generate({"input_ids": [tokenizer.encode(text) for text in texts]})
+    # The tokens of a text are told apart by the tokenizer's own output, so that it must stay as it is.
+    encode = tokenizer.encode if isinstance(runner, CompiledTokenClassifier) else partial(encode_prompt, tokenizer)
+    output = runner.generate({"input_ids": [encode(text) for text in texts]})
     seconds = time.perf_counter() - start
     progress.clear()
     return output, seconds

@@ -11,6 +11,7 @@ from typing import Any, Final
 from qeff_framework.coverage.processes import Report
 from qeff_framework.errors import OptionError
 from qeff_framework.plugin_api import Backend
+from qeff_framework.textfiles import read_text, split_lines
 
 _DISTRIBUTIONS: Final = ("qeff-framework", "transformers", "torch", "onnx", "onnxscript")
 
@@ -66,10 +67,10 @@ def read_lines(files: Iterable[Path], task: str) -> tuple[list[Run], dict[str, R
 
 def _lines(file: Path) -> list[tuple[str, str]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read results from {file}: {error}") from error
-    return [(f"{file}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(f"{file}, line {number}", line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:

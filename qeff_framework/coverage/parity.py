@@ -52,6 +52,7 @@ def _language_model(
     module: torch.nn.Module, task: Task, reference: GreedyReference, backend: str, facts: dict[str, Any]
 ) -> dict[str, Any]:
     from qeff_framework.auto import QEFFAutoModelForCausalLM, QEFFAutoModelForSeq2SeqLM
+    from qeff_framework.generation import SCORE_SETTINGS
 
     starts = [len(prompt) - 1 for prompt in reference.prompts]
     if task == "seq2seq-lm":
@@ -64,7 +65,14 @@ def _language_model(
     with _stage("execute", facts):
         with model.load() as runner:
             runner.session = session = _Watched(runner.session)
-            tokens = runner.generate(prompts=reference.prompts, generation_len=STEPS, ignore_eos=True).generated_ids
+            # The reference is decoded without the rules of the family's generation config.
+            plain = dict.fromkeys(SCORE_SETTINGS)
+            tokens = runner.generate(
+                {"input_ids": reference.prompts, "attention_mask": [[1] * len(row) for row in reference.prompts]},
+                generation_len=STEPS,
+                ignore_eos=True,
+                **plain,
+            ).generated_ids
         facts["logit_error"] = _logit_error(session, reference, tokens, starts)
     facts["margin"] = round(reference.margin, 5)
     for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):

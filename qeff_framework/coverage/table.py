@@ -13,6 +13,7 @@ from qeff_framework.coverage.lines import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED
+from qeff_framework.textfiles import split_lines
 
 _TITLES: Final[Mapping[str, str]] = {
     "causal-lm": "Causal language models",
@@ -181,7 +182,7 @@ def _read_section(text: str) -> PageSection:
         raise ValueError("the section has no line of counts, or none of versions")
     cells = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for line in text.splitlines()
+        for line in split_lines(text)
         if line.startswith("| ") and not line.startswith(("| ---", "| Type "))
     ]
     if wrong := [row for row in cells if len(row) not in (2, len(_COLUMNS))]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation.program_shape import ProgramShape
+from qeff_framework.generation.randomness import generator_of, seed_of
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.step_inputs import StepInputs
@@ -17,7 +17,10 @@ from qeff_framework.generation.step_inputs import StepInputs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Settings that the program has inputs for.
 _SUPPORTED = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
+#: Settings that change scores and no choice.
+_WITHOUT_EFFECT = frozenset({"renormalize_logits"})
 
 
 class DeviceSampler:
@@ -36,11 +39,13 @@ class DeviceSampler:
         logits_processor: Sequence[Any] | None = None,
     ) -> None:
         self._vocab_size = shape.vocab_size
-        refused = [*settings.beyond(_SUPPORTED), *(["logits_processor"] if logits_processor else [])]
+        refused = [name for name in settings.score_settings if name not in _SUPPORTED | _WITHOUT_EFFECT]
+        refused += ["logits_processor"] if logits_processor else []
         if refused:
             raise InputError(
                 f"{', '.join(refused)}: the program chooses tokens on the device, by {', '.join(sorted(_SUPPORTED))} only; leave "
-                "the rest out, or compile without include_sampler"
+                f"the rest out (what the checkpoint asks for, with {', '.join(f'{name}=None' for name in refused)}), or compile "
+                "without include_sampler"
             )
         #: The program's marks must be those of the prompt, which a cache slot that another prompt has left does not have.
         self.needs_own_marks = settings.repetition_penalty != 1.0
@@ -52,12 +57,10 @@ class DeviceSampler:
             "top_ps": settings.top_p,
             "min_ps": settings.min_p or 0.0,
         }
-        seed = settings.seed if settings.seed is not None else _global_seed()
-        self._generators = (
-            [np.random.default_rng(np.random.SeedSequence([seed, row.index])) for row in rows]
-            if settings.do_sample
-            else []
-        )
+        self._generators: list[np.random.Generator] = []
+        if settings.do_sample:
+            seed = seed_of(settings)
+            self._generators = [generator_of(seed, row.index) for row in rows]
 
     def configure(self, inputs: StepInputs) -> None:
         """Writes the settings into the inputs of a kind of step; they stay there for the whole generation."""
@@ -81,6 +84,9 @@ class DeviceSampler:
                 )
         return chosen
 
+    def forget(self, row: Row) -> None:
+        """What is kept for a row is small."""
+
 
 def _top_k(settings: GenerationSettings, shape: ProgramShape) -> int:
     """Top-k of samples. All tokens can be asked for only where all of them are candidates."""
@@ -92,10 +98,3 @@ def _top_k(settings: GenerationSettings, shape: ProgramShape) -> int:
             f"{candidates}, or compile without include_sampler"
         )
     return min(asked, candidates)
-
-
-def _global_seed() -> int:
-    """From torch's global generator, so that ``torch.manual_seed`` governs it."""
-    # Nobody can have seeded a torch that is not loaded, and running a program does not load it.
-    torch = sys.modules.get("torch")
-    return int(np.random.SeedSequence().generate_state(1)[0] if torch is None else torch.randint(2**62, (1,)).item())

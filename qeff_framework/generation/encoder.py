@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,18 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.generation.inputs import check_same_shape, integer_rows, right_padded
+from qeff_framework.generation.inputs import (
+    check_mask,
+    check_same_shape,
+    integer_rows,
+    right_padded,
+    warn_about_padding,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 #: May be given although the graph does not take it: tokenizers return it for models that have no use for it.
 _OPTIONAL = "token_type_ids"
@@ -45,7 +54,10 @@ class EncoderRunner:
         self._per_token = {spec.name: spec.shape[1:2] == ("seq_len",) for spec in compiled.outputs}
         #: Compiled sizes as (seq_len, batch_size), smallest first.
         self._sizes = sorted((entry.dims["seq_len"], entry.dims["batch_size"]) for entry in compiled.specializations)
-        self._pad = pad_token_id if pad_token_id is not None else int(compiled.metadata.get("pad_token_id") or 0)
+        stated = pad_token_id if pad_token_id is not None else compiled.metadata.get("pad_token_id")
+        self._stated_pad = None if stated is None else int(stated)
+        self._pad = self._stated_pad or 0
+        self._warned = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> NDArray[Any]:
         """The program's first output; see `outputs`."""
@@ -56,8 +68,8 @@ class EncoderRunner:
 
         Lists (also of unequal lengths), arrays or tensors ``[N, S]`` or ``[S]`` are taken. A result is ``[N, H]`` for
         pooled outputs and class scores, ``[N, S, H]`` or ``[N, S]`` for outputs per token, with S as given (the longest row of
-        lists); places behind the last token of the whole batch are 0 there. Raises `InputError` for what the program cannot
-        take.
+        lists); places behind the last token of the whole batch are 0 there. Without a mask every id is text, as in Transformers,
+        and padding ids at an end of a row are worth a warning. Raises `InputError` for what the program cannot take.
         """
         batch = self._read(inputs)
         rows, width = batch.mask.shape
@@ -117,6 +129,10 @@ class EncoderRunner:
             raise InputError("no inputs were given; give at least one row of input_ids")
         for name, values in rows.items():
             check_same_shape(name, values, ids)
+        if "attention_mask" in rows:
+            check_mask(rows["attention_mask"], ids)
+        else:
+            warn_about_padding(ids, self._stated_pad, self._warn)
         width = max(map(len, ids))
         mask = right_padded(rows.get("attention_mask", [[1] * len(row) for row in ids]), width, 0)
         empty = np.flatnonzero(mask.sum(axis=1) == 0)
@@ -132,6 +148,12 @@ class EncoderRunner:
         if _OPTIONAL in self._specs and _OPTIONAL not in arrays:
             arrays[_OPTIONAL] = np.zeros_like(mask)
         return _Batch(arrays=arrays, mask=mask, used=int(np.flatnonzero(mask.any(axis=0))[-1]) + 1)
+
+    def _warn(self, message: str) -> None:
+        """Logs a warning, the first time only."""
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s", message)
 
     def _check_names(self, inputs: Mapping[str, Any]) -> None:
         given = {name for name, value in inputs.items() if value is not None}

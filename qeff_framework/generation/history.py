@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -14,27 +13,34 @@ if TYPE_CHECKING:
 
 
 class TokenHistory:
-    """Prompt and new tokens of every row, in buffers that are allocated once.
+    """Prompt and new tokens of a row, in a buffer that is allocated once for each row.
 
     Each row has its own ids without padding, whatever the lengths of its neighbours: `ids` returns ``[1, length]`` int64.
     Transformers pads unequal prompts on the left instead and teaches its processors to look past that.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self) -> None:
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._lengths: dict[int, int] = {}
+
+    def ids(self, row: Row) -> torch.LongTensor:
+        """All ids of a row up to now: a view, which later tokens leave as it is."""
         import torch
 
-        self._arrays = [np.zeros((1, len(row.prompt) + row.limit), dtype=np.int64) for row in rows]
-        self._tensors = [torch.from_numpy(array) for array in self._arrays]
-        self._lengths = [len(row.prompt) for row in rows]
-        for array, row in zip(self._arrays, rows, strict=True):
+        if row.index not in self._tensors:
+            array = np.zeros((1, len(row.prompt) + row.limit), dtype=np.int64)
             array[0, : len(row.prompt)] = row.prompt
-
-    def append(self, row: int, token: int) -> None:
-        """Adds a new token to a row."""
-        self._arrays[row][0, self._lengths[row]] = token
-        self._lengths[row] += 1
-
-    def ids(self, row: int) -> torch.LongTensor:
-        """All ids of a row up to now: a view that the next `append` leaves as it is."""
+            self._tensors[row.index] = torch.from_numpy(array)
+            self._lengths[row.index] = len(row.prompt)
+        tensor, known = self._tensors[row.index], self._lengths[row.index]
+        for token in row.generated[known - len(row.prompt) :]:
+            tensor[0, known] = token
+            known += 1
+        self._lengths[row.index] = known
         # The dtype is int64; torch's stubs have no way of telling that from a slice.
-        return cast("torch.LongTensor", self._tensors[row][:, : self._lengths[row]])
+        return cast("torch.LongTensor", tensor[:, :known])
+
+    def forget(self, row: Row) -> None:
+        """Gives the buffer of a finished row back."""
+        self._tensors.pop(row.index, None)
+        self._lengths.pop(row.index, None)

@@ -1,8 +1,8 @@
-"""Prompts as they come - text, ids, or what a tokenizer returns - brought to one form."""
+"""Token ids as they come - lists, arrays, tensors, or what a tokenizer returns - brought to one form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,25 +13,104 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def normalize_inputs(inputs: object) -> list[list[int]]:
+#: What tokenizers return beside ids and mask and no program needs.
+_UNUSED = frozenset(
+    {
+        "special_tokens_mask",
+        "offset_mapping",
+        "length",
+        "overflow_to_sample_mapping",
+        "overflowing_tokens",
+        "num_truncated_tokens",
+    }
+)
+
+
+def normalize_inputs(inputs: object, pad_token_id: int | None = None) -> list[list[int]]:
     """Token ids of each row without padding.
 
     `inputs` is what a tokenizer returns (``input_ids`` with or without ``attention_mask``; lists, NumPy arrays or tensors; one
-    row or several), or the ids alone. With a mask, the places that it marks with 0 are dropped: padding on either side.
-    Raises `InputError` for shapes that do not fit each other or ids that are not whole numbers.
+    row or several), or the ids alone. With a mask, the places that it marks with 0 are dropped: padding on either side. Without
+    one, `pad_token_id` on either side is dropped; `None`: every id is text.
+
+    Raises `InputError` for shapes that do not fit each other, ids that are not whole numbers, inputs that no program takes, and
+    padding between the tokens of a row.
     """
-    if isinstance(inputs, Mapping):
-        if "input_ids" not in inputs:
-            raise InputError(f"the inputs hold {', '.join(map(str, inputs)) or 'nothing'}, but no input_ids")
-        ids = integer_rows(inputs["input_ids"], "input_ids")
-        mask = inputs.get("attention_mask")
-    else:
-        ids, mask = integer_rows(inputs, "input_ids"), None
+    given = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    ids, mask = _checked(given)
     if mask is None:
-        return ids
-    rows = integer_rows(mask, "attention_mask")
-    check_same_shape("attention_mask", rows, ids)
-    return [[token for token, kept in zip(*pair, strict=True) if kept] for pair in zip(ids, rows, strict=True)]
+        hidden = [[token == pad_token_id for token in row] for row in ids]
+        between = (
+            "holds the padding id {token} between other tokens (at place {place}), and no attention_mask says whether it is "
+            "text; pass one, with 1 for every token of the text"
+        )
+    else:
+        hidden = [[not kept for kept in row] for row in mask]
+        between = (
+            "is hidden by attention_mask at place {place} (token {token}), between other tokens; programs take padding on either "
+            "side only: leave what is hidden out of input_ids"
+        )
+    return [_trimmed(number, *pair, between) for number, pair in enumerate(zip(ids, hidden, strict=True))]
+
+
+def warn_about_padding(rows: Sequence[Sequence[int]], token: int | None, warn: Callable[[str], None]) -> None:
+    """Passes a message to `warn` when `token` stands at an end of a row of ids that came without a mask."""
+    for number, row in enumerate(rows):
+        if row and token in (row[0], row[-1]):
+            warn(
+                f"row {number} of the inputs has the padding id {token} at an end and there is no attention_mask: it is read as "
+                "text, as Transformers reads it; pass the tokenizer's attention_mask"
+            )
+            return
+
+
+def check_mask(mask: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> None:
+    """Raises `InputError` unless `mask` has the lengths of `ids` and nothing but 0 and 1."""
+    check_same_shape("attention_mask", mask, ids)
+    for number, row in enumerate(mask):
+        odd = [value for value in row if value not in (0, 1)]
+        if odd:
+            raise InputError(
+                f"attention_mask, row {number}, holds {odd[0]}; it must hold 1 for tokens and 0 for padding"
+            )
+
+
+def _checked(inputs: Mapping[str, Any]) -> tuple[list[list[int]], list[list[int]] | None]:
+    """Ids and mask of tokenizer output for a language model."""
+    present = {str(name): value for name, value in inputs.items() if value is not None}
+    if "input_ids" not in present:
+        raise InputError(f"the inputs hold {', '.join(present) or 'nothing'}, but no input_ids")
+    unknown = sorted(set(present) - {"input_ids", "attention_mask", "token_type_ids"} - _UNUSED)
+    if unknown:
+        raise InputError(
+            f"the inputs hold {', '.join(unknown)}, which text generation does not take; give input_ids and attention_mask"
+        )
+    ids = integer_rows(present["input_ids"], "input_ids")
+    if any(any(row) for row in integer_rows(present.get("token_type_ids", []), "token_type_ids")):
+        raise InputError(
+            "token_type_ids tell several texts apart, which the program does not; give one text for each prompt"
+        )
+    if "attention_mask" not in present:
+        return ids, None
+    mask = integer_rows(present["attention_mask"], "attention_mask")
+    check_mask(mask, ids)
+    return ids, mask
+
+
+def _trimmed(number: int, row: Sequence[int], hidden: Sequence[bool], between: str) -> list[int]:
+    """The row without what is hidden at its ends. Raises `InputError`, `between`, for a hidden token elsewhere."""
+    shown = [place for place, hides in enumerate(hidden) if not hides]
+    if row and not shown:
+        raise InputError(
+            f"row {number} of the inputs is padding only; give it some text, or an attention_mask with 1 for every token of text"
+        )
+    if not shown:
+        return []
+    first, last = shown[0], shown[-1] + 1
+    if len(shown) != last - first:
+        place = next(place for place in range(first, last) if hidden[place])
+        raise InputError(f"row {number} of the inputs {between.format(place=place, token=row[place])}")
+    return list(row[first:last])
 
 
 def integer_rows(value: object, name: str) -> list[list[int]]:

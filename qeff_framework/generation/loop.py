@@ -11,6 +11,7 @@ give the encoder padding.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -22,16 +23,17 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
+from qeff_framework.generation.chat import ChatOptions
 from qeff_framework.generation.continuous import Scheduler
 from qeff_framework.generation.device_sampler import DeviceSampler
-from qeff_framework.generation.history import TokenHistory
-from qeff_framework.generation.inputs import normalize_inputs
+from qeff_framework.generation.generation_config import resolve_settings
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.prompt_lookup import PromptLookup
+from qeff_framework.generation.prompts import PaddingIds, Prompts, TokenizedPrompts, tokenize_prompts
 from qeff_framework.generation.rows import Row, Step
-from qeff_framework.generation.sampling import ProcessedSelector, TokenSelector, forcing
-from qeff_framework.generation.settings import GenerationSettings, resolve_settings
+from qeff_framework.generation.sampling import GreedySelector, RuledSelector, TokenSelector
+from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.step_inputs import StepInputs
 from qeff_framework.generation.stopping import StopRules
 from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
@@ -41,8 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import GenerationConfig
 
-#: Text, texts, token ids of one or several prompts, or what a tokenizer returns.
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class TextGenerator:
@@ -66,19 +67,36 @@ class TextGenerator:
         self._decodes = [StepInputs(self.shape, step) for step in self.shape.decodes]
         #: Number of the generation that owns the session's cache.
         self._turn = 0
+        self._warned: set[str] = set()
 
     def settings(
         self, generation_config: GenerationConfig | Mapping[str, Any] | None = None, **overrides: Any
     ) -> GenerationSettings:
-        """The settings of a call, see `resolve_settings`. A checkpoint without an end-of-sequence id has its tokenizer's."""
+        """The settings of a call, see `resolve_settings`.
+
+        Where `generation_defaults` does not mention ``eos_token_id``, the tokenizer's ends a row; `None` there means that nothing
+        does.
+        """
         defaults = dict(self.generation_defaults)
-        if defaults.get("eos_token_id") is None and self.tokenizer is not None:
-            defaults["eos_token_id"] = self.tokenizer.eos_token_id
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        defaults.setdefault("eos_token_id", end)
         if self.shape.has_encoder and defaults.get("decoder_start_token_id") is None:
             defaults["decoder_start_token_id"] = defaults.get("bos_token_id")
         if not self.shape.has_encoder and "decoder_start_token_id" in overrides:
             raise OptionError("generate: decoder_start_token_id is for encoder-decoder models; leave it out")
-        return resolve_settings(defaults, generation_config, **overrides)
+        settings = resolve_settings(defaults, generation_config, warn=self._warn, **overrides)
+        if end is not None and not settings.eos_token_ids and not {"eos_token_id", "ignore_eos"} & set(overrides):
+            self._warn(
+                "the checkpoint's generation config names no end of sequence, so that the limits alone end a text, as in "
+                f"Transformers; its tokenizer's is eos_token_id={end}"
+            )
+        return settings
+
+    def _warn(self, message: str) -> None:
+        """Logs a warning, once for each generator."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
 
     def generate(
         self,
@@ -91,24 +109,25 @@ class TextGenerator:
         stopping_criteria: Sequence[Any] | None = None,
         on_token: Callable[[int, int], None] | None = None,
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        chat: ChatOptions | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
-        """Generates for texts, for token ids, or for what a tokenizer returns.
+        """Generates for texts, for conversations (lists of messages), for token ids, or for what a tokenizer returns.
 
         Either `settings` is given, or they are made from `generation_config` and from every argument that has no name of its
         own here: ``max_new_tokens`` (or ``generation_len``), ``do_sample``, ``eos_token_id``, ... see `resolve_settings`.
-        `stream` prints the text while it is generated, to
-        standard output or to the given file; several prompts are printed one after the other, each when it has finished.
-        The other arguments are described at `generate_ids`. Raises `InputError` before any work for prompts that do not fit.
+        `stream` prints the text while it is generated, to standard output or to the given file; several prompts are printed one
+        after the other, each when it has finished. `chat` says how conversations are rendered. The other arguments are described
+        at `generate_ids`. Raises `InputError` before any work for prompts that do not fit.
         """
         settings = self._resolved(settings, generation_config, overrides)
-        ids = self._token_ids(prompts)
+        tokenized = self._tokenized(prompts, settings, chat)
         printer = None
         if stream:
             file = sys.stdout if stream is True else stream
-            printer = Printer(self._needed_tokenizer("stream=True"), len(ids), file)
+            printer = Printer(self._needed_tokenizer("stream=True"), len(tokenized.ids), file)
         output = self.generate_ids(
-            ids,
+            tokenized.ids,
             settings,
             streamer=streamer,
             logits_processor=logits_processor,
@@ -116,8 +135,7 @@ class TextGenerator:
             on_token=on_token,
             on_step=printer.put if printer else None,
         )
-        texts = _texts_of(prompts)
-        return replace(output, prompts=texts) if texts is not None else output
+        return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
     def generate_ids(
         self,
@@ -159,19 +177,19 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None = None,
         stopping_criteria: Sequence[Any] | None = None,
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        chat: ChatOptions | None = None,
         **overrides: Any,
     ) -> TextStream:
         """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
         settings = self._resolved(settings, generation_config, overrides)
         tokenizer = self._needed_tokenizer("a text stream")
-        ids = self._token_ids(prompt)
-        _check_single(ids, "a text stream")
-        run = self._start(ids, settings, logits_processor, stopping_criteria)
-        texts = _texts_of(prompt)
+        tokenized = self._tokenized(prompt, settings, chat)
+        _check_single(tokenized.ids, "a text stream")
+        run = self._start(tokenized.ids, settings, logits_processor, stopping_criteria)
 
         def finish() -> GenerationOutput:
             output = self._output(run)
-            return replace(output, prompts=texts) if texts is not None else output
+            return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
         return TextStream(self._steps(run), tokenizer, finish)
 
@@ -188,12 +206,33 @@ class TextGenerator:
             raise OptionError(f"generate: settings are complete, {given} cannot be added; give one or the other")
         return settings
 
-    def _token_ids(self, prompts: Prompts) -> list[list[int]]:
-        texts = _texts_of(prompts)
-        if texts is None:
-            return normalize_inputs(prompts)
-        tokenizer = self._needed_tokenizer("prompts of text")
-        return [tokenizer.encode(text) for text in texts]
+    def _tokenized(self, prompts: Prompts, settings: GenerationSettings, chat: ChatOptions | None) -> TokenizedPrompts:
+        tokenized = tokenize_prompts(
+            prompts, self._needed_tokenizer, chat=chat, padding=self._padding_ids(settings), warn=self._warn
+        )
+        if tokenized.texts is None:
+            self._warn_about_two_starts(tokenized.ids)
+        return tokenized
+
+    def _padding_ids(self, settings: GenerationSettings) -> PaddingIds:
+        """As Transformers: looked for in the ids of decoders, unless it ends sequences too; an encoder reads ids as they are."""
+        if self.shape.has_encoder:
+            return PaddingIds(suspected=settings.pad_token_id)
+        if settings.padding_token_id is not None:
+            return PaddingIds(hidden=settings.padding_token_id)
+        ends = (*settings.eos_token_ids, *settings.ignored_eos_token_ids)
+        suspected = settings.pad_token_id if settings.pad_token_id is not None else next(iter(ends), None)
+        # A single prompt is not padded, and may begin with such a token.
+        return PaddingIds(suspected=suspected, suspected_from=2)
+
+    def _warn_about_two_starts(self, rows: Sequence[Sequence[int]]) -> None:
+        start = self.tokenizer.bos_token_id if self.tokenizer is not None else None
+        for number, row in enumerate(rows):
+            if start is not None and list(row[:2]) == [start, start]:
+                self._warn(
+                    f"prompt {number} begins with the start token {start} twice: a text that a chat template has rendered begins "
+                    "with it already (tokenize it with add_special_tokens=False, or give the messages or the text as prompts)"
+                )
 
     def _needed_tokenizer(self, purpose: str) -> TextTokenizer:
         if self.tokenizer is None:
@@ -210,16 +249,13 @@ class TextGenerator:
         """Checks everything that can be checked before the session is touched."""
         settings = settings if settings is not None else self.settings()
         rows = _rows(prompts, settings, self.shape)
-        on_device = self.shape.candidates is not None
-        processed = not on_device and (bool(logits_processor) or settings.changes_scores)
-        history = TokenHistory(rows) if processed or stopping_criteria else None
-        selector: TokenSelector = forcing(settings)
+        selector: TokenSelector = GreedySelector()
         sampler: DeviceSampler | None = None
-        if on_device:
+        if self.shape.candidates is not None:
             selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
-        elif processed and history is not None:
-            selector = ProcessedSelector(settings, rows, history, logits_processor)
-        rules = StopRules(settings, rows, tokenizer=self.tokenizer, history=history, criteria=stopping_criteria)
+        elif logits_processor or settings.score_settings or settings.do_sample:
+            selector = RuledSelector(settings, rows, logits_processor, vocab_size=self.shape.vocab_size)
+        rules = StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria)
         drafting = _drafting(rows, settings, self.shape)
         self._turn += 1
         return _Run(
@@ -227,7 +263,6 @@ class TextGenerator:
             selector=selector,
             sampler=sampler,
             rules=rules,
-            history=history,
             drafting=drafting,
             pad=self._pad(settings),
             turn=self._turn,
@@ -437,7 +472,6 @@ class _Run:
     rows: list[Row]
     selector: TokenSelector
     rules: StopRules
-    history: TokenHistory | None
     pad: int
     turn: int
     sampler: DeviceSampler | None
@@ -453,11 +487,12 @@ class _Run:
     def append(self, row: Row, token: int) -> Step:
         """Gives a row its next token, and says whether that was the last one."""
         row.generated.append(token)
-        if self.history is not None:
-            self.history.append(row.index, token)
         if self.drafting is not None:
             self.drafting.lookups[row.index].append(token)
         row.finish_reason = self.rules.reason(row, token)
+        if row.finished:
+            self.selector.forget(row)
+            self.rules.forget(row)
         return Step(row.index, token, row.finish_reason)
 
 
@@ -624,24 +659,18 @@ def _decoder_start(settings: GenerationSettings, shape: ProgramShape) -> list[in
 def _limit(length: int, longest: int, settings: GenerationSettings, shape: ProgramShape) -> int:
     """New tokens that a prompt of `length` may get; by default what the longest prompt leaves of the context."""
     if settings.max_new_tokens is not None:
-        return settings.max_new_tokens
-    if settings.max_length is None:
+        limit = settings.max_new_tokens
+    elif settings.max_length is None:
         return shape.ctx_len - longest
-    if settings.max_length <= length:
+    elif settings.max_length <= length:
+        whose = "the checkpoint's max_length" if settings.limit_is_advice else "max_length"
         raise InputError(
-            f"max_length={settings.max_length} counts the prompt, which has {length} tokens already; "
+            f"{whose}={settings.max_length} counts the prompt, which has {length} tokens already; "
             "give max_new_tokens=... instead"
         )
-    return settings.max_length - length
-
-
-def _texts_of(prompts: Prompts) -> list[str] | None:
-    """The prompts when they are text, otherwise `None`."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, Sequence) and prompts and all(isinstance(prompt, str) for prompt in prompts):
-        return [str(prompt) for prompt in prompts]
-    return None
+    else:
+        limit = settings.max_length - length
+    return min(limit, shape.ctx_len - length) if settings.limit_is_advice else limit
 
 
 def _check_single(prompts: Sequence[object], what: str) -> None:

@@ -56,7 +56,21 @@ class Row:
     @property
     def position(self) -> int:
         """Position of the last generated token: where the next decode step writes it."""
-        return len(self.prompt) + len(self.generated) - 1
+        return self.length - 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and new tokens."""
+        return len(self.prompt) + len(self.generated)
+
+    def tail(self, count: int) -> tuple[int, ...]:
+        """The last `count` tokens; empty when there are fewer."""
+        missing = count - len(self.generated)
+        if missing <= 0:
+            return tuple(self.generated[-count:]) if count else ()
+        if missing > len(self.prompt):
+            return ()
+        return (*self.prompt[-missing:], *self.generated)
 
     @property
     def is_prefilled(self) -> bool:

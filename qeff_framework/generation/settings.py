@@ -1,30 +1,21 @@
-"""How tokens are chosen and when a row ends: what the caller asks for on top of what the checkpoint recommends."""
+"""How tokens are chosen and when a row ends: the settings of one generation, complete and checked."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import logging
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
-from qeff_framework.errors import CheckpointError, InputError, OptionError
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
-
-logger = logging.getLogger(__name__)
+from qeff_framework.errors import InputError, OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
     """Settings of one generation. Names and meanings are those of ``transformers.GenerationConfig``, except for `seed`.
 
-    The defaults are greedy decoding: the most likely token, nothing else. Everything from `temperature` on acts on the
-    scores through Transformers' own logits processors.
+    The defaults are greedy decoding: the most likely token, nothing else. Raises `InputError` or `OptionError` for values that
+    have no meaning.
     """
 
     # --- when a row ends ---
@@ -32,12 +23,16 @@ class GenerationSettings:
     max_new_tokens: int | None = None
     #: Prompt and new tokens together; `max_new_tokens` wins.
     max_length: int | None = None
+    #: The limit is the checkpoint's: where the context leaves less, that counts. A caller's limit must fit.
+    limit_is_advice: bool = field(default=False, compare=False)
     #: Any of these ends a row. Empty: only the limits do.
     eos_token_ids: tuple[int, ...] = ()
+    #: What would end a row if the caller had not asked to pass it over: not padding either.
+    ignored_eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
     stop_strings: tuple[str, ...] = ()
     #: Seconds.
     max_time: float | None = None
-    #: Fills unused places of a batch; without influence on the results.
+    #: Fills unused places of a batch, without influence on the results; and see `padding_token_id`.
     pad_token_id: int | None = None
     #: What the decoder of an encoder-decoder starts with.
     decoder_start_token_id: int | None = None
@@ -62,26 +57,40 @@ class GenerationSettings:
     eta_cutoff: float = 0.0
 
     # --- changes to the scores, with and without sampling ---
+    sequence_bias: Mapping[tuple[int, ...], float] | Sequence[Sequence[Any]] | None = None
+    encoder_repetition_penalty: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] | None = None
     min_length: int = 0
     min_new_tokens: int = 0
-    bad_words_ids: Sequence[Sequence[int]] | None = None
-    sequence_bias: Any = None
-    suppress_tokens: Sequence[int] | None = None
-    begin_suppress_tokens: Sequence[int] | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | Sequence[int] | None = None
-    exponential_decay_length_penalty: tuple[int, float] | None = None
     remove_invalid_values: bool = False
+    exponential_decay_length_penalty: Sequence[float] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    #: A watermarking config of Transformers, or its content.
+    watermarking_config: Any = None
     renormalize_logits: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not _is_int(value) or value < 1):
                 raise InputError(f"{name}={value!r} must be a whole number of at least 1 (new tokens to generate)")
         problems = [text for text in map(self._problem, _RANGES) if text]
+        problems += [
+            f"{name}={getattr(self, name)!r} must be {rule}"
+            for name, (valid, rule) in _FORMS.items()
+            if getattr(self, name) is not None and not valid(getattr(self, name))
+        ]
+        if self.exponential_decay_length_penalty is not None and not self.eos_token_ids:
+            problems.append(
+                "exponential_decay_length_penalty needs an end of sequence; give eos_token_id=..., or "
+                "exponential_decay_length_penalty=None"
+            )
         if problems:
             raise OptionError("generation settings: " + "; ".join(problems))
 
@@ -94,23 +103,126 @@ class GenerationSettings:
         return f"{name}={value!r} must be {rule}{hint}"
 
     @property
-    def forced_eos_token_ids(self) -> tuple[int, ...]:
-        """`forced_eos_token_id` as a tuple."""
-        return _ids(self.forced_eos_token_id)
+    def forced_bos_token_ids(self) -> tuple[int, ...]:
+        """`forced_bos_token_id` as a tuple."""
+        return token_ids(self.forced_bos_token_id)
 
     @property
-    def changes_scores(self) -> bool:
-        """Whether the choice of a token needs Transformers' processors: for more than the most likely or a forced one."""
-        return any(getattr(self, name) != _DEFAULTS[name] for name in _SCORE_FIELDS)
+    def forced_eos_token_ids(self) -> tuple[int, ...]:
+        """`forced_eos_token_id` as a tuple."""
+        return token_ids(self.forced_eos_token_id)
 
-    def beyond(self, supported: AbstractSet[str]) -> list[str]:
-        """The settings, among those that decide which token is chosen, that are asked for and not `supported`."""
-        names = (*_SCORE_FIELDS, *_FORCED, *(_WARPERS if self.do_sample else ()))
-        return [name for name in names if name not in supported and getattr(self, name) != _DEFAULTS[name]]
+    @property
+    def biases(self) -> dict[tuple[int, ...], float]:
+        """`sequence_bias` as a mapping; Transformers takes a list of pairs as well."""
+        given = self.sequence_bias or {}
+        pairs = given.items() if isinstance(given, Mapping) else given
+        return {tuple(map(int, sequence)): float(bias) for sequence, bias in pairs}
+
+    @property
+    def bans(self) -> dict[tuple[int, ...], float]:
+        """`bad_words_ids` as biases. An end of sequence alone cannot be banned, as in Transformers."""
+        sequences = [tuple(map(int, sequence)) for sequence in self.bad_words_ids or ()]
+        ends = {(token,) for token in self.eos_token_ids}
+        return {sequence: -math.inf for sequence in sequences if sequence and sequence not in ends}
+
+    @property
+    def length_decay(self) -> tuple[int, float]:
+        """Start and factor of `exponential_decay_length_penalty`."""
+        start, factor = self.exponential_decay_length_penalty or (0, 1.0)
+        return int(start), float(factor)
+
+    @property
+    def padding_token_id(self) -> int | None:
+        """The id that is padding in rows of ids without an attention mask, by the rule of Transformers.
+
+        `None` where there is none, or where it ends a sequence too: then it may be text.
+        """
+        ends = {*self.eos_token_ids, *self.ignored_eos_token_ids}
+        return None if self.pad_token_id in ends else self.pad_token_id
+
+    @property
+    def score_settings(self) -> tuple[str, ...]:
+        """The names of the settings by which the scores change before a token is chosen; empty for plain decoding."""
+        return tuple(self._score_settings())
+
+    def _score_settings(self) -> Iterator[str]:
+        for name in _SCORES:
+            value = getattr(self, name)
+            if name in _NEED_END and not self.eos_token_ids:
+                continue
+            # An empty list asks for nothing.
+            if value != DEFAULTS[name] and (not isinstance(value, Sequence) or len(value)):
+                yield name
+        if self.do_sample:
+            yield from (name for name in WARPERS if getattr(self, name) != DEFAULTS[name])
 
 
-#: Field -> accepted types, predicate, rule in words. The limits are those that Transformers' own classes check later.
-_RANGES: Mapping[str, tuple[Any, Any, str]] = {
+#: Only sampling uses them.
+WARPERS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SCORES = (
+    *("sequence_bias", "encoder_repetition_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id"),
+    *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
+    *("begin_suppress_tokens", "watermarking_config", "renormalize_logits"),
+)
+#: Settings that change scores; `None` for one of them as a keyword switches off what the checkpoint says.
+SCORE_SETTINGS = (*_SCORES, *WARPERS)
+#: They keep an end of sequence back, and do nothing where nothing ends a sequence.
+_NEED_END = ("min_length", "min_new_tokens")
+
+DEFAULTS: Mapping[str, Any] = {
+    entry.name: entry.default for entry in fields(GenerationSettings) if entry.default is not MISSING
+}
+
+
+def token_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One id, several, or none, as a tuple."""
+    if value is None:
+        return ()
+    plain: Any = value.tolist() if hasattr(value, "tolist") else value
+    return (plain,) if isinstance(plain, int) else tuple(int(item) for item in plain)
+
+
+# --- valid values ---------------------------------------------------------------------------------------------------
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _are_ids(value: Any) -> bool:
+    return _is_sequence(value) and all(_is_int(item) for item in value)
+
+
+def _are_token_ids(value: Any) -> bool:
+    return _are_ids(value) and all(item >= 0 for item in value)
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_int(value) and value >= 0
+
+
+def _is_bias(value: Any) -> bool:
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    return (
+        _is_sequence(pairs)
+        and len(pairs) > 0
+        and all(_is_sequence(pair) and len(pair) == 2 for pair in pairs)
+        and all(_are_token_ids(ids) and len(ids) and isinstance(bias, (int, float)) for ids, bias in pairs)
+    )
+
+
+def _is_decay(value: Any) -> bool:
+    return _is_sequence(value) and len(value) == 2 and _is_int(value[0]) and isinstance(value[1], (int, float))
+
+
+#: Field -> accepted types, predicate, rule in words. The limits are those of Transformers' own classes.
+_RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
     "temperature": ((int, float), lambda v: v > 0, "a number above 0"),
     "top_k": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "top_p": ((int, float), lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
@@ -119,8 +231,10 @@ _RANGES: Mapping[str, tuple[Any, Any, str]] = {
     "typical_p": ((int, float), lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
     "epsilon_cutoff": ((int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     "eta_cutoff": ((int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "encoder_repetition_penalty": ((int, float), lambda v: v > 0, "a number above 0"),
     "repetition_penalty": ((int, float), lambda v: v > 0, "a number above 0"),
     "no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
+    "encoder_no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "min_length": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "min_new_tokens": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "max_time": ((int, float), lambda v: v > 0, "a number of seconds above 0"),
@@ -129,232 +243,21 @@ _RANGES: Mapping[str, tuple[Any, Any, str]] = {
     "max_matching_ngram_size": (int, lambda v: v >= 1, "a whole number of at least 1"),
 }
 
-_DEFAULTS = {field.name: field.default for field in fields(GenerationSettings) if field.default is not MISSING}
-_SPECULATION = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
-_ENDING = (
-    *("max_new_tokens", "max_length", "eos_token_ids", "stop_strings", "max_time"),
-    *("pad_token_id", "decoder_start_token_id"),
-)
-#: Only sampling uses them.
-_WARPERS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-#: They replace a choice; the scores play no part.
-_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
-_SCORE_FIELDS = tuple(name for name in _DEFAULTS if name not in (*_ENDING, *_SPECULATION, *_WARPERS, *_FORCED, "seed"))
-
-#: Taken from the checkpoint whatever the caller asks for.
-_SPECIAL_IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
-#: Never taken from the checkpoint: they bound the work, and the program's context does that.
-_CALLER_ONLY = (
-    "max_new_tokens",
-    "max_length",
-    "max_time",
-    "stop_strings",
-    "do_sample",
-    "seed",
-    "eos_token_ids",
-    *_SPECULATION,
-)
-
-#: Sampling without a word about it keeps the 50 most likely tokens in Transformers.
-_TRANSFORMERS_TOP_K = 50
-
-_ALIASES = {"generation_len": "max_new_tokens", "eos_token_ids": "eos_token_id"}
-_KEYWORDS = (
-    *(name for name in _DEFAULTS if name != "eos_token_ids"),
-    "eos_token_id",
-    "ignore_eos",
-    *_ALIASES,
-)
-
-#: Fields of a GenerationConfig that ask for something the loop cannot do, the values that do not ask, and the way out.
-_CANNOT: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "num_beams": ((1,), "beam search needs a cache that is reordered between steps"),
-    "num_beam_groups": ((1,), "beam search needs a cache that is reordered between steps"),
-    "diversity_penalty": ((0, 0.0), "it belongs to beam search"),
-    "constraints": ((), "constrained decoding is beam search"),
-    "force_words_ids": ((), "constrained decoding is beam search"),
-    "num_return_sequences": ((1,), "give the prompt several times instead"),
-    "penalty_alpha": ((0, 0.0), "contrastive search needs hidden states"),
-    "dola_layers": ((), "DoLa needs the logits of inner layers"),
-    "assistant_early_exit": ((), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
-    "is_assistant": ((False,), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
-    "use_mtp": ((False,), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
-    "speculation_type": ((), "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"),
-    "guidance_scale": ((1, 1.0), "classifier-free guidance runs the model twice per step"),
-    "watermarking_config": ((), "pass its logits processor in logits_processor=[...] instead"),
-    "token_healing": ((False,), "trim the prompt before the call instead"),
-    "encoder_repetition_penalty": ((1, 1.0), "the loop gives processors the decoder's tokens only"),
-    "encoder_no_repeat_ngram_size": ((0,), "the loop gives processors the decoder's tokens only"),
-    "output_attentions": ((False,), "a compiled program returns logits only"),
-    "output_hidden_states": ((False,), "a compiled program returns logits only"),
-    "output_scores": ((False,), "collect the scores in a logits processor of your own instead"),
-    "output_logits": ((False,), "collect the logits in a logits processor of your own instead"),
+#: The same for fields that are no numbers.
+_FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "pad_token_id": (_is_int, "a token id"),
+    "decoder_start_token_id": (_is_int, "a token id"),
+    "forced_bos_token_id": (_is_token_id, "a token id"),
+    "forced_eos_token_id": (lambda v: _is_token_id(v) or _are_token_ids(v), "a token id or a list of them"),
+    "suppress_tokens": (_are_ids, "a list of token ids"),
+    "begin_suppress_tokens": (_are_ids, "a list of token ids"),
+    "bad_words_ids": (
+        lambda v: _is_sequence(v) and len(v) > 0 and all(map(_are_token_ids, v)),
+        "a list of lists of token ids, [[5], [7, 8]]",
+    ),
+    "sequence_bias": (_is_bias, "a list of token ids with their biases, [[[5, 8], -2.0]]"),
+    "exponential_decay_length_penalty": (_is_decay, "a pair of a number of tokens and a factor, (20, 1.1)"),
+    "do_sample": (lambda v: isinstance(v, bool), "True or False"),
+    "remove_invalid_values": (lambda v: isinstance(v, bool), "True or False"),
+    "renormalize_logits": (lambda v: isinstance(v, bool), "True or False"),
 }
-
-#: Fields of a GenerationConfig that cannot change a token of this loop: cache and compilation of the PyTorch model,
-#: parameters of the modes above, ids that a decoder-only prompt already contains, bookkeeping.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "use_cache",
-        "cache_implementation",
-        "cache_config",
-        "max_cache_len",
-        "prefill_chunk_size",
-        "compile_config",
-        "disable_compile",
-        "continuous_batching_config",
-        "low_memory",
-        "early_stopping",
-        "length_penalty",
-        "num_assistant_tokens",
-        "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
-        "assistant_lookbehind",
-        "target_lookbehind",
-        "assistant_ensemble_weight",
-        "bos_token_id",
-        "return_dict_in_generate",
-        "transformers_version",
-        "_from_model_config",
-        "_commit_hash",
-    }
-)
-
-
-def load_generation_defaults(directory: Path) -> dict[str, Any]:
-    """Content of ``generation_config.json`` in `directory`; empty when there is none."""
-    file = directory / "generation_config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object")
-    return content
-
-
-def resolve_settings(
-    checkpoint_defaults: Mapping[str, Any],
-    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
-    **overrides: Any,
-) -> GenerationSettings:
-    """Joins `overrides` over `generation_config` over the checkpoint's ``generation_config.json``.
-
-    - Greedy unless the caller asks for sampling: ``do_sample=True``, as a keyword or in `generation_config`. The checkpoint's
-      own ``do_sample`` does not count, and without sampling its scores settings (temperature, penalties) are not used.
-    - With sampling, what the caller leaves open comes from the checkpoint, then from Transformers (``top_k=50``).
-    - End-of-sequence, padding, start and forced ids come from the checkpoint unless given. ``ignore_eos=True`` generates up to
-      the limit, without the end that the checkpoint would force there.
-    - ``generation_len`` is another name for ``max_new_tokens``. `None` means: not given.
-
-    Raises `OptionError` for unknown or contradictory keywords and `InputError` for a mode that the loop cannot do.
-    """
-    keywords = _keywords(overrides)
-    from_config = _given_in(generation_config)
-    _refuse({**from_config, **overrides})
-    asked = {**{name: value for name, value in from_config.items() if name in _KEYWORDS}, **keywords}
-
-    sampling = asked.get("do_sample") is True
-    unused = [name for name in _WARPERS if name in asked] if not sampling else []
-    _check_unused(unused, keywords, explicit_greedy=asked.get("do_sample") is False)
-    for name in unused:
-        del asked[name]
-
-    values: dict[str, Any] = {"top_k": _TRANSFORMERS_TOP_K} if sampling else {}
-    values |= _inherited(checkpoint_defaults, sampling=sampling)
-    values |= asked
-    eos = _ids(values.pop("eos_token_id", None))
-    ignore_eos = values.pop("ignore_eos", False)
-    values["eos_token_ids"] = () if ignore_eos else eos
-    if ignore_eos and "forced_eos_token_id" not in asked:
-        values.pop("forced_eos_token_id", None)
-    values["stop_strings"] = _strings(values.get("stop_strings"))
-    return GenerationSettings(**values)
-
-
-def _keywords(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The given keywords under their own names."""
-    unknown = [name for name in overrides if name not in _KEYWORDS and name not in _CANNOT]
-    if unknown:
-        raise OptionError("generate: " + "; ".join(map(_unknown, unknown)))
-    keywords: dict[str, Any] = {}
-    for name, value in overrides.items():
-        own = _ALIASES.get(name, name)
-        if value is None or own in _CANNOT:
-            continue
-        if own in keywords and keywords[own] != value:
-            raise OptionError(f"generate: {name}={value!r} contradicts {own}={keywords[own]!r}; give one of the two")
-        keywords[own] = value
-    return keywords
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_").lower(), (*_KEYWORDS, *_CANNOT), n=1, cutoff=0.6)
-    return f"unknown keyword '{name}'" + (
-        f", did you mean '{near[0]}'?" if near else f"; it takes {', '.join(sorted(_KEYWORDS))}"
-    )
-
-
-def _given_in(generation_config: GenerationConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a generation config sets; a field that is `None` is open."""
-    if generation_config is None:
-        return {}
-    if isinstance(generation_config, Mapping):
-        known = {*_KEYWORDS, *_CANNOT, *_WITHOUT_EFFECT}
-        unknown = [name for name in generation_config if name not in known]
-        if unknown:
-            raise OptionError("generation_config: " + "; ".join(map(_unknown, unknown)))
-        content = {_ALIASES.get(name, name): value for name, value in generation_config.items()}
-    elif hasattr(generation_config, "to_dict"):
-        # Custom attributes of a GenerationConfig object have no effect in Transformers either.
-        content = generation_config.to_dict()
-    else:
-        raise OptionError(
-            f"generation_config must be a transformers.GenerationConfig or a mapping, got {type(generation_config).__name__}"
-        )
-    return {name: value for name, value in content.items() if value is not None}
-
-
-def _refuse(asked: Mapping[str, Any]) -> None:
-    for name, (harmless, reason) in _CANNOT.items():
-        value = asked.get(name)
-        if value is not None and value not in harmless:
-            raise InputError(f"{name}={value!r} cannot be done on a compiled program: {reason}")
-
-
-def _check_unused(unused: Sequence[str], keywords: Mapping[str, Any], *, explicit_greedy: bool) -> None:
-    """Sampling parameters without sampling: a mistake as keywords, worth a warning otherwise."""
-    if not unused:
-        return
-    as_keywords = [f"{name}={keywords[name]!r}" for name in unused if name in keywords]
-    if as_keywords and not explicit_greedy:
-        raise OptionError(f"generate: {', '.join(as_keywords)} has no effect on greedy decoding; add do_sample=True")
-    logger.warning("greedy decoding does not use %s; set do_sample=True to sample", ", ".join(unused))
-
-
-def _inherited(checkpoint: Mapping[str, Any], *, sampling: bool) -> dict[str, Any]:
-    names = [name for name in _KEYWORDS if name in checkpoint and name not in _CALLER_ONLY]
-    values = {name: checkpoint[name] for name in names if checkpoint[name] is not None}
-    if sampling:
-        return values
-    passed_over = sorted(name for name in values if name not in _SPECIAL_IDS and values[name] != _DEFAULTS.get(name))
-    if passed_over:
-        logger.info(
-            "greedy decoding: the checkpoint's %s are used only with do_sample=True or when given",
-            ", ".join(passed_over),
-        )
-    return {name: value for name, value in values.items() if name in _SPECIAL_IDS}
-
-
-def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(int(item) for item in value)
-
-
-def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)

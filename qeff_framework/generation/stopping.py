@@ -26,15 +26,14 @@ class StopRules:
         rows: Sequence[Row],
         *,
         tokenizer: TextTokenizer | None = None,
-        history: TokenHistory | None = None,
         criteria: Sequence[Any] | None = None,
     ) -> None:
         self._eos = frozenset(settings.eos_token_ids)
         self._max_time = settings.max_time
         self._deadline: float | None = None
-        self._history = history
+        self._history = TokenHistory()
         self._criteria = list(criteria or ())
-        self._texts = _texts(settings.stop_strings, tokenizer, len(rows))
+        self._texts = _texts(settings.stop_strings, tokenizer, rows)
 
     def begin(self) -> None:
         """Starts the clock of `max_time`."""
@@ -46,7 +45,7 @@ class StopRules:
             return "eos"
         if self._texts and self._texts[row.index].ends(token):
             return "stop_string"
-        if self._criteria and self._history is not None and self._criterion_met(self._history, row):
+        if self._criteria and self._criterion_met(row):
             return "stopping_criteria"
         if len(row.generated) >= row.limit:
             return "length"
@@ -54,35 +53,52 @@ class StopRules:
             return "max_time"
         return None
 
-    def _criterion_met(self, history: TokenHistory, row: Row) -> bool:
-        ids = history.ids(row.index)
+    def forget(self, row: Row) -> None:
+        """Gives back what is kept for a row, which has finished."""
+        self._history.forget(row)
+
+    def _criterion_met(self, row: Row) -> bool:
+        ids = self._history.ids(row)
         # Every criterion is asked, also after one has said yes: some of them count.
         verdicts = [bool(criterion(ids, None)) for criterion in self._criteria]
         return any(verdicts)
 
 
-class _StopText:
-    """Looks for stop strings in the text that a row has generated."""
+#: Tokens of the prompt that the first generated one is decoded behind: its text may depend on its neighbours.
+_CONTEXT_TOKENS = 8
 
-    def __init__(self, stop_strings: Sequence[str], tokenizer: TextTokenizer) -> None:
+
+class _StopText:
+    """Looks for stop strings that end in the newest token of a row; they may begin in its prompt, as in Transformers."""
+
+    def __init__(self, stop_strings: Sequence[str], tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
         self._stop_strings = stop_strings
         # Stop strings are often special tokens (the end of a chat turn), as in Transformers.
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
         #: A stop string may begin in text that is already there, by at most this much.
         self._overlap = max(map(len, stop_strings)) - 1
         self._tail = ""
+        for token in prompt[-(self._overlap + _CONTEXT_TOKENS) :]:
+            self._put(token)
 
     def ends(self, token: int) -> bool:
+        before = len(self._tail)
+        text = self._put(token)
+        return any(text.find(stop, max(0, before - len(stop) + 1)) >= 0 for stop in self._stop_strings)
+
+    def _put(self, token: int) -> str:
         text = self._tail + self._detokenizer.put(token)
         self._tail = text[-self._overlap :] if self._overlap else ""
-        return any(stop in text for stop in self._stop_strings)
+        return text
 
 
-def _texts(stop_strings: Sequence[str], tokenizer: TextTokenizer | None, rows: int) -> list[_StopText]:
+def _texts(stop_strings: Sequence[str], tokenizer: TextTokenizer | None, rows: Sequence[Row]) -> list[_StopText]:
     if not stop_strings:
         return []
     if tokenizer is None:
-        raise InputError("stop_strings need a tokenizer; pass tokenizer=..., or end rows with eos_token_id=[...]")
+        raise InputError(
+            "stop_strings need a tokenizer; pass tokenizer=..., or stop_strings=None and eos_token_id=[...] to end rows by token"
+        )
     if not all(stop_strings):
         raise InputError("stop_strings holds an empty string, which would end every row at once; leave it out")
-    return [_StopText(stop_strings, tokenizer) for _ in range(rows)]
+    return [_StopText(stop_strings, tokenizer, row.prompt) for row in rows]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qeff_framework.errors import CheckpointError, InputError
+from qeff_framework.generation.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: The special tokens that every Transformers tokenizer may name in its configuration.
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+#: Where ``save_pretrained`` puts chat templates beside the default one.
+_TEMPLATE_FOLDER = "additional_chat_templates"
 
 #: Spaces that Transformers removes when ``clean_up_tokenization_spaces`` is set, in its order.
 _CLEAN_UP = (
@@ -78,12 +82,16 @@ class AligningTokenizer(Protocol):
 class FastTokenizer:
     """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
 
-    `config` is the content of ``tokenizer_config.json``. Truncation and padding that the tokenizer file carries are switched
-    off: Transformers applies them only on request.
+    `config` is the content of ``tokenizer_config.json``, `chat_template` one template or several by name. Truncation and padding
+    that the tokenizer file carries are switched off: Transformers applies them only on request.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
+        self,
+        tokenizer: Tokenizer,
+        config: Mapping[str, Any] | None = None,
+        *,
+        chat_template: str | Mapping[str, str] | None = None,
     ) -> None:
         config = config or {}
         tokenizer.no_truncation()
@@ -97,7 +105,9 @@ class FastTokenizer:
         self.pad_token_id = _id_of(tokenizer, config.get("pad_token"))
         self.cls_token_id = _id_of(tokenizer, config.get("cls_token"))
         self.has_token_types = "token_type_ids" in config.get("model_input_names", ("token_type_ids",))
-        self.chat_template = chat_template
+        self._templates = chat_template
+        self.chat_template = _default_template(chat_template)
+        self._special_tokens = _named_tokens(config)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
@@ -127,6 +137,11 @@ class FastTokenizer:
     def vocabulary(self) -> dict[str, int]:
         """Every token and its id, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
+        """See `ChatTokenizer`."""
+        text = render_chat(chosen_template(self._templates, options), messages, options, self._special_tokens)
+        return text, self.encode(text, add_special_tokens=False)
 
 
 class TransformersTokenizer:
@@ -169,6 +184,43 @@ class TransformersTokenizer:
         """Every token and its id, added tokens included."""
         return dict(self._tokenizer.get_vocab())
 
+    def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
+        """See `ChatTokenizer`."""
+        chat = plain_messages(messages)
+        add_generation_prompt, continue_final_message = options.ending(chat)
+        asked: dict[str, Any] = {
+            **options.chat_template_kwargs,
+            "tools": None if options.tools is None else list(options.tools),
+            "documents": None if options.documents is None else list(options.documents),
+            "chat_template": options.chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        try:
+            text = self._tokenizer.apply_chat_template(chat, tokenize=False, **asked)
+            ids = self._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False, **asked)
+        except Exception as error:  # a template is foreign code, and Transformers has no one error for what it raises
+            raise InputError(f"the chat template cannot render the messages: {error}") from error
+        return str(text), [int(token) for token in ids]
+
+
+def encode_prompt(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """Token ids of a prompt, with one start token.
+
+    A text that a chat template has rendered begins with the start token; the tokenizer's own is left out there. Start tokens that
+    the text itself repeats stay.
+    """
+    ids = tokenizer.encode(text)
+    if len(ids) < 2 or ids[0] != ids[1]:
+        return ids
+    written = _leading(tokenizer.encode(text, add_special_tokens=False), ids[0])
+    return ids[_leading(ids, ids[0]) - written :] if written else ids
+
+
+def _leading(ids: Sequence[int], token: int) -> int:
+    """How many times `ids` begins with `token`."""
+    return next((count for count, other in enumerate(ids) if other != token), len(ids))
+
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
     """Reads the tokenizer that ``save_pretrained`` wrote to `directory`.
@@ -190,7 +242,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
         raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}") from error
-    return FastTokenizer(tokenizer, config, chat_template=_read_template(directory, config))
+    return FastTokenizer(tokenizer, config, chat_template=_read_templates(directory, config))
 
 
 def as_text_tokenizer(tokenizer: object) -> TextTokenizer:
@@ -230,19 +282,38 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The separate file wins over the entry in the configuration, as in Transformers."""
-    file = directory / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else _default_template(config.get("chat_template"))
+def _read_templates(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """Chat templates: files win over the entry in the configuration, as in Transformers."""
+    try:
+        named = {file.stem: file.read_text(encoding="utf-8") for file in (directory / _TEMPLATE_FOLDER).glob("*.jinja")}
+        default = directory / "chat_template.jinja"
+        if default.is_file():
+            named["default"] = default.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"a chat template in {directory} cannot be read: {error}") from error
+    if named:
+        return named["default"] if list(named) == ["default"] else named
+    entry = config.get("chat_template")
+    if isinstance(entry, list):
+        return {str(item["name"]): str(item["template"]) for item in entry}
+    return entry if isinstance(entry, (str, dict)) else None
 
 
-def _default_template(template: object) -> str | None:
-    """Of several named templates (a mapping, or the list of pairs that stands for it in JSON) the one named "default"."""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+def _default_template(templates: object) -> str | None:
+    """Of several named templates the one named "default"."""
+    if isinstance(templates, Mapping):
+        templates = templates.get("default")
+    return templates if isinstance(templates, str) else None
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by the names under which templates know them, ``bos_token`` and so on."""
+    extra = [config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens")]
+    entries = {name: value for name, value in config.items() if name.endswith("_token")}
+    for mapping in extra:
+        entries |= mapping if isinstance(mapping, Mapping) else {}
+    texts = {name: _text(value) for name, value in entries.items()}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:

@@ -52,7 +52,15 @@ def save_generation_config(module: Any, directory: Path) -> None:
 def generation_config(module: Any) -> dict[str, Any] | None:
     """Returns what a module's generation config sets differently from Transformers' defaults; `None` without one."""
     config = getattr(module, "generation_config", None)
-    content: dict[str, Any] | None = None if config is None else config.to_diff_dict()
+    if config is None:
+        return None
+    content: dict[str, Any] = config.to_diff_dict()
+    if isinstance(biases := content.get("sequence_bias"), Mapping):
+        # JSON has no tuples as keys; Transformers takes pairs as well.
+        content["sequence_bias"] = [[list(sequence), bias] for sequence, bias in biases.items()]
+    for name, value in content.items():
+        if hasattr(value, "to_dict"):  # a watermarking config
+            content[name] = value.to_dict()
     return content
 
 

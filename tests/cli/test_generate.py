@@ -78,6 +78,63 @@ def test_more_prompts_than_the_program_takes_at_once(model_qeff, toy_artifact, t
     assert result.out.splitlines() == ["[0] two three", "[1] four five", "[2] five six"]
 
 
+def test_lines_of_a_prompts_file_end_with_a_line_feed_only(model_qeff, toy_artifact, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffone\u2028two\r\nthree\x0cfour\n\n\x85 \nfive\x0b\x85one".encode())
+
+    result = model_qeff("generate", toy_artifact, "--prompts-file", file, "--max-new-tokens", "1", "--json")
+
+    assert result.code == 0, result.err
+    prompts = [(row["prompt"], row["text"]) for row in result.json["results"]]
+    assert prompts == [("one\u2028two", "three"), ("three\x0cfour", "five"), ("five\x0b\x85one", "two")]
+
+
+def test_prompts_as_messages(model_qeff, toy_artifact, tmp_path):
+    argv = ["generate", toy_artifact, "--max-new-tokens", "1", "--json"]
+    file = tmp_path / "messages.json"
+    file.write_text('\ufeff[{"role": "one", "content": "two"}, {"role": "three", "content": "two"}]', encoding="utf-8")
+
+    chat = model_qeff(
+        *argv, "--chat", "--system", "is", "--prompt", "two", "--chat-template-kwargs", '{"last_word": "four"}'
+    )
+    mixed = model_qeff(*argv, "--messages-file", file, "--prompt", "one")
+
+    assert [(row["prompt"], row["text"]) for row in chat.json["results"]] == [("is system two user four", "five")]
+    assert [(row["prompt"], row["text"]) for row in mixed.json["results"]] == [
+        ("one", "two"),
+        ("two one two three ", "four"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "content", "code", "told"),
+    [
+        (["--system", "x", "--prompt", "one"], None, 2, "--system begins a conversation; add --chat"),
+        (
+            ["--chat-template-kwargs", "{}", "--prompt", "one"],
+            None,
+            2,
+            "add --chat, or give --messages-file FILE alone",
+        ),
+        (["--chat", "--chat-template-kwargs", "[]", "--prompt", "one"], None, 2, "must be a JSON object"),
+        (["--chat", "--chat-template-kwargs", "{", "--prompt", "one"], None, 2, "--chat-template-kwargs is not JSON"),
+        ([], "[", 1, "are not JSON"),
+        ([], '[{"content": "x"}]', 1, "must hold a list of messages"),
+        ([], "[]", 1, "must hold a list of messages"),
+    ],
+)
+def test_wrong_messages_are_told_before_any_work(model_qeff, tmp_path, argv, content, code, told):
+    file = tmp_path / "messages.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+        argv = ["--messages-file", file]
+
+    result = model_qeff("generate", tmp_path / "no-model", *argv)
+
+    assert result.code == code
+    assert told in result.err
+
+
 def test_stream_beside_json_goes_to_stderr(model_qeff, toy_artifact):
     result = model_qeff("generate", toy_artifact, "--prompt", "one", "--max-new-tokens", "2", "--stream", "--json")
 
@@ -204,10 +261,11 @@ def test_encoder_returns_embeddings(model_qeff, bert):
 def test_encoder_takes_no_options_of_text_generation(model_qeff, bert):
     argv = ["generate", bert, "--backend", "ort_sim", "--seq-len", "4,8", "--pooling", "mean", "--prompt", "one"]
 
-    result = model_qeff(*argv, "--max-new-tokens", "3")
+    for more in (["--max-new-tokens", "3"], ["--chat"]):
+        result = model_qeff(*argv, *more)
 
-    assert result.code == 2
-    assert "encoder" in result.err
+        assert result.code == 2
+        assert "encoder" in result.err
 
 
 def test_classifier_returns_labels_and_scores(model_qeff, classifier):

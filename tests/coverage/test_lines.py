@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,14 @@ def test_lines_of_another_task_are_left_out(tmp_path: Path) -> None:
     file = written(tmp_path / "both", DECODERS, FAILED, ENCODERS, PASSED)
     assert read_lines([file], "encoder") == ([ENCODERS], {"bert": PASSED})
     assert read_lines([file], "causal-lm") == ([DECODERS], {"bert": FAILED})
+
+
+def test_a_byte_order_mark_and_odd_characters_are_no_lines(tmp_path: Path) -> None:
+    odd = dataclasses.replace(FAILED, error="first\x85second")
+    text = f"{DECODERS.to_json()}\r\n{json.dumps(json.loads(odd.to_json()), ensure_ascii=False)}\r\n"
+    file = tmp_path / "edited"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_lines([file], "causal-lm") == ([DECODERS], {"bert": odd})
 
 
 def test_lines_without_a_run_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -91,6 +91,24 @@ def test_start_forced_and_end_tokens_are_those_of_the_generation_config() -> Non
     assert other.generated_ids == [eager_seq2seq_greedy(module, SOURCES[0], 4, forced_bos_token_id=41)]
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"encoder_no_repeat_ngram_size": 1, "no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 3.0, "repetition_penalty": 1.5},
+        {"bad_words_ids": [[12], [40, 40]], "min_length": 6, "eos_token_id": list(range(64))},
+    ],
+    ids="+".join,
+)
+def test_rules_look_at_the_source_as_in_transformers(
+    bart: tuple[PreTrainedModel, QEFFBaseModel], rules: dict[str, Any]
+) -> None:
+    module, model = bart
+    expected = [eager_seq2seq_greedy(module, source, NEW_TOKENS, **rules) for source in SOURCES]
+    assert expected != [eager_seq2seq_greedy(module, source, NEW_TOKENS) for source in SOURCES]
+    assert model.generate(prompts=SOURCES, generation_len=NEW_TOKENS, **rules).generated_ids == expected
+
+
 def test_a_checkpoint_is_recognised_and_its_artifact_runs_by_itself(tmp_path: Path) -> None:
     module = tiny_seq2seq_lm("t5")
     checkpoint = save_tiny_checkpoint(tmp_path / "t5", module=module)

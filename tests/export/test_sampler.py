@@ -11,7 +11,6 @@ import onnx.checker
 import onnx_ir
 import onnxruntime as ort
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,8 @@ from qeff_framework.errors import ExportError
 from qeff_framework.export.portable import export_portable
 from qeff_framework.export.sampler import append_sampler
 from qeff_framework.generation import GenerationSettings
-from qeff_framework.generation.sampling import build_processors
+from qeff_framework.generation.rows import Row
+from qeff_framework.generation.scores import build_rules
 
 VOCAB = 24
 GREEDY = {
@@ -93,13 +93,17 @@ def alone() -> Sampler:
 
 
 def host_probabilities(asked: Mapping[str, Any], scores: np.ndarray, history: list[int]) -> np.ndarray:
-    """What Transformers' processors make of one row of scores ``[V]``."""
+    """What the host's rules make of one row of scores ``[V]``."""
     names = {"temperatures": "temperature", "top_ks": "top_k", "top_ps": "top_p", "min_ps": "min_p"}
     config = {names[name]: value for name, value in asked.items() if name in names}
     penalty = asked.get("repetition_penalties", 1.0)
-    processors = build_processors(GenerationSettings(do_sample=True, repetition_penalty=penalty, **config), 1, 9)
-    ids = torch.tensor([history], dtype=torch.int64)
-    return torch.softmax(processors(ids, torch.from_numpy(scores[None].copy())), dim=-1)[0].numpy()
+    row = Row(index=0, prompt=history, limit=9)
+    chosen = GenerationSettings(do_sample=True, repetition_penalty=penalty, **config)
+    changed = scores.copy()
+    for rule in build_rules(chosen, row, len(scores)):
+        rule(row, changed)
+    weights = np.exp(changed - changed.max())
+    return weights / weights.sum()
 
 
 @st.composite

@@ -12,7 +12,7 @@ from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from qeff_framework.generation.continuous import Scheduler
 from qeff_framework.generation.rows import Row
-from tests.generation.fakes import VOCAB, FakeContinuous, expected_tokens
+from tests.generation.fakes import VOCAB, FakeCausalLM, FakeContinuous, expected_tokens
 
 tokens = st.integers(0, VOCAB - 1)
 
@@ -50,6 +50,17 @@ def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     assert output.perf_metrics.decode_steps == sum(
         step["input_ids"].shape != (1, case["prefill"]) for step in session.steps
     ) or (case["rows"] == 1 and case["prefill"] == 1)
+
+
+def test_rules_hold_for_each_prompt_by_itself() -> None:
+    rules: dict[str, Any] = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "suppress_tokens": [4, 9]}
+    rules |= {"encoder_no_repeat_ngram_size": 1, "eos_token_id": [1, 2], "min_new_tokens": 3, "forced_eos_token_id": 5}
+    prompts = [[0, 1, 2], [7], [7, 8, 9, 7, 8], [0, 1, 2, 3], [11, 12]]
+    generator = TextGenerator(FakeContinuous(2, 3, 4, 24), generation_defaults=rules)
+    alone = TextGenerator(FakeCausalLM(ctx_len=24), generation_defaults=rules)
+    expected = [alone.generate([prompt], max_new_tokens=9).generated_ids[0] for prompt in prompts]
+    assert generator.generate(prompts, max_new_tokens=9).generated_ids == expected
+    assert len({len(ids) for ids in expected}) > 1, "some rows take the place of others"
 
 
 def test_others_decode_while_a_long_prompt_is_prefilled_and_no_lane_stays_idle() -> None:

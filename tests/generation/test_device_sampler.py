@@ -66,6 +66,18 @@ def test_what_the_program_has_no_inputs_for_is_refused(settings: dict[str, Any],
     assert session.fed == []
 
 
+def test_rules_of_the_checkpoint_are_done_on_the_device_or_refused() -> None:
+    session = FakeSampler()
+    TextGenerator(session, generation_defaults={"repetition_penalty": 1.5}).generate([[1]], max_new_tokens=2)
+    assert {float(step["repetition_penalties"][0, 0]) for step in session.fed} == {1.5}
+    banning = TextGenerator(session, generation_defaults={"bad_words_ids": [[3]], "renormalize_logits": True})
+    with pytest.raises(
+        InputError, match="^bad_words_ids: the program chooses tokens on the device.*bad_words_ids=None"
+    ):
+        banning.generate([[1]])
+    assert banning.generate([[1]], max_new_tokens=2, bad_words_ids=None).generated_ids == [expected_tokens([1], 2)]
+
+
 def test_a_token_that_the_model_does_not_know_is_an_error() -> None:
     session = FakeSampler()
     session.answer = VOCAB

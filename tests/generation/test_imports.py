@@ -21,6 +21,16 @@ generator = TextGenerator(session, tokenizer, load_generation_defaults(Path(sys.
 output = generator.generate(["The fox", "It's"], max_new_tokens=6, stop_strings=["never"], stream=sys.stderr)
 "".join(generator.stream("The fox", max_new_tokens=6))
 TextGenerator(FakeSampler()).generate([[1]], max_new_tokens=2, do_sample=True, top_k=5)
+rules = {
+    "sequence_bias": [[[1, 2], 2.0]], "encoder_repetition_penalty": 1.5, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[3, 4]], "min_new_tokens": 2, "forced_bos_token_id": 3,
+    "forced_eos_token_id": 3, "remove_invalid_values": True, "exponential_decay_length_penalty": [100, 1.5],
+    "suppress_tokens": [5], "begin_suppress_tokens": [6], "renormalize_logits": True,
+}
+drawn = {"temperature": 0.7, "top_h": 0.9, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 0.01}
+ruled = TextGenerator(session, tokenizer, rules)
+ruled.generate([[{"role": "user", "content": "The fox"}]], max_new_tokens=4)
+ruled.generate(["The fox"], max_new_tokens=4, do_sample=True, eta_cutoff=0.01, **drawn)
 EncoderRunner(FakeEncoder())({"input_ids": [[1, 2]]})
 heavy = sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "onnx", "huggingface_hub"})
 ids = [tokenizer.encode(text) for text in ("The fox", "It's")]
@@ -28,7 +38,7 @@ print(json.dumps({"heavy": heavy, "prompts": ids, "generated": output.generated_
 """
 
 
-def test_greedy_decoding_and_sampling_on_the_device_import_neither_torch_nor_transformers(
+def test_decoding_with_rules_and_samples_imports_neither_torch_nor_transformers(
     tokenizer_folders: dict[str, Path],
 ) -> None:
     folder = tokenizer_folders["byte_level"]

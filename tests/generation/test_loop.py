@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, StopStringCriteria
 
 from qeff_framework.contracts import Specialization
 from qeff_framework.errors import ExecutionError, InputError, OptionError
-from qeff_framework.generation import GenerationSettings, TextGenerator
+from qeff_framework.generation import GenerationSettings, TextGenerator, as_text_tokenizer
+from qeff_framework.generation.rows import Row
+from qeff_framework.generation.stopping import StopRules
 from tests.generation.fakes import VOCAB, FakeCausalLM, FakeEncoder, expected_tokens
 
 tokens = st.integers(0, VOCAB - 1)
@@ -127,6 +132,32 @@ def test_stop_strings_end_a_row_also_across_tokens() -> None:
     assert output.finish_reasons == ["stop_string"]
     with pytest.raises(InputError, match="stop_strings need a tokenizer"):
         TextGenerator(FakeCausalLM()).generate([[1]], stop_strings="x")
+
+
+@pytest.fixture(scope="module")
+def byte_level(tokenizer_folders: dict[str, Path]) -> Any:
+    return AutoTokenizer.from_pretrained(tokenizer_folders["byte_level"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    text=st.text("the quick", min_size=4, max_size=14),
+    cut=st.integers(1, 6),
+    stops=st.lists(st.text("the quick", min_size=1, max_size=5), min_size=1, max_size=3),
+)
+def test_stop_strings_match_where_transformers_matches_them(
+    byte_level: Any, text: str, cut: int, stops: list[str]
+) -> None:
+    """They end in the newest token, and may begin in the prompt."""
+    ids = byte_level.encode(text)
+    prompt, generated = ids[:cut], ids[cut:]
+    row = Row(index=0, prompt=prompt, limit=len(ids) + 1)
+    rules = StopRules(GenerationSettings(stop_strings=tuple(stops)), [row], tokenizer=as_text_tokenizer(byte_level))
+    theirs = StopStringCriteria(byte_level, stops)
+    for token in generated:
+        row.generated.append(token)
+        expected = bool(theirs(torch.tensor([[*prompt, *row.generated]]), None))
+        assert (rules.reason(row, token) == "stop_string") == expected
 
 
 def test_time_limit_ends_all_rows() -> None:

@@ -16,11 +16,10 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from qeff_framework.errors import InputError, OptionError
+from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation import TextGenerator, resolve_settings
-from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.rows import Row
-from qeff_framework.generation.sampling import ProcessedSelector, build_processors
+from qeff_framework.generation.sampling import RuledSelector
 from tests.generation.hf_session import HF_VOCAB, LlamaSession, hf_generate, tiny_llama
 
 PROMPTS = [[5, 9, 11, 2, 7, 5, 9], [3], [8, 8, 30, 41, 12]]
@@ -107,20 +106,12 @@ def test_the_callers_processors_are_applied_as_in_transformers(generator: TextGe
     assert shift.shapes[:2] == [(1, 7, 1, HF_VOCAB), (1, 8, 1, HF_VOCAB)]
 
 
-def test_a_processor_of_the_caller_replaces_the_one_of_its_class() -> None:
-    own = RepetitionPenaltyLogitsProcessor(4.0)
-    settings = resolve_settings({}, do_sample=True, repetition_penalty=1.3, no_repeat_ngram_size=2, temperature=0.5)
-    processors = build_processors(settings, 3, 5, [own, shift := Shift()])
-    assert processors[0] is own
-    names = [type(processor).__name__ for processor in processors]
-    assert names == [
-        "RepetitionPenaltyLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "Shift",
-        "TemperatureLogitsWarper",
-        "TopKLogitsWarper",
-    ]
-    assert processors[2] is shift
+def test_a_processor_of_the_caller_replaces_the_one_of_its_class(generator: TextGenerator) -> None:
+    asked = {"max_new_tokens": 12, "repetition_penalty": 1.3}
+    output = generator.generate(PROMPTS[0], logits_processor=[RepetitionPenaltyLogitsProcessor(0.4)], **asked)
+    stronger = hf_generate(PROMPTS[0], max_new_tokens=12, repetition_penalty=0.4)
+    assert output.generated_ids == [stronger]
+    assert stronger != hf_generate(PROMPTS[0], **asked)
 
 
 def test_stopping_criteria_end_their_row_only(generator: TextGenerator) -> None:
@@ -186,7 +177,7 @@ def hf_probabilities(logits: np.ndarray, **config: Any) -> torch.Tensor:
 def test_samples_follow_the_distribution_of_transformers(config: dict[str, Any]) -> None:
     expected = hf_probabilities(LOGITS, **config).numpy()
     row = Row(index=0, prompt=[1], limit=1)
-    select = ProcessedSelector(resolve_settings({}, do_sample=True, seed=11, **config), [row], TokenHistory([row]))
+    select = RuledSelector(resolve_settings({}, do_sample=True, seed=11, **config), [row])
     draws = 3000
     counts = np.bincount([select(LOGITS, [row])[0] for _ in range(draws)], minlength=LOGITS.size)
 
@@ -216,23 +207,55 @@ def test_torchs_global_seed_governs_samples_without_a_seed(generator: TextGenera
     assert results[0] == results[1] != results[2]
 
 
-def test_processors_that_leave_no_token_are_an_error(generator: TextGenerator) -> None:
-    with pytest.raises(InputError, match="left prompt 0 no token"):
-        generator.generate([[1]], do_sample=True, max_new_tokens=2, suppress_tokens=list(range(HF_VOCAB)))
+@pytest.mark.parametrize("asked", [{"do_sample": True}, {}], ids=["sampling", "greedy"])
+def test_rules_that_leave_no_token_are_an_error(generator: TextGenerator, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"left prompt 0 no token .*\(suppress_tokens"):
+        generator.generate([[1]], max_new_tokens=2, suppress_tokens=list(range(HF_VOCAB)), **asked)
 
 
-def test_values_that_transformers_refuses_are_option_errors(generator: TextGenerator) -> None:
-    with pytest.raises(OptionError, match="bad_words_ids"):
-        generator.generate([[1]], bad_words_ids=[[-1]])
+def test_infinite_logits_are_the_most_likely_ones_and_cannot_be_sampled() -> None:
+    row = Row(index=0, prompt=[1], limit=1)
+    logits = np.array([[0, np.inf, 3]], dtype=np.float32)
+    assert RuledSelector(resolve_settings({}, repetition_penalty=1.5), [row])(logits, [row]) == [1]
+    with pytest.raises(ExecutionError, match="logits of prompt 0 at position 0 are infinite"):
+        RuledSelector(resolve_settings({}, do_sample=True), [row])(logits, [row])
+    cleaned = resolve_settings({}, do_sample=True, remove_invalid_values=True)
+    assert RuledSelector(cleaned, [row])(np.array([[np.nan, np.inf, -np.inf]]), [row]) == [1]
 
 
 @pytest.mark.parametrize(
-    "config", [{"forced_bos_token_id": 9}, {"forced_eos_token_id": 5}, {"forced_eos_token_id": [7, 5]}]
+    ("config", "error", "message"),
+    [
+        ({"bad_words_ids": [[-1]]}, OptionError, r"bad_words_ids=\[\[-1\]\] must be a list of lists"),
+        ({"bad_words_ids": []}, OptionError, "bad_words_ids"),
+        ({"sequence_bias": [[[4], "x"]]}, OptionError, "sequence_bias"),
+        ({"forced_eos_token_id": -3}, OptionError, "forced_eos_token_id=-3 must be a token id"),
+        ({"exponential_decay_length_penalty": (3, 1.5)}, OptionError, "needs an end of sequence"),
+        ({"encoder_repetition_penalty": 0.0}, OptionError, r"encoder_repetition_penalty=0\.0 must be"),
+        ({"watermarking_config": {"greenlist_ratio": 3}}, OptionError, "watermarking_config: .*greenlist_ratio"),
+        ({"watermarking_config": {"ratio": 3}}, OptionError, "watermarking_config"),
+        ({"bad_words_ids": [[3, HF_VOCAB]]}, InputError, f"bad_words_ids holds the token ids {HF_VOCAB}, the model"),
+        ({"sequence_bias": [[[99], 2.0]]}, InputError, "sequence_bias holds the token ids 99"),
+        ({"forced_bos_token_id": 99}, InputError, "forced_bos_token_id: the model cannot generate the token 99"),
+    ],
 )
-def test_forced_tokens_need_no_processors_and_equal_those_of_transformers(
-    generator: TextGenerator, config: dict[str, Any]
+def test_values_without_a_meaning_are_refused_before_the_first_step(
+    config: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    assert not resolve_settings({}, **config).changes_scores
-    output = generator.generate(PROMPTS, max_new_tokens=6, **config)
-    expected = [hf_generate(prompt, max_new_tokens=6, **config) for prompt in PROMPTS]
-    assert output.generated_ids == expected
+    session = LlamaSession()
+    with pytest.raises(error, match=message):
+        TextGenerator(session).generate([[1]], **config)
+    assert session.steps == []
+
+
+def test_what_is_kept_for_a_row_is_given_back_when_it_has_finished() -> None:
+    session = LlamaSession(batch_size=2)
+    generator = TextGenerator(session)
+    run = generator._start(
+        PROMPTS[:2], resolve_settings({}, max_new_tokens=4, do_sample=True, seed=1), [Shift()], [StopAfter(99)]
+    )
+    list(generator._steps(run))
+    selector = run.selector
+    assert isinstance(selector, RuledSelector)
+    kept = (selector._rules, selector._generators, selector._history._tensors, run.rules._history._tensors)
+    assert not any(kept)

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from qeff_framework.errors import CheckpointError, InputError, OptionError
-from qeff_framework.generation import GenerationSettings, load_generation_defaults, resolve_settings
+from qeff_framework.generation import (
+    SCORE_SETTINGS,
+    GenerationSettings,
+    load_generation_defaults,
+    resolve_settings,
+)
+from qeff_framework.generation.generation_config import UNDONE, WITHOUT_EFFECT
 
 CHECKPOINT = {
     "do_sample": True,
@@ -26,8 +35,11 @@ CHECKPOINT = {
 
 def test_greedy_unless_the_caller_asks_for_sampling() -> None:
     settings = resolve_settings(CHECKPOINT)
-    assert settings == GenerationSettings(eos_token_ids=(2, 5), pad_token_id=1)
-    assert not settings.changes_scores
+    expected = GenerationSettings(eos_token_ids=(2, 5), pad_token_id=1, repetition_penalty=1.05, max_length=9)
+    assert settings == expected
+    assert settings.limit_is_advice
+    assert settings.score_settings == ("repetition_penalty",)
+    assert resolve_settings({}).score_settings == ()
 
 
 @pytest.mark.parametrize("asked", [{"do_sample": True}, {"generation_config": GenerationConfig(do_sample=True)}])
@@ -35,7 +47,7 @@ def test_sampling_takes_open_parameters_from_the_checkpoint(asked: dict[str, Any
     settings = resolve_settings(CHECKPOINT, **asked)
     assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 0.6, 0.9)
     assert settings.repetition_penalty == 1.05
-    assert settings.max_length is None, "the compiled context bounds the length, not the checkpoint"
+    assert (settings.max_length, settings.limit_is_advice) == (9, True)
     assert settings.top_k == GenerationConfig._get_default_generation_params()["top_k"]
 
 
@@ -59,17 +71,38 @@ def test_end_of_sequence_can_be_ignored() -> None:
     assert resolve_settings({}).eos_token_ids == ()
 
 
-def test_penalties_apply_to_greedy_decoding_when_they_are_given() -> None:
-    settings = resolve_settings(CHECKPOINT, no_repeat_ngram_size=2)
-    assert settings.no_repeat_ngram_size == 2
-    assert settings.repetition_penalty == 1.0
-    assert settings.changes_scores
+def test_none_as_a_keyword_switches_off_what_the_checkpoint_says() -> None:
+    off = resolve_settings(CHECKPOINT, repetition_penalty=None, eos_token_id=None, max_length=None)
+    assert off == GenerationSettings(pad_token_id=1)
+    assert resolve_settings(CHECKPOINT, GenerationConfig(repetition_penalty=None)).repetition_penalty == 1.05
+    sampled = resolve_settings(CHECKPOINT, do_sample=True, top_k=None, temperature=None)
+    assert (sampled.top_k, sampled.temperature, sampled.top_p) == (0, 1.0, 0.9)
+    assert resolve_settings({"guidance_scale": 3.0}, guidance_scale=None) == GenerationSettings()
 
 
-def test_unused_values_of_the_checkpoint_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_lengths_settle_as_in_transformers(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = {"max_new_tokens": 7, "min_new_tokens": 3, "eos_token_id": 2}
+    settings = resolve_settings(checkpoint, max_length=20, min_length=9)
+    assert (settings.max_new_tokens, settings.max_length, settings.limit_is_advice) == (7, None, True)
+    assert (settings.min_new_tokens, settings.min_length) == (3, 0)
+    assert "max_length=20 does not count beside the checkpoint's max_new_tokens=7" in caplog.text
+    assert "min_length=9 does not count" in caplog.text
+    asked = resolve_settings({"max_length": 9}, max_new_tokens=30)
+    assert (asked.max_new_tokens, asked.max_length, asked.limit_is_advice) == (30, None, False)
+
+
+def test_padding_is_told_from_text_by_the_rule_of_transformers() -> None:
+    assert resolve_settings(CHECKPOINT).padding_token_id == 1
+    for ends in ({"eos_token_id": 1}, {"eos_token_id": [2, 1]}):
+        assert resolve_settings(CHECKPOINT | ends).padding_token_id is None
+        assert resolve_settings(CHECKPOINT | ends, ignore_eos=True).padding_token_id is None
+    assert resolve_settings({"eos_token_id": 2}).padding_token_id is None
+
+
+def test_the_checkpoints_sampling_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="qeff_framework"):
         resolve_settings(CHECKPOINT)
-    assert "repetition_penalty, temperature, top_p" in caplog.text
+    assert "recommends sampling: pass do_sample=True; temperature, top_p are used only with it" in caplog.text
 
 
 def test_sampling_parameters_without_sampling(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,15 +152,46 @@ def test_what_the_loop_cannot_do_is_refused(keywords: dict[str, Any], message: s
         resolve_settings({}, **keywords)
 
 
+def test_other_searches_of_the_checkpoint_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2}
+    assert resolve_settings(checkpoint) == GenerationSettings()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "asks for num_beams=4, num_return_sequences=2, which is not done (beam search needs" in caplog.text
+    assert "pass num_beams=1, num_return_sequences=1 to leave this warning out" in caplog.text
+    caplog.clear()
+    resolve_settings(checkpoint, num_beams=1, num_return_sequences=1)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("rule", [{"guidance_scale": 3.0}, {"token_healing": True}, {"dola_layers": "high"}])
+def test_rules_of_the_checkpoint_without_which_the_tokens_are_wrong_are_refused(rule: dict[str, Any]) -> None:
+    (name,) = rule
+    with pytest.raises(InputError, match=f"the checkpoint's generation config says {name}=.*pass {name}=None"):
+        resolve_settings(rule)
+    assert resolve_settings(rule, **{name: None}) == GenerationSettings()
+
+
 def test_harmless_values_of_those_modes_are_taken() -> None:
     assert resolve_settings({}, num_beams=1, num_return_sequences=1) == GenerationSettings()
     assert resolve_settings({}, GenerationConfig(num_beams=1, use_cache=True)) == GenerationSettings()
 
 
-def test_every_field_of_a_generation_config_is_sorted() -> None:
-    """A field that a new version of Transformers adds must be carried, refused or known to be harmless."""
-    fields = [name for name in GenerationConfig().to_dict() if name != "transformers_version"]
-    resolve_settings({}, dict.fromkeys(fields))
+def test_every_field_of_a_generation_config_has_its_place() -> None:
+    """A field that a new version of Transformers adds must be a setting, refused, or known to change no token."""
+    # Attributes with an underscore are the object's own bookkeeping, set by `generate` itself.
+    theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    settings = {"eos_token_id", *(field.name for field in fields(GenerationSettings))}
+    places = (settings, set(UNDONE), set(WITHOUT_EFFECT))
+    assert {name: sum(name in place for place in places) for name in theirs} == dict.fromkeys(theirs, 1)
+
+
+def test_every_rule_of_transformers_has_its_place() -> None:
+    """Each processor that Transformers' ``generate`` builds from its config stands for a setting here."""
+    source = inspect.getsource(GenerationMixin._get_logits_processor)
+    read = set(re.findall(r"generation_config\.([a-z]\w*)", source))
+    bookkeeping = {"do_sample", "max_length", "num_beams", "num_return_sequences", "use_cache"}
+    assert read - bookkeeping - set(SCORE_SETTINGS) == {"guidance_scale"}
+    assert set(SCORE_SETTINGS) <= read
 
 
 def test_the_checkpoints_file_is_read(tmp_path: Path) -> None:

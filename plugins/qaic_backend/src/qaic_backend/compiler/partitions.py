@@ -114,7 +114,7 @@ def pipeline(nodes: Sequence[Sequence[str]], num_devices: int, num_cores: int) -
 def read_user_file(path: Path, num_devices: int) -> str:
     """The text of a user's partition file. Raises `OptionError` for what the compiler would refuse after the export."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         document = json.loads(text)
     except (OSError, ValueError) as error:
         raise OptionError(f"backend 'qaic': mdp_load_partition_config {path} cannot be read: {error}") from error

@@ -38,7 +38,7 @@ def read_user_config(path: Path | None) -> UserConfig:
     if path is None:
         return UserConfig()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"qnn_config: {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -56,7 +56,9 @@ def token_rows(folder: Path, metadata: Mapping[str, Any], file: Path | None, lim
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Without a byte order mark; a line ends at \n or \r\n and at no other character of a text.
+        text = file.read_bytes().decode("utf-8-sig")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CompileError(f"calibration_prompts={file} cannot be read: {error}") from error
     if not lines:
