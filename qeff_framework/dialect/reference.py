@@ -174,7 +174,7 @@ def _masked(scores: Floats, mask: Bools) -> Floats:
 
 def _seen(states: Floats, mask: Bools) -> Floats:
     """Keys or values of the slots that a token of the step sees, zeros elsewhere."""
-    is_seen = mask.any(axis=(1, 2))[:, None, :, None]
+    is_seen = np.asarray(mask.any(axis=(1, 2)))[:, None, :, None]
     seen: Floats = np.where(is_seen, states, states.dtype.type(0))
     return seen
 
