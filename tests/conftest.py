@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,51 @@ import pytest
 logging.getLogger("torch.__trace").disabled = True
 
 
+TESTS = Path(__file__).parent
+
+#: Files whose tests take more than some seconds together, most of it for exports of models.
+SLOW = frozenset(
+    {
+        "cli/test_app.py",
+        "cli/test_coverage.py",
+        "cli/test_generate.py",
+        "coverage/test_families_subset.py",
+        "coverage/test_parity.py",
+        "coverage/test_processes.py",
+        "coverage/test_reference.py",
+        "docs/test_examples.py",
+        "export/test_encoder.py",
+        "export/test_position_limits.py",
+        "export/test_seq2seq_lm.py",
+        "export/test_states.py",
+        "export/test_weights.py",
+        "plugins/ort_sim_backend/test_models.py",
+        "plugins/qaic_backend/test_documents.py",
+        "seam/test_special.py",
+        "sessions/test_backends.py",
+    }
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests by what they need, so that `make test-fast` can leave out what takes long or needs more than Python."""
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix()
+        if path in SLOW or path.startswith("end_to_end/"):
+            item.add_marker(pytest.mark.slow)
+        if "standin" in item.nodeid or path.startswith("plugins/qaic_backend/") or "qnn_backend/aic/" in path:
+            item.add_marker(pytest.mark.standin)
+        if "qnn_backend/htp/" in path:
+            item.add_marker(pytest.mark.htp)
+        if path == "test_packaging.py":
+            item.add_marker(pytest.mark.network)
+
+
 @pytest.fixture(scope="session")
 def session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The store of the whole session: what one test has exported, another one finds."""
-    root = tmp_path_factory.mktemp("qeff-home")
+    """The store of the whole session: what one test has exported, another one finds, in whichever worker it runs."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session-qeff-home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QEFF_HOME", str(root))
         for variable in ("QEFF_BACKEND", "QEFF_BACKENDS", "QEFF_DISABLE_BACKENDS", "QEFF_EXTENSIONS"):
