@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 #: Part of every export's key. Change it whenever the same model exports to another graph.
-EXPORT_FORMAT = 4
+EXPORT_FORMAT = 5
 #: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
 COMPILE_FORMAT = 1
 

@@ -8,7 +8,6 @@ or until there are fewer indices than tokens, where they are cut out of a table 
 from __future__ import annotations
 
 import bisect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +169,7 @@ def _computation(lookup: _Lookup, tokens: set[ir.Value]) -> Callable[[int], NDAr
 
     def evaluate(feed: dict[str, NDArray[np.int64]]) -> Any:
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with np.errstate(all="ignore"):
                 return evaluator.run(None, feed)[0]
         except Exception:  # noqa: BLE001  (whatever an op says to sizes that do not fit)
             return None

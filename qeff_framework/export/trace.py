@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,8 +18,9 @@ from qeff_framework.export.interface import strip_module_prefix
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
-from qeff_framework.seam.adapt import positional_masks, quiet_transformers
+from qeff_framework.seam.adapt import positional_masks
 from qeff_framework.seam.weightless import fake_parameters
+from qeff_framework.thread_quiet import ignored_warning, muted_loggers
 
 
 def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
@@ -101,14 +99,8 @@ def _strip_metadata(model: onnx_ir.Model) -> None:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's prints, log lines and deprecation warnings about its own internals from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # It warns about every optional package (torchvision, ...) that is not installed.
-    try:
-        with quiet_transformers(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            # torch 2.13 copies pytree specs through an interface that it deprecates itself.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    """Keeps the exporter's log lines and deprecation warnings about its own internals from the user."""
+    # `torch.onnx` warns about every optional package (torchvision, ...) that is not installed; torch 2.13 copies pytree specs
+    # through an interface that it deprecates itself.
+    with muted_loggers("torch.onnx", "transformers"), ignored_warning(".*LeafSpec.*", FutureWarning):
+        yield

@@ -404,7 +404,8 @@ class TextGenerator:
             for lane in range(self.shape.batch_size):
                 inputs.batch_index[lane, 0] = slot_of(lane)
         for row, drafted in zip(active, drafts, strict=True):
-            inputs.place_last(row.lane, [row.generated[-1], *drafted], row.position)
+            tokens = [row.generated[-1], *drafted]
+            inputs.place(row.lane, tokens, row.position, accepted=tokens)
             inputs.prompt_lengths[row.lane, 0] = row.prompt_length
             if run.sampler is not None:
                 run.sampler.draw(inputs, row.lane, row)

@@ -94,20 +94,13 @@ class StepInputs:
             self.source_lengths[row, 0] = len(tokens)
 
     def place(self, row: int, tokens: Sequence[int], start: int, accepted: Sequence[int] = ()) -> None:
-        """Places consecutive tokens, the first one at position `start`, at the beginning of a row.
+        """Places consecutive tokens, the first one at position `start`, at the beginning of a row; padding stays behind them.
 
         The last of them, `accepted`, belong to the answer.
         """
         self._ids[row, : len(tokens)] = tokens
         self._accepted[row, len(tokens) - len(accepted) : len(tokens)] = accepted
         self._positions[row, : len(tokens)] = self._counting[start : start + len(tokens)]
-
-    def place_last(self, row: int, tokens: Sequence[int], start: int) -> None:
-        """Places new tokens at the end of a row, where the program's last logits are those of the last token."""
-        first = self.shape.width - len(tokens)
-        self._ids[row, first:] = tokens
-        self._accepted[row, first:] = tokens
-        self._positions[row, first:] = self._counting[start : start + len(tokens)]
 
 
 def _sampling(rows: int, candidates: int) -> dict[str, NDArray[Any]]:

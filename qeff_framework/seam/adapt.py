@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging as transformers_logging
 
 from qeff_framework.seam.attention import attention_interface
 from qeff_framework.seam.experts import replace_experts
@@ -21,6 +20,7 @@ from qeff_framework.seam.norms import RMSNormMatch, replace_rms_norms
 from qeff_framework.seam.rotary import RotaryMatch, replace_rotary
 from qeff_framework.seam.scope import current_scope
 from qeff_framework.seam.special import adapt_special
+from qeff_framework.thread_quiet import muted_loggers
 
 #: Name under which our functions stand in the registries of Transformers.
 IMPLEMENTATION = "qeff"
@@ -30,7 +30,8 @@ def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...], rotary: tuple
     """Routes `model`, a weightless copy, through the seam. The copy is changed for good."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _planned_mask_interface)
-    with quiet_transformers():
+    # The library has advice for people who choose an attention implementation themselves.
+    with muted_loggers("transformers"):
         model.set_attn_implementation(IMPLEMENTATION)
         replace_experts(model)
     replace_rms_norms(model, norms)
@@ -45,7 +46,7 @@ def fall_back_to_eager(model: PreTrainedModel) -> bool:
     """
     if model.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001 - the library has no public name for it
         return False
-    with quiet_transformers():
+    with muted_loggers("transformers"):
         model.set_attn_implementation("eager")
     return True
 
@@ -64,17 +65,6 @@ def positional_masks() -> Iterator[None]:
     """
     with scoped_mask_interfaces({"eager": _additive_mask_interface, "sdpa": mask_interface}):
         yield
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps back the library's advice to people who choose an attention implementation themselves."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _planned_mask_interface(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -45,10 +45,11 @@ def check_step(inputs: Mapping[str, Array], dims: Mapping[str, int]) -> None:
 
 
 def check_positions(position_ids: NDArray[Any], limits: Mapping[str, int], *, name: str = "position_ids") -> None:
-    """Checks that the tokens of each row are consecutive and have slots in the cache.
+    """Checks that the tokens of each row stand in front of its padding, are consecutive and have slots in the cache.
 
-    Negative positions are padding, and padding may stand anywhere in a row. Every session has this one rule: changing it here
-    changes it for all backends.
+    Negative positions are padding. Lowerings may rely on its place: the first token of a row says whether a text begins, and the
+    columns in front of a token are those of the tokens before it. Every session has this one rule: changing it here changes it
+    for all backends.
 
     Args:
         position_ids: ``[B, S]``, integers.
@@ -56,7 +57,8 @@ def check_positions(position_ids: NDArray[Any], limits: Mapping[str, int], *, na
         name: of the input, for the message.
 
     Raises:
-        InputError: a position is beyond a limit, or the valid positions of a row do not rise by one from token to token.
+        InputError: a position is beyond a limit, a token stands behind padding, or the positions of a row do not rise by one
+            from token to token.
     """
     last = int(position_ids.max(initial=-1))
     for dim, slots in limits.items():
@@ -68,16 +70,15 @@ def check_positions(position_ids: NDArray[Any], limits: Mapping[str, int], *, na
             )
     if position_ids.shape[1] == 1:
         return
-    valid = position_ids >= 0
-    number = np.cumsum(valid, axis=1)
-    # The first valid position of each row; of a row of padding it does not matter.
-    first = np.take_along_axis(position_ids, valid.argmax(axis=1)[:, None], axis=1)
-    wrong = (valid & (position_ids != first + number - 1)).any(axis=1)
+    is_token = position_ids >= 0
+    is_behind_padding = is_token[:, 1:] & ~is_token[:, :-1]
+    is_jump = is_token[:, 1:] & (np.diff(position_ids, axis=1) != 1)
+    wrong = (is_behind_padding | is_jump).any(axis=1)
     if wrong.any():
         row = int(wrong.argmax())
         raise InputError(
-            f"{name} of row {row} has the positions {position_ids[row][valid[row]].tolist()}: apart from padding (-1) they must "
-            "rise by one from token to token"
+            f"{name} of row {row} are {position_ids[row].tolist()}: the tokens of a row stand in front of its padding (-1), and "
+            "their positions rise by one from token to token; move the tokens to the front"
         )
 
 

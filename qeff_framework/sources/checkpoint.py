@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from qeff_framework.errors import CheckpointError
 from qeff_framework.progress import report
 from qeff_framework.sources.configs import checked_module, content_of, plain_config, save_generation_config, write_json
 from qeff_framework.sources.quiet import first_line, quiet_hub, quiet_transformers
+from qeff_framework.thread_quiet import swallowed_stderr
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ class CheckpointSource:
                 arguments.setdefault("config", transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content))
             try:
                 # The GGUF reader draws a progress bar that no setting turns off.
-                with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+                with quiet_transformers(), swallowed_stderr():
                     module = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
             except Exception as error:
                 raise CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {first_line(error)}") from error

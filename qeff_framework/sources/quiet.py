@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
+
+from qeff_framework.thread_quiet import muted_loggers
 
 
 def first_line(error: BaseException) -> str:
@@ -17,29 +19,41 @@ def first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
     """Keeps the hub's retries, which it tells as warnings, off the terminal: the error in the end is what counts."""
-    hub_logger = logging.getLogger("huggingface_hub")
-    level = hub_logger.level
-    hub_logger.setLevel(logging.ERROR)
-    try:
+    with muted_loggers("huggingface_hub"):
         yield
-    finally:
-        hub_logger.setLevel(level)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps Transformers' progress bars off the terminal: ours says what goes on."""
+    """Keeps Transformers' messages and progress bars off the terminal: ours says what goes on."""
+    with muted_loggers("transformers"), _without_progress_bars():
+        yield
+
+
+class _ProgressBars:
+    """The library's switch is one for all threads: the first one that is quiet switches off, the last one as it was."""
+
+    lock = threading.Lock()
+    quiet = 0
+    were_on = False
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
     import transformers
 
     # Transformers leaves these functions without types.
-    transformers_logging: Any = transformers.logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    library: Any = transformers.logging
+    bars = _ProgressBars
+    with bars.lock:
+        if not bars.quiet:
+            bars.were_on = library.is_progress_bar_enabled()
+            library.disable_progress_bar()
+        bars.quiet += 1
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with bars.lock:
+            bars.quiet -= 1
+            if not bars.quiet and bars.were_on:
+                library.enable_progress_bar()

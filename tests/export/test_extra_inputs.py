@@ -90,8 +90,8 @@ def test_rows_by_index_and_part_of_the_context_change_nothing(llama_export, full
 def test_several_logits_are_those_of_single_steps(llama_export, full_export):
     plain, full = PortableLoop(llama_export, batch_size=1, ctx_len=CTX_LEN), FullLoop(full_export)
     singly = [plain.step(np.array([[token]]), np.array([[place]]))[0] for place, token in enumerate([5, 6, 7, 8])]
-    # Padding on the left, as a decode step with fewer drafts than the program has room for.
-    logits = full.step([[0, 5, 6, 7, 8]], [[-1, 0, 1, 2, 3]], [2], keep=3)
+    # A decode step with fewer drafts than the program has room for.
+    logits = full.step([[5, 6, 7, 8, 0]], [[0, 1, 2, 3, -1]], [2], keep=3)
     np.testing.assert_allclose(logits[0], np.stack(singly[1:]), rtol=1e-4, atol=1e-4)
 
 

@@ -225,6 +225,7 @@ class FakeSpeculative:
             (places,) = np.nonzero(positions[row] >= 0)
             if places.size == 0:
                 continue
+            assert places.tolist() == list(range(len(places))), "padding must be on the right"
             where = positions[row, places]
             assert np.array_equal(where, np.arange(where[0], where[0] + len(where))), "positions must follow each other"
             self.cache[slot, where] = ids[row, places]

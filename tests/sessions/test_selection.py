@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ DECODE = feeds([[0], [0]])
         (feeds([[0]], rows=[0]), r"has the shapes input_ids \[1, 1\]"),
         (feeds(0), r"has the shapes input_ids \[\]"),
         (feeds([[0, 1, 2, 3], [5, 6, 7, 8]]), "position 8 of row 1 does not fit.*ctx_len is 8.*Stop earlier"),
-        (feeds([[0, 1, 2, 3], [0, -1, 2, -1]]), r"position_ids of row 1 has the positions \[0, 2\].*rise by one"),
+        (feeds([[0, 1, 2, 3], [0, -1, 2, -1]]), r"position_ids of row 1 are \[0, -1, 2, -1\]: the tokens.*in front"),
         (feeds([[0], [0]], rows=[1, 1]), r"batch_index is \[1, 1\].*a cache row of its own, from 0 to 2"),
     ],
     ids=["missing", "unknown", "dtype", "length", "rows", "scalar", "context", "gap", "cache row"],
@@ -52,12 +53,12 @@ def test_a_position_beyond_what_the_step_reads_is_refused() -> None:
     st.lists(st.lists(st.integers(-3, 9), min_size=3, max_size=3), min_size=1, max_size=3),
     st.sampled_from([np.int32, np.int64]),
 )
-def test_positions_follow_one_another(positions: list[list[int]], dtype: type) -> None:
-    consecutive = all(
-        valid == list(range(valid[0], valid[0] + len(valid)))
-        for valid in ([place for place in row if place >= 0] for row in positions)
-        if valid
-    )
+def test_tokens_stand_in_front_and_follow_one_another(positions: list[list[int]], dtype: type) -> None:
+    def is_text(row: list[int]) -> bool:
+        tokens = list(itertools.takewhile(lambda place: place >= 0, row))
+        return max([-1, *row[len(tokens) :]]) < 0 and tokens == [tokens[0] + index for index in range(len(tokens))]
+
+    consecutive = all(map(is_text, positions))
     fits = max(map(max, positions)) < 8
     if consecutive and fits:
         check_positions(np.array(positions, dtype), {"ctx_len": 8})

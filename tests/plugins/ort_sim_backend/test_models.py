@@ -84,15 +84,15 @@ def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def continuation(session: OrtSession, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Greedy continuation; the first row's chunks are padded on the left, which must make no difference."""
+    """Greedy continuation of prompts that are read in chunks."""
     chosen = [0] * len(prompts)
     for start in range(0, max(map(len, prompts)), CHUNK):
         input_ids = np.zeros((len(prompts), CHUNK), np.int64)
         position_ids = np.full((len(prompts), CHUNK), -1)
         pieces = [prompt[start : start + CHUNK] for prompt in prompts]
         for row, piece in enumerate(pieces):
-            where = slice(CHUNK - len(piece), None) if row == 0 else slice(len(piece))
-            input_ids[row, where], position_ids[row, where] = piece, range(start, start + len(piece))
+            input_ids[row, : len(piece)] = piece
+            position_ids[row, : len(piece)] = range(start, start + len(piece))
         logits = session.run({"input_ids": input_ids, "position_ids": position_ids})["logits"]
         assert np.isfinite(logits).all()
         chosen = [int(logits[row, 0].argmax()) if piece else chosen[row] for row, piece in enumerate(pieces)]

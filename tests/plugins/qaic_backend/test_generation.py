@@ -105,7 +105,7 @@ def test_standin_speculative_target_with_two_draft_lengths(standin, exports, tmp
         exports("llama", KEPT_LOGITS), tmp_path / "program", ctx_len=96, num_speculative_tokens=(1, 3)
     )
     session = open_session(compiled)
-    # Without drafts each step has one token; the places in front of it are padding.
+    # Without drafts each step has one token; the places behind it are padding.
     assert TextGenerator(session).generate([prompt], max_new_tokens=8).generated_ids == [tokens]
     longer = {"prompts": [prompt], "max_new_tokens": 80}
     plain = TextGenerator(session).generate(**longer)

@@ -12,6 +12,7 @@ from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.gather_rows import GatherRows
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
+from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.scatter_cache import ScatterCache
 from ort_sim_backend.lowering.tied_weights import TiedWeights
@@ -35,6 +36,7 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         EncoderBranch(),
         ScatterCache(),
         RemoveUnused(),
+        LazyValues(),
     )
 
 
@@ -44,6 +46,7 @@ __all__ = [
     "FusedExperts",
     "GatherRows",
     "GroupQueryAttention",
+    "LazyValues",
     "RemoveUnused",
     "ScatterCache",
     "SimplifiedRMSNorm",

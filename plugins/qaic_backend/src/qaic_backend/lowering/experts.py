@@ -1,7 +1,7 @@
 """``MoE`` becomes matrix products, in one of two forms that no shape at run time chooses between.
 
-*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and a zero
-takes away what was not chosen. One graph serves all specializations, so one form must do; it is the one that reads fewer
+*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and
+results of experts that it has not chosen are left out. One graph serves all specializations, so one form must do; it is the one that reads fewer
 experts' weights in a step of each of them: tokens times choices against all experts.
 """
 
@@ -22,7 +22,7 @@ class ExpertOps:
     """Lowers every mixture of experts with known sizes."""
 
     name = "ExpertOps"
-    version = "1"
+    version = "2"
 
     def __init__(self, specializations: Sequence[Specialization]) -> None:
         self._tokens = [item.dims.get("batch_size", 1) * item.dims.get("seq_len", 1) for item in specializations]
@@ -41,7 +41,7 @@ class ExpertOps:
             form = _Gathered(write, expert_ids) if gathered else _Dense(write, expert_ids, experts)
             projected = form.product(form.tokens(hidden, width), up, *biases[:1])
             results = form.product(_gate(write, node, projected, inner, form.rank), down, *biases[1:])
-            shared = write.op("Mul", results, form.shares(shares))
+            shared = form.weighted(results, shares)
             summed = write.op("ReduceSum", shared, write.ints(form.sum_axis), keepdims=0)
             write.replace(node, write.op("Reshape", summed, write.ints(-1, width)))
             lowered = True
@@ -66,8 +66,8 @@ class _Gathered:
         chosen = self._write.op("Gather", bias, self._ids, axis=0)
         return self._write.op("Add", result, self._write.op("Unsqueeze", chosen, self._write.ints(2)))
 
-    def shares(self, shares: ir.Value) -> ir.Value:
-        return self._write.op("Unsqueeze", shares, self._write.ints(2, 3))
+    def weighted(self, results: ir.Value, shares: ir.Value) -> ir.Value:
+        return self._write.op("Mul", results, self._write.op("Unsqueeze", shares, self._write.ints(2, 3)))
 
 
 class _Dense:
@@ -87,13 +87,19 @@ class _Dense:
             return result
         return self._write.op("Add", result, self._write.op("Unsqueeze", bias, self._write.ints(1)))
 
-    def shares(self, shares: ir.Value) -> ir.Value:
+    def weighted(self, results: ir.Value, shares: ir.Value) -> ir.Value:
+        """An expert that a token has not chosen may have overflowed: it is left out by a selection, zero times infinity is NaN."""
         write = self._write
         hits = write.op("Equal", write.op("Unsqueeze", self._ids, write.ints(2)), write.ints(*range(self._experts)))
         column = write.op("Unsqueeze", shares, write.ints(2))
         spread = write.op("Where", hits, column, write.number_like(0.0, shares))
         table = write.op("ReduceSum", spread, write.ints(1), keepdims=0)
-        return write.op("Unsqueeze", write.op("Transpose", table, perm=[1, 0]), write.ints(2))
+        by_expert = write.op("Unsqueeze", write.op("Transpose", table, perm=[1, 0]), write.ints(2))
+        hit = write.op("Cast", hits, to=ir.DataType.FLOAT.value)
+        count = write.op("ReduceMax", hit, write.ints(1), keepdims=0)
+        is_chosen = write.op("Cast", write.op("Transpose", count, perm=[1, 0]), to=ir.DataType.BOOL.value)
+        chosen = write.op("Unsqueeze", is_chosen, write.ints(2))
+        return write.op("Where", chosen, write.op("Mul", results, by_expert), write.number_like(0.0, results))
 
 
 def _gate(write: Writer, node: ir.Node, projected: ir.Value, inner: int, rank: int) -> ir.Value:

@@ -1,7 +1,8 @@
 """``KVUpdate`` becomes a product with a one-hot matrix of the positions.
 
 The product is exact in float16: each row has a single 1. A padding position equals no slot, so it writes nothing. (A scatter
-would count its -1 from the end and overwrite the last slot.)
+would count its -1 from the end and overwrite the last slot.) Tokens of padding become zeros first: they may have overflowed, and
+zero times infinity would be NaN in the slots of the other tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class KVUpdateOps:
     """Lowers every ``KVUpdate``; the one-hot matrices are computed once for all layers."""
 
     name = "KVUpdateOps"
-    version = "1"
+    version = "2"
 
     def __call__(self, model: ir.Model) -> bool:
         """Says whether an update was lowered."""
@@ -31,6 +32,8 @@ class KVUpdateOps:
             if key not in slots:
                 slots[key] = _slots(write, position_ids, key[1])
             shape = known_sizes(cache)
+            if (is_token := slots[key].is_token) is not None:
+                new = write.op("Where", is_token, new, write.float(0.0), shape=known_sizes(new))
             candidates = write.op("MatMul", slots[key].tokens, new, shape=shape)
             write.replace(update, write.op("Where", slots[key].written, candidates, cache, shape=shape))
         return bool(updates)
@@ -42,6 +45,8 @@ class _Slots:
     tokens: ir.Value
     #: bool ``[B, 1, C, 1]``: some token goes into the slot.
     written: ir.Value
+    #: bool ``[B, 1, S, 1]``: what is no padding. `None` in a step of one token: if it is padding, its product is written nowhere.
+    is_token: ir.Value | None = None
 
 
 def _slots(write: Writer, position_ids: ir.Value, capacity: int) -> _Slots:
@@ -56,4 +61,8 @@ def _slots(write: Writer, position_ids: ir.Value, capacity: int) -> _Slots:
         return _Slots(tokens=selection, written=hits)
     count = write.op("ReduceMax", selection, write.ints(3), keepdims=1, shape=column)
     written = write.op("Greater", count, write.float(0.5), shape=column, dtype=ir.DataType.BOOL)
-    return _Slots(tokens=selection, written=written)
+    column = (rows, 1, tokens, 1)
+    zero = write.array(np.array(0, np.int32))
+    by_token = write.reshape(narrow, column)
+    is_token = write.op("GreaterOrEqual", by_token, zero, shape=column, dtype=ir.DataType.BOOL)
+    return _Slots(tokens=selection, written=written, is_token=is_token)

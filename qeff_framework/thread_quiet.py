@@ -1,0 +1,96 @@
+"""Keeps what libraries say off the terminal in one thread. Other threads, and what they have set up, notice nothing.
+
+Levels of loggers, `warnings.catch_warnings` and `contextlib.redirect_stderr` hold for the whole process: they would hide what
+other threads say, and where two threads use them at a time, one restores what the other has set.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+_MUTED: ContextVar[tuple[str, ...]] = ContextVar("qeff_muted_loggers", default=())
+_SWALLOWED: ContextVar[io.StringIO | None] = ContextVar("qeff_swallowed_stderr", default=None)
+
+
+class _MutedLoggers(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets errors pass, and what the running thread has not muted."""
+        names = _MUTED.get()
+        return record.levelno >= logging.ERROR or not any(_belongs_to(record.name, name) for name in names)
+
+
+_FILTER = _MutedLoggers()
+
+
+@contextmanager
+def muted_loggers(*names: str) -> Iterator[None]:
+    """Hides what the loggers `names`, and those below them, say in this thread, unless it is an error."""
+    for name in names:
+        for handler in _handlers(name):
+            handler.addFilter(_FILTER)  # Once: a filter that is there already is not added again.
+    token = _MUTED.set((*_MUTED.get(), *names))
+    try:
+        yield
+    finally:
+        _MUTED.reset(token)
+
+
+@contextmanager
+def ignored_warning(message: str, category: type[Warning]) -> Iterator[None]:
+    """Ignores one kind of warning, by a regular expression, and leaves all other filters as they are, or become meanwhile."""
+    filters: Any = warnings.filters
+    entry = ("ignore", re.compile(message, re.IGNORECASE), category, None, 0)
+    # `warnings.filterwarnings` would take the place of an equal filter of the user's, which would then go with ours.
+    filters.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in filters:
+            filters.remove(entry)
+
+
+@contextmanager
+def swallowed_stderr() -> Iterator[None]:
+    """Drops what this thread writes to `sys.stderr`; what other threads write goes where it went before."""
+    before = sys.stderr
+    replacement: Any = _ByThread(before)
+    token = _SWALLOWED.set(io.StringIO())
+    sys.stderr = replacement
+    try:
+        yield
+    finally:
+        if sys.stderr is replacement:
+            sys.stderr = before
+        _SWALLOWED.reset(token)
+
+
+class _ByThread:
+    """A stream that is another one in a thread that swallows its output. Whoever keeps it loses nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_SWALLOWED.get() or self._stream, name)
+
+
+def _handlers(name: str) -> Iterator[logging.Handler]:
+    """The handlers that get the records of a logger."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+    if logging.lastResort is not None:
+        yield logging.lastResort
+
+
+def _belongs_to(logger: str, name: str) -> bool:
+    return logger == name or logger.startswith(f"{name}.")
