@@ -23,13 +23,14 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
+from qeff_framework.generation.admission import admitted_rows
 from qeff_framework.generation.chat import ChatOptions
 from qeff_framework.generation.continuous import Scheduler
 from qeff_framework.generation.device_sampler import DeviceSampler
+from qeff_framework.generation.drafting import Drafting, drafting_of
 from qeff_framework.generation.generation_config import resolve_settings
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
-from qeff_framework.generation.prompt_lookup import PromptLookup
 from qeff_framework.generation.prompts import PaddingIds, Prompts, TokenizedPrompts, tokenize_prompts
 from qeff_framework.generation.rows import Row, Step
 from qeff_framework.generation.sampling import GreedySelector, RuledSelector, TokenSelector
@@ -248,7 +249,7 @@ class TextGenerator:
     ) -> _Run:
         """Checks everything that can be checked before the session is touched."""
         settings = settings if settings is not None else self.settings()
-        rows = _rows(prompts, settings, self.shape)
+        rows = admitted_rows(prompts, settings, self.shape)
         selector: TokenSelector = GreedySelector()
         sampler: DeviceSampler | None = None
         if self.shape.candidates is not None:
@@ -256,7 +257,7 @@ class TextGenerator:
         elif logits_processor or settings.score_settings or settings.do_sample:
             selector = RuledSelector(settings, rows, logits_processor, vocab_size=self.shape.vocab_size)
         rules = StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria)
-        drafting = _drafting(rows, settings, self.shape)
+        drafting = drafting_of(rows, settings, self.shape)
         self._turn += 1
         return _Run(
             rows=rows,
@@ -294,7 +295,7 @@ class TextGenerator:
             if reread := [row for row in active if self._has_to_be_reread(row)]:
                 yield from self._take(run, self._run_prefill(run), reread)
                 continue
-            drafts = _drafts(run, active, self.shape)
+            drafts = run.drafts(active, self.shape)
             logits = self._run_decode(run, active, drafts)
             yield from self._take(run, logits, active, drafts)
 
@@ -320,7 +321,7 @@ class TextGenerator:
                 scheduler.release()
                 if not (active := scheduler.decoding):
                     continue
-                drafts = _drafts(run, active, self.shape)
+                drafts = run.drafts(active, self.shape)
                 logits = self._run_decode(run, active, drafts, scheduler.slot)
                 steps = list(self._take(run, logits, active, drafts))
                 scheduler.release()
@@ -476,7 +477,7 @@ class _Run:
     pad: int
     turn: int
     sampler: DeviceSampler | None
-    drafting: _Drafting | None
+    drafting: Drafting | None
     started: float = 0.0
     first_token: float | None = None
     last_token: float = 0.0
@@ -484,6 +485,14 @@ class _Run:
     decode_steps: int = 0
     drafts_proposed: int = 0
     drafts_accepted: int = 0
+
+    def drafts(self, active: Sequence[Row], shape: ProgramShape) -> list[list[int]]:
+        """The draft tokens that the next step checks for each row."""
+        if self.drafting is None:
+            return [[] for _ in active]
+        drafts = self.drafting.drafts(active, shape)
+        self.drafts_proposed += sum(map(len, drafts))
+        return drafts
 
     def append(self, row: Row, token: int) -> Step:
         """Gives a row its next token, and says whether that was the last one."""
@@ -497,50 +506,6 @@ class _Run:
         return Step(row.index, token, row.finish_reason)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Drafting:
-    """Prompt lookup of one generation."""
-
-    #: One for each row.
-    lookups: Sequence[PromptLookup]
-    #: Draft tokens per step at most.
-    count: int
-
-
-def _drafting(rows: Sequence[Row], settings: GenerationSettings, shape: ProgramShape) -> _Drafting | None:
-    """Raises `InputError` when the program cannot check as many drafts as are asked for."""
-    count, most = settings.prompt_lookup_num_tokens, shape.decodes[-1].width - 1
-    if count is None:
-        return None
-    if count > most:
-        can = f"checks at most {most} draft tokens per step" if most else "returns the logits of one token per step"
-        raise InputError(
-            f"prompt_lookup_num_tokens={count}: the program {can}; compile with num_speculative_tokens={count}"
-            f"{f', or ask for at most {most}' if most else ''}"
-        )
-    ngram = settings.max_matching_ngram_size
-    return _Drafting(lookups=[PromptLookup(row.prompt, max_ngram=ngram) for row in rows], count=count)
-
-
-def _drafts(run: _Run, active: Sequence[Row], shape: ProgramShape) -> list[list[int]]:
-    """What may follow in each row. A draft behind the row's last possible token would be checked for nothing.
-
-    No draft goes beyond a length at which the text is read anew: it would be checked against a cache that does not fit.
-    """
-    drafting = run.drafting
-    if drafting is None:
-        return [[] for _ in active]
-
-    def most(row: Row) -> int:
-        ends = [length - 1 for length in shape.reread_lengths if length > row.position + 1]
-        behind = min([len(row.prompt) + row.limit - 1, *ends])
-        return min(drafting.count, behind - row.position - 1)
-
-    drafts = [drafting.lookups[row.index].draft(most(row)) for row in active]
-    run.drafts_proposed += sum(map(len, drafts))
-    return drafts
-
-
 def _checked(run: _Run, logits: NDArray[Any], row: Row, drafted: Sequence[int]) -> Iterator[Step]:
     """The row's next token, and those behind it as long as the drafts are what is chosen."""
     first = logits.shape[1] - 1 - len(drafted)
@@ -551,127 +516,6 @@ def _checked(run: _Run, logits: NDArray[Any], row: Row, drafted: Sequence[int]) 
         if row.finished or not was_right:
             return
         run.drafts_accepted += 1
-
-
-def _rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
-    """One row for each prompt. Raises `InputError` for prompts that the program cannot take."""
-    if not prompts:
-        raise InputError("no prompts were given; give at least one")
-    if len(prompts) > shape.batch_size and shape.slots is None:
-        raise InputError(
-            f"{len(prompts)} prompts were given, the program takes {shape.batch_size} at once; "
-            f"compile with batch_size={len(prompts)} (or with full_batch_size, for any number of prompts), or call generate "
-            "several times"
-        )
-    sources: Sequence[Sequence[int]] = [()] * len(prompts)
-    if shape.has_encoder:
-        sources, prompts = prompts, [_decoder_start(settings, shape)] * len(prompts)
-    for index, (prompt, source) in enumerate(zip(prompts, sources, strict=True)):
-        _check_prompt(index, prompt, shape)
-        if shape.has_encoder:
-            _check_source(index, source, shape)
-    longest = max(map(len, prompts))
-    rows = [
-        # Rows of one batch end together; with continuous batching each prompt has the context for itself.
-        Row(
-            index=index,
-            prompt=list(prompt),
-            source=list(sources[index]),
-            limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-    for row in rows:
-        _check_rereading(row, shape)
-        needed = len(row.prompt) + row.limit
-        if needed > shape.ctx_len:
-            raise InputError(
-                f"prompt {row.index} has {len(row.prompt)} tokens, and {row.limit} new ones make {needed}: more than the "
-                f"compiled ctx_len={shape.ctx_len}; ask for at most {shape.ctx_len - len(row.prompt)} new tokens, "
-                f"or compile with ctx_len={needed}"
-            )
-    return rows
-
-
-def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> None:
-    if not len(prompt):
-        raise InputError(f"prompt {index} has no tokens; give it some text (this tokenizer adds none to an empty one)")
-    if len(prompt) >= shape.ctx_len:
-        raise InputError(
-            f"prompt {index} has {len(prompt)} tokens, which leaves no room for new ones in the compiled "
-            f"ctx_len={shape.ctx_len}; shorten it, or compile with ctx_len={len(prompt) + 1} or more"
-        )
-    if len(prompt) > shape.longest_prompt:
-        raise InputError(
-            f"prompt {index} has {len(prompt)} tokens, the prefill programs read {shape.longest_prompt} at most; shorten it, or "
-            "compile with a greater last length in comp_ctx_lengths_prefill"
-        )
-    _check_ids(index, prompt, shape.vocab_size)
-
-
-def _check_rereading(row: Row, shape: ProgramShape) -> None:
-    """A text is read anew by the prefill programs, which may reach less far than the decode programs."""
-    behind = range(len(row.prompt) + 1, len(row.prompt) + row.limit)
-    too_long = [length for length in shape.reread_lengths if length in behind and length > shape.longest_prompt]
-    if too_long:
-        raise InputError(
-            f"prompt {row.index} has {len(row.prompt)} tokens and gets {row.limit} new ones at most: a text of {too_long[0]} "
-            f"tokens is read anew, since its rotary frequencies change, and prefill programs read {shape.longest_prompt} at "
-            "most; ask for fewer new tokens, or compile with a greater last length in comp_ctx_lengths_prefill"
-        )
-
-
-def _check_source(index: int, source: Sequence[int], shape: ProgramShape) -> None:
-    if not len(source):
-        raise InputError(f"prompt {index} has no tokens; give it some text (this tokenizer adds none to an empty one)")
-    longest = shape.prefill.sources[-1]
-    if len(source) > longest:
-        raise InputError(
-            f"prompt {index} has {len(source)} tokens, the encoder was compiled for {longest} at most; shorten it, or compile "
-            f"with encoder_seq_len={len(source)} or more"
-        )
-    _check_ids(index, source, shape.source_vocab_size)
-
-
-def _check_ids(index: int, ids: Sequence[int], vocab_size: int | None) -> None:
-    if min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size):
-        wrong = min(ids) if min(ids) < 0 else max(ids)
-        upper = "" if vocab_size is None else f" to {vocab_size - 1}"
-        raise InputError(
-            f"prompt {index} holds the token id {wrong}, the model knows 0{upper}: is this the tokenizer of this model?"
-        )
-
-
-def _decoder_start(settings: GenerationSettings, shape: ProgramShape) -> list[int]:
-    """What the decoder starts with. Raises `InputError` where nothing says it, or the decoder does not know it."""
-    start = settings.decoder_start_token_id
-    if start is None:
-        raise InputError(
-            "nothing says what the decoder starts with: the checkpoint names neither a decoder_start_token_id nor a "
-            "bos_token_id; give decoder_start_token_id=..."
-        )
-    if start < 0 or (shape.vocab_size is not None and start >= shape.vocab_size):
-        raise InputError(
-            f"decoder_start_token_id={start} is no token of the model, whose decoder knows {shape.vocab_size}"
-        )
-    return [start]
-
-
-def _limit(length: int, longest: int, settings: GenerationSettings, shape: ProgramShape) -> int:
-    """New tokens that a prompt of `length` may get; by default what the longest prompt leaves of the context."""
-    if settings.max_new_tokens is not None:
-        limit = settings.max_new_tokens
-    elif settings.max_length is None:
-        return shape.ctx_len - longest
-    elif settings.max_length <= length:
-        whose = "the checkpoint's max_length" if settings.limit_is_advice else "max_length"
-        raise InputError(
-            f"{whose}={settings.max_length} counts the prompt, which has {length} tokens already; "
-            "give max_new_tokens=... instead"
-        )
-    else:
-        limit = settings.max_length - length
-    return min(limit, shape.ctx_len - length) if settings.limit_is_advice else limit
 
 
 def _check_single(prompts: Sequence[object], what: str) -> None:
