@@ -8,10 +8,11 @@ A later stage never reaches back into an earlier one: what it needs is written i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
@@ -57,6 +58,12 @@ SAMPLER_INPUTS = (
 #: Tokens that a sampler chooses among at most: the most likely ones.
 SAMPLER_CANDIDATES = 512
 
+#: Names of the ways in which the core turns an encoder's token vectors into one embedding.
+POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+
+#: Files and folders that an artifact carries so that it runs without the checkpoint.
+COMPANIONS = ("config.json", "generation_config.json", "tokenizer")
+
 #: ``transform`` is called once for each of these.
 TransformStage = Literal["torch", "onnx"]
 
@@ -95,10 +102,24 @@ class Specialization:
 
 
 class _JsonFile:
-    """Writing to and reading from one JSON file in the value's own directory."""
+    """Writing to and reading from one JSON file in the value's own directory, and the paths of the files beside it."""
 
     FILE: ClassVar[str]
     directory: Path
+
+    def path(self, name: str) -> Path:
+        """Full path of the file or folder `name` of the directory, which need not exist.
+
+        Use it for every name that was read from a file: an artifact may come from somebody else.
+
+        Raises:
+            ArtifactCorruptError: `name` leads out of the directory, as ``..``, as an absolute path or through a link.
+        """
+        if not _is_inner_name(name) or not Path(os.path.realpath(self.directory / name)).is_relative_to(
+            os.path.realpath(self.directory)
+        ):
+            raise self._damaged(self.directory, f"names {name!r}, which leads out of the directory")
+        return self.directory / name
 
     def save(self) -> Path:
         """Writes the value beside the files that it describes."""
@@ -126,6 +147,13 @@ class _JsonFile:
     @classmethod
     def _damaged(cls, directory: Path, what: str) -> ArtifactCorruptError:
         return ArtifactCorruptError(f"{directory / cls.FILE} {what}. Delete the directory and build the artifact again")
+
+
+def _is_inner_name(name: object) -> bool:
+    if not isinstance(name, str) or not name or set(name) & {"\\", "\0"}:
+        return False
+    parts = PurePosixPath(name)
+    return not (parts.is_absolute() or ".." in parts.parts or PureWindowsPath(name).drive)
 
 
 def _jsonable(value: object) -> object:
@@ -167,7 +195,7 @@ class ExportedModel(_JsonFile):
     @property
     def model_path(self) -> Path:
         """Full path of the ONNX model."""
-        return self.directory / self.model_file
+        return self.path(self.model_file)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -266,7 +294,8 @@ class ExportRequest:
     module: torch.nn.Module
     task: Task
     output_dir: Path
-    #: Encoders: how the last hidden state is pooled in the graph; `None` leaves it as it is.
+    #: Encoders: how the last hidden state ``[B, S, H]`` becomes an embedding ``[B, E]`` in the graph: a name of `POOLINGS`, or a
+    #: function of it and the attention mask ``[B, S]``, which may be a torch module with weights; `None` leaves it as it is.
     pooling: str | Callable[..., Any] | None = None
     #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order, and all of
     #: `SAMPLER_INPUTS` behind them when the graph ends in a sampler.

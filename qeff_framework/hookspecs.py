@@ -120,7 +120,8 @@ class BackendHooks:
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Loads the program and returns a session. The framework has verified the files against the manifest.
 
-        Read everything from ``request.compiled``: the checkpoint and the export may be gone. Neither torch nor
+        Read everything from ``request.compiled``: the checkpoint and the export may be gone. Its `path` gives the full path of a
+        file that `program` names, and refuses names that lead out of the artifact. Neither torch nor
         transformers may be imported here, so that a compiled artifact starts at once. Raise `ExecutionError` or
         `BackendUnavailableError` when the device is not there. Never run on something else than what was asked for.
 
@@ -128,6 +129,6 @@ class BackendHooks:
 
             @hookimpl
             def execute(self, request: ExecuteRequest) -> ExecutionSession:
-                return AcmeSession(request.compiled, request.compiled.directory / request.compiled.program["file"])
+                return AcmeSession(request.compiled, request.compiled.path(request.compiled.program["file"]))
         """
         raise AssertionError("a specification is not called")

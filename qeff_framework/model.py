@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs
 from qeff_framework.contracts import (
+    COMPANIONS,
     CompiledModel,
     CompileRequest,
     ExportedModel,
     ExportRequest,
     Specialization,
     Task,
+    Transform,
     TransformRequest,
 )
 from qeff_framework.errors import ExecutionError, OptionError
@@ -28,6 +31,8 @@ from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
+from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
+from qeff_framework.sources.uncached import identity_or_nonce
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +47,6 @@ COMPILE_FORMAT = 1
 
 #: Libraries whose versions change the exported graph.
 _EXPORT_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-#: Files that an artifact takes over from the export, so that it runs without the checkpoint.
-_COMPANIONS = ("config.json", "generation_config.json", "tokenizer")
 
 
 class Shapes(Protocol):
@@ -148,8 +151,10 @@ class QEFFBaseModel:
             "format": EXPORT_FORMAT,
             "task": self.task,
             "model": self._source.identity(),
-            "transforms": [f"{transform.name}@{transform.version}" for transform in transforms],
+            "transforms": [_transform_identity(transform) for transform in transforms],
             "libraries": _versions(_EXPORT_LIBRARIES),
+            **_extension_identities(relay, "export"),
+            **_patches(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
         }
@@ -176,6 +181,7 @@ class QEFFBaseModel:
                 **exported.metadata,
             }
             self._source.save_companions(output_dir)
+            metadata |= self._complete_export(output_dir)
             dataclasses.replace(exported, transforms=tuple(applied), metadata=metadata).save()
 
         try:
@@ -198,6 +204,10 @@ class QEFFBaseModel:
 
     def _export_arguments(self) -> Mapping[str, Any]:
         """What a task adds to the export request."""
+        return {}
+
+    def _complete_export(self, directory: Path) -> Mapping[str, Any]:  # noqa: ARG002 - for tasks that override it
+        """Adds to an export what a task needs when it runs; returns entries of its metadata."""
         return {}
 
     # --- compile ------------------------------------------------------------------------------------------------------
@@ -243,7 +253,8 @@ class QEFFBaseModel:
             "export": self._export_identity(exported),
             "backend": relay.name,
             "fingerprint": dict(relay.backend.fingerprint()),
-            "transforms": [f"{transform.name}@{transform.version}" for transform in transforms],
+            "transforms": [_transform_identity(transform) for transform in transforms],
+            **_extension_identities(relay, "compile"),
             "specializations": [dataclasses.asdict(item) for item in specializations],
             "options": _key_of(compile_options),
             "dry_run": dry_run,
@@ -356,6 +367,30 @@ def _plain_size(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _transform_identity(transform: Transform) -> str:
+    """Name and version of a transform, and the package that it is from: names are unique within a package only."""
+    module: str = getattr(transform, "__module__", None) or type(transform).__module__
+    return f"{module.partition('.')[0]}:{transform.name}@{transform.version}"
+
+
+def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
+    """What stands in a key for extensions that may change the result of `stage`: all that hook into it and do not deny it."""
+    hooks = {"transform", stage}
+    found = {
+        name: identity_or_nonce(functools.partial(fingerprint, type(extension), name), f"extension '{name}'")
+        for name, extension in relay.extensions.items()
+        if getattr(extension, "changes_program", True) and any(hasattr(extension, hook) for hook in hooks)
+    }
+    return {"extensions": found} if found else {}
+
+
+def _patches(config: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in a key for functions that the process has put in place of those of the libraries."""
+    model_type = str(config.get("model_type", ""))
+    found = identity_or_nonce(lambda: patches_fingerprint(model_type) or "", "the model")
+    return {"patches": found} if found else {}
+
+
 def _versions(distributions: Sequence[str]) -> dict[str, str]:
     import importlib_metadata
 
@@ -422,7 +457,7 @@ def _finish_artifact(
 ) -> None:
     """Adds what every artifact carries, whatever backend made it."""
     directory = compiled.directory
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         origin = exported.directory / name
         if origin.is_dir():
             shutil.copytree(origin, directory / name)

@@ -43,6 +43,8 @@ class Relay:
         self.descriptor = descriptor
         #: Distribution and version, for messages.
         self.origin = origin
+        #: The extensions that wrap the hooks, by name.
+        self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(BackendHooks)
         self._manager.register(CoreHooks(), name="core")

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from qeff_framework.artifacts import open_artifact
 from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
-from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.options import parse_options
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
@@ -35,12 +35,19 @@ if TYPE_CHECKING:
 
 
 def load_compiled(
-    path: str | os.PathLike[str], *, extensions: Sequence[str] | None = None, **runtime_options: Any
+    path: str | os.PathLike[str],
+    *,
+    verify: Literal["quick", "full"] = "quick",
+    extensions: Sequence[str] | None = None,
+    **runtime_options: Any,
 ) -> CompiledRunner:
     """Loads an artifact directory on the device that it was compiled for.
 
     Args:
         path: what `QEFFBaseModel.compile` returned as ``directory``, or a copy of it.
+        verify: how the files are compared with the manifest before anything is loaded. ``"quick"``: every listed file is there
+            with its size; files up to 1 MiB, and larger ones whose time stamps have changed, have their recorded SHA-256; nothing
+            unlisted stands in for a config or a tokenizer. ``"full"``: every file is read, and unlisted ones are refused.
         extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
         **runtime_options: the backend's runtime options (device, threads, ...).
 
@@ -49,9 +56,12 @@ def load_compiled(
         BackendError: the backend that it was compiled for cannot be used here.
         ExecutionError: the program cannot be loaded, or there is none: the bundle of a dry run that was not compiled since.
     """
+    if verify not in ("quick", "full"):
+        raise OptionError(f"verify={verify!r} is neither 'quick' nor 'full'")
     directory = Path(path)
-    open_artifact(directory)
+    open_artifact(directory, full=verify == "full")
     compiled = CompiledModel.load(directory)
+    _check_program_paths(compiled)
     if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
         remedy = "compile the bundle where the compiler is, or " if compiled.bundle_result else ""
         raise ExecutionError(
@@ -64,8 +74,29 @@ def load_compiled(
     return _RUNNERS[compiled.task](session)
 
 
+def _check_program_paths(compiled: CompiledModel) -> None:
+    """Raises `ArtifactCorruptError` for an existing file outside of the artifact that its program names.
+
+    Backends read `program` as they like; this guards those that join names without `CompiledModel.path`.
+    """
+    for text in _texts(compiled.program):
+        if text and "\0" not in text and os.path.lexists(compiled.directory / text):
+            compiled.path(text)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
 def _was_compiled_since(compiled: CompiledModel) -> bool:
-    return bool(compiled.bundle_result) and (compiled.directory / compiled.bundle_result).is_file()
+    return bool(compiled.bundle_result) and compiled.path(compiled.bundle_result).is_file()
 
 
 class CompiledRunner:
@@ -231,21 +262,57 @@ class CompiledSeq2SeqLM(CompiledCausalLM):
 class CompiledEncoder(CompiledRunner):
     """Embeddings with a loaded program."""
 
-    def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> Array:
-        """Embeds tokenizer output.
+    def generate(
+        self,
+        inputs: str | Sequence[str] | Mapping[str, Any] | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        prepared: bool = False,
+        **tensors: Any,
+    ) -> Array:
+        """Embeds texts, or tokenizer output.
+
+        Texts are prepared as the checkpoint says: a sentence-transformers checkpoint may put a prompt in front, lower-case
+        them, and cut long ones. Tokens are embedded as they are, and refused where the checkpoint changes or cuts texts before.
 
         Args:
-            inputs: ``input_ids [N, S]`` and ``attention_mask [N, S]``; any number of rows, padded on any side. Without a
-                mask every id is text, as in Transformers.
-            **tensors: the same as keywords (``generate(**tokenizer(texts))``).
+            inputs: texts, one or several; or ``input_ids [N, S]`` and ``attention_mask [N, S]``, any number of rows, padded on
+                any side. Without a mask every id is text, as in Transformers.
+            prompt: text in front of every text, "" for none; by default the checkpoint's.
+            prompt_name: instead of it, the name of one of the checkpoint's prompts.
+            prepared: the tokens are those of texts that were prepared already, and are taken as they are.
+            **tensors: tokens as keywords (``generate(**tokenizer(texts))``).
 
         Returns:
             float32 ``[N, hidden]`` with pooling in the graph, else ``[N, S, hidden]``.
 
         Raises:
-            InputError: no inputs, or longer ones than were compiled for.
+            InputError: no inputs, longer ones than were compiled for, tokens of texts that the checkpoint would have changed,
+                an unknown prompt, or texts for an artifact without a tokenizer.
         """
-        return self._encoder(_one_of(inputs, tensors))
+        from qeff_framework.generation import check_tokens, tokenise_texts
+
+        preparation: Mapping[str, Any] = self.compiled.metadata.get("texts") or {}
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        if isinstance(texts, Sequence) and texts and any(isinstance(text, str) for text in texts):
+            if self.tokenizer is None:
+                raise InputError(
+                    f"{self.compiled.directory} carries no tokenizer, so that texts cannot be read; save one in the model's "
+                    "folder and compile again, or give tokens"
+                )
+            if tensors:
+                raise InputError("give texts or tokens, and not both")
+            return self._encoder(
+                tokenise_texts(texts, self.tokenizer, preparation, prompt=prompt, prompt_name=prompt_name)
+            )
+        if prompt is not None or prompt_name is not None:
+            raise InputError("prompt and prompt_name are for texts: tokens are taken as they are")
+        given: Any = inputs
+        tokens = _one_of(given, tensors)
+        if not prepared:
+            check_tokens(tokens, preparation)
+        return self._encoder(tokens)
 
 
 class CompiledClassifier(CompiledRunner):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, StateSpec, TensorSpec
-from qeff_framework.errors import ArtifactError
+from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 
 INPUTS = (TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "seq_len")),)
 STATES = (StateSpec(input="past_key.0", output="past_key.0_RetainedState"),)
@@ -73,3 +73,24 @@ def test_a_damaged_description_is_told(tmp_path: Path, text: str | None, complai
         CompiledModel.load(tmp_path)
     # Where there is none the directory may hold anything, and deleting it is no advice.
     assert str(caught.value).endswith("Delete the directory and build the artifact again") == (text is not None)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "a/../../x", "/etc/hostname", "C:\\x", "..\\x", "link", "link/x", "", 3]
+)
+def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path: Path, name: str) -> None:
+    inner = tmp_path / "artifact"
+    inner.mkdir()
+    (inner / "link").symlink_to(tmp_path)
+    compiled = CompiledModel(directory=inner, backend="acme", task="encoder", specializations=(), inputs=(), outputs=())
+    with pytest.raises(ArtifactCorruptError, match="leads out of the directory"):
+        compiled.path(name)
+
+
+def test_names_inside_are_full_paths_also_where_the_directory_is_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    compiled = CompiledModel(
+        directory=tmp_path / "link", backend="acme", task="encoder", specializations=(), inputs=(), outputs=()
+    )
+    assert compiled.path("program/a.bin") == tmp_path / "link" / "program" / "a.bin"

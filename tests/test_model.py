@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
-from qeff_framework.sources import ModuleSource
+from qeff_framework.artifacts import cache_key
+from qeff_framework.extensions.timing import TimingExtension
+from qeff_framework.model import _extension_identities, _transform_identity
+from qeff_framework.plugin_api import hookimpl
+from qeff_framework.relay import Relay
+from qeff_framework.sources import CheckpointSource, ModuleSource
+from tests.checkpoints import save_tiny_checkpoint
 from tests.recording_backend import Pass, RecordingBackend, RecordingHooks
 from tests.tiny_models import tiny_causal_lm
 
@@ -101,3 +107,93 @@ def test_the_generation_config_of_a_module_is_part_of_what_it_is() -> None:
     module.generation_config.eos_token_id = 77
 
     assert ModuleSource(module).identity() != before
+
+
+# --- what is in memory --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_module_does_is_part_of_what_it_is() -> None:
+    """Weights, config and class name alone do not tell: code, buffers, attributes and hooks decide as well."""
+
+    def identity(change: Callable[[torch.nn.Module], object] = lambda module: None) -> str:
+        module = tiny_causal_lm("llama")[0]
+        change(module)
+        return cache_key(ModuleSource(module).identity())
+
+    def scale_frequencies(module: torch.nn.Module) -> None:
+        module.get_buffer("model.rotary_emb.inv_freq").mul_(3)
+
+    def double(module: torch.nn.Module) -> None:
+        def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
+            return super(type(self), self).forward(*args, **kwargs)
+
+        module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
+
+    def train(module: torch.nn.Module) -> None:
+        module.train().requires_grad_(False)
+        module.config._name_or_path = "/somewhere/else"
+
+    different = [scale_frequencies, double, lambda module: module.register_forward_hook(print)]
+    assert len({identity(), *map(identity, different)}) == len(different) + 1
+    assert identity(train) == identity()
+
+
+def test_what_cannot_be_told_apart_is_never_found_again(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    module = tiny_causal_lm("llama")[0]
+    with (tmp_path / "file").open("w") as stream:
+        module.model.layers[0].mlp.stream = stream
+        identities = [cache_key(ModuleSource(module).identity()) for _ in range(2)]
+        assert len(set(identities)) == 2
+        assert "is built anew each time" in caplog.text
+        assert "mlp.stream is a _io.TextIOWrapper, whose state cannot be read" in caplog.text
+
+
+def test_extensions_count_unless_they_only_look_on() -> None:
+    class Rewriting:
+        @hookimpl(wrapper=True)
+        def export(self, request: object) -> Iterator[object]:
+            return (yield)
+
+    def keys(extension: object) -> list[object]:
+        relay = Relay(None, implementation=None, extensions={"x": extension}, origin="core")
+        return [_extension_identities(relay, stage) for stage in ("export", "compile")]
+
+    assert keys(TimingExtension()) == [{}, {}]
+    assert set(keys(Rewriting())[0]["extensions"]) == {"x"}
+    assert keys(Rewriting())[1] == {}
+
+
+def test_transforms_of_one_name_from_two_packages_are_two() -> None:
+    mine, theirs = Pass("Fuse"), Pass("Fuse")
+    theirs.__module__ = "another_backend.passes"
+    assert _transform_identity(mine) == "tests:Fuse@1"
+    assert _transform_identity(theirs) == "another_backend:Fuse@1"
+
+
+# --- what an artifact says about itself -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+def test_a_config_describes_the_module_as_it_is(model_type: str, tmp_path: Path) -> None:
+    module = tiny_causal_lm(model_type, tie_word_embeddings=False)[0]
+    source = ModuleSource(module)
+    source.save_companions(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == source.config()
+
+    layers = next(part for part in module.base_model.children() if isinstance(part, torch.nn.ModuleList))
+    del layers[1:]
+    module.set_input_embeddings(torch.nn.Embedding(77, 32))
+    source.save_companions(tmp_path)
+    changed = json.loads((tmp_path / "config.json").read_text())
+    assert changed["num_hidden_layers" if "num_hidden_layers" in changed else "n_layer"] == 1
+    assert changed["vocab_size"] == 77
+    assert len(changed.get("layer_types") or [None]) == 1
+
+
+def test_a_replaced_field_of_a_checkpoint_is_in_the_config_of_the_artifact(tmp_path: Path) -> None:
+    source = CheckpointSource(save_tiny_checkpoint(tmp_path / "checkpoint"), {"num_hidden_layers": 1})
+    source.load("AutoModelForCausalLM")
+    (tmp_path / "artifact").mkdir()
+    source.save_companions(tmp_path / "artifact")
+    assert json.loads((tmp_path / "artifact/config.json").read_text())["num_hidden_layers"] == 1

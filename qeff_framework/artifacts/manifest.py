@@ -14,9 +14,13 @@ from typing import ClassVar, Self, TypeVar
 
 from qeff_framework.artifacts.digests import file_sha256
 from qeff_framework.artifacts.plain import Json
+from qeff_framework.contracts import COMPANIONS
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 
 T = TypeVar("T")
+
+#: Files up to this size are read at each check: that takes no time worth sparing.
+ALWAYS_READ_BYTES = 1 << 20
 
 
 class ProblemKind(StrEnum):
@@ -55,6 +59,29 @@ class FileRecord:
     size: int
     sha256: str
     mtime_ns: int
+    #: Of the file that was published; a copy has others. They also move when a tool sets the old modification time after writing.
+    ctime_ns: int | None = None
+    inode: int | None = None
+
+    @classmethod
+    def of(cls, found: os.stat_result, sha256: str) -> Self:
+        """The record of a file with these facts."""
+        return cls(
+            size=found.st_size,
+            sha256=sha256,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+            inode=found.st_ino,
+        )
+
+    def looks_untouched(self, found: os.stat_result) -> bool:
+        """Whether size and time stamps are the recorded ones."""
+        is_published_file = found.st_ino == self.inode
+        return (
+            found.st_size == self.size
+            and found.st_mtime_ns == self.mtime_ns
+            and (not is_published_file or found.st_ctime_ns == self.ctime_ns)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +119,7 @@ class Manifest:
                     f"{name} cannot be part of an artifact: "
                     f"it must be a regular file with a portable name, and not {cls.FILE}"
                 )
-            files[name] = FileRecord(size=found.st_size, sha256=file_sha256(path), mtime_ns=found.st_mtime_ns)
+            files[name] = FileRecord.of(found, file_sha256(path))
         if not files:
             raise ArtifactError("no file was written: an artifact has at least one")
         return cls(
@@ -131,9 +158,13 @@ class Manifest:
 def verify(directory: Path, full: bool = False) -> list[Problem]:
     """Compares the files of an artifact with its manifest; an empty list means that it is intact.
 
-    Sizes are always compared. A file is read and its hash compared unless its modification time is the recorded one,
-    which publishing keeps: an untouched artifact costs one stat per file, a copy with new times is read at each call.
-    With `full` every file is read, and files that the manifest does not list are problems too.
+    Every listed file must be there, as a regular file inside of the directory, with its recorded size. Files up to
+    `ALWAYS_READ_BYTES` are read and their hashes compared at each call. So are larger ones, unless their time stamps are the
+    recorded ones: the modification time and, of the very file that was published, the time of its last change of any kind. A
+    change under the old size and the old modification time is thus missed in a copy only. Unlisted files are problems where an
+    artifact would be read differently with them (`COMPANIONS`).
+
+    With `full` every file is read, and every unlisted file is a problem.
     """
     manifest = _read(directory)
     if isinstance(manifest, Problem):
@@ -143,13 +174,14 @@ def verify(directory: Path, full: bool = False) -> list[Problem]:
         for name, record in manifest.files.items()
         if (problem := _check(directory, name, record, always_read=full))
     ]
-    if full:
-        unlisted = set(_names(directory)) - {Manifest.FILE, *manifest.files}
-        problems += [
-            Problem(file=name, kind=ProblemKind.UNLISTED, detail="is not listed in the manifest")
-            for name in sorted(unlisted)
-        ]
-    return problems
+    # A link in place of a folder shows as its files already.
+    folders = {str(parent) for name in manifest.files for parent in PurePosixPath(name).parents}
+    unlisted = set(_names(directory)) - {Manifest.FILE, *manifest.files, *folders}
+    return problems + [
+        Problem(file=name, kind=ProblemKind.UNLISTED, detail="is not listed in the manifest")
+        for name in sorted(unlisted)
+        if full or name.partition("/")[0] in COMPANIONS
+    ]
 
 
 def _read(directory: Path) -> Manifest | Problem:
@@ -201,6 +233,8 @@ def _record(content: Json) -> FileRecord:
         size=_typed(content, "size", int),
         sha256=_typed(content, "sha256", str),
         mtime_ns=_typed(content, "mtime_ns", int),
+        ctime_ns=_typed(content, "ctime_ns", int) if "ctime_ns" in content else None,
+        inode=_typed(content, "inode", int) if "inode" in content else None,
     )
 
 
@@ -218,7 +252,7 @@ def _check(directory: Path, name: str, record: FileRecord, *, always_read: bool)
             )
         if found.st_size != record.size:
             return _size_problem(name, found.st_size, record.size)
-        if not always_read and found.st_mtime_ns == record.mtime_ns:
+        if not always_read and record.size > ALWAYS_READ_BYTES and record.looks_untouched(found):
             return None
         sha256 = file_sha256(path)
     except (FileNotFoundError, NotADirectoryError):

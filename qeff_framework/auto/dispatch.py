@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qeff_framework.artifacts import store_root
+from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import ModelSource
@@ -40,6 +41,8 @@ def task_of(config: Mapping[str, Any]) -> Task:
 def check_task(source: ModelSource, task: Task) -> None:
     """Raises `UnsupportedModelError` when a checkpoint is for another task."""
     actual = task_of(source.config())
+    if task == "encoder" and actual == "causal-lm" and is_embedding_checkpoint(source):
+        return
     if actual != task:
         raise UnsupportedModelError(
             f"{source.name} ({_told(source.config())}) is not a model for {task} but for {actual}; use "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.dispatch import task_of
+from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
@@ -58,4 +59,7 @@ class QEFFAutoModel:
         source = CheckpointSource(
             pretrained_model_name_or_path, {key: value for key, value in hf_kwargs.items() if key != "pooling"}
         )
-        return CLASSES[task_of(source.config())].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)
+        task = task_of(source.config())
+        if task == "causal-lm" and is_embedding_checkpoint(source):
+            task = "encoder"
+        return CLASSES[task].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)

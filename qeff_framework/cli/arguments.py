@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from qeff_framework.contracts import Task
+from qeff_framework.contracts import POOLINGS, Task
 from qeff_framework.errors import OptionError
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
     )
     group.add_argument(
         "--pooling",
-        choices=("auto", "mean", "cls", "max", "lasttoken", "none"),
-        help="encoder: how token vectors become one embedding (default auto: as the checkpoint says)",
+        choices=("auto", *POOLINGS, "none"),
+        help="encoder: how token vectors become one embedding (default auto: all that a sentence-transformers checkpoint says)",
     )
 
 
@@ -143,6 +143,17 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, told) in _SIZES.items():
         group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=told)
     add_extension(parser)
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """How closely an artifact's files are compared with its manifest."""
+    parser.add_argument(
+        "--verify",
+        choices=("quick", "full"),
+        default="quick",
+        help="quick (default): sizes, small files, and larger ones whose time stamps have changed; full: read every file, and "
+        "refuse unlisted ones",
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
     add_subcommand,
+    add_verify,
     compile_texts,
     key_value,
     texts_by_name,
@@ -127,6 +128,7 @@ def add_to(subparsers: Any) -> None:
         default=[],
         help="a runtime option of the backend",
     )
+    add_verify(parser)
     add_compile_options(parser)
 
 
@@ -287,8 +289,10 @@ def _load(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
     from qeff_framework.runtime import load_compiled
 
     texts = texts_by_name(args.runtime_options)
+    if "verify" in texts:
+        raise OptionError("'verify' is not an option of a backend's runtime; use --verify")
     options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
-    return load_compiled(compiled.directory, extensions=args.extension, **options)
+    return load_compiled(compiled.directory, verify=args.verify, extensions=args.extension, **options)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -393,7 +397,16 @@ def _metrics(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
 
 
 def _embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
-    embeddings, seconds = _run_on_texts(runner, texts, progress, doing="embedding")
+    import time
+
+    from qeff_framework.progress import report
+
+    _tokenizer(runner)
+    report(f"embedding {len(texts)} texts")
+    start = time.perf_counter()
+    embeddings = runner.generate(texts)
+    seconds = time.perf_counter() - start
+    progress.clear()
     shape = list(embeddings.shape)
     found = {"shape": shape, "embeddings": embeddings.tolist()}
     return _texts_outcome(runner, texts, [f"{embeddings.dtype} {shape}"], found, seconds)
@@ -481,7 +494,7 @@ def _answer(
 
 
 def _run_on_texts(
-    runner: CompiledEncoder | CompiledClassifier, texts: Sequence[str], progress: ProgressHandler, *, doing: str
+    runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler, *, doing: str
 ) -> tuple[Array, float]:
     """The program's output for each text, and the seconds that it took."""
     import time

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.cli.arguments import add_subcommand
+from qeff_framework.cli.arguments import add_subcommand, add_verify
 from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import facts, size
 from qeff_framework.errors import ArtifactError
@@ -29,14 +29,13 @@ def add_to(subparsers: Any) -> None:
         run,
         summary="describe an export or a compiled artifact",
         description="Describes an export or a compiled artifact and checks its files. The exit code is 1 if they are damaged.",
-        examples=["qeff inspect gpt2-compiled", "qeff inspect gpt2-compiled --full --json"],
+        examples=["qeff inspect gpt2-compiled", "qeff inspect gpt2-compiled --verify full --json"],
     )
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="a directory that `qeff export` or `qeff compile` has written"
     )
-    parser.add_argument(
-        "--full", action="store_true", help="read every file to check it, instead of those whose time stamp has changed"
-    )
+    add_verify(parser)
+    parser.add_argument("--full", dest="verify", action="store_const", const="full", help="the same as --verify full")
 
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
@@ -51,13 +50,13 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
         if path.is_file()
     }
     report(f"checking {len(files)} files ({size(sum(files.values()))})")
-    problems = verify(args.path, full=args.full)
+    problems = verify(args.path, full=args.verify == "full")
     document = {
         **_description(subject),
         **_provenance(args.path, problems),
         "files": [{"name": name, "size": count} for name, count in files.items()],
         "size": sum(files.values()),
-        "check": "full" if args.full else "sizes and time stamps",
+        "check": args.verify,
         "intact": not problems,
         "problems": [{"file": item.file, "kind": item.kind.value, "detail": item.detail} for item in problems],
     }

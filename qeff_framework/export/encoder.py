@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ class _TokensGraph(torch.nn.Module):
         self.model = model
         self.inputs = inputs
         self.fields = fields
-        self.pooling = pooling
+        # The name must not be that of a part of the model: weights of both are told apart by their names alone.
+        self.qeff_pooling = _without_training(pooling)
         #: Whether the model asks for the length of the text, which padding does not belong to.
         self.counts_tokens = counts_tokens
         self.masks = MaskPlan()
@@ -142,16 +144,21 @@ class _TokensGraph(torch.nn.Module):
         with forward_scope(Scope(masks=self.masks, token_lengths=self._token_lengths(arguments))):
             outputs = self.model(**arguments)
         results = tuple(_tensor(outputs, name) for name in self.fields)
-        if self.pooling is None:
+        if self.qeff_pooling is None:
             return results
         mask = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
-        return tuple(self.pooling(result, mask) for result in results)
+        return tuple(self.qeff_pooling(result, mask) for result in results)
 
     def _token_lengths(self, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         if not self.counts_tokens:
             return None
         is_token = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
         return is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
+
+
+def _without_training(pooling: Pooling | None) -> Pooling | None:
+    """A pooling that is a module runs as a copy in eval mode: the caller's may be in training, with a dropout."""
+    return copy.deepcopy(pooling).eval() if isinstance(pooling, torch.nn.Module) else pooling
 
 
 def _tensor(outputs: Any, name: str) -> torch.Tensor:

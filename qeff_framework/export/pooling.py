@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 import torch
 
 from qeff_framework.errors import OptionError
 
-#: Takes the last hidden state ``[B, S, H]`` and the attention mask ``[B, S]``, returns ``[B, H]``.
+#: Takes the last hidden state ``[B, S, H]`` and the attention mask ``[B, S]``, returns ``[B, H]``. A `torch.nn.Module` may carry
+#: weights of its own.
 Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def resolve_pooling(pooling: str | Pooling | None) -> Pooling | None:
-    """The pooling function of that name; functions pass through. Raises `OptionError` for an unknown name."""
+def resolve_pooling(pooling: str | Sequence[str] | Pooling | None) -> Pooling | None:
+    """The pooling function of that name; several names give their results side by side, functions pass through.
+
+    Raises:
+        OptionError: a name is unknown.
+    """
     if pooling is None or callable(pooling):
         return pooling
+    if isinstance(pooling, str):
+        return _named(pooling)
+    functions = [_named(name) for name in pooling]
+    if not functions:
+        raise OptionError(f"pooling {pooling!r} names none: choose from {', '.join(sorted(_POOLINGS))}")
+    return lambda hidden, mask: torch.cat([function(hidden, mask) for function in functions], dim=-1)
+
+
+def _named(name: str) -> Pooling:
     try:
-        return _POOLINGS[pooling]
+        return _POOLINGS[name]
     except KeyError:
-        nearest = get_close_matches(str(pooling), _POOLINGS, n=1)
+        nearest = get_close_matches(str(name), _POOLINGS, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         raise OptionError(
-            f"pooling '{pooling}' is unknown: choose one of {', '.join(sorted(_POOLINGS))} or pass a function{hint}"
+            f"pooling '{name}' is unknown: choose one of {', '.join(sorted(_POOLINGS))} or pass a function{hint}"
         ) from None
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+    return _weighted(hidden, mask.to(hidden.dtype), power=1.0)
+
+
+def _mean_sqrt_len(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _weighted(hidden, mask.to(hidden.dtype), power=0.5)
+
+
+def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Token n of a text, counted from 1, has the weight n."""
+    places = torch.arange(1, mask.shape[1] + 1) - mask.argmax(dim=1, keepdim=True)
+    weights = (places * mask).to(hidden.dtype)
+    # The largest weight is made 1: in half precision the sum of the numbers up to 512 would overflow.
+    return _weighted(hidden, weights / weights.amax(dim=1, keepdim=True).clamp(min=1.0), power=1.0)
+
+
+def _weighted(hidden: torch.Tensor, weights: torch.Tensor, *, power: float) -> torch.Tensor:
+    total = weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+    summed = (hidden * weights.unsqueeze(-1)).sum(dim=1)
+    return summed / (total if power == 1.0 else total.sqrt())
 
 
 def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -51,4 +82,11 @@ def _token(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return hidden.gather(1, places).squeeze(1)
 
 
-_POOLINGS: dict[str, Pooling] = {"mean": _mean, "max": _max, "cls": _first, "lasttoken": _last}
+_POOLINGS: dict[str, Pooling] = {
+    "mean": _mean,
+    "max": _max,
+    "cls": _first,
+    "lasttoken": _last,
+    "weightedmean": _weighted_mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+}

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from qeff_framework.plugin_api import (
     CompiledModel,
@@ -40,6 +40,9 @@ class StageTime:
 
 class TimingExtension:
     """Measures every stage that a relay runs."""
+
+    #: It only looks on: what is built with it and without it is the same, and is found again.
+    changes_program: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.records: list[StageTime] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from qeff_framework.generation.aligned import align, as_rows
 from qeff_framework.generation.chat import ChatOptions, is_conversation
 from qeff_framework.generation.classification import class_scores
+from qeff_framework.generation.embedding_texts import check_tokens, tokenise_texts
 from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.generation_config import load_generation_defaults, resolve_settings
 from qeff_framework.generation.inputs import normalize_inputs
@@ -38,6 +39,7 @@ __all__ = [
     "align",
     "as_rows",
     "as_text_tokenizer",
+    "check_tokens",
     "class_scores",
     "encode_prompt",
     "find_answer",
@@ -46,4 +48,5 @@ __all__ = [
     "load_tokenizer",
     "normalize_inputs",
     "resolve_settings",
+    "tokenise_texts",
 ]

@@ -62,6 +62,14 @@ class TextTokenizer(Protocol):
 
 
 @runtime_checkable
+class CuttingTokenizer(Protocol):
+    """A tokenizer that can shorten what it returns."""
+
+    def encode_within(self, text: str, max_length: int) -> list[int]:
+        """At most `max_length` token ids of `text`, special tokens included; the text is cut, never they."""
+
+
+@runtime_checkable
 class AligningTokenizer(Protocol):
     """A tokenizer that knows where in its text each token stands."""
 
@@ -100,6 +108,7 @@ class FastTokenizer:
         _add_missing_tokens(tokenizer, config)
         self._tokenizer = tokenizer
         self._cleans_up = _cleans_up(tokenizer, config)
+        self._cut_side = str(config.get("truncation_side", "right"))
         self.bos_token_id = _id_of(tokenizer, config.get("bos_token"))
         self.eos_token_id = _id_of(tokenizer, config.get("eos_token"))
         self.pad_token_id = _id_of(tokenizer, config.get("pad_token"))
@@ -112,6 +121,14 @@ class FastTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_within(self, text: str, max_length: int) -> list[int]:
+        """See `CuttingTokenizer.encode_within`."""
+        self._tokenizer.enable_truncation(max_length, direction=self._cut_side)
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.no_truncation()
 
     def encodings(
         self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
@@ -160,6 +177,10 @@ class TransformersTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_within(self, text: str, max_length: int) -> list[int]:
+        """See `CuttingTokenizer.encode_within`."""
+        return list(self._tokenizer.encode(text, truncation=True, max_length=max_length))
 
     def encodings(
         self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0

@@ -13,6 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from qeff_framework.errors import UnsupportedModelError
+
 #: All floating-point weights and states of the portable graph have this dtype.
 GRAPH_DTYPE = torch.float32
 
@@ -25,6 +27,9 @@ def weightless_copy(module: ModuleT) -> ModuleT:
 
     The new parameters are uninitialised: memory that nobody touches is reserved but never resident, so a copy of any size costs
     next to nothing. Before the copy runs, its parameters must be replaced (`fake_parameters`), or it must be traced.
+
+    Raises:
+        UnsupportedModelError: an attribute of `module` that cannot be copied.
     """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -32,7 +37,14 @@ def weightless_copy(module: ModuleT) -> ModuleT:
         memo[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to(_graph_dtype(buffer), copy=True)
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).partition(". ")[0]
+        raise UnsupportedModelError(
+            f"it cannot be copied ({reason}); take what cannot be copied off the module: an open file, a lock, or a weight that "
+            "is computed anew in each call (torch.nn.utils.remove_weight_norm)"
+        ) from error
 
 
 def fake_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:

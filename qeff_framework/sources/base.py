@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,5 +33,5 @@ class ModelSource(Protocol):
     def save_companions(self, directory: Path) -> None:
         """Writes ``config.json``, ``generation_config.json`` and ``tokenizer/``, as far as there are such."""
 
-    def pooling(self) -> str | None:
-        """The pooling that the checkpoint asks for."""
+    def sentence_transformers(self) -> SentenceTransformersFolder | None:
+        """What a sentence-transformers checkpoint says about embeddings; `None` for any other source."""

@@ -15,7 +15,10 @@ from qeff_framework.artifacts import cache_key, content_digest, store_root
 from qeff_framework.errors import CheckpointError
 from qeff_framework.progress import report
 from qeff_framework.sources.configs import checked_module, content_of, plain_config, save_generation_config, write_json
+from qeff_framework.sources.described import described_config
+from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.quiet import first_line, quiet_hub, quiet_transformers
+from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder
 from qeff_framework.thread_quiet import swallowed_stderr
 
 if TYPE_CHECKING:
@@ -29,14 +32,6 @@ _FETCH_ONLY = frozenset(
 )
 #: File types of a checkpoint folder that decide what is loaded.
 _CONTENT_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".gguf"})
-#: Conventions of sentence-transformers: which pooling an embedding checkpoint was trained with.
-_POOLING_FILE = "1_Pooling/config.json"
-_POOLING_MODES = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 class CheckpointSource:
@@ -80,14 +75,10 @@ class CheckpointSource:
             return self._gguf_config()
         return self._config_file()
 
-    def pooling(self) -> str | None:
-        """The pooling of a sentence-transformers checkpoint."""
-        try:
-            content = json.loads(self._file(_POOLING_FILE).read_text(encoding="utf-8"))
-        except (CheckpointError, OSError, ValueError):
-            return None
-        chosen = [ours for theirs, ours in _POOLING_MODES.items() if content.get(theirs) is True]
-        return chosen[0] if len(chosen) == 1 else None
+    def sentence_transformers(self) -> SentenceTransformersFolder | None:
+        """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
+        subfolder = self._arguments.get("subfolder") or ""
+        return SentenceTransformersFolder.find(self.name, self._optional_file, subfolder=subfolder)
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -117,7 +108,8 @@ class CheckpointSource:
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""
-        write_json(directory / "config.json", self.config())
+        # What was loaded tells more than the file: arguments of from_pretrained replace fields of the config.
+        write_json(directory / "config.json", self.config() if self._module is None else described_config(self._module))
         if self._module is not None:
             save_generation_config(self._module, directory)
         self._save_tokenizer(directory / "tokenizer")
@@ -174,8 +166,6 @@ class CheckpointSource:
                 path.suffix not in (".safetensors", ".bin") or path.suffix in weights
             ):
                 yield path.name, path
-        if (root / _POOLING_FILE).is_file():
-            yield _POOLING_FILE, root / _POOLING_FILE
 
     def _config_file(self) -> Mapping[str, Any]:
         path = self._file("config.json")
@@ -236,6 +226,14 @@ class CheckpointSource:
                 f"'{self._id}' is neither a local folder nor a model that the hub gives: {first_line(error)}; check the "
                 "spelling, the network, or the access rights of your token"
             ) from error
+
+    def _optional_file(self, name: str) -> Path | None:
+        """A file relative to the root of the checkpoint, or `None` if the checkpoint has none of that name."""
+        if self._folder is not None:
+            path = self._folder / name
+            return path if path.is_file() else None
+        # All files of one checkpoint come from one commit, also when the branch moves meanwhile.
+        return optional_hub_file(self._id, name, revision=self._commit(), arguments=self._arguments)
 
     def _commit(self) -> str:
         """The hub's commit: cached files lie in ``snapshots/<commit>/``."""

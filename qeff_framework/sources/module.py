@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,14 @@ from qeff_framework.sources.configs import (
     save_generation_config,
     write_json,
 )
+from qeff_framework.sources.described import described_config
+from qeff_framework.sources.fingerprint import (
+    CONFIG_BOOKKEEPING,
+    structure_fingerprint,
+    tensors_fingerprint,
+)
+from qeff_framework.sources.libraries import is_own_code
+from qeff_framework.sources.uncached import identity_or_nonce
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +41,18 @@ class ModuleSource:
         self.name = str(getattr(config, "name_or_path", "") or config.model_type)
 
     def identity(self) -> Mapping[str, Any]:
-        """Class, configs and a digest over every parameter and buffer."""
-        import torch
+        """Class, configs, code and state of the module, and digests over every parameter and buffer.
 
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._module.state_dict().items()):
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
-            digest.update(plain.flatten().view(torch.uint8).numpy().data)
+        Where the module refers to something that cannot be told from another (an open file, an object of compiled code), the
+        identity is a new one at every call: nothing that was built before is found for it. A warning says so.
+        """
         return {
             "class": type(self._module).__qualname__,
-            "config": content_of(self.config()),
+            "config": {name: value for name, value in self.config().items() if name not in CONFIG_BOOKKEEPING},
             # An artifact carries it, as it carries the file of a checkpoint.
             "generation_config": content_of(generation_config(self._module) or {}),
-            "weights": digest.hexdigest(),
+            "code": identity_or_nonce(lambda: structure_fingerprint(self._module, self.name), self.name),
+            "weights": identity_or_nonce(lambda: tensors_fingerprint(self._module), self.name),
         }
 
     def config(self) -> Mapping[str, Any]:
@@ -57,6 +62,7 @@ class ModuleSource:
     def load(self, auto_class: str) -> torch.nn.Module:
         """The module itself; it must be float32 already."""
         del auto_class  # the module is loaded
+        _refuse_own_attention(self._module)
         return checked_module(self._module)
 
     def release(self) -> None:
@@ -64,9 +70,21 @@ class ModuleSource:
 
     def save_companions(self, directory: Path) -> None:
         """A module carries config and generation config, and no tokenizer."""
-        write_json(directory / "config.json", self.config())
+        write_json(directory / "config.json", described_config(self._module))
         save_generation_config(self._module, directory)
 
-    def pooling(self) -> str | None:
-        """A module says nothing about pooling."""
-        return None
+    def sentence_transformers(self) -> None:
+        """A module says nothing about what follows it."""
+
+
+def _refuse_own_attention(module: Any) -> None:
+    """Raises `UnsupportedModelError` for attention that the caller has registered with Transformers: the export replaces it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = getattr(module.config, "_attn_implementation", None)
+    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS else None
+    if function is not None and is_own_code(function):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} runs with the attention function '{name}', which is none of Transformers' own: an export "
+            "would compute ordinary attention in its place; call set_attn_implementation('eager') if that is what it computes"
+        )

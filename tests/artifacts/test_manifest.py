@@ -117,23 +117,53 @@ def test_no_manifest_and_an_unknown_format_are_not_called_corrupt(artifact, tmp_
         assert not isinstance(caught.value, ArtifactCorruptError)
 
 
-def test_only_reading_every_file_finds_a_change_under_the_old_size_and_time(artifact):
-    times = (artifact / "program.bin").stat()
-    alter(artifact)
-    os.utime(artifact / "program.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert verify(artifact) == []
+def alter_under_the_old_time(path):
+    times = (path / "program.bin").stat()
+    alter(path)
+    os.utime(path / "program.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Counts ``program.bin`` among the files that are too large to be read each time."""
+    monkeypatch.setattr(manifest, "ALWAYS_READ_BYTES", 1000)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_change_under_the_old_size_and_time_is_found(artifact, size, request):
+    if size == "large":
+        request.getfixturevalue("large")
+    alter_under_the_old_time(artifact)
+    assert [problem.kind for problem in verify(artifact)] == [ProblemKind.ALTERED]
     assert [problem.kind for problem in verify(artifact, full=True)] == [ProblemKind.ALTERED]
 
 
-def test_an_untouched_artifact_is_not_read(artifact, monkeypatch):
+def test_only_reading_every_file_finds_it_in_a_copy(artifact, tmp_path, large):
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)  # keeps the modification times
+    alter_under_the_old_time(copy)
+    assert verify(copy) == []
+    assert [problem.kind for problem in verify(copy, full=True)] == [ProblemKind.ALTERED]
+
+
+def test_of_an_untouched_artifact_only_small_files_are_read(artifact, monkeypatch, large):
     read = []
     real = manifest.file_sha256
     monkeypatch.setattr(manifest, "file_sha256", lambda path: read.append(path.name) or real(path))
     open_artifact(artifact)
-    assert read == []
+    assert sorted(read) == ["compiled.json", "tokenizer.json"]
     os.utime(artifact / "program.bin")
     open_artifact(artifact)
-    assert read == ["program.bin"]
+    assert sorted(read) == ["compiled.json", "compiled.json", "program.bin", "tokenizer.json", "tokenizer.json"]
+
+
+def test_a_manifest_of_an_earlier_version_is_read(artifact, large):
+    edit(lambda content: [record.pop(name) for record in content["files"].values() for name in ("ctime_ns", "inode")])(
+        artifact
+    )
+    assert open_artifact(artifact).intact
+    alter(artifact)
+    assert [problem.kind for problem in verify(artifact)] == [ProblemKind.ALTERED]
 
 
 @pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2], ids=["new times", "old times"])
@@ -151,6 +181,15 @@ def test_unlisted_files_are_no_obstacle_and_are_reported_by_the_full_check(artif
     (artifact / "log.txt").write_text("written by a run")
     assert open_artifact(artifact).intact
     assert [str(problem) for problem in verify(artifact, full=True)] == ["log.txt is not listed in the manifest"]
+    with pytest.raises(ArtifactCorruptError, match="log.txt is not listed"):
+        open_artifact(artifact, full=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer/chat_template.jinja"])
+def test_unlisted_files_that_would_be_read_are_an_obstacle(artifact, name):
+    (artifact / name).write_text("{}")
+    with pytest.raises(ArtifactCorruptError, match=f"{name} is not listed in the manifest"):
+        open_artifact(artifact)
 
 
 def test_fields_that_a_reader_does_not_know_are_ignored(artifact):

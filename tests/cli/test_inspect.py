@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from qeff_framework.artifacts import manifest
 from qeff_framework.contracts import CompiledModel
 
 
@@ -57,7 +58,8 @@ def test_damaged_file_is_1(qeff, copy):
     assert "config.json is truncated" in result.err
 
 
-def test_full_reads_files_whose_time_stamp_is_kept(qeff, copy, artifact):
+def test_full_reads_large_files_whose_time_stamp_is_kept(qeff, copy, artifact, monkeypatch):
+    monkeypatch.setattr(manifest, "ALWAYS_READ_BYTES", 0)
     before = (artifact / "config.json").stat()
     content = (copy / "config.json").read_text()
     (copy / "config.json").write_text(content.replace("32", "33"))
@@ -65,6 +67,7 @@ def test_full_reads_files_whose_time_stamp_is_kept(qeff, copy, artifact):
     assert (copy / "config.json").stat().st_mtime_ns == before.st_mtime_ns
 
     assert qeff("inspect", copy).code == 0
+    assert qeff("inspect", copy, "--verify", "full").code == 1
     assert qeff("inspect", copy, "--full").code == 1
 
 

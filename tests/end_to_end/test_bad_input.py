@@ -16,6 +16,7 @@ import pytest
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction, load_compiled
 from qeff_framework.artifacts import Store
+from qeff_framework.cli import main
 from qeff_framework.errors import (
     ArtifactCorruptError,
     ArtifactError,
@@ -228,6 +229,41 @@ def test_a_damaged_artifact(artifact: Path, tmp_path: Path, damage: str) -> None
         victim.write_bytes(content)
     with pytest.raises(ArtifactCorruptError, match=victim.name):
         load_compiled(copy)
+
+
+@pytest.mark.parametrize("program", [{"model": "../other/model.onnx"}, {"more": [{"file": "link.onnx"}]}])
+def test_an_artifact_that_names_a_file_outside_of_itself(artifact: Path, tmp_path: Path, program: Any) -> None:
+    """Also one whose manifest has been made to fit: it says what was published, and proves nothing about who did."""
+    import shutil
+
+    from qeff_framework.artifacts import Manifest
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    shutil.copytree(artifact, tmp_path / "other")
+    description = json.loads((copy / "compiled.json").read_text())
+    description["program"] |= program
+    (copy / "compiled.json").write_text(json.dumps(description))
+    described = Manifest.load(copy)
+    (copy / "manifest.json").unlink()
+    Manifest.describe(copy, kind=described.kind, key=described.key, key_parts={}, label=described.label).save(copy)
+    (copy / "link.onnx").symlink_to(tmp_path / "other" / "model.onnx")
+    with pytest.raises(ArtifactCorruptError, match=r"names '.*\.onnx', which leads out of the directory"):
+        load_compiled(copy)
+
+
+def test_full_verification_refuses_what_the_quick_one_passes_over(artifact: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    (copy / "notes.txt").write_text("unlisted")
+    load_compiled(copy).close()
+    with pytest.raises(ArtifactCorruptError, match="notes.txt is not listed"):
+        load_compiled(copy, verify="full")
+    assert main(["generate", str(copy), "--prompt", "w1", "--max-new-tokens", "1", "--verify", "full"]) == 1
+    with pytest.raises(OptionError, match="neither 'quick' nor 'full'"):
+        load_compiled(copy, verify="fast")  # type: ignore[arg-type]
 
 
 STALL = """

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.weightless import fake_parameters, weightless_copy
 from tests.tiny_models import tiny_causal_lm
 
@@ -23,6 +24,22 @@ def test_structure_names_and_ties_are_kept_and_no_memory_is_shared():
     ours = {parameter.data_ptr() for parameter in weightless.parameters()}
     assert not ours & {parameter.data_ptr() for parameter in model.parameters()}
     assert weightless.config is not model.config
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda module: setattr(module, "stream", sys.__stderr__),
+        torch.nn.utils.weight_norm,
+    ],
+    ids=["an open file", "a computed weight"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_cannot_be_copied_is_told(spoil):
+    module = torch.nn.Linear(2, 2)
+    spoil(module)
+    with pytest.raises(UnsupportedModelError, match="it cannot be copied"):
+        weightless_copy(module)
 
 
 def test_half_precision_becomes_float32_and_buffers_keep_their_values():

@@ -95,7 +95,7 @@ def _check_packing(compiled: CompiledModel, options: OrtSimRuntimeOptions) -> No
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
-    model = compiled.directory / compiled.program["model"]
+    model = compiled.path(compiled.program["model"])
     options = session_options(optimization_level="none", threads=threads, pack_weights=pack_weights)
     try:
         return open_session(model, options)

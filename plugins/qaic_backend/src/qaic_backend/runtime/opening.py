@@ -26,7 +26,7 @@ def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSe
     from qaic_backend.runtime.modules import load_modules
     from qaic_backend.runtime.session import QaicSession
 
-    folder = compiled.directory / compiled.program["folder"]
+    folder = compiled.path(compiled.program["folder"])
     if not (folder / PROGRAM_FILE).is_file():
         raise ExecutionError(
             f"{compiled.directory} holds no program: it is the bundle of a dry run. Run its compile.sh on a machine with the "

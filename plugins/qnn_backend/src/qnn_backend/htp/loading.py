@@ -39,6 +39,8 @@ def check_program(compiled: CompiledModel, options: HtpRuntimeOptions, *, simula
                 f"the binary of {name} was made for the chip with id {fields[_SOC_FIELD]}, but the artifact says {made.name} "
                 f"({made.id}): compile the model again"
             )
+    for table in program["host_tables"]:
+        compiled.path(table["file"])  # raises for a name that leads out of the artifact
     _check_versions(program["versions"])
     if simulated and not provider.has_simulator():
         raise ExecutionError("no NPU was found, and the simulator exists for x86-64 only; see `qeff doctor qnn`")

@@ -120,7 +120,7 @@ def _load(compiled: CompiledModel, specialization: Specialization, soc: targets.
     import onnxruntime as ort
 
     program = compiled.program
-    path = compiled.directory / program["graphs"][specialization.name]["file"]
+    path = compiled.path(program["graphs"][specialization.name]["file"])
     modes = {} if options.performance_mode == "default" else {"htp_performance_mode": options.performance_mode}
     try:
         chosen = provider.session_options(soc.id, modes, {}, allow_cpu=bool(program["partial"]))
