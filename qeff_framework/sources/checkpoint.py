@@ -18,7 +18,7 @@ from qeff_framework.sources.configs import checked_module, content_of, plain_con
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.quiet import first_line, quiet_hub, quiet_transformers
-from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder
+from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
 from qeff_framework.thread_quiet import swallowed_stderr
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class CheckpointSource:
         self._folder: Path | None = None
         if path.is_dir():
             self._folder = path.resolve()
+            if not {"gguf_file", "subfolder"} & {*arguments} and not (path / "config.json").exists():
+                # The older layout of sentence-transformers, in which the Transformer lies in a folder of its own.
+                arguments.update({"subfolder": inner} if (inner := transformer_subfolder(path)) else {})
             self._check_folder(self._folder)
         elif _looks_like_path(text):
             raise CheckpointError(

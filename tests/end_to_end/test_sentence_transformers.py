@@ -103,15 +103,29 @@ def test_a_pooling_that_is_given_replaces_the_modules_and_not_the_texts(
     assert keys[0]["pooling"] != keys[1]["pooling"] == "mean"
 
 
+def list_modules(folder: Path, *, transformer: str) -> None:
+    """Makes `folder` one of sentence-transformers: a Transformer and a pooling of the last token."""
+    kinds = ("Transformer", transformer), ("Pooling", "1_Pooling")
+    content = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+    (folder / "modules.json").write_text(json.dumps(content))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
+
+
+def test_the_transformer_of_an_older_folder_is_found_below_it(tmp_path: Path) -> None:
+    save_tiny_checkpoint(tmp_path / "0_Transformer", module=tiny_encoder("bert"))
+    list_modules(tmp_path, transformer="0_Transformer")
+    for arguments in ({}, {"subfolder": "0_Transformer"}):
+        model = QEFFAutoModel.from_pretrained(tmp_path, **arguments)
+        assert model.pooling == "lasttoken"
+        assert model.config["model_type"] == "bert"
+
+
 def test_a_decoder_in_such_a_folder_is_an_embedding_model(tmp_path: Path) -> None:
     """As embedding models of the larger sort are saved: the head in its config is that of a causal language model."""
     folder = save_tiny_checkpoint(tmp_path)
     assert isinstance(QEFFAutoModel.from_pretrained(folder), QEFFAutoModelForCausalLM)
-    kinds = ("Transformer", ""), ("Pooling", "1_Pooling")
-    modules_file = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
-    (folder / "modules.json").write_text(json.dumps(modules_file))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
+    list_modules(folder, transformer="")
     for model in (QEFFAutoModel.from_pretrained(folder), QEFFAutoModelForFeatureExtraction.from_pretrained(folder)):
         assert isinstance(model, QEFFAutoModelForFeatureExtraction)
         assert model.pooling == "lasttoken"
