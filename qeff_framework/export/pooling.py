@@ -59,7 +59,10 @@ def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _weighted(hidden: torch.Tensor, weights: torch.Tensor, *, power: float) -> torch.Tensor:
     total = weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-    summed = (hidden * weights.unsqueeze(-1)).sum(dim=1)
+    shares = weights.unsqueeze(-1)
+    # A selection: padding may have overflowed, and zero times infinity is NaN.
+    counted = torch.where(shares != 0, hidden, torch.zeros((), dtype=hidden.dtype))
+    summed = (counted * shares).sum(dim=1)
     return summed / (total if power == 1.0 else total.sqrt())
 
 

@@ -12,7 +12,7 @@ from qeff_framework.contracts import TensorSpec
 from qeff_framework.coverage.tiny import tiny_model
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.portable import export_portable
-from qeff_framework.seam import masks
+from qeff_framework.seam import mask_plan
 from tests.tiny_models import tiny_seq2seq_lm
 
 SOURCES = [[5, 17, 99, 23, 42], [71, 30]]
@@ -144,7 +144,7 @@ def test_a_step_without_tokens_for_the_encoder_leaves_its_states_bit_for_bit(ste
 def test_a_cross_mask_of_another_form_is_refused(monkeypatch, tmp_path):
     config = AutoConfig.for_model("bart", vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1)
     config.encoder_attention_heads = config.decoder_attention_heads = 2
-    monkeypatch.setattr(masks, "recognise", lambda function, sizes: None)
+    monkeypatch.setattr(mask_plan, "recognise", lambda function, sizes: None)
     with pytest.raises(UnsupportedModelError, match="cross-attention masks more than the padding"):
         export_portable(AutoModelForSeq2SeqLM.from_config(config), task="seq2seq-lm", output_dir=tmp_path)
 

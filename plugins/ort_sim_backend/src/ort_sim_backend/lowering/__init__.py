@@ -35,8 +35,8 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         TiedWeights(),
         EncoderBranch(),
         ScatterCache(),
-        RemoveUnused(),
         LazyValues(),
+        RemoveUnused(),
     )
 
 

@@ -26,7 +26,10 @@ class LazyValues:
     def __call__(self, subject: ir.Model) -> bool:
         """Says whether a body was changed."""
         changed = False
+        used = {node.op_identifier() for node in subject.graph.all_nodes()}
         for function in subject.functions.values():
+            if function.identifier() not in used:
+                continue
             select = next((node for node in function if node.outputs[0].name == SEEN), None)
             if function.domain == DOMAIN and select is not None:
                 _branch(function, select)

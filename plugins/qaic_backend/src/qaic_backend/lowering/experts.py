@@ -1,8 +1,8 @@
 """``MoE`` becomes matrix products, in one of two forms that no shape at run time chooses between.
 
-*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and
-results of experts that it has not chosen are left out. One graph serves all specializations, so one form must do; it is the one that reads fewer
-experts' weights in a step of each of them: tokens times choices against all experts.
+*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and the
+results of experts that it has not chosen are left out. One graph serves all specializations, so one form must do; it is the one
+that reads fewer experts' weights in a step of each of them: tokens times choices against all experts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Dense:
         return self._write.op("Add", result, self._write.op("Unsqueeze", bias, self._write.ints(1)))
 
     def weighted(self, results: ir.Value, shares: ir.Value) -> ir.Value:
-        """An expert that a token has not chosen may have overflowed: it is left out by a selection, zero times infinity is NaN."""
+        """A selection leaves out the experts that a token has not chosen: they may have overflowed."""
         write = self._write
         hits = write.op("Equal", write.op("Unsqueeze", self._ids, write.ints(2)), write.ints(*range(self._experts)))
         column = write.op("Unsqueeze", shares, write.ints(2))
