@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qeff_framework.contracts import PROMPT_LENGTHS
+from qeff_framework.errors import CompileError
 from qeff_framework.lowering.computation import Computation
 from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.lowering.passes import GraphPass
@@ -34,7 +36,7 @@ class RotaryTables(GraphPass):
         self._ctx_len = ctx_len
 
     def run(self, model: ir.Model) -> bool:
-        """Says whether something was replaced."""
+        """Says whether something was replaced. Raises `CompileError` where no table can hold the angles."""
         position_ids = next((value for value in model.graph.inputs if value.name == _POSITIONS), None)
         if position_ids is None or position_ids.shape is None or len(position_ids.shape) != 2:
             return False
@@ -49,6 +51,7 @@ class RotaryTables(GraphPass):
         """``[ctx_len, N]``, row p for position p; `None` when the output of `node` is no function of one position."""
         compute = Computation.of(node.outputs[0], [position_ids])
         if compute is None:
+            _refuse_growing_frequencies(node)
             return None
         forward = np.arange(self._ctx_len, dtype=np.int64)[None]
         whole = compute({_POSITIONS: forward})
@@ -61,6 +64,26 @@ class RotaryTables(GraphPass):
         if not np.array_equal(whole, backward) or not np.array_equal(whole[:, :half], shorter):
             return None
         return np.ascontiguousarray(whole[0])
+
+
+def _refuse_growing_frequencies(node: ir.Node) -> None:
+    """Raises `CompileError` if the angles depend on the length of the text too: a table would have a row for each pair."""
+    found: set[ir.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in found:
+            continue
+        found.add(current)
+        for value in current.inputs:
+            if value is not None and value.is_graph_input() and value.name == PROMPT_LENGTHS:
+                raise CompileError(
+                    "the model's rotary frequencies grow with the length of the text (dynamic NTK), and float16, in which the "
+                    "device would compute them, holds whole positions up to 2048 only; compile with a ctx_len of at most the "
+                    "model's max_position_embeddings, up to which they stay the same, or choose another backend"
+                )
+            if value is not None and (producer := value.producer()) is not None:
+                pending.append(producer)
 
 
 def _look_up(edit: GraphEditor, node: ir.Node, table: NDArray[np.float32], position_ids: ir.Value) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qeff_framework.errors import CompileError
 from qeff_framework.lowering import Computation, RotaryTables
 from tests.lowering.graphs import lowered, op_types, parse, run, session
 
@@ -43,6 +44,14 @@ def test_angles_that_depend_on_other_tokens_stay(scale: str) -> None:
     model = parse(ROTARY.replace("SCALE", scale))
     assert not RotaryTables(16)(model)
     assert "Cos" in op_types(model)
+
+
+def test_angles_that_grow_with_the_text_are_refused() -> None:
+    """A table would need a row for each pair of position and length; computed in float16, they would be silently wrong."""
+    grown = "length = Cast <to = 1> (prompt_lengths) more = Unsqueeze (length, axis) scaled = Div (column, more)"
+    text = ROTARY.replace("SCALE", grown).replace("position_ids) =>", "position_ids, int64[B, 1] prompt_lengths) =>")
+    with pytest.raises(CompileError, match=r"grow with the length of the text.*max_position_embeddings"):
+        RotaryTables(16)(parse(text))
 
 
 def test_a_computation_reads_its_inputs_and_constants_only() -> None:
