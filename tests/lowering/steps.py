@@ -25,17 +25,23 @@ class Sequence:
         return int(self.steps[0].shape[0])
 
     def states(self) -> Arrays:
-        """Caches full of old content, so that a slot that changes by mistake is seen."""
+        """Caches full of old content, so that a slot that changes by mistake is seen. Slots that no step sees are NaN."""
         random = np.random.default_rng(self.seed)
         shape = (self.batch, KEY_HEADS, self.capacity, HEAD_DIM)
-        return {name: _draw(random, shape) for name in ("past_key", "past_value")}
+        last = np.max([step.max(axis=1) for step in self.steps], axis=0)
+        unseen = np.arange(self.capacity) > np.maximum(last, 0)[:, None]
+        poison = unseen[:, None, :, None]
+        return {name: np.where(poison, np.float32(np.nan), _draw(random, shape)) for name in ("past_key", "past_value")}
 
     def feeds(self, number: int) -> Arrays:
-        """Inputs of one step."""
+        """Inputs of one step. Keys and values of padding are infinite."""
         random = np.random.default_rng((self.seed, number))
         batch, seq = self.steps[number].shape
         heads = {"query": QUERY_HEADS, "key": KEY_HEADS, "value": KEY_HEADS}
         states = {name: _draw(random, (batch, count, seq, HEAD_DIM)) for name, count in heads.items()}
+        is_padding = (self.steps[number] < 0)[:, None, :, None]
+        for name in ("key", "value"):
+            states[name] = np.where(is_padding, np.float32(np.inf), states[name])
         return {"position_ids": self.steps[number], **states}
 
 
