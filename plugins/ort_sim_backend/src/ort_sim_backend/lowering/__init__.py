@@ -11,7 +11,6 @@ from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.lazy_values import LazyValues
-from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS

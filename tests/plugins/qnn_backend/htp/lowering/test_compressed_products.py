@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qnn_backend.htp.lowering.weight_blocks import WeightBlocks
+from qnn_backend.htp.lowering.compressed_products import compressed_products
 from tests.plugins.qnn_backend.htp.simulator import lowered, needs_simulator, on_cpu, parse, simulate, worst
 
 
@@ -29,7 +29,7 @@ def test_products_with_weights_in_blocks(bits: int, tolerance: float, tmp_path: 
         },
     )
     feeds = {"x": rng.normal(size=(1, 4, 64)).astype(np.float32)}
-    compressed = lowered(model, WeightBlocks(bits))
+    compressed = lowered(model, compressed_products(bits))
     # A weight of 20 rows is no whole number of blocks.
     assert [node.op_type for node in compressed.graph].count("MatMulNBits") == 2
     expected = on_cpu(compressed, feeds)
