@@ -65,8 +65,8 @@ API_VERSION = "1.0"
 BACKEND_GROUP = "qeff_framework.backends.v1"
 EXTENSION_GROUP = "qeff_framework.extensions.v1"
 
-#: Packages of ``qeff_framework`` with what backends share: ``lowering`` for turning the portable graph into what a compiler takes,
-#: ``sessions`` for running programs, ``toolchains`` for compilers and probes as child processes.
+#: Packages of ``qeff_framework`` with what backends share: ``lowering`` for turning the portable graph into what a compiler
+#: takes, ``sessions`` for running programs, ``toolchains`` for compilers and probes as child processes.
 TOOLKITS = ("lowering", "sessions", "toolchains")
 
 
