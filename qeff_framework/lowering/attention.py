@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from qeff_framework.dialect.names import Op
 from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.lowering.nodes import AttentionNode
 from qeff_framework.lowering.passes import DialectPass
@@ -32,6 +33,9 @@ class MaskPolicy:
 
     form: Literal["select", "add"] = "select"
     hidden: float = FLOAT32_MIN
+    #: Keys and values of slots that no token of the step sees become zeros, as the dialect says: their probability is zero, and
+    #: zero times infinity is NaN. False where nothing but numbers can be in the caches, which saves a copy of them in each layer.
+    clears_unseen: bool = True
 
 
 class AttentionOps(DialectPass[AttentionNode]):
@@ -43,7 +47,7 @@ class AttentionOps(DialectPass[AttentionNode]):
 
     def __init__(self, mask: MaskPolicy) -> None:
         self._mask = mask
-        self.version = f"{self.version} ({mask.form} {mask.hidden:g})"
+        self.version = f"{self.version} ({mask.form} {mask.hidden:g}{' clears' if mask.clears_unseen else ''})"
 
     def lower(self, node: AttentionNode, edit: GraphEditor) -> ir.Value | None:
         """``[B,Hq,S,Dv]``."""
@@ -57,18 +61,34 @@ class AttentionOps(DialectPass[AttentionNode]):
         def unstacked(value: ir.Value) -> ir.Value:
             return value if query_heads == key_heads else edit.reshape(value, (0, query_heads, -1, 0))
 
+        key, value = self._cleared(edit, node)
         scaled = edit.op("Mul", node.query, edit.scalar_like(node.scale, node.query))
-        transposed = edit.op("Transpose", node.key, perm=(0, 1, 3, 2))
+        transposed = edit.op("Transpose", key, perm=(0, 1, 3, 2))
         scores = unstacked(edit.op("MatMul", stacked(scaled), transposed))
         if node.softcap:
             cap = edit.scalar_like(node.softcap, node.query)
             scores = edit.op("Mul", edit.op("Tanh", edit.op("Div", scores, cap)), cap)
         visible = self._masked(edit, node, scores)
         weights = _softmax(edit, visible, node.sinks)
-        return unstacked(edit.op("MatMul", stacked(weights), node.value))
+        return unstacked(edit.op("MatMul", stacked(weights), value))
+
+    def _cleared(self, edit: GraphEditor, node: AttentionNode) -> tuple[ir.Value, ir.Value]:
+        """Keys and values without what no token sees."""
+        if not self._mask.clears_unseen:
+            return node.key, node.value
+
+        def make() -> ir.Value:
+            is_bias = node.op == Op.ATTENTION_BIAS
+            mask = edit.op("Greater", node.mask, edit.scalar_like(FLOAT32_MIN / 2, node.mask)) if is_bias else node.mask
+            seen = edit.op("ReduceMax", edit.cast(mask, ir.DataType.INT32), edit.int64s(1, 2), keepdims=0)
+            return edit.cast(edit.op("Unsqueeze", seen, edit.int64s(1, 3)), ir.DataType.BOOL)
+
+        seen: ir.Value = edit.once(("seen", node.mask), make)
+        nothing = edit.scalar_like(0.0, node.value)
+        return edit.op("Where", seen, node.key, nothing), edit.op("Where", seen, node.value, nothing)
 
     def _masked(self, edit: GraphEditor, node: AttentionNode, scores: ir.Value) -> ir.Value:
-        if node.op == "AttentionBias":
+        if node.op == Op.ATTENTION_BIAS:
             return edit.op("Add", scores, node.mask)
         hidden = edit.scalar_like(self._mask.hidden, node.query)
         if self._mask.form == "select":

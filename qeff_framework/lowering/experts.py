@@ -1,8 +1,8 @@
 """``MoE`` becomes matrix products, in one of two forms that no shape at run time chooses between.
 
-*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and a zero
-takes away what was not chosen. One graph serves all specializations, so one form must do; it is the one that reads fewer
-experts' weights in a step of each of them: tokens times choices against all experts.
+*Gathered*: the weights of the chosen experts are gathered for each token. *Dense*: every expert sees every token, and what was
+not chosen is left out. One graph serves all specializations, so one form must do; it is the one that reads fewer experts' weights
+in a step of each of them: tokens times choices against all experts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ExpertOps(DialectPass[MoENode]):
         form = _Gathered(edit, node.expert_ids) if is_gathered else _Dense(edit, node.expert_ids, experts)
         projected = form.product(form.tokens(node.hidden, width), node.up, node.up_bias)
         results = form.product(_gated(edit, node.gate, projected, inner, form.rank), node.down, node.down_bias)
-        weighted = edit.op("Mul", results, form.weights(node.expert_weights))
+        weighted = form.weighted(results, node.expert_weights)
         summed = edit.op("ReduceSum", weighted, edit.int64s(form.sum_axis), keepdims=0)
         return edit.op("Reshape", summed, edit.int64s(-1, width))
 
@@ -62,8 +62,9 @@ class _Gathered:
         chosen = self._edit.op("Gather", bias, self._ids, axis=0)
         return self._edit.op("Add", result, self._edit.op("Unsqueeze", chosen, self._edit.int64s(2)))
 
-    def weights(self, expert_weights: ir.Value) -> ir.Value:
-        return self._edit.op("Unsqueeze", expert_weights, self._edit.int64s(2, 3))
+    def weighted(self, results: ir.Value, expert_weights: ir.Value) -> ir.Value:
+        weights = self._edit.op("Unsqueeze", expert_weights, self._edit.int64s(2, 3))
+        return self._edit.op("Mul", results, weights)
 
 
 class _Dense:
@@ -83,14 +84,23 @@ class _Dense:
             return result
         return self._edit.op("Add", result, self._edit.op("Unsqueeze", bias, self._edit.int64s(1)))
 
-    def weights(self, expert_weights: ir.Value) -> ir.Value:
+    def weighted(self, results: ir.Value, expert_weights: ir.Value) -> ir.Value:
         edit = self._edit
         ids = edit.op("Unsqueeze", self._ids, edit.int64s(2))
         hits = edit.op("Equal", ids, edit.int64s(*range(self._experts)))
         column = edit.op("Unsqueeze", expert_weights, edit.int64s(2))
         spread = edit.op("Where", hits, column, edit.scalar_like(0.0, expert_weights))
-        table = edit.op("ReduceSum", spread, edit.int64s(1), keepdims=0)
-        return edit.op("Unsqueeze", edit.op("Transpose", table, perm=(1, 0)), edit.int64s(2))
+        hit_numbers = edit.cast(hits, ir.DataType.INT32)
+        weights, chosen = (
+            edit.op("Unsqueeze", edit.op("Transpose", table, perm=(1, 0)), edit.int64s(2))
+            for table in (
+                edit.op("ReduceSum", spread, edit.int64s(1), keepdims=0),
+                edit.op("ReduceMax", hit_numbers, edit.int64s(1), keepdims=0),
+            )
+        )
+        # An expert that was not chosen may have overflowed, and zero times infinity is NaN.
+        is_chosen = edit.cast(chosen, ir.DataType.BOOL)
+        return edit.op("Where", is_chosen, edit.op("Mul", results, weights), edit.scalar_like(0.0, results))
 
 
 def _gated(edit: GraphEditor, gate: Gate, projected: ir.Value, inner: int, rank: int) -> ir.Value:

@@ -16,7 +16,12 @@ from qeff_framework.lowering import (
 from tests.lowering.graphs import lowered, op_types, parse, run, session
 
 SIZES = "float[B, {heads}, S, 8] query, float[B, 2, C, 8] key, float[B, 2, C, 6] value"
-POLICIES = [MaskPolicy(), MaskPolicy(hidden=FLOAT16_MIN), MaskPolicy(form="add", hidden=-1e4)]
+POLICIES = [
+    MaskPolicy(),
+    MaskPolicy(hidden=FLOAT16_MIN),
+    MaskPolicy(form="add", hidden=-1e4),
+    MaskPolicy(clears_unseen=False),
+]
 
 
 def feeds_of(heads: int, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -44,11 +49,15 @@ def test_numbers_equal_the_dialect(op_type: str, heads: int, policy: MaskPolicy)
     )
     changed = lowered(model, (AttentionOps(policy), RemoveUnused()))
     assert not [node for node in changed.graph if node.domain or node.op_type == "If"]
-    # A float bias is made once for both layers.
-    assert op_types(changed).count("Where") == (0 if kind == "float" else 1 if policy.form == "add" else 2)
+    # Keys and values of two layers; a float bias is made once for both.
+    hiding = 0 if kind == "float" else 1 if policy.form == "add" else 2
+    assert op_types(changed).count("Where") == hiding + (4 if policy.clears_unseen else 0)
     bias = np.random.default_rng(1).standard_normal((2, 1, 3, 5)).astype(np.float32)
     mask = bias if kind == "float" else np.tri(3, 5, 1, dtype=bool) & np.ones((2, 1, 1, 1), bool)
     feeds = feeds_of(heads, mask)
+    if policy.clears_unseen:  # What lies in a slot that no token sees plays no part.
+        feeds["mask"][..., 4] = np.finfo(np.float32).min if kind == "float" else False
+        feeds["key"][:, :, 4], feeds["value"][:, :, 4] = np.inf, np.nan
     np.testing.assert_allclose(run(session(changed), feeds)["y"], run(session(model), feeds)["y"], rtol=1e-4, atol=1e-6)
 
 

@@ -43,7 +43,8 @@ def passes(
         CtxGather(hidden_index=0) if sub_functions else CtxGather(),
         CtxScatter(),
         CausalMaskOps(),
-        AttentionOps(MaskPolicy(hidden=FLOAT16_MIN)),
+        # `CtxGather` reads zeros for the slots behind a row's last token.
+        AttentionOps(MaskPolicy(hidden=FLOAT16_MIN, clears_unseen=False)),
         ExpertOps(specializations),
         CustomRMSNorm(),
         InlineDialect(),

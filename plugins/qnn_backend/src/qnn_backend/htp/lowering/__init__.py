@@ -51,7 +51,8 @@ def passes(request: TransformRequest) -> list[Transform]:
         StateUpdates(),
         OneHotUpdates(),
         CausalMaskOps(ir.DataType.INT32),
-        AttentionOps(MaskPolicy(form="add", hidden=hidden)),
+        # The session clears the caches when a text begins, and writes nothing but tokens of that text.
+        AttentionOps(MaskPolicy(form="add", hidden=hidden, clears_unseen=False)),
         FusedRMSNorm(),
         InlineDialect(),
         LaterOpset(),
