@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, Activation, Gate, Op
 from qeff_framework.lowering.attention import FLOAT16_MIN, FLOAT32_MIN, AttentionOps, MaskPolicy
-from qeff_framework.lowering.cache_rows import GatherRows
-from qeff_framework.lowering.cache_updates import OneHotUpdates, ScatterUpdates
 from qeff_framework.lowering.causal_mask import CausalMaskOps
+from qeff_framework.lowering.compressed_products import CompressedProducts
 from qeff_framework.lowering.computation import Computation
-from qeff_framework.lowering.constant_products import CompressedProducts, ConstantProduct, constant_products
+from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.experts import ExpertOps
 from qeff_framework.lowering.fold import FoldConstants
 from qeff_framework.lowering.functions import attach_function
+from qeff_framework.lowering.gather_rows import GatherRows
 from qeff_framework.lowering.inline import InlineDialect
 from qeff_framework.lowering.limit_constants import LimitConstants, Limits
 from qeff_framework.lowering.nodes import (
@@ -32,8 +32,10 @@ from qeff_framework.lowering.nodes import (
     RMSNormNode,
     dialect_nodes,
 )
+from qeff_framework.lowering.one_hot_updates import OneHotUpdates
 from qeff_framework.lowering.passes import DialectPass, GraphPass, PassResult
 from qeff_framework.lowering.rotary_tables import RotaryTables
+from qeff_framework.lowering.scatter_updates import ScatterUpdates
 from qeff_framework.lowering.specialize import BindSizes, PerGraph, bind_sizes, specialized_graphs
 from qeff_framework.lowering.unroll_scan import UnrollScan
 from qeff_framework.lowering.unused import RemoveUnused
