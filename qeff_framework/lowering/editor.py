@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.inference import infer_outputs
-from qeff_framework.lowering.values import constant_array, graph_of, static_shape
+from qeff_framework.lowering.values import graph_of, static_shape
 
+#: Most elements of a constant that is cast while the graph is written.
+_MAX_CAST = 1 << 16
 #: Version of the domains of kernels and functions.
 _DOMAIN_VERSION = 1
 
@@ -107,12 +109,12 @@ class GraphEditor:
         return self.op("Shape", value, start=axis, end=axis + 1)
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`value` as `dtype`."""
+        """`value` as `dtype`. A constant is cast here, unless it is large: weights are not read."""
         if value.dtype == dtype:
             return value
-        content = constant_array(value)
-        if content is not None:
-            return self.array(content.astype(dtype.numpy()))
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None and tensor.size <= _MAX_CAST:
+            return self.array(tensor.numpy().astype(dtype.numpy()))
         return self.op("Cast", value, to=dtype.value)
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
