@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from qeff_framework import toolchains as toolchains  # noqa: PLC0414 -- re-exported
 
 #: ``major.minor`` of this surface. The major is also in the entry-point group.
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 
 BACKEND_GROUP = "qeff_framework.backends.v1"
 EXTENSION_GROUP = "qeff_framework.extensions.v1"
