@@ -366,8 +366,16 @@ class Transform(Protocol):
     #: Change it whenever the result changes.
     version: str
 
-    def __call__(self, subject: Any, /) -> bool:
-        """Changes `subject` (a `torch.nn.Module` or an `onnx_ir.Model`) in place; says whether it changed anything."""
+    def __call__(self, subject: Any, /) -> object:
+        """Changes `subject` (a `torch.nn.Module` or an `onnx_ir.Model`) in place; says whether it changed anything.
+
+        Returns a bool, or what a pass of onnx_ir returns: a result with the attribute ``modified``.
+        """
+
+
+def has_changed(result: object) -> bool:
+    """What a transform says by its result."""
+    return bool(getattr(result, "modified", result))
 
 
 @runtime_checkable

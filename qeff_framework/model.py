@@ -24,6 +24,7 @@ from qeff_framework.contracts import (
     Task,
     Transform,
     TransformRequest,
+    has_changed,
 )
 from qeff_framework.errors import ExecutionError, OptionError
 from qeff_framework.options import CompileOptions, parse_options
@@ -164,7 +165,7 @@ class QEFFBaseModel:
             if transforms and isinstance(self._source, ModuleSource):
                 # The module belongs to the caller, and the next backend must find it as it was.
                 module = copy.deepcopy(module)
-            applied = [f"{t.name}@{t.version}" for t in transforms if t(module)]
+            applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]
             report(f"exporting {self.name} to portable ONNX")
             request = ExportRequest(
                 module=module,
@@ -269,7 +270,7 @@ class QEFFBaseModel:
 
             report(f"compiling {self.name} for {relay.name}")
             model = onnx_ir.load(exported.model_path)
-            applied = tuple(f"{t.name}@{t.version}" for t in transforms if t(model))
+            applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
             source = (
                 without_prompt_lengths(exported) if f"{ShortTexts.name}@{ShortTexts.version}" in applied else exported
             )

@@ -55,18 +55,19 @@ from qeff_framework.options import CompileOptions, RuntimeOptions, option
 
 if TYPE_CHECKING:
     # Not in `__all__`: ``import *`` must stay light.
+    from qeff_framework import lowering as lowering  # noqa: PLC0414 -- re-exported
     from qeff_framework import sessions as sessions  # noqa: PLC0414 -- re-exported
     from qeff_framework import toolchains as toolchains  # noqa: PLC0414 -- re-exported
 
 #: ``major.minor`` of this surface. The major is also in the entry-point group.
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 
 BACKEND_GROUP = "qeff_framework.backends.v1"
 EXTENSION_GROUP = "qeff_framework.extensions.v1"
 
-#: Packages of ``qeff_framework`` with what backends share: ``sessions`` for running programs, ``toolchains`` for compilers and
-#: probes as child processes.
-TOOLKITS = ("sessions", "toolchains")
+#: Packages of ``qeff_framework`` with what backends share: ``lowering`` for turning the portable graph into what a compiler
+#: takes, ``sessions`` for running programs, ``toolchains`` for compilers and probes as child processes.
+TOOLKITS = ("lowering", "sessions", "toolchains")
 
 
 class Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 #: Domain of every dialect op.
 DOMAIN = "qeff"
@@ -12,6 +12,22 @@ VERSION = 1
 #: Opset of the standard ops around and inside the dialect: the one that torch's translation library is written for.
 #: Another one would run the version converter, which inlines every function first.
 ONNX_OPSET = 18
+
+
+class Op(StrEnum):
+    """The ops of the dialect by their names in a graph; `docs/architecture.md` lists their inputs."""
+
+    KV_UPDATE = "KVUpdate"
+    KV_UPDATE_CB = "KVUpdateCB"
+    KV_GATHER = "KVGather"
+    KV_GATHER_CB = "KVGatherCB"
+    CAUSAL_MASK = "CausalMask"
+    ATTENTION = "Attention"
+    ATTENTION_BIAS = "AttentionBias"
+    ATTENTION_SINKS = "AttentionSinks"
+    RMS_NORM = "RMSNorm"
+    MOE = "MoE"
+    MOE_BIAS = "MoEBias"
 
 
 class Activation(IntEnum):

@@ -12,6 +12,7 @@ from qeff_framework.dialect.names import DOMAIN
 from qeff_framework.errors import ExportError
 from qeff_framework.export.interface import BATCH
 from qeff_framework.export.trace import trace, translate
+from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.seam.loops import LOOP_OP, LoopSite, TokenStep
 
 
@@ -62,32 +63,19 @@ def _replace(model: onnx_ir.Model, node: onnx_ir.Node, site: LoopSite, body: onn
         graph.inputs.remove(inner)
     _share_weights(model, graph, site)
     _make_names_unique(graph, site)
-    scan = onnx_ir.Node(
-        "",
+    edit = GraphEditor(model, node)
+    results = edit.ops(
         "Scan",
-        inputs=list(node.inputs[:scanned]),
-        attributes=[
-            onnx_ir.AttrGraph("body", graph),
-            onnx_ir.AttrInt64("num_scan_inputs", scanned - states),
-            onnx_ir.AttrInt64s("scan_input_axes", [1, *axes]),
-            onnx_ir.AttrInt64s("scan_output_axes", [leaf.axis for leaf in site.outputs if leaf.kind == "tokens"]),
-        ],
-        outputs=list(_taken_over(node)),
-        name=f"{site.name}.loop",
+        node.inputs[:scanned],
+        len(node.outputs),
+        body=graph,
+        num_scan_inputs=scanned - states,
+        scan_input_axes=[1, *axes],
+        scan_output_axes=onnx_ir.AttrInt64s("scan_output_axes", [x.axis for x in site.outputs if x.kind == "tokens"]),
     )
-    model.graph.insert_before(node, scan)
-    model.graph.remove(node)
-
-
-def _taken_over(node: onnx_ir.Node) -> list[onnx_ir.Value]:
-    """New values in place of the node's outputs, under their names."""
-    values = []
-    for output in node.outputs:
-        value = onnx_ir.Value(name=output.name, type=output.type, shape=output.shape)
-        output.name = f"{output.name}_replaced"
-        output.replace_all_uses_with(value, replace_graph_outputs=True)
-        values.append(value)
-    return values
+    for scan in edit.written:
+        scan.name = f"{site.name}.loop"
+    edit.replace(node, *results)
 
 
 def _share_weights(model: onnx_ir.Model, graph: onnx_ir.Graph, site: LoopSite) -> None:

@@ -8,21 +8,17 @@ or until there are fewer indices than tokens, where they are cut out of a table 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from qeff_framework.contracts import Task
 from qeff_framework.export.interface import CTX, ENCODER_SEQ, SEQ
+from qeff_framework.lowering.computation import Computation
 
-#: More nodes than any computation of indices needs, and larger constants: what is beyond is something else.
-_MAX_NODES, _MAX_ELEMENTS = 64, 1 << 20
 #: Rows of a table that has one for each distance of two tokens; to try a longer one would take gigabytes.
 _MAX_PAIRED = 4096
 #: An axis whose size is symbolic is no table's.
@@ -47,7 +43,7 @@ def position_limits(model: ir.Model, task: Task) -> dict[str, int]:
     for dim, names in streams.items():
         tokens = {value for value in model.graph.inputs if value.name in names}
         lookups = {lookup for node in model.graph if (lookup := _lookup(node, tokens)) is not None}
-        found = [limit for lookup in lookups if (limit := _limit(lookup, tokens)) is not None]
+        found = [limit for lookup in lookups if (limit := _limit(lookup)) is not None]
         if found:
             limits[dim] = min(found)
     return limits
@@ -57,11 +53,10 @@ def position_limits(model: ir.Model, task: Task) -> dict[str, int]:
 class _Lookup:
     """What nodes that look up the same rows of equally large tables have in common."""
 
-    indices: ir.Value
+    #: Of the indices, from token ids, positions and the like.
+    computation: Computation
     #: Rows of the table; several for indices of several axes, which are their last axis then.
     rows: tuple[int, ...]
-    #: What computes the indices, in graph order.
-    nodes: tuple[ir.Node, ...]
 
 
 def _lookup(node: ir.Node, tokens: set[ir.Value]) -> _Lookup | None:
@@ -70,8 +65,8 @@ def _lookup(node: ir.Node, tokens: set[ir.Value]) -> _Lookup | None:
     indices = node.inputs[1] if rows else None
     if indices is None or (indices.is_graph_input() and not _is_positions(indices)):
         return None
-    nodes = _computing(indices, tokens)
-    return None if nodes is None else _Lookup(indices=indices, rows=rows, nodes=nodes)
+    computation = Computation.of(indices, tokens)
+    return None if computation is None else _Lookup(computation=computation, rows=rows)
 
 
 def _table_rows(node: ir.Node) -> tuple[int, ...]:
@@ -92,41 +87,13 @@ def _table_rows(node: ir.Node) -> tuple[int, ...]:
     return tuple(rows) if any(size != _UNBOUNDED for size in rows) else ()
 
 
-def _computing(indices: ir.Value, tokens: set[ir.Value]) -> tuple[ir.Node, ...] | None:
-    """The nodes that `indices` need, in graph order; `None` unless they read some of `tokens`, constants and nothing else."""
-    found: set[ir.Node] = set()
-    pending, reads_tokens = [indices], False
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if value in tokens:
-            reads_tokens = True
-        elif node is None:
-            if value.const_value is None or value.const_value.size > _MAX_ELEMENTS:
-                return None
-        elif node not in found:
-            if node.domain or len(found) == _MAX_NODES or _has_subgraph(node):
-                return None
-            found.add(node)
-            pending.extend(operand for operand in node.inputs if operand is not None)
-    if not reads_tokens:
-        return None
-    order = {node: place for place, node in enumerate(indices.graph or ())}
-    return tuple(sorted(found, key=order.__getitem__))
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
 def _is_positions(value: ir.Value) -> bool:
     return str(value.name).endswith("position_ids")
 
 
-def _limit(lookup: _Lookup, tokens: set[ir.Value]) -> int | None:
+def _limit(lookup: _Lookup) -> int | None:
     """The most tokens that the lookup has rows for; `None` when their number plays no part."""
-    compute = _computation(lookup, tokens)
+    compute = _indices_of(lookup.computation)
     one, three = compute(1), compute(3)
     if one is None:
         return None
@@ -147,30 +114,19 @@ def _limit(lookup: _Lookup, tokens: set[ir.Value]) -> int | None:
     return bisect.bisect_left(range(beyond), x=True, lo=1, key=fails) - 1
 
 
-def _computation(lookup: _Lookup, tokens: set[ir.Value]) -> Callable[[int], NDArray[np.int64] | None]:
+def _indices_of(computation: Computation) -> Callable[[int], NDArray[np.int64] | None]:
     """The indices for a text of so many tokens; `None` when they cannot be computed."""
-    if lookup.indices.is_graph_input():
-        return lambda length: np.arange(length, dtype=np.int64)[None]
-    inputs = [value for value in tokens if any(user in lookup.nodes for user in value.consumers())]
-    graph = onnx.helper.make_graph(
-        [ir.serde.serialize_node(node) for node in lookup.nodes],
-        "indices",
-        [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.INT64, None) for value in inputs],
-        [onnx.helper.make_tensor_value_info(str(lookup.indices.name), onnx.TensorProto.INT64, None)],
-        [onnx.numpy_helper.from_array(content, name) for name, content in _constants(lookup.nodes).items()],
-    )
-    opset = onnx.helper.make_opsetid("", 18)
-    evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
 
     def compute(length: int) -> NDArray[np.int64] | None:
         # Which token is padding is not known here; of two tokens one is none.
-        rows = [evaluate({str(value.name): _example(value, length, token) for value in inputs}) for token in (0, 1)]
+        rows = [evaluate(length, token) for token in (0, 1)]
         return None if rows[0] is None or rows[1] is None else np.maximum(rows[0], rows[1])
 
-    def evaluate(feed: dict[str, NDArray[np.int64]]) -> Any:
+    def evaluate(length: int, token: int) -> NDArray[np.int64] | None:
+        feeds = {str(value.name): _example(value, length, token) for value in computation.inputs}
         try:
             with np.errstate(all="ignore"):
-                return evaluator.run(None, feed)[0]
+                return computation(feeds)
         except Exception:  # noqa: BLE001  (whatever an op says to sizes that do not fit)
             return None
 
@@ -183,12 +139,3 @@ def _example(value: ir.Value, length: int, token: int) -> NDArray[np.int64]:
     if value.name == "encoder_lengths":
         return np.full((1, 1), length, dtype=np.int64)
     return np.full((1, length), 1 if value.name == "attention_mask" else token, dtype=np.int64)
-
-
-def _constants(nodes: tuple[ir.Node, ...]) -> Mapping[str, NDArray[Any]]:
-    return {
-        str(value.name): value.const_value.numpy()
-        for node in nodes
-        for value in node.inputs
-        if value is not None and value.producer() is None and value.const_value is not None
-    }

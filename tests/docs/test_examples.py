@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from qeff_framework import cli
 from qeff_framework.auto import QEFFAutoModel
+from qeff_framework.plugin_api import hookimpl
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
@@ -102,6 +104,11 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for its child process
 
+    from acme_backend.hooks import AcmeHooks  # type: ignore[import-not-found]
+    from acme_backend.lowering import passes  # type: ignore[import-not-found]
+
+    # As the document says in words.
+    AcmeHooks.transform = hookimpl(lambda self, request: passes(request) if request.stage == "onnx" else [])
     module, _ = tiny_causal_lm("llama")
     prompts = [[5, 17, 99, 23, 42, 7], [71, 3]]
     model = QEFFAutoModel(module)
@@ -112,8 +119,9 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
     assert compiled.program["nodes"] > 50
 
     import onnx_ir
-    from acme_backend.lowering import CountAttention  # type: ignore[import-not-found]
 
-    graph = onnx_ir.load(model.export().model_path)
-    assert CountAttention()(graph)
-    assert graph.metadata_props["attention_layers"] == "2"
+    graph = onnx_ir.load(compiled.directory / "model.onnx")
+    assert not graph.functions
+    assert {node.domain for node in graph.graph} == {""}
+    qconfig = json.loads((compiled.directory / "qconfig.json").read_text())
+    assert "NormInModelType@1" in str(qconfig)

@@ -20,7 +20,7 @@ from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework.contracts import ExecuteRequest, Specialization, StateSpec
 from qeff_framework.errors import ExecutionError, InputError
 from qnn_backend import QnnBackend
-from tests.plugins.ort_sim_backend.graphs import parse
+from tests.lowering.graphs import parse
 from tests.plugins.ort_sim_backend.programs import export
 from tests.plugins.programs import compile_with
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator

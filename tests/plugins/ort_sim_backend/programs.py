@@ -18,7 +18,7 @@ from qeff_framework.plugin_api import (
     StateSpec,
     TensorSpec,
 )
-from tests.plugins.ort_sim_backend.graphs import STATES
+from tests.lowering.graphs import STATES
 from tests.plugins.programs import compile_with
 
 HOOKS = OrtSimHooks()

@@ -10,7 +10,7 @@ from ort_sim_backend import OrtSimOptions
 from ort_sim_backend.lowering import passes
 from qeff_framework.options import parse_options
 from qeff_framework.plugin_api import CompileError, OptionError
-from tests.plugins.ort_sim_backend.graphs import attention_layer, parse
+from tests.lowering.graphs import attention_layer, parse
 from tests.plugins.ort_sim_backend.programs import compile_program, export, specializations
 
 SHAPES = specializations(batch=1, ctx_len=8, chunks=(4, 1))

@@ -6,7 +6,7 @@ import pytest
 
 from ort_sim_backend.in_place import states_updated_in_place
 from qeff_framework.plugin_api import StateSpec
-from tests.plugins.ort_sim_backend.graphs import parse
+from tests.lowering.graphs import parse
 
 GRAPH = """
 g (float[4] state, int64[1, 1] index, float[1] new) => (float[4] state_RetainedState, float[N] seen)

@@ -12,9 +12,9 @@ import pytest
 from ort_sim_backend.session import OrtSession
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError
 from qeff_framework.sessions import host_inputs
-from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, parse, run, session
+from tests.lowering.graphs import STATES, attention_layer, parse, run, session
+from tests.lowering.steps import Sequence
 from tests.plugins.ort_sim_backend.programs import compile_program, execute, export, specializations
-from tests.plugins.ort_sim_backend.steps import Sequence
 
 CHUNK, CTX_LEN = 4, 9
 STEPS = Sequence(

@@ -260,15 +260,11 @@ def test_what_cannot_work_is_refused_before_the_compiler(model, specializations,
         check_program(model, specializations)
 
 
-def test_loops_over_tokens_are_refused_before_the_compiler() -> None:
+def test_loops_that_are_still_there_are_refused_before_the_compiler() -> None:
     body = ir.Graph([], [], nodes=[], name="step")
-    loop = ir.Node(
-        "", "Scan", inputs=[], attributes=[ir.AttrGraph("body", body)], num_outputs=1, name="layers.0.mixer.loop"
-    )
+    loop = ir.Node("", "Loop", inputs=[], attributes=[ir.AttrGraph("body", body)], num_outputs=1, name="search")
     model = ir.Model(ir.Graph([], loop.outputs, nodes=[loop], opset_imports={"": 18}), ir_version=10)
-    with pytest.raises(
-        CompileError, match=r"runs 1 of its modules token by token \(layers.0.mixer.loop first\).*use ort_sim"
-    ):
+    with pytest.raises(CompileError, match=r"has 1 loops that cannot be unrolled \(search first\).*use ort_sim"):
         check_operators(model)
 
 

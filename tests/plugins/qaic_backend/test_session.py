@@ -30,7 +30,7 @@ CHUNK, NEW_TOKENS = 4, 10
 # expert; so its tokens are compared with weights in float32 (the cache stays FP16), and in FP16 below.
 @pytest.mark.parametrize(
     ("model_type", "options"),
-    [("llama", {}), ("gemma3_text", {}), ("gpt2", {}), ("qwen3", {}), ("mixtral", {"convert_to_fp16": False})],
+    [("llama", {}), ("gemma3_text", {}), ("gpt2", {}), ("mamba", {}), ("mixtral", {"convert_to_fp16": False})],
 )
 def test_standin_gives_the_tokens_of_eager_decoding(model_type, options, standin, tmp_path, monkeypatch) -> None:
     module, _ = tiny_causal_lm(model_type)

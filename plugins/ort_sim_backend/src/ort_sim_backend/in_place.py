@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ort_sim_backend.lowering.graph import readers
+from qeff_framework.lowering import readers
 from qeff_framework.plugin_api import StateSpec
 
 #: Kernels that write a result over one of their inputs when both have the same buffer: op type -> {input: output}.

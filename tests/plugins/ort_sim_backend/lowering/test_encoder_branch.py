@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument as OutOfBounds
 
-from ort_sim_backend.lowering import EncoderBranch, ScatterCache
-from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
+from ort_sim_backend.lowering import EncoderBranch
+from qeff_framework.lowering import ScatterUpdates
+from tests.lowering.graphs import lowered, op_types, parse, run, session
 
 #: The encoder looks up an index that does not exist in a step that must not run it; `shared` is read outside as well.
 GRAPH = """layer
@@ -36,7 +37,7 @@ def feeds(positions: list[list[int]], index: int) -> dict[str, np.ndarray]:
 
 def test_a_step_with_tokens_equals_the_dialect_and_one_without_runs_no_encoder() -> None:
     portable = parse(GRAPH)
-    changed = lowered(portable, (EncoderBranch(), ScatterCache()))
+    changed = lowered(portable, (EncoderBranch(), ScatterUpdates()))
     # What is read outside stays outside.
     assert "If" in op_types(changed)
     assert not {"Mul", "Gather"} & set(op_types(changed))

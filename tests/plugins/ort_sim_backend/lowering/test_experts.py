@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from ort_sim_backend.lowering import FusedExperts, RemoveUnused
-from ort_sim_backend.lowering.blocks import Blocks
+from ort_sim_backend.lowering import FusedExperts
 from qeff_framework.dialect import reference
 from qeff_framework.dialect.names import Activation, Gate
-from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
+from qeff_framework.lowering import RemoveUnused, WeightBlocks
+from tests.lowering.graphs import lowered, op_types, parse, run, session
 
 EXPERTS, CHOSEN, HIDDEN, INNER = 6, 3, 32, 32
 
@@ -79,7 +79,7 @@ def test_numbers_equal_the_dialect(gate, biased):
 @pytest.mark.parametrize("gate", [SILU, CLAMPED, INTERLEAVED, RELU, UNGATED_SILU], ids=str)
 def test_compressed_weights_give_nearly_the_numbers(gate, bits, tolerance):
     model, weights = mixture(gate, biased=True)
-    fused = lowered(model, (FusedExperts(Blocks(bits=bits, size=32)), RemoveUnused()))
+    fused = lowered(model, (FusedExperts(WeightBlocks(bits=bits, size=32)), RemoveUnused()))
     assert "QMoE" in op_types(fused)
 
     mixed, expected = mixed_and_expected(fused, weights, gate, biased=True)
@@ -90,7 +90,7 @@ def test_compressed_weights_give_nearly_the_numbers(gate, bits, tolerance):
 def test_sizes_that_are_no_multiple_of_a_block_stay_in_float32():
     model, _ = mixture(SILU, biased=False)
 
-    assert "MoE" in op_types(lowered(model, (FusedExperts(Blocks(bits=8, size=64)),)))
+    assert "MoE" in op_types(lowered(model, (FusedExperts(WeightBlocks(bits=8, size=64)),)))
 
 
 @pytest.mark.parametrize(

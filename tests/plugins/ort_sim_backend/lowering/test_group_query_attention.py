@@ -10,9 +10,10 @@ import onnxruntime as ort
 import pytest
 from hypothesis import example, given, settings
 
-from ort_sim_backend.lowering import GroupQueryAttention, RemoveUnused
-from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, lowered, op_types, run, run_in_place, session
-from tests.plugins.ort_sim_backend.steps import Sequence, sequences
+from ort_sim_backend.lowering import GroupQueryAttention
+from qeff_framework.lowering import RemoveUnused
+from tests.lowering.graphs import STATES, attention_layer, lowered, op_types, run, run_in_place, session
+from tests.lowering.steps import Sequence, sequences
 
 VARIANTS = {
     "plain": {},

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 
 from ort_sim_backend.lowering import LazyValues
-from tests.plugins.ort_sim_backend.graphs import STATES, attention_layer, lowered, run, session
-from tests.plugins.ort_sim_backend.steps import sequences
+from tests.lowering.graphs import STATES, attention_layer, lowered, run, session
+from tests.lowering.steps import sequences
 
 #: Attention that no kernel takes.
 VARIANTS = {"plain": {"chunk": 3}, "sinks": {"chunk": 3, "sinks": True}, "softcap": {"chunk": 2, "softcap": 2.0}}

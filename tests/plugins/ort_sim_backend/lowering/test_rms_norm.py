@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ort_sim_backend.lowering import RemoveUnused, SimplifiedRMSNorm
-from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
+from ort_sim_backend.lowering import SimplifiedRMSNorm
+from qeff_framework.lowering import RemoveUnused
+from tests.lowering.graphs import lowered, op_types, parse, run, session
 
 
 # float16 squares overflow from 256 on: only a kernel that computes in float32 gives the dialect's numbers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ort_sim_backend.lowering import TiedWeights
-from tests.plugins.ort_sim_backend.graphs import lowered, op_types, parse, run, session
+from tests.lowering.graphs import lowered, op_types, parse, run, session
 
 GRAPH = """
 model (int64[B, S] ids) => (float[B, S, 4] scores)

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from qnn_backend.htp import provider
-from qnn_backend.htp.lowering.graph import OPSET
+from qnn_backend.htp.lowering.opset import OPSET
 
 SOC_ID = 57
 Arrays = Mapping[str, np.ndarray[Any, Any]]

@@ -6,50 +6,46 @@ standard ops, which ONNX Runtime inlines.
 
 from __future__ import annotations
 
-from ort_sim_backend.lowering.blocks import Blocks
-from ort_sim_backend.lowering.compressed_products import CompressedProducts
+from ort_sim_backend.lowering.compressed_products import compressed_products
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
-from ort_sim_backend.lowering.gather_rows import GatherRows
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
-from ort_sim_backend.lowering.scatter_cache import ScatterCache
 from ort_sim_backend.lowering.tied_weights import TiedWeights
-from ort_sim_backend.lowering.unused import RemoveUnused
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
+from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
 from qeff_framework.plugin_api import Transform
 
 
 def passes(precision: str = "fp32") -> tuple[Transform, ...]:
     """The passes for this value of the option `precision`, in the order in which they must run."""
     bits = COMPRESSED_BITS.get(precision)
-    blocks = None if bits is None else Blocks(bits=bits, size=BLOCK_SIZE)
+    blocks = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
     return (
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
-        *([] if blocks is None else [CompressedProducts(blocks)]),
+        *([] if blocks is None else [compressed_products(blocks)]),
         FusedExperts(blocks),
         TiedWeights(),
         EncoderBranch(),
-        ScatterCache(),
+        # The caches that no GroupQueryAttention took: of models with other attention, where several layers read one cache, or
+        # where a step has other rows than the cache (the kernel takes one cache row for each row of the step).
+        ScatterUpdates(),
         LazyValues(),
         RemoveUnused(),
     )
 
 
 __all__ = [
-    "CompressedProducts",
     "EncoderBranch",
     "FusedExperts",
-    "GatherRows",
     "GroupQueryAttention",
     "LazyValues",
-    "RemoveUnused",
-    "ScatterCache",
     "SimplifiedRMSNorm",
     "TiedWeights",
+    "compressed_products",
     "passes",
 ]

@@ -10,32 +10,33 @@ from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
-from ort_sim_backend.lowering.graph import Writer, dialect_nodes, operand, static_dim
+from qeff_framework.lowering import GraphEditor, GraphPass, KVUpdateNode, dialect_nodes, static_dim
 
 POSITIONS = "encoder_position_ids"
 
 
-class EncoderBranch:
+class EncoderBranch(GraphPass):
     """Moves everything that leads to updates at the encoder's positions, and nowhere else, into a branch.
 
-    Runs before the updates are lowered, and after the passes for what the branch holds: they look at the main graph.
+    Runs before the updates are lowered, and after the passes for what the branch holds: the products of a branch are compressed,
+    but its attention is looked for in the main graph.
     """
 
     name = "EncoderBranch"
-    version = "1"
+    version = "2"
 
-    def __call__(self, subject: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether something was moved."""
         updates = [
             update
-            for update in dialect_nodes(subject, "KVUpdate")
-            if operand(update, 2).is_graph_input() and operand(update, 2).name == POSITIONS
+            for update in dialect_nodes(model, KVUpdateNode)
+            if update.position_ids.is_graph_input() and update.position_ids.name == POSITIONS
         ]
-        nodes = _only_for(updates, subject.graph)
-        updates = [update for update in updates if operand(update, 1).producer() in nodes]
+        nodes = _only_for({update.node for update in updates}, model.graph)
+        updates = [update for update in updates if update.updates.producer() in nodes]
         if not updates or any(_sizes(update) is None for update in updates):
             return False
-        _branch(subject.graph, updates, nodes)
+        _branch(model, updates, nodes)
         return True
 
 
@@ -51,38 +52,32 @@ def _only_for(updates: Collection[ir.Node], graph: ir.Graph) -> dict[ir.Node, No
     return found
 
 
-def _sizes(update: ir.Node) -> tuple[int, int] | None:
+def _sizes(update: KVUpdateNode) -> tuple[int, int] | None:
     """Heads and head size of what is written: those of the cache."""
-    heads, dim = static_dim(operand(update, 0), 1), static_dim(operand(update, 0), 3)
+    heads, dim = static_dim(update.cache, 1), static_dim(update.cache, 3)
     return None if heads is None or dim is None else (heads, dim)
 
 
-def _branch(graph: ir.Graph, updates: Collection[ir.Node], nodes: Collection[ir.Node]) -> None:
-    sizes = {operand(update, 1): _sizes(update) or (0, 0) for update in updates}
+def _branch(model: ir.Model, updates: Sequence[KVUpdateNode], nodes: Collection[ir.Node]) -> None:
+    graph = model.graph
+    sizes = {update.updates: _sizes(update) or (0, 0) for update in updates}
     tokens = list(sizes)
-    positions = operand(next(iter(updates)), 2)
+    positions = updates[0].position_ids
     # In front of everything that reads a result, and behind everything that the branch reads.
-    write = Writer(next(node for node in graph if node in updates))
-    last = write.op("ReduceMax", positions, keepdims=0)
-    has_tokens = write.op("GreaterOrEqual", last, write.scalar(0))
+    edit = GraphEditor(model, updates[0].node)
+    last = edit.op("ReduceMax", positions, keepdims=0)
+    has_tokens = edit.op("GreaterOrEqual", last, edit.int64(0))
     results = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in tokens]
     for update in updates:
-        update.replace_input_with(1, results[tokens.index(operand(update, 1))])
+        update.node.replace_input_with(1, results[tokens.index(update.updates)])
     moved = [node for node in graph if node in nodes]
     graph.remove(moved)
     branches = {
         "then_branch": _subgraph("encoder", moved, tokens, graph),
         "else_branch": _subgraph("no_encoder", *_zeros(positions, sizes), graph),
     }
-    choice = ir.Node("", "If", [has_tokens], [ir.AttrGraph(*item) for item in branches.items()], outputs=results)
-    graph.insert_after(_producer(has_tokens), choice)
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    if node is None:
-        raise ValueError(f"{value.name} is computed by no node")
-    return node
+    attributes = [ir.AttrGraph(*item) for item in branches.items()]
+    edit.adopt([ir.Node("", "If", [has_tokens], attributes, outputs=results)])
 
 
 def _subgraph(name: str, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value], outer: ir.Graph) -> ir.Graph:

@@ -16,123 +16,116 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import DTypeLike, NDArray
 
-from ort_sim_backend.lowering.blocks import Blocks, Numbers
-from ort_sim_backend.lowering.graph import (
-    CONTRIB,
-    INT8_ACTIVATIONS,
-    Writer,
-    computed_constant,
-    dialect_nodes,
-    like,
-    number,
-    operand,
+from ort_sim_backend.lowering.kernels import CONTRIB, INT8_ACTIVATIONS
+from qeff_framework.lowering import (
+    Activation,
+    DialectPass,
+    Gate,
+    GraphEditor,
+    MoENode,
+    WeightBlocks,
+    add_initializer,
+    computed_tensor,
+    is_weight,
     static_dim,
+    weight_of,
 )
 
-#: Numbers that the dialect gives activations (`Activation` in its documentation), and the kernel's names. GELU is left to the
-#: body: the kernel has only its approximation by tanh.
-_SWISH, _RELU = 0, 3
+Numbers = NDArray[np.float32]
+
 #: Router values of experts that are not chosen; less than the logarithm of `_SMALLEST`.
 _NEVER = -1e9
 #: A weight of zero has no logarithm. The smallest normal float32 adds nothing to a sum.
 _SMALLEST = 1.1754944e-38
 
 
-class FusedExperts:
+class FusedExperts(DialectPass[MoENode]):
     """Lowers each ``MoE`` in float32 with a SiLU-like gate, or with SiLU or ReLU without one, whose weights are constants."""
 
     name = "FusedExperts"
-    version = "2"
+    version = "3"
+    node_type = MoENode
 
-    def __init__(self, blocks: Blocks | None = None) -> None:
+    def __init__(self, blocks: WeightBlocks | None = None) -> None:
         #: How weights are compressed; a mixture whose sizes are no multiples of a block keeps them as they are.
         self._blocks = blocks
 
-    def __call__(self, subject: ir.Model) -> bool:
-        """Says whether a mixture was lowered."""
-        weights = _Weights(subject.graph)
-        lowered = False
-        for node in dialect_nodes(subject, "MoE", "MoEBias"):
-            attributes = _kernel_attributes(node)
-            if attributes is not None and _is_plain(node):
-                _lower(node, attributes, weights, self._blocks)
-                lowered = True
-        return lowered
-
-
-def _kernel_attributes(node: ir.Node) -> dict[str, float | str] | None:
-    """The kernel's name for the activation, `None` where it has none."""
-    kind, alpha = int(number(node, "activation", 0)), number(node, "alpha", 1.0)
-    if number(node, "gated", 1):
-        if kind != _SWISH:
+    def lower(self, node: MoENode, edit: GraphEditor) -> ir.Value | None:
+        """``[T, H]``."""
+        attributes = _kernel_attributes(node.gate)
+        if attributes is None or not _is_plain(node):
             return None
-        found: dict[str, float | str] = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": alpha}
-        found["activation_beta"] = number(node, "offset", 0.0)
-        limit = number(node, "limit", 0.0)
-        return {**found, "swiglu_limit": limit} if limit else found
-    if kind == _RELU:
+        return _lower(node, attributes, edit, self._blocks)
+
+
+def _kernel_attributes(gate: Gate) -> dict[str, float | str] | None:
+    """The kernel's name for the activation, `None` where it has none. GELU is left to the body: it has only that by tanh."""
+    if gate.gated:
+        if gate.activation != Activation.SWISH:
+            return None
+        found: dict[str, float | str] = {
+            "activation_type": "swiglu",
+            "swiglu_fusion": 1,
+            "activation_alpha": gate.alpha,
+        }
+        found["activation_beta"] = gate.offset
+        return {**found, "swiglu_limit": gate.limit} if gate.limit else found
+    if gate.activation == Activation.RELU:
         return {"activation_type": "relu"}
-    return {"activation_type": "silu"} if kind == _SWISH and alpha == 1.0 else None
+    return {"activation_type": "silu"} if gate.activation == Activation.SWISH and gate.alpha == 1.0 else None
 
 
-def _is_plain(node: ir.Node) -> bool:
+def _is_plain(node: MoENode) -> bool:
     """The kernel needs float32 and a known number of choices; what is rewritten must be constant."""
-    weights = [operand(node, place) for place in range(3, len(node.inputs))]
+    weights = [value for value in (node.up, node.down, node.up_bias, node.down_bias) if value is not None]
     return (
-        operand(node, 0).dtype == operand(node, 2).dtype == ir.DataType.FLOAT
-        and static_dim(operand(node, 1), 1) is not None
-        and all(value.is_initializer() and value.dtype == ir.DataType.FLOAT for value in weights)
+        node.hidden.dtype == node.expert_weights.dtype == ir.DataType.FLOAT
+        and static_dim(node.expert_ids, 1) is not None
+        and all(is_weight(value) and value.dtype == ir.DataType.FLOAT for value in weights)
     )
 
 
-def _lower(node: ir.Node, attributes: dict[str, float | str], weights: _Weights, blocks: Blocks | None) -> None:
-    hidden, expert_ids, shares, up, down = (operand(node, place) for place in range(5))
-    split = bool(number(node, "gated", 1)) and not number(node, "interleaved", 0)
-    biases: list[ir.Value | None] = [None, None]
-    if node.op_type == "MoEBias":
-        up_bias = operand(node, 5)
-        biases = [weights.alternating(up_bias) if split else up_bias, operand(node, 6)]
-    write, mixed = Writer(node), like(node.outputs[0])
-    values, total = _router_values(write, expert_ids, shares, experts=_size(up, 0))
-    normed = ir.Value(type=ir.TensorType(ir.DataType.FLOAT))
-    attributes = {**attributes, "k": _size(expert_ids, 1), "normalize_routing_weights": 1}
-    matrices: list[tuple[ir.Value, ...]]
+def _lower(
+    node: MoENode, attributes: dict[str, float | str], edit: GraphEditor, blocks: WeightBlocks | None
+) -> ir.Value:
+    up, down, weights = node.up, node.down, _Weights(edit.model)
+    split = bool(node.gate.gated) and not node.gate.interleaved
+    up_bias = weights.alternating(node.up_bias) if split and node.up_bias is not None else node.up_bias
+    values, total = _router_values(edit, node, experts=_size(up, 0))
+    attributes = {**attributes, "k": _size(node.expert_ids, 1), "normalize_routing_weights": 1}
+    first: tuple[ir.Value, ...]
+    second: tuple[ir.Value, ...]
     if blocks is not None and not _size(up, 1) % blocks.size and not _size(down, 1) % blocks.size:
         op_type = "QMoE"
         attributes |= {"expert_weight_bits": blocks.bits, "block_size": blocks.size, "weights_prepacked": 0}
         attributes["accuracy_level"] = INT8_ACTIVATIONS
-        matrices = [
-            weights.compressed(up, blocks, alternating=split),
-            weights.compressed(down, blocks, alternating=False),
-        ]
+        first = weights.compressed(up, blocks, alternating=split)
+        second = weights.compressed(down, blocks, alternating=False)
     else:
         op_type = "MoE"
-        matrices = [(weights.transposed(up, alternating=split),), (weights.transposed(down, alternating=False),)]
-    (first, second), (first_bias, second_bias) = matrices, biases
-    write.ops(op_type, [hidden, values, *first, first_bias, *second, second_bias], [normed], CONTRIB, attributes)
-    write.ops("Mul", [normed, total], [mixed], "", {})
-    write.replace(node, [mixed])
+        first = (weights.transposed(up, alternating=split),)
+        second = (weights.transposed(down, alternating=False),)
+    inputs = (node.hidden, values, *first, up_bias, *second, node.down_bias)
+    normed = edit.op(op_type, *inputs, domain=CONTRIB, **attributes)
+    return edit.op("Mul", normed, total)
 
 
-def _router_values(
-    write: Writer, expert_ids: ir.Value, weights: ir.Value, *, experts: int
-) -> tuple[ir.Value, ir.Value]:
+def _router_values(edit: GraphEditor, node: MoENode, *, experts: int) -> tuple[ir.Value, ir.Value]:
     """What makes the kernel choose these experts, ``[T, E]``, and the sum of a token's weights, ``[T, 1]``."""
-    smallest = write.op("Constant", value_float=_SMALLEST)
-    logarithms = write.op("Log", write.op("Max", weights, smallest))
-    tokens = write.dim(expert_ids, 0)
-    shape = write.op("Concat", tokens, write.vector(experts), axis=0)
-    never = write.op("Expand", write.op("Constant", value_float=_NEVER), shape)
-    values = write.op("ScatterElements", never, expert_ids, logarithms, axis=1)
-    total = write.op("ReduceSum", weights, write.vector(1), keepdims=1)
+    smallest = edit.scalar_like(_SMALLEST, node.expert_weights)
+    logarithms = edit.op("Log", edit.op("Max", node.expert_weights, smallest))
+    shape = edit.op("Concat", edit.dim(node.expert_ids, 0), edit.int64s(experts), axis=0)
+    never = edit.op("Expand", edit.scalar_like(_NEVER, node.expert_weights), shape)
+    values = edit.op("ScatterElements", never, node.expert_ids, logarithms, axis=1)
+    total = edit.op("ReduceSum", node.expert_weights, edit.int64s(1), keepdims=1)
     return values, total
 
 
 class _Weights:
     """Weights as the kernels want them, each once however many mixtures read it."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
 
     def transposed(self, weight: ir.Value, *, alternating: bool) -> ir.Value:
         """``[E, in, out]`` as ``[E, out, in]``; with `alternating`, gate and linear columns in turns."""
@@ -142,7 +135,7 @@ class _Weights:
             weight, "", (experts, columns, rows), np.float32, lambda: np.ascontiguousarray(content().swapaxes(-1, -2))
         )
 
-    def compressed(self, weight: ir.Value, blocks: Blocks, *, alternating: bool) -> tuple[ir.Value, ir.Value]:
+    def compressed(self, weight: ir.Value, blocks: WeightBlocks, *, alternating: bool) -> tuple[ir.Value, ir.Value]:
         """As `transposed`, compressed: levels ``[E, out, bytes]`` and scales ``[E, out, blocks]``."""
         experts, rows, columns = (_size(weight, axis) for axis in range(3))
         content, count = _content(weight, alternating=alternating), blocks.count(rows)
@@ -175,14 +168,14 @@ class _Weights:
         content: Callable[[], NDArray[np.generic]],
     ) -> ir.Value:
         name = f"{weight.name}_MoE{suffix}"
-        known = self._graph.initializers.get(name)
-        return computed_constant(self._graph, name, shape, dtype, content) if known is None else known
+        known = self._model.graph.initializers.get(name)
+        return (
+            add_initializer(self._model, name, computed_tensor(name, shape, dtype, content)) if known is None else known
+        )
 
 
 def _content(weight: ir.Value, *, alternating: bool) -> Callable[[], Numbers]:
-    source = weight.const_value
-    if source is None:
-        raise ValueError(f"the weight {weight.name} has no content")
+    source = weight_of(weight)
     return (lambda: _alternating(source.numpy())) if alternating else source.numpy
 
 

@@ -12,22 +12,23 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.tape
 
-DOMAIN = "qeff"
+from qeff_framework.lowering import DOMAIN, GraphPass
+
 #: What the bodies call the values without those that nobody sees.
 SEEN = "seen_value"
 
 
-class LazyValues:
+class LazyValues(GraphPass):
     """Moves the selection of values in each body of an attention into a branch that is taken when a result is NaN."""
 
     name = "LazyValues"
     version = "1"
 
-    def __call__(self, subject: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether a body was changed."""
         changed = False
-        used = {node.op_identifier() for node in subject.graph.all_nodes()}
-        for function in subject.functions.values():
+        used = {node.op_identifier() for node in model.graph.all_nodes()}
+        for function in model.functions.values():
             if function.identifier() not in used:
                 continue
             select = next((node for node in function if node.outputs[0].name == SEEN), None)

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ort_sim_backend.lowering.graph import Writer, dialect_nodes, like, number, operand
+from qeff_framework.lowering import DialectPass, GraphEditor, RMSNormNode
 
 
-class SimplifiedRMSNorm:
+class SimplifiedRMSNorm(DialectPass[RMSNormNode]):
     """Lowers every ``RMSNorm`` whose weight has the input's dtype."""
 
     name = "SimplifiedRMSNorm"
-    version = "1"
+    version = "2"
+    node_type = RMSNormNode
 
-    def __call__(self, subject: ir.Model) -> bool:
-        """Says whether a norm was lowered."""
-        norms = [norm for norm in dialect_nodes(subject, "RMSNorm") if _has_one_dtype(norm)]
-        for norm in norms:
-            write, normed = Writer(norm), like(norm.outputs[0])
-            attributes = {
-                "axis": -1,
-                "epsilon": number(norm, "epsilon", 0.0),
-                "stash_type": ir.DataType.FLOAT.value,
-            }
-            write.ops("SimplifiedLayerNormalization", norm.inputs, [normed], "", attributes)
-            write.replace(norm, [normed])
-        return bool(norms)
-
-
-def _has_one_dtype(norm: ir.Node) -> bool:
-    hidden, weight = operand(norm, 0).dtype, operand(norm, 1).dtype
-    return hidden is not None and hidden == weight
+    def lower(self, node: RMSNormNode, edit: GraphEditor) -> ir.Value | None:
+        """One kernel."""
+        if node.hidden.dtype is None or node.hidden.dtype != node.weight.dtype:
+            return None
+        return edit.op(
+            "SimplifiedLayerNormalization",
+            node.hidden,
+            node.weight,
+            axis=-1,
+            epsilon=node.epsilon,
+            stash_type=ir.DataType.FLOAT.value,
+        )

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ort_sim_backend.lowering.graph import CONTRIB, Writer, like, operand
+from ort_sim_backend.lowering.kernels import CONTRIB
+from qeff_framework.lowering import GraphEditor, GraphPass, constant_products
 
 
-class TiedWeights:
+class TiedWeights(GraphPass):
     """Lowers each ``MatMul`` whose right side is the transpose of a weight with other readers."""
 
     name = "TiedWeights"
-    version = "1"
+    version = "2"
 
-    def __call__(self, subject: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether a product was lowered."""
-        lowered = False
-        for product in [node for node in subject.graph if (node.domain, node.op_type) == ("", "MatMul")]:
-            weight = _tied_weight(operand(product, 1))
-            if weight is not None:
-                write, result = Writer(product), like(product.outputs[0])
-                write.ops("FusedMatMul", [operand(product, 0), weight], [result], CONTRIB, {"transB": 1})
-                write.replace(product, [result])
-                lowered = True
-        return lowered
-
-
-def _tied_weight(value: ir.Value) -> ir.Value | None:
-    transpose = value.producer()
-    if transpose is None or (transpose.domain, transpose.op_type) != ("", "Transpose"):
-        return None
-    weight = operand(transpose, 0)
-    is_matrix = weight.is_initializer() and weight.shape is not None and len(weight.shape) == 2
-    return weight if is_matrix and weight.dtype == ir.DataType.FLOAT and len(weight.uses()) > 1 else None
+        found = [
+            product
+            for product in constant_products(model)
+            if product.node.op_type == "MatMul" and product.transposed and len(product.weight.uses()) > 1
+            if product.weight.dtype == ir.DataType.FLOAT
+        ]
+        for product in found:
+            edit = GraphEditor(model, product.node)
+            fused = edit.op("FusedMatMul", product.left, product.weight, domain=CONTRIB, transB=1)
+            edit.replace(product.node, fused)
+        return bool(found)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ort_sim_backend.lowering.graph import Writer
+from qeff_framework.lowering import GraphEditor
 
-_INT32 = ir.DataType.INT32
 _NEVER = 2**31 - 1
 
 
@@ -39,52 +38,48 @@ class Windows:
     total: ir.Value
 
 
-def describe_windows(write: Writer, position_ids: ir.Value, cache: ir.Value) -> Windows:
+def describe_windows(edit: GraphEditor, position_ids: ir.Value, cache: ir.Value) -> Windows:
     """Computes the windows of ``position_ids [B, S]`` in ``cache [B, H, C, D]``.
 
     The positions of a row must be distinct and lie within S slots; a row without any gets a window of slot 0 alone, which makes
     its output finite. C is at least S.
     """
-    zero, one, minus_one = write.scalar(0), write.scalar(1), write.scalar(-1)
-    row_axis, column_axis = write.vector(1), write.vector(2)
-    chunk = write.dim(position_ids, 1)
-    tokens = write.op("Range", zero, write.op("Squeeze", chunk), one)
-    valid = write.op("GreaterOrEqual", position_ids, zero)
+    zero, one, minus_one = edit.int64(0), edit.int64(1), edit.int64(-1)
+    row_axis, column_axis = edit.int64s(1), edit.int64s(2)
+    chunk = edit.dim(position_ids, 1)
+    tokens = edit.op("Range", zero, edit.op("Squeeze", chunk), one)
+    valid = edit.op("GreaterOrEqual", position_ids, zero)
 
-    end = write.op("Add", write.op("ReduceMax", position_ids, row_axis), one)
-    used = write.op("Max", end, one)
-    valid_positions = write.op("Where", valid, position_ids, write.scalar(_NEVER))
+    end = edit.op("Add", edit.op("ReduceMax", position_ids, row_axis), one)
+    used = edit.op("Max", end, one)
+    valid_positions = edit.op("Where", valid, position_ids, edit.int64(_NEVER))
     # In a row of padding `end` is 0, which is then the first slot as well.
-    first = write.op("Min", write.op("ReduceMin", valid_positions, row_axis), end)
-    latest_start = write.op("Sub", write.dim(cache, 2), chunk)
-    start = write.op("Min", first, latest_start)
-    length = write.op("Sub", used, start)
-    last_place = write.op("Sub", length, one)
+    first = edit.op("Min", edit.op("ReduceMin", valid_positions, row_axis), end)
+    latest_start = edit.op("Sub", edit.dim(cache, 2), chunk)
+    start = edit.op("Min", first, latest_start)
+    length = edit.op("Sub", used, start)
+    last_place = edit.op("Sub", length, one)
 
-    place = write.op("Sub", position_ids, start)
-    place_or_last = write.op("Where", valid, place, last_place)
-    slot_of_token = write.op("Max", place_or_last, zero)
+    place = edit.op("Sub", position_ids, start)
+    place_or_last = edit.op("Where", valid, place, last_place)
+    slot_of_token = edit.op("Max", place_or_last, zero)
 
     # Inverts place -> token. Padding repeats the entry of the row's last token; in a row of padding it writes "none".
-    last_token = write.op("ArgMax", position_ids, axis=1, keepdims=1)
-    is_empty = write.op("Equal", end, zero)
-    last_token_or_none = write.op("Where", is_empty, minus_one, last_token)
-    sources = write.op("Where", valid, tokens, last_token_or_none)
-    nobody = write.op("Expand", minus_one, write.op("Shape", position_ids))
-    token = write.op("ScatterElements", nobody, slot_of_token, sources, axis=1)
+    last_token = edit.op("ArgMax", position_ids, axis=1, keepdims=1)
+    is_empty = edit.op("Equal", end, zero)
+    last_token_or_none = edit.op("Where", is_empty, minus_one, last_token)
+    sources = edit.op("Where", valid, tokens, last_token_or_none)
+    nobody = edit.op("Expand", minus_one, edit.op("Shape", position_ids))
+    token = edit.op("ScatterElements", nobody, slot_of_token, sources, axis=1)
 
-    cache_slot = write.op("Add", start, tokens)
-    most = write.op("ReduceMax", write.op("Max", used, chunk), keepdims=0)
+    cache_slot = edit.op("Add", start, tokens)
+    most = edit.op("ReduceMax", edit.op("Max", used, chunk), keepdims=0)
     return Windows(
-        written=write.op("Unsqueeze", write.op("GreaterOrEqual", token, zero), column_axis),
-        token_of_slot=write.op("Unsqueeze", write.op("Max", token, zero), column_axis),
-        slot_of_token=write.op("Unsqueeze", slot_of_token, column_axis),
-        cache_slot=write.op("Unsqueeze", cache_slot, write.vector(1, 3)),
-        last_slot=_int32(write, write.op("Squeeze", write.op("Sub", used, one), row_axis)),
-        length=_int32(write, write.op("Squeeze", length, row_axis)),
-        total=_int32(write, most),
+        written=edit.op("Unsqueeze", edit.op("GreaterOrEqual", token, zero), column_axis),
+        token_of_slot=edit.op("Unsqueeze", edit.op("Max", token, zero), column_axis),
+        slot_of_token=edit.op("Unsqueeze", slot_of_token, column_axis),
+        cache_slot=edit.op("Unsqueeze", cache_slot, edit.int64s(1, 3)),
+        last_slot=edit.cast(edit.op("Squeeze", edit.op("Sub", used, one), row_axis), ir.DataType.INT32),
+        length=edit.cast(edit.op("Squeeze", length, row_axis), ir.DataType.INT32),
+        total=edit.cast(most, ir.DataType.INT32),
     )
-
-
-def _int32(write: Writer, value: ir.Value) -> ir.Value:
-    return write.op("Cast", value, to=_INT32.value)

@@ -28,12 +28,15 @@ def check_program(exported: ExportedModel, specializations: Sequence[Specializat
 
 
 def check_operators(model: ir.Model) -> None:
-    """Raises `CompileError` for loops, which are not among the operators that the compiler is known to take."""
+    """Raises `CompileError` for loops, which are not among the operators that the compiler is known to take.
+
+    Those of state-space and linear-attention models have been unrolled by the lowering.
+    """
     loops = sorted({node.name or node.op_type for node in model.graph.all_nodes() if node.op_type in ("Scan", "Loop")})
     if loops:
         raise CompileError(
-            f"the model runs {len(loops)} of its modules token by token ({loops[0]} first), which the compiler has no operator "
-            "for: state-space and linear-attention models with a recurrent state cannot be compiled for qaic; use ort_sim"
+            f"the model has {len(loops)} loops that cannot be unrolled ({loops[0]} first), and the compiler has no operator for "
+            "loops: it cannot be compiled for qaic; use ort_sim"
         )
 
 

@@ -42,6 +42,12 @@ def compile_model(request: CompileRequest) -> CompiledModel:
             "compile with a newer SDK"
         )
     check_memory(request.model, exported, request.specializations, options, sdk)
+    longest = max(item.dims.get("seq_len", 1) for item in request.specializations)
+    if longest > 1 and any(name.startswith("UnrollScan@") for name in request.transforms):
+        request.progress(
+            f"the modules with a recurrent state are unrolled for {longest} tokens: unless the compiler drops what a decode step "
+            f"does not use, that step takes as long as {longest} tokens; prefill_seq_len=1 makes a program without it"
+        )
     request.progress("writing the compiler's input")
     bundle = write_bundle(
         request.output_dir,

@@ -7,52 +7,49 @@ the functions that it knows by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from qaic_backend.lowering.attention import AttentionOps
-from qaic_backend.lowering.causal_mask import CausalMaskOps
 from qaic_backend.lowering.ctx_gather import CtxGather
 from qaic_backend.lowering.ctx_scatter import CtxScatter
 from qaic_backend.lowering.custom_rms_norm import CustomRMSNorm
-from qaic_backend.lowering.experts import ExpertOps
-from qaic_backend.lowering.float16_range import Float16Range
-from qaic_backend.lowering.inline import InlineDialect
-from qaic_backend.lowering.rotary_tables import RotaryTables
+from qaic_backend.lowering.device import FLOAT16_MAX
+from qeff_framework.lowering import (
+    FLOAT16_MIN,
+    AttentionOps,
+    CausalMaskOps,
+    ExpertOps,
+    InlineDialect,
+    LimitConstants,
+    Limits,
+    MaskPolicy,
+    RotaryTables,
+    UnrollScan,
+)
 from qeff_framework.plugin_api import Specialization, Transform
+
+#: Constants that FP16 would make infinite are moved to the ends of its range. Infinities mean what they say.
+FLOAT16_RANGE = Limits(lowest=FLOAT16_MIN, low=FLOAT16_MIN, highest=FLOAT16_MAX, high=FLOAT16_MAX, infinities=False)
 
 
 def passes(
     specializations: Sequence[Specialization], *, convert_to_fp16: bool, sub_functions: bool = False
 ) -> list[Transform]:
     """The passes in the order in which they must run."""
-    lengths = {item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims}
-    # `Any`: the protocol calls the argument of torch passes and of graph passes `subject`.
-    tables: list[Any] = [RotaryTables(max(lengths))] if lengths else []
-    in_range: list[Any] = [Float16Range()] if convert_to_fp16 else []
-    lowered: list[Any] = [
-        *tables,
+    lengths = [item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims]
+    longest = max((item.dims.get("seq_len", 1) for item in specializations), default=1)
+    return [
+        UnrollScan(longest),
+        *([RotaryTables(max(lengths))] if lengths else []),
         # Before the updates are lowered: it finds what is read by the updates that it is read from.
         CtxGather(hidden_index=0) if sub_functions else CtxGather(),
         CtxScatter(),
         CausalMaskOps(),
-        AttentionOps(),
+        # `CtxGather` reads zeros for the slots behind a row's last token.
+        AttentionOps(MaskPolicy(hidden=FLOAT16_MIN, clears_unseen=False)),
         ExpertOps(specializations),
         CustomRMSNorm(),
         InlineDialect(),
-        *in_range,
+        *([LimitConstants(FLOAT16_RANGE)] if convert_to_fp16 else []),
     ]
-    return lowered
 
 
-__all__ = [
-    "AttentionOps",
-    "CausalMaskOps",
-    "CtxGather",
-    "CtxScatter",
-    "CustomRMSNorm",
-    "ExpertOps",
-    "Float16Range",
-    "InlineDialect",
-    "RotaryTables",
-    "passes",
-]
+__all__ = ["FLOAT16_RANGE", "CtxGather", "CtxScatter", "CustomRMSNorm", "passes"]

@@ -10,20 +10,14 @@ positions of the encoder's tokens: it reads the cache as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from qaic_backend.lowering.graph import (
-    BEYOND_CACHE,
-    CACHE_FUNCTIONS,
-    DIALECT,
-    Writer,
-    attach_function,
-    dialect_nodes,
-    inputs_of,
-)
+from qaic_backend.lowering.device import BEYOND_CACHE, CACHE_FUNCTIONS
+from qeff_framework.lowering import AttentionNode, GraphEditor, GraphPass, KVGatherNode, KVUpdateNode
 
 # `data` has the dimensions B, H, C, D; `ctx_indices` B, 1, L; `comp_ctx_len` is L. The length comes from a shape: in a
 # sub-function the compiler takes no other one.
@@ -74,14 +68,6 @@ _POSITIONS = "position_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
-    """A node that reads an updated cache."""
-
-    reader: ir.Node
-    update: ir.Node
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Slots:
     #: ``[B, 1, L]``.
     indices: ir.Value
@@ -89,7 +75,7 @@ class _Slots:
     length: ir.Value
 
 
-class CtxGather:
+class CtxGather(GraphPass):
     """Lowers every ``KVGather`` and ``KVGatherCB``, and whatever attention reads of an updated cache. Runs before `CtxScatter`.
 
     `hidden_index` stands for slots that a row cannot see. In a sub-function the compiler takes no index beyond the cache: there
@@ -97,85 +83,72 @@ class CtxGather:
     """
 
     name = "CtxGather"
-    version = "2"
+    version = "3"
 
     def __init__(self, *, hidden_index: int = BEYOND_CACHE) -> None:
         self._hidden_index = hidden_index
         if hidden_index != BEYOND_CACHE:
             self.version = f"{self.version}, hidden {hidden_index}"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether a read was lowered."""
-        shared: dict[tuple[ir.Value, object], _Slots] = {}
-        gathered: dict[ir.Value, ir.Value] = {}
-        used: set[str] = set()
-        for read in sorted(_reads(model), key=_place_in(model)):
-            write = Writer()
-            updated = read.update.outputs[0]
-            cache, _, position_ids, *batch_index = inputs_of(read.update)
-            if read.reader.op_type == "KVGatherCB":
-                slots = self._slots(write, position_ids, inputs_of(read.reader)[2], shared)
-                arguments = (updated, *batch_index, slots.indices, slots.length)
-                write.replace(read.reader, write.op("CtxGatherCB", *arguments, domain=CACHE_FUNCTIONS))
-                used.add(_BODY_CB)
-                continue
-            used.add(_BODY)
-            if read.reader.op_type == "KVGather":
-                slots = self._slots(write, position_ids, inputs_of(read.reader)[1], shared)
-                arguments = (updated, slots.indices, slots.length)
-                write.replace(read.reader, write.op("CtxGather", *arguments, domain=CACHE_FUNCTIONS))
-                continue
-            if updated not in gathered:
-                slots = self._slots(write, position_ids, cache, shared)
-                whole = write.op("CtxGather", updated, slots.indices, slots.length, domain=CACHE_FUNCTIONS)
-                whole.type, whole.shape = updated.type, updated.shape
-                gathered[updated] = whole
-                write.insert_before(read.reader)
-            for number, value in enumerate(read.reader.inputs):
-                if value is updated:
-                    read.reader.replace_input_with(number, gathered[updated])
-        for body in sorted(used):
-            attach_function(model, CACHE_FUNCTIONS, body)
-        return bool(used)
+        shared: dict[Hashable, Any] = {}
+        lowered = False
+        # In graph order: what the first reader computes is there for the later ones.
+        for reader in list(model.graph):
+            for update in _read_updates(reader):
+                self._lower(GraphEditor(model, reader, shared), reader, update)
+                lowered = True
+        return lowered
 
-    def _slots(
-        self,
-        write: Writer,
-        position_ids: ir.Value,
-        source: ir.Value,
-        shared: dict[tuple[ir.Value, object], _Slots],
-    ) -> _Slots:
+    def _lower(self, edit: GraphEditor, reader: ir.Node, update: KVUpdateNode) -> None:
+        updated = update.output
+        if KVGatherNode.views(reader):
+            read = KVGatherNode.of(reader)
+            slots = self._slots(edit, update.position_ids, read.kv_positions)
+            edit.replace(reader, _gather(edit, updated, slots, read.batch_index))
+            return
+        slots = self._slots(edit, update.position_ids, update.cache)
+        whole = edit.once(("whole", updated), lambda: _gather(edit, updated, slots, None))
+        for number, value in enumerate(reader.inputs):
+            if value is updated:
+                reader.replace_input_with(number, whole)
+
+    def _slots(self, edit: GraphEditor, position_ids: ir.Value, source: ir.Value) -> _Slots:
         """The slots that `source` stands for: ``kv_positions [L]``, or all of a cache ``[B, H, C, D]``."""
         is_cache = source.shape is not None and len(source.shape) != 1
-        known = position_ids, source.shape[2] if is_cache and source.shape is not None else source
-        if known in shared:
-            return shared[known]
-        if is_cache:
-            length = write.op("Squeeze", write.op("Shape", source, start=2, end=3))
-            slots = write.op("Range", write.int(0), length, write.int(1))
-        else:
-            length = write.op("Squeeze", write.op("Shape", source))
-            slots = source
-        last = write.op("ReduceMax", position_ids, write.ints(1), keepdims=1)
-        is_seen = write.op("LessOrEqual", slots, last)
-        indices = write.op("Where", is_seen, slots, write.int(self._hidden_index))
-        shared[known] = _Slots(indices=write.op("Unsqueeze", indices, write.ints(1)), length=length)
-        return shared[known]
+        capacity = source.shape[2] if is_cache and source.shape is not None else source
+
+        def make() -> _Slots:
+            if is_cache:
+                length = edit.op("Squeeze", edit.dim(source, 2))
+                slots = edit.op("Range", edit.int64(0), length, edit.int64(1))
+            else:
+                length = edit.op("Squeeze", edit.op("Shape", source))
+                slots = source
+            last = edit.op("ReduceMax", position_ids, edit.int64s(1), keepdims=1)
+            is_seen = edit.op("LessOrEqual", slots, last)
+            indices = edit.op("Where", is_seen, slots, edit.int64(self._hidden_index))
+            return _Slots(indices=edit.op("Unsqueeze", indices, edit.int64s(1)), length=length)
+
+        slots: _Slots = edit.once(("slots", position_ids, capacity), make)
+        return slots
 
 
-def _reads(model: ir.Model) -> Iterator[_Read]:
-    for update in dialect_nodes(model, "KVUpdate", "KVUpdateCB"):
-        positions = inputs_of(update)[2]
-        if positions.is_graph_input() and positions.name != _POSITIONS:
+def _gather(edit: GraphEditor, cache: ir.Value, slots: _Slots, batch_index: ir.Value | None) -> ir.Value:
+    if batch_index is None:
+        return edit.call(_BODY, CACHE_FUNCTIONS, cache, slots.indices, slots.length, like=cache)
+    return edit.call(_BODY_CB, CACHE_FUNCTIONS, cache, batch_index, slots.indices, slots.length)
+
+
+def _read_updates(reader: ir.Node) -> Iterator[KVUpdateNode]:
+    """The updates whose result `reader` reads, each once, as far as their reading is lowered."""
+    if not KVGatherNode.views(reader) and not AttentionNode.views(reader):
+        return
+    for value in dict.fromkeys(value for value in reader.inputs if value is not None):
+        update = KVUpdateNode.making(value)
+        if update is None or (AttentionNode.views(reader) and update.batch_index is not None):
             continue
-        readers = {use.node for use in update.outputs[0].uses() if use.node.domain == DIALECT}
-        for reader in readers:
-            is_attention = reader.op_type.startswith("Attention") and update.op_type == "KVUpdate"
-            if is_attention or reader.op_type in ("KVGather", "KVGatherCB"):
-                yield _Read(reader=reader, update=update)
-
-
-def _place_in(model: ir.Model) -> Callable[[_Read], tuple[int, int]]:
-    """A key that sorts reads by the order of their nodes; what the first one computes is there for the later ones."""
-    places = {node: number for number, node in enumerate(model.graph)}
-    return lambda read: (places[read.reader], places[read.update])
+        if update.position_ids.is_graph_input() and update.position_ids.name != _POSITIONS:
+            continue
+        yield update

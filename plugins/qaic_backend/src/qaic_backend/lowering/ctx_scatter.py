@@ -9,14 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qaic_backend.lowering.graph import (
-    BEYOND_CACHE,
-    CACHE_FUNCTIONS,
-    Writer,
-    attach_function,
-    dialect_nodes,
-    inputs_of,
-)
+from qaic_backend.lowering.device import BEYOND_CACHE, CACHE_FUNCTIONS
+from qeff_framework.lowering import DialectPass, GraphEditor, KVUpdateNode
 
 # `updates` has the dimensions B, H, S, D; `position_ids` B, S. `batch_numbers` holds the cache row of each row of the step.
 _INDICES_AND_WRITE = """
@@ -63,30 +57,21 @@ CtxScatterCB (data, batch_index, position_ids, updates) => (result)
 """
 
 
-class CtxScatter:
+class CtxScatter(DialectPass[KVUpdateNode]):
     """Lowers every ``KVUpdate`` and ``KVUpdateCB``."""
 
     name = "CtxScatter"
-    version = "3"
+    version = "4"
+    node_type = KVUpdateNode
 
-    def __call__(self, model: ir.Model) -> bool:
-        """Says whether an update was lowered."""
-        updates = dialect_nodes(model, "KVUpdate", "KVUpdateCB")
-        slots: dict[ir.Value, ir.Value] = {}
-        for update in updates:
-            cache, states, position_ids, *batch_index = inputs_of(update)
-            write = Writer()
-            if position_ids not in slots:
-                slots[position_ids] = _slots(write, position_ids)
-            op_type = "CtxScatterCB" if batch_index else "CtxScatter"
-            written = write.op(op_type, cache, *batch_index, slots[position_ids], states, domain=CACHE_FUNCTIONS)
-            write.replace(update, written)
-        for op_type, body in (("KVUpdate", _BODY), ("KVUpdateCB", _BODY_CB)):
-            if any(update.op_type == op_type for update in updates):
-                attach_function(model, CACHE_FUNCTIONS, body)
-        return bool(updates)
+    def lower(self, node: KVUpdateNode, edit: GraphEditor) -> ir.Value:
+        """The updated cache."""
+        slots = edit.once(("slots", node.position_ids), lambda: _slots(edit, node.position_ids))
+        if node.batch_index is None:
+            return edit.call(_BODY, CACHE_FUNCTIONS, node.cache, slots, node.updates)
+        return edit.call(_BODY_CB, CACHE_FUNCTIONS, node.cache, node.batch_index, slots, node.updates)
 
 
-def _slots(write: Writer, position_ids: ir.Value) -> ir.Value:
-    is_padding = write.op("Less", position_ids, write.int(0))
-    return write.op("Where", is_padding, write.int(BEYOND_CACHE), position_ids)
+def _slots(edit: GraphEditor, position_ids: ir.Value) -> ir.Value:
+    is_padding = edit.op("Less", position_ids, edit.int64(0))
+    return edit.op("Where", is_padding, edit.int64(BEYOND_CACHE), position_ids)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qaic_backend.lowering.graph import NATIVE_FUNCTIONS, Writer, attach_function, dialect_nodes, inputs_of, number
+from qaic_backend.lowering.device import NATIVE_FUNCTIONS
+from qeff_framework.lowering import DialectPass, GraphEditor, RMSNormNode
 
 _BODY = """
 CustomRMSNorm <epsilon: float> (hidden_states, weight) => (result)
@@ -25,23 +26,15 @@ CustomRMSNorm <epsilon: float> (hidden_states, weight) => (result)
 """
 
 
-class CustomRMSNorm:
+class CustomRMSNorm(DialectPass[RMSNormNode]):
     """Lowers every ``RMSNorm`` in float32; others keep the body that converts them."""
 
     name = "CustomRMSNorm"
-    version = "1"
+    version = "2"
+    node_type = RMSNormNode
 
-    def __call__(self, model: ir.Model) -> bool:
-        """Says whether a norm was lowered."""
-        lowered = False
-        for norm in dialect_nodes(model, "RMSNorm"):
-            hidden, weight = inputs_of(norm)
-            if not hidden.dtype == weight.dtype == ir.DataType.FLOAT:
-                continue
-            write = Writer()
-            epsilon = number(norm, "epsilon")
-            write.replace(norm, write.op("CustomRMSNorm", hidden, weight, domain=NATIVE_FUNCTIONS, epsilon=epsilon))
-            lowered = True
-        if lowered:
-            attach_function(model, NATIVE_FUNCTIONS, _BODY)
-        return lowered
+    def lower(self, node: RMSNormNode, edit: GraphEditor) -> ir.Value | None:
+        """A call of the function."""
+        if not node.hidden.dtype == node.weight.dtype == ir.DataType.FLOAT:
+            return None
+        return edit.call(_BODY, NATIVE_FUNCTIONS, node.hidden, node.weight, epsilon=node.epsilon)

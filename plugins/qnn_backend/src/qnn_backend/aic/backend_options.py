@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from qnn_backend.constants import QnnConstants
-
-if TYPE_CHECKING:
-    from qnn_backend.aic.options import AicOptions
 
 _BOOLEANS = (
     "compiler_convert_to_FP16",
@@ -98,12 +95,40 @@ _DECIDED_BY = {
 }
 
 
-def backend_options(options: AicOptions, graph_names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+class Deciding(Protocol):
+    """The compile options that decide about options of the back end."""
+
+    @property
+    def num_cores(self) -> int:
+        """NSP cores of one device."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that share a program."""
+
+    @property
+    def mxfp6_matmul(self) -> bool:
+        """Weights of products in MXFP6."""
+
+    @property
+    def mos(self) -> int | None:
+        """Effort to save on-chip memory."""
+
+    @property
+    def aic_enable_depth_first(self) -> bool | None:
+        """Schedule depth first."""
+
+    @property
+    def allow_mxint8_mdp_io(self) -> bool | None:
+        """Compress the traffic between devices."""
+
+
+def backend_options(options: Deciding, graph_names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """The content of the file. `given` are the user's own options; they come over our defaults and under `options`."""
     return {**_DEFAULTS, **given, **_decided(options), "graph_names": list(graph_names)}
 
 
-def _decided(options: AicOptions) -> dict[str, Any]:
+def _decided(options: Deciding) -> dict[str, Any]:
     result: dict[str, Any] = {
         "compiler_retained_state": QnnConstants.COMPILER_RETAINED_STATE,
         "compiler_num_of_cores": options.num_cores,
@@ -140,7 +165,7 @@ def _fits(value: object, wanted: type[object]) -> bool:
     return isinstance(value, (int, float)) if wanted is float else isinstance(value, wanted)
 
 
-def contradictions(given: Mapping[str, Any], options: AicOptions) -> list[str]:
+def contradictions(given: Mapping[str, Any], options: Deciding) -> list[str]:
     """Options of the user's file that say something else than the compile options do."""
     decided = _decided(options)
     always = ("graph_names", "compiler_mdp_load_partition_config")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qnn_backend.aic.backend_options import contradictions
+from qnn_backend.aic.user_config import read_user_config
 from qnn_backend.constants import QnnConstants
 
 #: NSP cores of one device, and devices that exchange data peer to peer.
@@ -32,9 +34,6 @@ class AicOptions(CompileOptions):
 
     def aic_problems(self) -> list[str]:
         """Combinations of options that cannot work, the content of `qnn_config` included."""
-        from qnn_backend.aic.backend_options import contradictions
-        from qnn_backend.aic.user_config import read_user_config
-
         found = []
         if self.num_cores > _MAX_CORES:
             found.append(f"num_cores={self.num_cores} is out of range: a device has at most {_MAX_CORES} cores")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qeff_framework.lowering import specialized_graphs
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
@@ -19,7 +20,8 @@ from qnn_backend import targets
 from qnn_backend.htp.compiling import describe
 from qnn_backend.htp.graph_files import write_graphs
 from qnn_backend.htp.host_tables import save_table
-from qnn_backend.htp.lowering import graphs_of, updated_states
+from qnn_backend.htp.lowering import updated_states
+from qnn_backend.htp.lowering.compressed_products import compressed_products
 from qnn_backend.htp.lowering.host_embeddings import take_out_embeddings
 from qnn_backend.htp.lowering.residual_scaling import (
     LIMIT,
@@ -28,7 +30,6 @@ from qnn_backend.htp.lowering.residual_scaling import (
     normed_values,
     scale_residual,
 )
-from qnn_backend.htp.lowering.weight_blocks import WeightBlocks
 from qnn_backend.htp.notes import SIMULATOR_NOTE
 from qnn_backend.htp.probe import INSTALL, WHEELS
 from qnn_backend.htp.prompts import token_rows
@@ -118,7 +119,7 @@ class _Compilation:
             limit_option="compile_timeout_minutes",
             directory=self._work,
         )
-        self._models = graphs_of(request.model)
+        self._models = specialized_graphs(request.model)
         self._files: dict[str, Path] = {}
         self._prompts: list[list[int]] | None = None
         self._scaling: dict[str, Any] | None = None
@@ -171,9 +172,9 @@ class _Compilation:
         precision = self._options.precision
         if precision in COMPRESSED:
             self._request.progress(f"storing weights in blocks of {self._options.weight_bits} bits")
-            blocks = WeightBlocks(self._options.weight_bits)
+            lowering = compressed_products(self._options.weight_bits)
             for model in self._models.values():
-                blocks(model)
+                lowering(model)
             self.write()
         elif precision == "a16w8":
             self._request.progress("quantising with calibration prompts")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import identity
+from qeff_framework.lowering import content_key
 
 #: Smaller initializers stay inside the model file; the compiler's shape inference reads shapes and axes there.
 _INLINE_BYTES = 1024
@@ -17,7 +17,7 @@ _INLINE_BYTES = 1024
 def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path]:
     """Writes ``<name>.onnx`` for each graph, and weights that are not in `folder` yet. The graphs read them there afterwards."""
     large = {
-        identity(value.const_value): value.const_value
+        content_key(value.const_value): value.const_value
         for model in graphs.values()
         for value in model.graph.initializers.values()
         if value.const_value is not None and not _is_written(value.const_value, folder)
@@ -32,7 +32,7 @@ def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path
     for name, model in graphs.items():
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            replacement = None if tensor is None else by_identity.get(identity(tensor))
+            replacement = None if tensor is None else by_identity.get(content_key(tensor))
             if replacement is not None:
                 own = copy.copy(replacement)
                 own.name = str(value.name)

@@ -10,5 +10,6 @@ SWITCHABLE = (
     "GatherNDRows",
     "SquareTransposeRows",
     "ScaleOperandOrder",
+    "PreciseSoftplus",
     "ResidualScaling",
 )

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from qeff_framework.lowering import FoldConstants, InlineDialect, RotaryTables
 from qnn_backend.htp.lowering import MASKED_QUANTISED
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
@@ -15,7 +16,7 @@ from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for, normed_values, scale_residual
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
-from qnn_backend.htp.lowering.rotary_tables import RotaryTables
+from qnn_backend.htp.lowering.softplus import PreciseSoftplus
 from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
 from qnn_backend.htp.quantising import quantise
 from tests.plugins.qnn_backend.htp.simulator import lowered, needs_simulator, on_cpu, parse, simulate, worst
@@ -116,8 +117,7 @@ def test_squares_beyond_the_range(tmp_path: Path) -> None:
     import onnx
 
     from qeff_framework.dialect.functions import attach_functions
-    from qnn_backend.htp.lowering.fold import FoldConstants
-    from qnn_backend.htp.lowering.inline import InlineDialect
+    from qnn_backend.htp.lowering.opset import LaterOpset
 
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 18, "qeff": 1]> norm (float[1, 4, 64] x) => (float[1, 4, 64] y)'
@@ -129,12 +129,11 @@ def test_squares_beyond_the_range(tmp_path: Path) -> None:
     feeds = {"x": floats(1, 4, 64, scale=2000.0)}
     expected = on_cpu(model, feeds)
     composed, fused = model.clone(), model.clone()
-    InlineDialect()(composed)
-    FoldConstants()(composed)
+    for lowering in (InlineDialect(), LaterOpset(), FoldConstants()):
+        lowering(composed)
     assert worst(expected, simulate(composed, feeds, tmp_path)) > 0.2
-    assert FusedRMSNorm()(fused)
-    InlineDialect()(fused)
-    FoldConstants()(fused)
+    for lowering in (FusedRMSNorm(), InlineDialect(), LaterOpset(), FoldConstants()):
+        lowering(fused)
     assert [node.op_type for node in fused.graph] == ["RMSNormalization"]
     assert worst(expected, simulate(fused, feeds, tmp_path)) < TOLERANCE
 
@@ -151,6 +150,19 @@ def test_equal_sizes_in_front_of_a_transposition(tmp_path: Path) -> None:
     expected = on_cpu(model, feeds)
     assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
     assert worst(expected, simulate(lowered(model, SquareTransposeRows()), feeds, tmp_path)) < TOLERANCE
+
+
+def test_the_logarithm_of_a_softplus(tmp_path: Path) -> None:
+    """Relative errors: step sizes of state-space layers are small numbers."""
+    model = parse("steps (float[1, 145] x) => (float[1, 145] y) { y = Softplus (x) }")
+    feeds = {"x": np.linspace(-7, 11, 145, dtype=np.float32)[None]}
+    [expected] = on_cpu(model, feeds)
+    errors = [
+        np.abs(simulate(one, feeds, tmp_path)[0] / expected - 1).max()
+        for one in (model, lowered(model, PreciseSoftplus()))
+    ]
+    assert errors[0] > 0.05
+    assert errors[1] < 0.002
 
 
 STREAM = """block (int64[1, 4] ids) => (float[1, 4, 32] y)

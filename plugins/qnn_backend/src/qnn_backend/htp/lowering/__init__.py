@@ -1,26 +1,34 @@
 """Lowering: the portable graph becomes static graphs that the NPU can run completely.
 
-`BindShapes` makes one graph for each specialization; every other pass works on each of them.
+`BindSizes` makes one graph for each specialization; every other pass works on each of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import onnx_ir as ir
 
+from qeff_framework.lowering import (
+    FLOAT32_MIN,
+    AttentionOps,
+    BindSizes,
+    CausalMaskOps,
+    FoldConstants,
+    InlineDialect,
+    MaskPolicy,
+    OneHotUpdates,
+    PerGraph,
+    RotaryTables,
+    UnrollScan,
+)
 from qeff_framework.plugin_api import Transform, TransformRequest
-from qnn_backend.htp.lowering.attention import AttentionOps
-from qnn_backend.htp.lowering.bind_shapes import BindShapes, PerGraph, graphs_of
-from qnn_backend.htp.lowering.causal_mask import CausalMaskOps
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
-from qnn_backend.htp.lowering.fold import FoldConstants
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.gelu import FusedGelu
-from qnn_backend.htp.lowering.inline import InlineDialect
-from qnn_backend.htp.lowering.kv_update import KVUpdateOps
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
+from qnn_backend.htp.lowering.opset import LaterOpset
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
-from qnn_backend.htp.lowering.rotary_tables import RotaryTables
+from qnn_backend.htp.lowering.softplus import PreciseSoftplus
 from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
 from qnn_backend.htp.lowering.state_updates import StateUpdates, updated_states
 
@@ -35,28 +43,30 @@ def passes(request: TransformRequest) -> list[Transform]:
     options = request.options
     lengths = [item.dims["ctx_len"] for item in request.specializations if "ctx_len" in item.dims]
     masked = MASKED_QUANTISED if options.precision == "a16w8" else MASKED_FLOAT16
-    tables: list[Any] = [RotaryTables(max(lengths))] if lengths else []
-    finite: list[Any] = [] if "FiniteMasks" in options.disable_passes else [FiniteMasks(masked)]
     # Without the pass a mask keeps what the dialect says, the lowest float32.
-    lowest = masked if finite else -3.4028234663852886e38
-    every: list[Any] = [
-        *tables,
+    hidden = FLOAT32_MIN if "FiniteMasks" in options.disable_passes else masked
+    every: list[Transform] = [
+        UnrollScan(),
+        *([RotaryTables(max(lengths))] if lengths else []),
         StateUpdates(),
-        KVUpdateOps(),
-        CausalMaskOps(),
-        AttentionOps(lowest),
+        OneHotUpdates(),
+        CausalMaskOps(ir.DataType.INT32),
+        # The session clears the caches when a text begins, and writes nothing but tokens of that text.
+        AttentionOps(MaskPolicy(form="add", hidden=hidden, clears_unseen=False)),
         FusedRMSNorm(),
         InlineDialect(),
+        LaterOpset(),
         FoldConstants(),
-        *finite,
+        FiniteMasks(masked),
         FusedGelu(),
+        PreciseSoftplus(),
         GatherNDRows(),
         GatherMiddleAxis(),
         SquareTransposeRows(),
         ScaleOperandOrder(),
     ]
     chosen = [PerGraph(single) for single in every if single.name not in options.disable_passes]
-    return [BindShapes(request.specializations), *chosen]
+    return [BindSizes(request.specializations), *chosen]
 
 
-__all__ = ["graphs_of", "passes", "updated_states"]
+__all__ = ["passes", "updated_states"]

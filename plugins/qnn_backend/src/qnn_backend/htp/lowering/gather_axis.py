@@ -11,50 +11,52 @@ import math
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import Writer, is_weight, known_sizes, number, operand, sizes, standard_nodes
+from qeff_framework.lowering import (
+    GraphEditor,
+    GraphPass,
+    is_weight,
+    nodes_of,
+    operand,
+    require_shape,
+    static_shape,
+)
 
 
-class GatherMiddleAxis:
+class GatherMiddleAxis(GraphPass):
     """Rewrites each ``Gather`` of floats along such an axis."""
 
     name = "GatherMiddleAxis"
-    version = "1"
+    version = "2"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether a gather was rewritten."""
-        found = [node for node in standard_nodes(model, "Gather") if _is_hazard(node)]
+        found = [node for node in nodes_of(model, "Gather") if _is_hazard(node)]
         for node in found:
-            _rewrite(Writer(model, node), node)
+            _rewrite(GraphEditor(model, node), node)
         return bool(found)
 
 
 def _axis(node: ir.Node) -> int:
-    axis = int(number(node, "axis"))
-    return axis if axis >= 0 else axis + len(known_sizes(operand(node, 0)))
+    axis = node.attributes.get_int("axis", 0)
+    return axis if axis >= 0 else axis + len(require_shape(operand(node, 0)))
 
 
 def _is_hazard(node: ir.Node) -> bool:
     data, indices = operand(node, 0), operand(node, 1)
-    shape = sizes(data)
-    if shape is None or sizes(indices) is None or data.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+    shape = static_shape(data)
+    if shape is None or static_shape(indices) is None or data.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return False
     axis = _axis(node)
     in_the_middle = 0 < axis < len(shape) - 1 and math.prod(shape[:axis]) > 1
     return in_the_middle and not (is_weight(indices) and not is_weight(data))
 
 
-def _rewrite(write: Writer, node: ir.Node) -> None:
+def _rewrite(edit: GraphEditor, node: ir.Node) -> None:
     data, indices, axis = operand(node, 0), operand(node, 1), _axis(node)
-    shape, places = known_sizes(data), known_sizes(indices)
-    order = [axis, *(index for index in range(len(shape)) if index != axis)]
-    moved = tuple(shape[index] for index in order)
-    front = write.op("Transpose", data, perm=order, shape=moved, dtype=data.dtype)
-    gathered = write.op("Gather", front, indices, axis=0, shape=(*places, *moved[1:]), dtype=data.dtype)
+    rank, count = len(require_shape(data)), len(require_shape(indices))
+    front = edit.op("Transpose", data, perm=[axis, *(index for index in range(rank) if index != axis)])
+    gathered = edit.op("Gather", front, indices, axis=0)
     # The gathered axes go back behind the `axis` ones that were in front of them.
-    count = len(places)
-    back = [*range(count, count + axis), *range(count), *range(count + axis, count + len(shape) - 1)]
-    if back == list(range(len(back))):
-        write.replace(node, gathered)
-        return
-    result = tuple([*places, *moved[1:]][index] for index in back)
-    write.replace(node, write.op("Transpose", gathered, perm=back, shape=result, dtype=data.dtype))
+    back = [*range(count, count + axis), *range(count), *range(count + axis, count + rank - 1)]
+    in_order = back == list(range(len(back)))
+    edit.replace(node, gathered if in_order else edit.op("Transpose", gathered, perm=back))

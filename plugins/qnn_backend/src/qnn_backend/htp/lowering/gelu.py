@@ -7,24 +7,24 @@ import math
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from qnn_backend.htp.lowering.graph import Writer, constant, known_sizes, operand, standard_nodes
+from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, made_by, nodes_of, operand
 
 
-class FusedGelu:
+class FusedGelu(GraphPass):
     """Rewrites each such ``Erf``."""
 
     name = "FusedGelu"
-    version = "1"
+    version = "2"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether one was rewritten."""
         changed = False
-        for erf in standard_nodes(model, "Erf"):
+        for erf in nodes_of(model, "Erf"):
             found = _match(erf)
             if found is not None:
                 source, last = found
-                write = Writer(model, last)
-                write.replace(last, write.op("Gelu", source, shape=known_sizes(source)))
+                edit = GraphEditor(model, last)
+                edit.replace(last, edit.op("Gelu", source))
                 changed = True
         if changed:
             common_passes.RemoveUnusedNodesPass()(model)
@@ -32,8 +32,8 @@ class FusedGelu:
 
 
 def _match(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
-    division = operand(erf, 0).producer()
-    if division is None or division.op_type != "Div" or not _is(division.inputs[1], math.sqrt(2.0)):
+    division = made_by(operand(erf, 0), "Div")
+    if division is None or not _is(division.inputs[1], math.sqrt(2.0)):
         return None
     source = operand(division, 0)
     shifted = _reader(erf, "Add", 1.0)
@@ -52,5 +52,5 @@ def _reader(node: ir.Node, op_type: str, number: float) -> ir.Node | None:
 
 
 def _is(value: ir.Value | None, number: float) -> bool:
-    content = constant(value)
+    content = constant_array(value)
     return content is not None and content.size == 1 and math.isclose(float(content.item()), number, rel_tol=1e-4)

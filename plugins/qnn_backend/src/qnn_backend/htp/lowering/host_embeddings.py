@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import Writer, identity, is_weight, known_sizes, number, operand, standard_nodes
+from qeff_framework.lowering import GraphEditor, content_key, is_weight, nodes_of, operand, weight_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,9 @@ class TakenOut:
 
 def take_out_embeddings(models: Iterable[ir.Model], *, least_bytes: int) -> list[TakenOut]:
     """Takes each table of at least `least_bytes` that is read by the row numbers of an input out of all graphs of a model."""
-    found: dict[tuple[object, str], TakenOut] = {}
+    found: dict[tuple[Hashable, str], TakenOut] = {}
     for model in models:
-        for node in standard_nodes(model, "Gather"):
+        for node in nodes_of(model, "Gather"):
             if _is_embedding(node, least_bytes):
                 _take_out(model, node, found)
     return list(found.values())
@@ -35,26 +35,23 @@ def _is_embedding(node: ir.Node, least_bytes: int) -> bool:
     table, ids = operand(node, 0), operand(node, 1)
     return (
         is_weight(table)
-        and table.const_value is not None
         and table.dtype == ir.DataType.FLOAT
-        and len(table.const_value.shape) == 2
-        and table.const_value.nbytes >= least_bytes
-        and number(node, "axis") == 0
+        and len(weight_of(table).shape) == 2
+        and weight_of(table).nbytes >= least_bytes
+        and node.attributes.get_int("axis", 0) == 0
         and ids.is_graph_input()
         and not node.outputs[0].is_graph_output()
     )
 
 
-def _take_out(model: ir.Model, node: ir.Node, found: dict[tuple[object, str], TakenOut]) -> None:
+def _take_out(model: ir.Model, node: ir.Node, found: dict[tuple[Hashable, str], TakenOut]) -> None:
     table, ids = operand(node, 0), operand(node, 1)
-    tensor = table.const_value
-    if tensor is None:
-        raise ValueError(f"{table.name} is no weight")
-    key = (identity(tensor), str(ids.name))
+    tensor = weight_of(table)
+    key = (content_key(tensor), str(ids.name))
     if key not in found:
         found[key] = TakenOut(input=f"{ids.name}_embedded_{len(found)}", ids=str(ids.name), table=tensor)
     rows = _input(model, found[key].input, node.outputs[0])
-    Writer(model, node).replace(node, rows)
+    GraphEditor(model, node).replace(node, rows)
     if not table.uses():
         model.graph.initializers.pop(str(table.name))
     if not ids.uses():
@@ -66,6 +63,6 @@ def _input(model: ir.Model, name: str, like: ir.Value) -> ir.Value:
     for value in model.graph.inputs:
         if value.name == name:
             return value
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(known_sizes(like)))
+    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=like.shape)
     model.graph.inputs.append(value)
     return value

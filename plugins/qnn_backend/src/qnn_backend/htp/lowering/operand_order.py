@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import is_weight, operand, standard_nodes
+from qeff_framework.lowering import GraphPass, is_weight, nodes_of, operand
 
 
-class ScaleOperandOrder:
+class ScaleOperandOrder(GraphPass):
     """Swaps the operands of each such ``Mul``."""
 
     name = "ScaleOperandOrder"
     version = "1"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether operands were swapped."""
-        found = [
-            node for node in standard_nodes(model, "Mul") if is_weight(node.inputs[0]) and not is_weight(node.inputs[1])
-        ]
+        found = [node for node in nodes_of(model, "Mul") if is_weight(node.inputs[0]) and not is_weight(node.inputs[1])]
         for node in found:
             weight, other = operand(node, 0), operand(node, 1)
             node.replace_input_with(0, other)

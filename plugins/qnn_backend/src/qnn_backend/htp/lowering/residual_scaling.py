@@ -8,13 +8,24 @@ norms and embeddings that write into it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from qnn_backend.htp.lowering.graph import Writer, add_initializer, graph_of, identity, is_weight, number, operand
+from qeff_framework.lowering import (
+    GraphEditor,
+    add_initializer,
+    computed_tensor,
+    content_key,
+    graph_of,
+    is_weight,
+    operand,
+    weight_of,
+)
 
 #: Values of the stream beyond this are scaled: products with them still fit into the range.
 LIMIT = 8192.0
@@ -76,26 +87,21 @@ def scale_residual(model: ir.Model, seeds: Collection[str], factor: int, scaled:
 class ScaledWeights:
     """Weights divided by a factor, one tensor for all graphs that read it."""
 
-    _tensors: dict[tuple[object, int], tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
+    #: By content: the original, so that its identity stays its own, and what it becomes.
+    _tensors: dict[Hashable, tuple[ir.TensorProtocol, ir.TensorProtocol]] = field(default_factory=dict)
 
     def of(self, model: ir.Model, weight: ir.Value, factor: int) -> ir.Value:
-        """A new initializer of `model`: `weight` divided by `factor`."""
-        original = weight.const_value
-        if original is None:
-            raise ValueError(f"{weight.name} is no weight")
-        key = (identity(original), factor)
+        """A new initializer of `model`: `weight` divided by `factor`, computed when it is written."""
+        original = weight_of(weight)
+        name, key = f"{weight.name}_by_{factor}", (content_key(original), factor)
         if key not in self._tensors:
-            content = (original.numpy() / np.float32(factor)).astype(original.dtype.numpy())
-            # The original is kept, so that its identity stays its own.
-            self._tensors[key] = (original, ir.Tensor(content, name=f"{weight.name}_by_{factor}"))
-        result = add_initializer(model, f"{weight.name}_by_{factor}", np.zeros(0, np.float32))
-        tensor = self._tensors[key][1]
-        result.const_value, result.shape, result.type = (
-            tensor,
-            ir.Shape(tensor.numpy().shape),
-            ir.TensorType(tensor.dtype),
-        )
-        return result
+            dtype = original.dtype.numpy()
+
+            def content() -> NDArray[Any]:
+                return (original.numpy() / np.float32(factor)).astype(dtype)
+
+            self._tensors[key] = (original, computed_tensor(name, original.shape.numpy(), dtype, content))
+        return add_initializer(model, name, self._tensors[key][1])
 
 
 def _stream(seeds: Iterable[ir.Value]) -> dict[ir.Value, None]:
@@ -156,7 +162,7 @@ def _is_small(weight: ir.Value) -> bool:
 def _shrink_epsilon(value: ir.Value, factor: int) -> None:
     for use in value.uses():
         if use.node.op_type in NORMS and use.idx == 0:
-            epsilon = number(use.node, "epsilon", _DEFAULT_EPSILON)
+            epsilon = use.node.attributes.get_float("epsilon", _DEFAULT_EPSILON)
             use.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon / factor**2)
 
 
@@ -185,12 +191,9 @@ def _multiply_for(model: ir.Model, value: ir.Value, readers: Iterable[ir.Node], 
     if not readers:
         return
     graph = graph_of(readers[0])
-    first = min(readers, key=graph.index)
-    write = Writer(model, first)
-    product = write.op("Mul", value, write.float(by), shape=None, dtype=value.dtype)
-    product.shape = value.shape
-    node = product.producer()
-    if node is not None:
+    edit = GraphEditor(model, min(readers, key=graph.index))
+    product = edit.op("Mul", value, edit.scalar_like(by, value))
+    for node in edit.written:
         node.name = _OWN
     for reader in readers:
         for index, part in enumerate(reader.inputs):
@@ -206,7 +209,7 @@ def _restore_output(model: ir.Model, value: ir.Value, factor: int) -> None:
     last = graph[len(graph) - 1]
     position = next(index for index, output in enumerate(graph.outputs) if output is value)
     name, value.name = value.name, f"{value.name}_scaled"
-    product = ir.Node("", "Mul", [value, Writer(model, node).float(float(factor))], name=_OWN)
+    product = ir.Node("", "Mul", [value, GraphEditor(model, node).scalar_like(float(factor), value)], name=_OWN)
     graph.insert_after(last, product)
     output = product.outputs[0]
     output.name, output.shape, output.type = name, value.shape, value.type

@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import Writer, dialect_nodes, known_sizes, number, operand
+from qeff_framework.lowering import DialectPass, GraphEditor, RMSNormNode
 
 
-class FusedRMSNorm:
+class FusedRMSNorm(DialectPass[RMSNormNode]):
     """Lowers every ``RMSNorm`` in float32."""
 
     name = "FusedRMSNorm"
-    version = "1"
+    version = "2"
+    node_type = RMSNormNode
 
-    def __call__(self, model: ir.Model) -> bool:
-        """Says whether a norm was lowered."""
-        lowered = False
-        for norm in dialect_nodes(model, "RMSNorm"):
-            hidden, weight = operand(norm, 0), operand(norm, 1)
-            if not hidden.dtype == weight.dtype == ir.DataType.FLOAT:
-                continue
-            write = Writer(model, norm)
-            normed = write.op(
-                "RMSNormalization", hidden, weight, axis=-1, epsilon=number(norm, "epsilon"), shape=known_sizes(hidden)
-            )
-            write.replace(norm, normed)
-            lowered = True
-        return lowered
+    def lower(self, node: RMSNormNode, edit: GraphEditor) -> ir.Value | None:
+        """One kernel."""
+        if not node.hidden.dtype == node.weight.dtype == ir.DataType.FLOAT:
+            return None
+        return edit.op("RMSNormalization", node.hidden, node.weight, axis=-1, epsilon=node.epsilon)

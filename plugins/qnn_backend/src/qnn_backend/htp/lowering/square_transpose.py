@@ -11,37 +11,41 @@ import math
 
 import onnx_ir as ir
 
-from qnn_backend.htp.lowering.graph import Writer, is_weight, known_sizes, operand, sizes, standard_nodes
+from qeff_framework.lowering import (
+    GraphEditor,
+    GraphPass,
+    is_weight,
+    made_by,
+    nodes_of,
+    operand,
+    require_shape,
+    static_shape,
+)
 
 
-class SquareTransposeRows:
+class SquareTransposeRows(GraphPass):
     """Rewrites each ``MatMul`` of such a tensor with a matrix of weights."""
 
     name = "SquareTransposeRows"
     version = "1"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether a product was rewritten."""
-        found = [node for node in standard_nodes(model, "MatMul") if _is_hazard(node)]
+        found = [node for node in nodes_of(model, "MatMul") if _is_hazard(node)]
         for node in found:
             left, right = operand(node, 0), operand(node, 1)
-            shape, columns = known_sizes(left), known_sizes(right)[1]
-            rows = math.prod(shape[:-1])
-            write = Writer(model, node)
-            product = write.op("MatMul", write.reshape(left, (rows, shape[-1])), right, shape=(rows, columns))
-            write.replace(node, write.reshape(product, (*shape[:-1], columns)))
+            shape, columns = require_shape(left), require_shape(right)[1]
+            edit = GraphEditor(model, node)
+            product = edit.op("MatMul", edit.reshape(left, (math.prod(shape[:-1]), shape[-1])), right)
+            edit.replace(node, edit.reshape(product, (*shape[:-1], columns)))
         return bool(found)
 
 
 def _is_hazard(node: ir.Node) -> bool:
     left, right = operand(node, 0), operand(node, 1)
-    if not is_weight(right) or len(sizes(right) or ()) != 2 or len(sizes(left) or ()) < 3:
+    if not is_weight(right) or len(static_shape(right) or ()) != 2 or len(static_shape(left) or ()) < 3:
         return False
-    reshape = left.producer()
-    if reshape is None or reshape.op_type != "Reshape":
-        return False
-    transpose = operand(reshape, 0).producer()
-    if transpose is None or transpose.op_type != "Transpose":
-        return False
-    shape = sizes(operand(transpose, 0)) or ()
+    reshape = made_by(left, "Reshape")
+    transpose = None if reshape is None else made_by(operand(reshape, 0), "Transpose")
+    shape = () if transpose is None else static_shape(operand(transpose, 0)) or ()
     return len(shape) > 3 and len(set(shape[:3])) == 1 and shape[0] > 1

@@ -7,52 +7,51 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qeff_framework.lowering import GraphEditor, GraphPass, KVUpdateNode, dialect_nodes, operand
 from qeff_framework.plugin_api import CompileError
-from qnn_backend.htp.lowering.graph import Writer, dialect_nodes, known_sizes, operand
-from qnn_backend.htp.lowering.rotary_tables import POSITIONS
 
+POSITIONS = "position_ids"
 #: Where the names of such states are found in the metadata of a static graph.
 UPDATED = "qnn_updated_states"
 #: Ops that leave the positions and their order as they are.
 _SAME_POSITIONS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
-class StateUpdates:
+class StateUpdates(GraphPass):
     """Takes each output that is a ``KVUpdate`` of an input, and returns its updates ``[B, H, S, D]`` instead."""
 
     name = "StateUpdates"
-    version = "1"
+    version = "2"
 
-    def __call__(self, model: ir.Model) -> bool:
+    def run(self, model: ir.Model) -> bool:
         """Says whether an output was replaced. Raises `CompileError` for a state that the session would write elsewhere."""
         updated = []
-        for update in dialect_nodes(model, "KVUpdate"):
-            cache, new, result = operand(update, 0), operand(update, 1), update.outputs[0]
-            if not (cache.is_graph_input() and result.is_graph_output()):
+        for update in dialect_nodes(model, KVUpdateNode):
+            result = update.output
+            if not (update.cache.is_graph_input() and result.is_graph_output()):
                 continue
             _require_given_positions(update)
             name = result.name
             result.name = f"{name}_cache"
             position = next(index for index, value in enumerate(model.graph.outputs) if value is result)
-            # A value of its own: `new` may be another output, or an input, already.
-            model.graph.outputs[position] = Writer(model, update).op(
-                "Identity", new, shape=known_sizes(new), dtype=new.dtype
-            )
-            model.graph.outputs[position].name = name
-            updated.append(str(cache.name))
+            # A value of its own: the updates may be another output, or an input, already.
+            output = GraphEditor(model, update.node).op("Identity", update.updates)
+            model.graph.outputs[position] = output
+            output.name = name
+            updated.append(str(update.cache.name))
         model.meta[UPDATED] = updated
         return bool(updated)
 
 
-def _require_given_positions(update: ir.Node) -> None:
-    positions = operand(update, 2)
+def _require_given_positions(update: KVUpdateNode) -> None:
+    positions = update.position_ids
     producer = positions.producer()
     while producer is not None and not producer.domain and producer.op_type in _SAME_POSITIONS:
         positions = operand(producer, 0)
         producer = positions.producer()
     if not positions.is_graph_input() or positions.name != POSITIONS:
         raise CompileError(
-            f"the state {operand(update, 0).name} is written at other slots than those of the step's {POSITIONS}, which are the "
+            f"the state {update.cache.name} is written at other slots than those of the step's {POSITIONS}, which are the "
             "only ones that the session writes to: the NPU cannot run this model; choose another backend"
         )
 

@@ -1,0 +1,115 @@
+"""Products with a constant matrix become ``MatMulNBits``, which keeps the matrix in blocks of few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
+from qeff_framework.lowering.editor import GraphEditor, add_initializer
+from qeff_framework.lowering.passes import GraphPass
+from qeff_framework.lowering.values import require_shape, static_shape
+from qeff_framework.lowering.weight_blocks import WeightBlocks
+from qeff_framework.lowering.weights import computed_tensor, content_key, weight_of
+
+_CONTRIB = "com.microsoft"
+
+
+class CompressedProducts(GraphPass):
+    """Each product with a constant matrix of float32 becomes a ``MatMulNBits``, which keeps the matrix in blocks of few bits.
+
+    One instance may run on several graphs of a model: a weight is compressed once for all of them, when it is written.
+
+    Args:
+        blocks_for: how a weight with K rows is cut, `None` to leave it as it is.
+        excluded: which nodes of a model stay as they are.
+        ranked: give products a left side of rank 3, for kernels that take no other.
+        attributes: further attributes of the op.
+    """
+
+    name = "CompressedProducts"
+    version = "2"
+
+    def __init__(
+        self,
+        blocks_for: Callable[[int], WeightBlocks | None],
+        *,
+        excluded: Callable[[ir.Model], Collection[ir.Node]] = lambda model: (),
+        ranked: bool = False,
+        attributes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._blocks_for = blocks_for
+        self._excluded = excluded
+        self._ranked = ranked
+        self._attributes = dict(attributes or {})
+        #: By content: the weight, so that its identity stays its own, and its levels and scales.
+        self._known: dict[Hashable, tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]] = {}
+
+    def run(self, model: ir.Model) -> bool:
+        """Says whether a product was replaced."""
+        excluded = self._excluded(model)
+        lowered = False
+        for product in constant_products(model):
+            blocks = self._blocks_for(product.sizes[0])
+            if blocks is None or product.node in excluded or product.weight.dtype != ir.DataType.FLOAT:
+                continue
+            edit = GraphEditor(model, product.node)
+            edit.replace(product.node, self._lower(edit, product, blocks))
+            lowered = True
+        return lowered
+
+    def _lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
+        length, columns = product.sizes
+        left, shape = product.left, static_shape(product.left)
+        is_ranked = not self._ranked or (shape is not None and len(shape) == 3)
+        if not is_ranked:
+            left = edit.reshape(left, (1, -1, length))
+        levels, scales = (_initializer(edit.model, tensor) for tensor in self._compressed(product, blocks))
+        result = edit.op(
+            "MatMulNBits",
+            left,
+            levels,
+            scales,
+            domain=_CONTRIB,
+            K=length,
+            N=columns,
+            bits=blocks.bits,
+            block_size=blocks.size,
+            **self._attributes,
+        )
+        result.type = ir.TensorType(ir.DataType.FLOAT)
+        if left.shape is not None:
+            result.shape = ir.Shape((*left.shape[:-1], columns))
+        if not is_ranked:
+            result = edit.reshape(result, require_shape(product.node.outputs[0]))
+        return result if product.bias is None else edit.op("Add", result, product.bias)
+
+    def _compressed(self, product: ConstantProduct, blocks: WeightBlocks) -> Sequence[ir.TensorProtocol]:
+        """Levels ``[N, blocks, bytes]`` and scales ``[N, blocks]`` of the columns."""
+        source, transposed = weight_of(product.weight), product.transposed
+        key = (content_key(source), transposed, blocks)
+        if key not in self._known:
+            length, columns = product.sizes
+            shape = (columns, blocks.count(length), blocks.bytes)
+            name = f"{product.weight.name}_{'transposed_' if transposed else ''}blocks"
+
+            def content() -> NDArray[Any]:
+                array = source.numpy()
+                return array if transposed else array.T
+
+            levels = computed_tensor(name, shape, np.uint8, lambda: blocks.levels(content()))
+            scales = computed_tensor(f"{name}_scales", shape[:2], np.float32, lambda: blocks.scales(content()))
+            self._known[key] = (source, levels, scales)
+        return self._known[key][1:]
+
+
+def _initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
+    """The initializer with this tensor; products with one weight share it."""
+    known = model.graph.initializers.get(str(tensor.name))
+    return (
+        known if known is not None and known.const_value is tensor else add_initializer(model, str(tensor.name), tensor)
+    )

@@ -1,0 +1,82 @@
+"""The part of a graph that computes one value from a few inputs, evaluated on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qeff_framework.dialect.names import ONNX_OPSET
+from qeff_framework.lowering.values import graph_of, has_subgraph
+
+#: More nodes than a computation of positions or indices needs, and larger constants: what is beyond is something else.
+_MAX_NODES, _MAX_ELEMENTS = 64, 1 << 20
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Standard ops that compute `result` from `inputs` and constants, and from nothing else."""
+
+    result: ir.Value
+    #: Those of the given inputs that are read.
+    inputs: tuple[ir.Value, ...]
+    #: In graph order.
+    nodes: tuple[ir.Node, ...]
+
+    @classmethod
+    def of(cls, result: ir.Value, inputs: Collection[ir.Value]) -> Computation | None:
+        """What computes `result`; `None` when it reads none of `inputs`, or something else, or takes more than 64 nodes."""
+        nodes: set[ir.Node] = set()
+        read: set[ir.Value] = set()
+        pending = [result]
+        while pending:
+            value = pending.pop()
+            node = value.producer()
+            if value in inputs:
+                read.add(value)
+            elif node is None:
+                if value.const_value is None or value.const_value.size > _MAX_ELEMENTS:
+                    return None
+            elif node not in nodes:
+                if node.domain or len(nodes) == _MAX_NODES or has_subgraph(node):
+                    return None
+                nodes.add(node)
+                pending.extend(value for value in node.inputs if value is not None)
+        if not read:
+            return None
+        ordered = () if not nodes else tuple(node for node in graph_of(next(iter(nodes))) if node in nodes)
+        return cls(result, tuple(value for value in inputs if value in read), ordered)
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The result for these inputs, by name. Raises whatever an op raises for what it is given."""
+        if not self.nodes:
+            return feeds[str(self.result.name)]
+        result: NDArray[Any] = self._evaluator.run(None, dict(feeds))[0]
+        return result
+
+    @cached_property
+    def _evaluator(self) -> Any:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        graph = onnx.helper.make_graph(
+            [ir.serde.serialize_node(node) for node in self.nodes],
+            "computation",
+            [onnx.ValueInfoProto(name=value.name) for value in self.inputs],
+            [onnx.ValueInfoProto(name=self.result.name)],
+            [onnx.numpy_helper.from_array(content, name) for name, content in self._constants().items()],
+        )
+        opset = graph_of(self.nodes[0]).opset_imports.get("", ONNX_OPSET)
+        return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))
+
+    def _constants(self) -> dict[str, NDArray[Any]]:
+        return {
+            str(value.name): value.const_value.numpy()
+            for node in self.nodes
+            for value in node.inputs
+            if value is not None and value.producer() is None and value.const_value is not None
+        }
