@@ -40,8 +40,8 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "optimization_level": "extended",
         "precision": "fp32",
     }
-    first, *_, last = passes()
-    assert compiled.transforms == (f"{first.name}@{first.version}", f"{last.name}@{last.version}")
+    applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]
+    assert compiled.transforms == tuple(applied)
     assert json.loads((tmp_path / "program" / "compiled.json").read_text())["program"] == dict(compiled.program)
 
 
