@@ -452,10 +452,6 @@ class Capabilities:
     """What a backend can be asked for. It gates early errors and the conformance kit."""
 
     tasks: frozenset[Task]
-    #: Dimensions may be left symbolic in the program, so that other sizes than the compiled ones are not recompiled.
-    dynamic_shapes: bool = False
-    #: Retained states stay on the device between steps.
-    retained_state: bool = True
     #: ``full_batch_size``: slots that are refilled while others go on.
     continuous_batching: bool = False
     #: ``num_devices > 1``.

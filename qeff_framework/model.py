@@ -27,7 +27,7 @@ from qeff_framework.contracts import (
     has_changed,
 )
 from qeff_framework.errors import ExecutionError, OptionError
-from qeff_framework.options import CompileOptions, parse_options
+from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
@@ -80,6 +80,8 @@ class QEFFBaseModel:
         self._source: ModelSource = ModuleSource(model) if hasattr(model, "state_dict") else model  # type: ignore[arg-type]
         self._runner: CompiledRunner | None = None
         self.compiled: CompiledModel | None = None
+        #: The backend that was passed to `compile` as an object, which no name leads to.
+        self._backend: Backend | type[Backend] | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> Self:
@@ -253,7 +255,7 @@ class QEFFBaseModel:
             "format": COMPILE_FORMAT,
             "export": self._export_identity(exported),
             "backend": relay.name,
-            "fingerprint": dict(relay.backend.fingerprint()),
+            "fingerprint": relay.fingerprint(),
             "transforms": [_transform_identity(transform) for transform in transforms],
             **_extension_identities(relay, "compile"),
             "specializations": [dataclasses.asdict(item) for item in specializations],
@@ -301,6 +303,7 @@ class QEFFBaseModel:
         )
         self._close_runner()
         self.compiled = CompiledModel.load(stored.path)
+        self._backend = None if backend is None or isinstance(backend, str) else backend
         return self.compiled
 
     def _parse(self, relay: Relay, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -310,12 +313,13 @@ class QEFFBaseModel:
         others = {name: value for name, value in options.items() if name not in size_names}
         problems: list[str] = []
         parsed: list[Any] = []
+        misplaced = misplaced_options(relay.backend.runtime_options, OF_THE_RUNTIME)
         for schema, values, owner in (
             (self.shapes, sizes, f"task '{self.task}'"),
             (relay.backend.options, others, f"backend '{relay.name}'"),
         ):
             try:
-                parsed.append(parse_options(schema, values, owner=owner, also_known=size_names))
+                parsed.append(parse_options(schema, values, owner=owner, also_known=size_names, misplaced=misplaced))
             except OptionError as error:
                 problems.append(str(error))
         if problems and any(name not in {f.name for f in dataclasses.fields(relay.backend.options)} for name in others):
@@ -328,6 +332,7 @@ class QEFFBaseModel:
                     owner=f"backend '{relay.name}'",
                     also_known=size_names,
                     elsewhere=registry.options_elsewhere(relay.name),
+                    misplaced=misplaced,
                 )
             except OptionError as error:
                 problems.append(str(error))
@@ -350,7 +355,7 @@ class QEFFBaseModel:
         if self.compiled is None:
             raise ExecutionError(f"{self.name} is not compiled; call compile(backend=...) first")
         self._close_runner()
-        self._runner = load_compiled(self.compiled.directory, **runtime_options)
+        self._runner = load_compiled(self.compiled.directory, backend=self._backend, **runtime_options)
         return self._runner
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -464,7 +469,6 @@ def _finish_artifact(
             shutil.copytree(origin, directory / name)
         elif origin.is_file():
             shutil.copy2(origin, directory / name)
-    backend = relay.backend
     complete = dataclasses.replace(
         compiled,
         transforms=transforms,
@@ -472,7 +476,7 @@ def _finish_artifact(
         metadata={**exported.metadata, **compiled.metadata, "dry_run": dry_run},
     )
     complete.save()
-    fingerprint = dict(backend.fingerprint())
+    fingerprint = relay.fingerprint()
     create_and_dump_qconfigs(
         directory,
         huggingface_config=_read_config(exported.directory),

@@ -73,6 +73,25 @@ class OptionInfo:
     choices: tuple[object, ...] = ()
 
 
+#: Names that are less alike than this are not suggested: `enable_debug` is no help for `enable_chunking`.
+_CLOSE = 0.75
+
+
+def misplaced_options(schema: type, place: str) -> dict[str, str]:
+    """What to say of an option of `schema` that was given to another stage.
+
+    Args:
+        schema: the options of the stage that the option belongs to.
+        place: ``"is an option of the runtime; pass it to ..."``.
+    """
+    return {field.name: place for field in dataclasses.fields(schema)}
+
+
+#: Where the options of a stage belong.
+OF_THE_RUNTIME = "is an option of the runtime: pass it to load() or load_compiled(), on the command line with -R"
+OF_THE_COMPILATION = "is an option of the compilation: pass it to compile(), on the command line with -O"
+
+
 def describe_options(schema: type) -> list[OptionInfo]:
     """The fields of an options class, in declaration order."""
     hints = typing.get_type_hints(schema)
@@ -104,13 +123,15 @@ def parse_options(
     owner: str,
     also_known: Iterable[str] = (),
     elsewhere: Mapping[str, Sequence[str]] | None = None,
+    misplaced: Mapping[str, str] | None = None,
     from_text: bool = False,
 ) -> T:
     """Builds `schema` from `values`, or raises one `OptionError` that lists every problem.
 
     `owner` names the schema in messages (``"backend 'ort_sim'"``); `also_known` are names that the caller takes
-    itself and that serve as suggestions; `elsewhere` tells for an option name which other backends have it. With
-    `from_text` the values are strings from a command line and are read according to the field's type.
+    itself and that serve as suggestions; `elsewhere` tells for an option name which other backends have it, `misplaced`
+    where an option of another stage belongs. With `from_text` the values are strings from a command line and are read
+    according to the field's type.
     """
     fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(schema)
@@ -118,7 +139,9 @@ def parse_options(
     accepted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
-            problems.append(_unknown(name, [*fields, *also_known], owner, elsewhere or {}))
+            place = (misplaced or {}).get(name)
+            unknown = _unknown(name, [*fields, *also_known], owner, elsewhere or {})
+            problems.append(f"'{name}' {place}" if place else unknown)
             continue
         try:
             typed = _from_text(value, hints[name]) if from_text and isinstance(value, str) else value
@@ -135,7 +158,7 @@ def parse_options(
 
 def _unknown(name: str, known: Sequence[str], owner: str, elsewhere: Mapping[str, Sequence[str]]) -> str:
     normalized = name.replace("-", "_").lower()
-    near = difflib.get_close_matches(normalized, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(normalized, known, n=1, cutoff=_CLOSE)
     message = f"unknown option '{name}'"
     if near:
         message += f", did you mean '{near[0]}'?"

@@ -32,7 +32,17 @@ from qeff_framework.errors import (
     BackendUnavailableError,
     ExtensionError,
 )
+from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
 from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
+from qeff_framework.plugin_metadata import (
+    UNKNOWN_PACKAGE,
+    entry_points,
+    origin_of,
+    package_name,
+    package_summary,
+    package_version,
+    printable,
+)
 from qeff_framework.relay import Relay
 
 if TYPE_CHECKING:
@@ -111,13 +121,13 @@ class Registry:
         if wanted in self._by_hand:
             return self._by_hand[wanted]
         entry = self._select(name)
-        origin = _origin(entry)
+        origin = origin_of(entry)
         try:
             loaded = entry.load()
         except (Exception, SystemExit) as error:
             raise BackendBrokenError(
-                f"backend '{name}' ({origin}) is installed but could not be imported: {_told(error)}; "
-                f"reinstall or repair {entry.dist.name if entry.dist else 'its package'}, `qeff doctor {name}` shows more"
+                f"backend '{name}' ({origin}) is installed but could not be imported: {error_line(error)}; "
+                f"reinstall or repair {package_name(entry)}, `qeff doctor {name}` shows more"
             ) from error
         descriptor = _as_descriptor(loaded, origin)
         if normalize(descriptor.name) != normalize(entry.name):
@@ -127,6 +137,15 @@ class Registry:
             )
         _check_api(descriptor, origin)
         return descriptor
+
+    def probe(self, name: str) -> Probe:
+        """What a backend says that it can do here.
+
+        Raises:
+            BackendError: it cannot be loaded, or its answer is not a `Probe`.
+        """
+        descriptor = self.descriptor(name)
+        return checked_probe(descriptor, f"backend '{descriptor.name}' ({self._origin_of(name)})")
 
     def get(
         self, name: str | Backend | type[Backend] | None = None, *, extensions: Sequence[str] | None = None
@@ -229,7 +248,7 @@ class Registry:
             names = [part for part in os.environ.get(EXTENSIONS_VARIABLE, "").split(",") if part.strip()]
         if not names:
             return {}
-        available = {normalize(entry.name): entry for entry in _entry_points(EXTENSION_GROUP)}
+        available = {normalize(entry.name): entry for entry in entry_points(EXTENSION_GROUP)}
         loaded: dict[str, object] = {}
         for name in sorted({normalize(name) for name in names}):
             if name not in available:
@@ -242,24 +261,24 @@ class Registry:
                 loaded[name] = target() if isinstance(target, type) else target
             except (Exception, SystemExit) as error:
                 raise ExtensionError(
-                    f"extension '{name}' ({_origin(entry)}) could not be loaded: {_told(error)}"
+                    f"extension '{name}' ({origin_of(entry)}) could not be loaded: {error_line(error)}"
                 ) from error
         return loaded
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _entries(self) -> list[EntryPoint]:
-        entries = [entry for entry in _entry_points() if entry.group.startswith(f"{_GROUP_STEM}.v")]
-        return sorted(entries, key=lambda entry: (normalize(entry.name), entry.dist.name if entry.dist else ""))
+        entries = [entry for entry in entry_points() if entry.group.startswith(f"{_GROUP_STEM}.v")]
+        return sorted(entries, key=lambda entry: (normalize(entry.name), package_name(entry)))
 
     def _describe(self, entry: EntryPoint, entries: Sequence[EntryPoint]) -> InstalledBackend:
         status, reason = self._status(entry, entries)
         return InstalledBackend(
-            name=entry.name,
-            distribution=entry.dist.name if entry.dist else "",
-            version=entry.dist.version if entry.dist else "",
-            summary=(entry.dist.metadata["Summary"] or "") if entry.dist else "",
-            target=entry.value,
+            name=printable(entry.name),
+            distribution=package_name(entry),
+            version=package_version(entry),
+            summary=package_summary(entry),
+            target=printable(entry.value),
             api_major=entry.group.rpartition(".v")[2],
             status=status,
             reason=reason,
@@ -276,7 +295,7 @@ class Registry:
             twin for twin in entries if twin.group == entry.group and normalize(twin.name) == normalize(entry.name)
         ]
         if len(twins) > 1:
-            return "conflict", f"also provided by {', '.join(_origin(twin) for twin in twins if twin is not entry)}"
+            return "conflict", f"also provided by {', '.join(origin_of(twin) for twin in twins if twin is not entry)}"
         return "available", ""
 
     def _select(self, name: str) -> EntryPoint:
@@ -287,7 +306,7 @@ class Registry:
             entry
             for entry in entries
             if normalize(entry.name) == normalize(bare)
-            and (not distribution or (entry.dist and normalize(entry.dist.name) == normalize(distribution)))
+            and (not distribution or normalize(package_name(entry)) == normalize(distribution))
         ]
         if not named:
             raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._by_hand]))
@@ -295,26 +314,26 @@ class Registry:
         if not speaking:
             majors = ", ".join(sorted(f"v{entry.group.rpartition('.v')[2]}" for entry in named))
             raise BackendIncompatibleError(
-                f"backend '{name}' ({_origin(named[0])}) was built for plugin API {majors}, this qeff_framework speaks "
-                f"v{_API_MAJOR}; install matching versions of qeff-framework and {_distribution(named[0])}"
+                f"backend '{name}' ({origin_of(named[0])}) was built for plugin API {majors}, this qeff_framework speaks "
+                f"v{_API_MAJOR}; install matching versions of qeff-framework and {package_name(named[0])}"
             )
         allowed = [entry for entry in speaking if not _blocked_by(entry)]
         if not allowed:
             variable = _blocked_by(speaking[0])
             raise BackendBlockedError(
-                f"backend '{name}' ({_origin(speaking[0])}) is installed but blocked by "
+                f"backend '{name}' ({origin_of(speaking[0])}) is installed but blocked by "
                 f"{variable}={os.environ[variable]!r}; change or unset that variable to use it"
             )
         if len(allowed) > 1:
-            providers = ", ".join(_origin(entry) for entry in allowed)
+            providers = ", ".join(origin_of(entry) for entry in allowed)
             raise BackendConflictError(
                 f"{len(allowed)} packages provide backend '{bare}': {providers}; uninstall one, or name it exactly as "
-                f"'{_distribution(allowed[0])}:{bare}'"
+                f"'{package_name(allowed[0])}:{bare}'"
             )
         return allowed[0]
 
     def _origin_of(self, name: str) -> str:
-        return "registered by hand" if normalize(name) in self._by_hand else _origin(self._select(name))
+        return "registered by hand" if normalize(name) in self._by_hand else origin_of(self._select(name))
 
     def _usable_names(self) -> list[str]:
         available = [backend.name for backend in self.installed() if backend.status == "available"]
@@ -327,30 +346,9 @@ class Registry:
                 yield backend.name, backend.reason
         for name in self._usable_names():
             try:
-                yield name, self.descriptor(name).probe()
-            except Exception as error:  # noqa: BLE001 - a backend that breaks here is one that cannot be chosen, with its reason told
-                yield name, _told(error)
-
-
-def _entry_points(group: str | None = None) -> Sequence[EntryPoint]:
-    # Imported here: the first import costs 30 to 90 ms, which `import qeff_framework` should not pay.
-    import importlib_metadata
-
-    found = importlib_metadata.entry_points() if group is None else importlib_metadata.entry_points(group=group)
-    return list(found)
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unknown package"
-
-
-def _origin(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
-
-
-def _told(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+                yield name, self.probe(name)
+            except BackendError as error:  # One that breaks here cannot be chosen; its reason is told.
+                yield name, str(error)
 
 
 def _sort_of(probe: Probe) -> str:
@@ -359,7 +357,7 @@ def _sort_of(probe: Probe) -> str:
 
 def _blocked_by(entry: EntryPoint) -> str:
     """The variable that blocks this entry point, or an empty string."""
-    names = {normalize(entry.name)} | ({normalize(entry.dist.name)} if entry.dist else set())
+    names = {normalize(entry.name), normalize(package_name(entry))} - {normalize(UNKNOWN_PACKAGE)}
     allowed = os.environ.get(ALLOW_VARIABLE)
     if allowed is not None and not names & {normalize(part) for part in allowed.split(",")}:
         return ALLOW_VARIABLE
@@ -379,7 +377,12 @@ def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], by_hand
 
 
 def _as_descriptor(loaded: Any, origin: str) -> Backend:
-    candidate = loaded() if isinstance(loaded, type) and issubclass(loaded, Backend) else loaded
+    try:
+        candidate = loaded() if isinstance(loaded, type) and issubclass(loaded, Backend) else loaded
+    except (Exception, SystemExit) as error:
+        raise BackendBrokenError(
+            f"the backend descriptor of {origin} cannot be created: {error_line(error)}"
+        ) from error
     if not isinstance(candidate, Backend):
         raise BackendIncompatibleError(
             f"the backend entry point of {origin} resolves to {type(loaded).__name__}, expected a subclass or an instance of "
@@ -390,6 +393,7 @@ def _as_descriptor(loaded: Any, origin: str) -> Backend:
         raise BackendIncompatibleError(
             f"the backend descriptor of {origin} does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
         )
+    check_descriptor(candidate, origin)
     return candidate
 
 
@@ -416,7 +420,7 @@ def _load_implementation(descriptor: Backend, origin: str) -> object:
     except (Exception, SystemExit) as error:
         raise BackendBrokenError(
             f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
-            f"not be loaded: {_told(error)}; `qeff doctor {descriptor.name}` shows what is missing"
+            f"not be loaded: {error_line(error)}; `qeff doctor {descriptor.name}` shows what is missing"
         ) from error
 
 

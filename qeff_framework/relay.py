@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import pluggy
@@ -22,8 +23,17 @@ from qeff_framework.contracts import (
     Transform,
     TransformRequest,
 )
-from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
+from qeff_framework.errors import (
+    BackendError,
+    BackendIncompatibleError,
+    CompileError,
+    ExecutionError,
+    ExportError,
+    ExtensionError,
+)
+from qeff_framework.guarded_session import GuardedSession
 from qeff_framework.hookspecs import PROJECT, BackendHooks
+from qeff_framework.plugin_answers import blamed, check_compiled, check_exported, checked_fingerprint
 from qeff_framework.plugin_api import Backend
 
 T = TypeVar("T")
@@ -77,7 +87,8 @@ class Relay:
 
     def transform(self, request: TransformRequest) -> list[Transform]:
         """The transforms of one stage: the core's, then extensions', the backend's own last."""
-        results: list[Any] = self._manager.hook.transform(request=request)
+        with blamed(self._told, "failed to name its transforms", BackendError):
+            results: list[Any] = self._manager.hook.transform(request=request)
         transforms: list[Transform] = []
         # pluggy calls the last registered first; the backend was registered last and its passes run last.
         for result in reversed(results):
@@ -91,18 +102,27 @@ class Relay:
 
     def export(self, request: ExportRequest) -> ExportedModel:
         """Runs the export hook; the core answers when the backend does not."""
-        return self._checked(self._manager.hook.export(request=request), ExportedModel, "export")
+        with blamed(self._told, "failed to export", ExportError) if self.descriptor else nullcontext():
+            exported = self._checked(self._manager.hook.export(request=request), ExportedModel, "export")
+        check_exported(exported, request, self._told)
+        return exported
 
     def compile(self, request: CompileRequest) -> CompiledModel:
         """Runs the compile hook."""
-        compiled = self._checked(self._manager.hook.compile(request=request), CompiledModel, "compile")
-        if compiled.backend != self.name:
-            raise BackendError(f"{self._told} returned a program for backend '{compiled.backend}' from compile")
+        with blamed(self._told, "failed to compile", CompileError):
+            compiled = self._checked(self._manager.hook.compile(request=request), CompiledModel, "compile")
+        check_compiled(compiled, request, self.name, self._told)
         return compiled
 
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Runs the execute hook."""
-        return self._checked(self._manager.hook.execute(request=request), ExecutionSession, "execute")  # type: ignore[type-abstract]
+        with blamed(self._told, "failed to load the program", ExecutionError):
+            session = self._checked(self._manager.hook.execute(request=request), ExecutionSession, "execute")  # type: ignore[type-abstract]
+        return GuardedSession(session, self._told)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The versions that change what the backend compiles. Raises `BackendBrokenError` for anything else than texts."""
+        return checked_fingerprint(self.backend, self._told)
 
     @property
     def _told(self) -> str:

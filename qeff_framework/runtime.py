@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from qeff_framework.artifacts import open_artifact
 from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
-from qeff_framework.errors import ExecutionError, InputError, OptionError
-from qeff_framework.options import parse_options
+from qeff_framework.errors import BackendNotInstalledError, ExecutionError, InputError, OptionError
+from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
 from qeff_framework.progress import report
-from qeff_framework.registry import registry
+from qeff_framework.registry import normalize, registry
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
         TextGenerator,
         TextTokenizer,
     )
+    from qeff_framework.plugin_api import Backend
+    from qeff_framework.relay import Relay
 
 
 def load_compiled(
     path: str | os.PathLike[str],
     *,
+    backend: str | Backend | type[Backend] | None = None,
     verify: Literal["quick", "full"] = "quick",
     extensions: Sequence[str] | None = None,
     **runtime_options: Any,
@@ -45,6 +48,8 @@ def load_compiled(
 
     Args:
         path: what `QEFFBaseModel.compile` returned as ``directory``, or a copy of it.
+        backend: the backend that has compiled it, for one that is not installed under its name: a descriptor, or
+            ``"distribution:name"`` where several packages provide the name. `None` takes the name that the artifact holds.
         verify: how the files are compared with the manifest before anything is loaded. ``"quick"``: every listed file is there
             with its size; files up to 1 MiB, and larger ones whose time stamps have changed, have their recorded SHA-256; nothing
             unlisted stands in for a config or a tokenizer. ``"full"``: every file is read, and unlisted ones are refused.
@@ -67,11 +72,33 @@ def load_compiled(
         raise ExecutionError(
             f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
         )
-    relay = registry.get(compiled.backend, extensions=extensions)
-    options = parse_options(relay.backend.runtime_options, runtime_options, owner=f"runtime of backend '{relay.name}'")
+    relay = _relay_for(compiled, backend, extensions)
+    options = parse_options(
+        relay.backend.runtime_options,
+        runtime_options,
+        owner=f"runtime of backend '{relay.name}'",
+        misplaced=misplaced_options(relay.backend.options, OF_THE_COMPILATION),
+    )
     report(f"loading the program for {relay.name}")
     session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
     return _RUNNERS[compiled.task](session)
+
+
+def _relay_for(
+    compiled: CompiledModel, backend: str | Backend | type[Backend] | None, extensions: Sequence[str] | None
+) -> Relay:
+    try:
+        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions)
+    except BackendNotInstalledError as error:
+        raise BackendNotInstalledError(
+            f"{error}; {compiled.directory} was compiled for it. A backend that is a class of your own is passed as "
+            "load_compiled(..., backend=YourBackend)"
+        ) from error
+    if normalize(relay.name) != normalize(compiled.backend):
+        raise OptionError(
+            f"{compiled.directory} was compiled for backend '{compiled.backend}', not for '{relay.name}'; leave backend out"
+        )
+    return relay
 
 
 def _check_program_paths(compiled: CompiledModel) -> None:

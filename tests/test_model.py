@@ -11,10 +11,12 @@ import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import cache_key
+from qeff_framework.errors import BackendError, BackendNotInstalledError, OptionError
 from qeff_framework.extensions.timing import TimingExtension
 from qeff_framework.model import _extension_identities, _transform_identity
 from qeff_framework.plugin_api import hookimpl
 from qeff_framework.relay import Relay
+from qeff_framework.runtime import load_compiled
 from qeff_framework.sources import CheckpointSource, ModuleSource
 from tests.checkpoints import save_tiny_checkpoint
 from tests.recording_backend import Pass, RecordingBackend, RecordingHooks
@@ -197,3 +199,15 @@ def test_a_replaced_field_of_a_checkpoint_is_in_the_config_of_the_artifact(tmp_p
     (tmp_path / "artifact").mkdir()
     source.save_companions(tmp_path / "artifact")
     assert json.loads((tmp_path / "artifact/config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:
+    compiled = model.compile(backend=RecordingBackend, ctx_len=32, prefill_seq_len=4)
+    with pytest.raises(BackendError, match="'recording'.* does not answer execute"):
+        model.load()
+    with pytest.raises(BackendError, match="'recording'.* does not answer execute"):
+        load_compiled(compiled.directory, backend=RecordingBackend)
+    with pytest.raises(BackendNotInstalledError, match="backend=YourBackend"):
+        load_compiled(compiled.directory)
+    with pytest.raises(OptionError, match="'side_file' is an option of the compilation.*-O"):
+        load_compiled(compiled.directory, backend=RecordingBackend, side_file="x")

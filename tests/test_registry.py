@@ -174,7 +174,7 @@ def test_hardware_comes_before_simulators_and_the_log_says_why(site: Path, caplo
     assert "'card' chosen: hardware" in line
     assert "sim (simulator, rank 100)" in line
     assert "absent (echo: made by a test)" in line
-    assert "cracked (BackendBrokenError" in line
+    assert "cracked (backend 'cracked'" in line
 
 
 def test_rank_decides_among_equals(site: Path) -> None:

@@ -16,7 +16,7 @@ from qeff_framework.contracts import (
     ExportRequest,
     TransformRequest,
 )
-from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
+from qeff_framework.errors import BackendError, BackendIncompatibleError, ExportError, ExtensionError
 from qeff_framework.extensions.timing import TimingExtension
 from qeff_framework.hookspecs import hookimpl
 from qeff_framework.plugin_api import Backend
@@ -157,7 +157,7 @@ def test_timing_wraps_every_stage_and_keeps_failures(tmp_path: Path) -> None:
     timing = TimingExtension()
     relay = relay_of(Hooks(), timing=timing)
     module: Any = None
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(ExportError, match="acme.*failed to export: ValueError: no"):
         relay.export(ExportRequest(module=module, task="causal-lm", output_dir=tmp_path))
     relay.compile(compile_request(tmp_path))
     assert [(record.stage, record.failed_with) for record in timing.records] == [

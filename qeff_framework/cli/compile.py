@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.cli.arguments import add_compile_options, add_model, add_output, add_subcommand, compile_texts
+from qeff_framework.cli.arguments import (
+    add_compile_options,
+    add_model,
+    add_output,
+    add_subcommand,
+    compile_texts,
+    texts_by_name,
+)
 from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import facts
 from qeff_framework.errors import OptionError
@@ -79,6 +86,7 @@ def compile_model(args: argparse.Namespace, *, output: Path | None = None, dry_r
     backend = args.backend or registry.choose()
     descriptor = registry.descriptor(backend)
     _check_backend_options(texts, descriptor, args.task)
+    _check_runtime_options(texts_by_name(getattr(args, "runtime_options", [])), descriptor)
     model = open_model(args)
     options = typed_options(texts, [model.shapes, descriptor.options])
     return model.compile(backend, compile_dir=output, dry_run=dry_run, extensions=args.extension, **options)
@@ -88,7 +96,7 @@ def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: 
     """Raises `OptionError` for what is wrong whatever the model is; `compile` checks the rest, with the task's sizes."""
     from qeff_framework.auto.model import CLASSES
     from qeff_framework.cli.text_options import typed_options
-    from qeff_framework.options import parse_options
+    from qeff_framework.options import OF_THE_RUNTIME, misplaced_options, parse_options
     from qeff_framework.registry import registry
 
     schemas = [model_class.shapes for name, model_class in CLASSES.items() if task in (name, "auto")]
@@ -96,12 +104,28 @@ def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: 
     others = {name: text for name, text in texts.items() if name not in sizes}
     values = typed_options(others, [descriptor.options])
     owner = f"backend '{descriptor.name}'"
+    misplaced = misplaced_options(descriptor.runtime_options, OF_THE_RUNTIME)
     try:
-        parse_options(descriptor.options, values, owner=owner, also_known=sizes)
+        parse_options(descriptor.options, values, owner=owner, also_known=sizes, misplaced=misplaced)
     except OptionError:
         # Other backends are looked at only when there is a message to improve.
         elsewhere = registry.options_elsewhere(descriptor.name)
-        parse_options(descriptor.options, values, owner=owner, also_known=sizes, elsewhere=elsewhere)
+        parse_options(
+            descriptor.options, values, owner=owner, also_known=sizes, elsewhere=elsewhere, misplaced=misplaced
+        )
+
+
+def _check_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> None:
+    """Raises `OptionError` for a runtime option that loading would refuse, which is after the compilation."""
+    from qeff_framework.cli.text_options import typed_options
+    from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
+
+    parse_options(
+        descriptor.runtime_options,
+        typed_options(texts, [descriptor.runtime_options]),
+        owner=f"runtime of backend '{descriptor.name}'",
+        misplaced=misplaced_options(descriptor.options, OF_THE_COMPILATION),
+    )
 
 
 def specialization_lines(specializations: tuple[Specialization, ...]) -> str:

@@ -120,7 +120,7 @@ def _examine(backend: InstalledBackend) -> Finding:
     if backend.status != "available":
         return found
     try:
-        probe = registry.descriptor(backend.name).probe()
+        probe = registry.probe(backend.name)
     except BackendIncompatibleError as error:
         return replace(found, status="incompatible", reason=str(error))
     except BackendBrokenError as error:

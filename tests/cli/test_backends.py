@@ -73,7 +73,7 @@ def test_table_names_what_blocks(three_backends):
 
 
 def test_nothing_installed_names_the_next_step(qeff, monkeypatch):
-    monkeypatch.setattr("qeff_framework.registry._entry_points", lambda group=None: [])
+    monkeypatch.setattr("qeff_framework.registry.entry_points", lambda group=None: [])
 
     result = qeff("backends")
 

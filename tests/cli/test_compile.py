@@ -95,7 +95,10 @@ def test_compiler_that_refuses_is_1(model_qeff, llama):
     result = model_qeff("-q", "compile", llama, "--backend", "toy", "-O", "mode=refuse")
 
     assert result.code == 1
-    assert result.err == "qeff: error: the toy compiler refuses this model; try mode=plain\n"
+    assert (
+        result.err
+        == "qeff: error: backend 'toy' (qeff-toy-backend 0.3.0): the toy compiler refuses this model; try mode=plain\n"
+    )
 
 
 def test_dry_run_leaves_an_artifact_that_cannot_run(model_qeff, llama, tmp_path):
@@ -147,3 +150,18 @@ def test_program_is_found_again(model_qeff, llama, monkeypatch):
 
     assert json.loads(second.out) == json.loads(first.out)
     assert CompiledModel.load(Path(second.json["directory"])).backend == "toy"
+
+
+def test_an_option_of_another_stage_is_refused_before_any_work(model_qeff, llama, monkeypatch):
+    monkeypatch.setattr("qeff_framework.sources.CheckpointSource.load", lambda *_: pytest.fail("weights were loaded"))
+    misspelt = model_qeff("generate", llama, "--backend", "toy", "--prompt", "one", "--ctx-len", "24", "-R", "shfit=2")
+    assert misspelt.code == 2
+    assert "runtime of backend 'toy': unknown option 'shfit', did you mean 'shift'?" in misspelt.err
+    misplaced = model_qeff("compile", llama, "--backend", "toy", "-O", "shift=2")
+    assert misplaced.code == 2
+    assert (
+        "'shift' is an option of the runtime: pass it to load() or load_compiled(), on the command line with -R"
+        in misplaced.err
+    )
+    unlike = model_qeff("compile", llama, "--backend", "toy", "-O", "enable_chunking=true")
+    assert "did you mean" not in unlike.err

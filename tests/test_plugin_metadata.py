@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from qeff_framework.plugin_metadata import printable
+from qeff_framework.registry import Registry
+from tests.fake_distributions import echo_backend
+
+GROUP = "qeff_framework.backends.v1"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    echo_backend(tmp_path, "good")
+    return tmp_path
+
+
+def stranger(
+    site: Path, metadata: bytes | None, entry_points: bytes = b"[%s]\nodd = odd:Odd\n" % GROUP.encode()
+) -> None:
+    info = site / "odd-1.0.dist-info"
+    info.mkdir()
+    if metadata is not None:
+        (info / "METADATA").write_bytes(metadata)
+    (info / "entry_points.txt").write_bytes(entry_points)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        b"",
+        b"Metadata-Version: 2.1\nName: odd\n",
+        b"Metadata-Version: 2.1\nVersion: 1.0\n",
+        b"Metadata-Version: 2.1\nName: odd\nVersion: 1.0\nSummary: \xff\xfe\x1b[31m\n",
+    ],
+    ids=["no file", "empty", "no version", "no name", "no text"],
+)
+def test_a_package_that_says_little_is_listed_and_breaks_nothing(site: Path, metadata: bytes | None) -> None:
+    stranger(site, metadata)
+    found = {backend.name: backend for backend in Registry().installed()}
+    assert found["good"].status == found["odd"].status == "available"
+    assert found["odd"].summary.isprintable()
+    assert Registry().descriptor("good").name == "good"
+
+
+@pytest.mark.parametrize("value", [b"odd = not a value", b"odd = odd", b"odd", b"\xff\xfe = odd:Odd"])
+def test_an_entry_point_of_another_form_breaks_nothing(site: Path, value: bytes) -> None:
+    stranger(site, b"Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n", b"[%s]\n%s\n" % (GROUP.encode(), value))
+    assert "good" in {backend.name for backend in Registry().installed()}
+    assert Registry().descriptor("good").name == "good"
+
+
+def test_texts_of_strangers_are_one_printable_line() -> None:
+    assert printable("a\nb\t\x1b[31mred\u202e") == "a b \N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"
+    assert len(printable("x" * 10_000)) <= 300
