@@ -300,6 +300,9 @@ class ExportRequest:
     #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order, and all of
     #: `SAMPLER_INPUTS` behind them when the graph ends in a sampler.
     extra_inputs: tuple[str, ...] = ()
+    #: Names of parameters and buffers of `module` that its checkpoint did not hold. They contain random values: a graph that
+    #: reads one must be refused by an error that names it.
+    unloaded: frozenset[str] = frozenset()
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 

@@ -80,7 +80,8 @@ class BackendHooks:
 
         Implement it only for a model or a format that the core's export cannot carry. The framework calls it inside the
         artifact store: the directory is published when the hook returns and removed when it raises. After it the
-        framework adds the model's config, generation config and tokenizer.
+        framework adds the model's config, generation config and tokenizer. ``request.unloaded`` names weights of the
+        module that its checkpoint did not hold: raise `ExportError`, naming it, if the graph reads one.
 
         Example, an extension that measures the core's own export::
 

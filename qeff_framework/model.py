@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from qeff_framework.relay import Relay
     from qeff_framework.runtime import CompiledRunner
+
+logger = logging.getLogger(__name__)
 
 #: Part of every export's key. Change it whenever the same model exports to another graph.
 EXPORT_FORMAT = 5
@@ -89,16 +92,23 @@ class QEFFBaseModel:
 
         Args:
             pretrained_model_name_or_path: folder with a ``config.json``, hub id, or path of a ``.gguf`` file.
-            **hf_kwargs: passed on to Transformers' ``from_pretrained``: ``gguf_file``, ``revision``, ``token``,
-                ``trust_remote_code`` (off by default), ...
+            **hf_kwargs: arguments of Transformers' ``from_pretrained`` (``gguf_file``, ``revision``, ``token``, ``variant``,
+                ``trust_remote_code``, off by default, ...) and fields of the checkpoint's config that are to be replaced
+                (``num_hidden_layers=1``).
 
         Raises:
-            CheckpointError: the checkpoint is missing, incomplete or damaged.
+            OptionError: an argument that neither Transformers' loader nor the config has.
+            CheckpointError: the checkpoint is missing, incomplete or damaged, is an adapter, or needs code of its own that was
+                not trusted. What only the weights tell is raised when they are loaded, by `export` and `compile`.
             UnsupportedModelError: its architecture does not fit the task.
         """
         source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
         cls._check_architecture(source)
         return cls(source)
+
+    def require_tokenizer(self) -> None:
+        """Raises `CheckpointError` with the reason where the artifact would carry no tokenizer to read texts with."""
+        self._source.require_tokenizer()
 
     @classmethod
     def _check_architecture(cls, source: ModelSource) -> None:
@@ -150,10 +160,14 @@ class QEFFBaseModel:
         extra_inputs: tuple[str, ...] = (),
     ) -> ExportedModel:
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
+        # An artifact without the tokenizer must not be found again where the tokenizer can be loaded.
+        problem = self._source.tokenizer_problem()
+        identity = self._source.identity()
         parts = {
             "format": EXPORT_FORMAT,
             "task": self.task,
-            "model": self._source.identity(),
+            "model": identity,
+            **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
             "libraries": _versions(_EXPORT_LIBRARIES),
             **_extension_identities(relay, "export"),
@@ -164,6 +178,8 @@ class QEFFBaseModel:
 
         def build(output_dir: Path) -> None:
             module = self.module
+            if isinstance(self._source, CheckpointSource):
+                self._source.refuse_changed(identity)
             if transforms and isinstance(self._source, ModuleSource):
                 # The module belongs to the caller, and the next backend must find it as it was.
                 module = copy.deepcopy(module)
@@ -174,6 +190,7 @@ class QEFFBaseModel:
                 task=self.task,
                 output_dir=output_dir,
                 extra_inputs=extra_inputs,
+                unloaded=self._source.unloaded(),
                 progress=report,
                 **self._export_arguments(),
             )
@@ -181,6 +198,7 @@ class QEFFBaseModel:
             metadata = {
                 "model_name": self.name,
                 "pad_token_id": self.config.get("pad_token_id"),
+                **_stated(notes=list(self._source.notes()), tokenizer_problem=problem),
                 **exported.metadata,
             }
             self._source.save_companions(output_dir)
@@ -199,7 +217,13 @@ class QEFFBaseModel:
             )
         finally:
             self._source.release()
-        return ExportedModel.load(stored.path)
+        exported = ExportedModel.load(stored.path)
+        # Told on every run: what is wrong stays wrong when the export is found again.
+        for note in exported.metadata.get("notes", ()):
+            logger.warning("%s", note)
+        if problem:
+            logger.warning("the artifact carries no tokenizer: %s", problem)
+        return exported
 
     def _export_key(self) -> Mapping[str, object]:
         """What a task adds to the export's key."""
@@ -367,6 +391,11 @@ class QEFFBaseModel:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+
+def _stated(**facts: Any) -> dict[str, Any]:
+    """The facts that there are."""
+    return {name: value for name, value in facts.items() if value}
 
 
 def _plain_size(value: Any) -> Any:

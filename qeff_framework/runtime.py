@@ -145,6 +145,16 @@ class CompiledRunner:
         return self._tokenizer
 
     @property
+    def no_tokenizer(self) -> str:
+        """Why texts cannot be read where the artifact carries no tokenizer, as far as it is known, and the remedy."""
+        problem = self.compiled.metadata.get("tokenizer_problem")
+        told = f": {problem}" if problem else ""
+        return (
+            f"{self.compiled.directory} carries no tokenizer, so that texts cannot be read{told}; mend that, or save a tokenizer "
+            "in the model's folder, and compile again"
+        )
+
+    @property
     def info(self) -> Mapping[str, str]:
         """Where it runs: device, simulator or hardware."""
         return self.session.info
@@ -255,6 +265,8 @@ class CompiledCausalLM(CompiledRunner):
                 self.session, generation_defaults=generation_defaults(self.compiled.directory)
             )
         chosen = tokenizer if tokenizer is not None else self.tokenizer
+        if chosen is None and any(isinstance(prompt, str) for prompt in [prompts, *(prompts or ())]):
+            raise InputError(f"{self.no_tokenizer}; or pass tokenizer=...")
         self._generator.tokenizer = as_text_tokenizer(chosen) if chosen is not None else None
         if generation_len is not None:
             settings["generation_len"] = generation_len
@@ -427,7 +439,7 @@ class CompiledQuestionAnswering(CompiledRunner):
 
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None:
-            raise InputError(f"{self.compiled.directory} carries no tokenizer; pass tokenizer=...")
+            raise InputError(f"{self.no_tokenizer}; or pass tokenizer=...")
         return find_answer(
             self.generate,
             as_text_tokenizer(chosen),

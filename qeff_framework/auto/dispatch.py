@@ -1,12 +1,18 @@
-"""Which task a checkpoint is for, read from its config and Transformers' own mappings; no list of names of ours."""
+"""Which task a checkpoint is for, read from its config, Transformers' own mappings and what its classes say about themselves; no
+list of names of ours.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qeff_framework.artifacts import store_root
@@ -14,6 +20,7 @@ from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import ModelSource
+from qeff_framework.sources.remote_code import references, refuse_untrusted
 
 _CLASS_OF_TASK: Mapping[Task, str] = {
     "causal-lm": "QEFFAutoModelForCausalLM",
@@ -23,24 +30,67 @@ _CLASS_OF_TASK: Mapping[Task, str] = {
     "question-answering": "QEFFAutoModelForQuestionAnswering",
     "seq2seq-lm": "QEFFAutoModelForSeq2SeqLM",
 }
+#: The mapping of Transformers that names the classes with each task's head.
+_HEADS: Mapping[Task, str] = {
+    "causal-lm": "CAUSAL_LM",
+    "sequence-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "question-answering": "QUESTION_ANSWERING",
+    "seq2seq-lm": "SEQ_TO_SEQ_CAUSAL_LM",
+}
+#: The class of Transformers that loads each task's checkpoints.
+_AUTO_CLASS: Mapping[Task, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
+#: Mappings of Transformers whose models work on text. A model of several inputs that is in another one is no text encoder.
+_TEXT_MAPPINGS = frozenset(
+    {
+        *("CAUSAL_LM", "MASKED_LM", "PRETRAINING", "SEQ_TO_SEQ_CAUSAL_LM", "TEXT_ENCODING"),
+        *("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "TABLE_QUESTION_ANSWERING"),
+        *("MULTIPLE_CHOICE", "NEXT_SENTENCE_PREDICTION"),
+    }
+)
+_TASKS_TOLD = (
+    "the tasks of this version read text alone: causal and encoder-decoder language models, text encoders, classifiers of texts "
+    "or tokens, models for question answering"
+)
 
 
-def task_of(config: Mapping[str, Any]) -> Task:
-    """The task of a checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """What a config was found to be."""
+
+    task: Task
+    #: The installed Transformers lacks a class that the checkpoint brings along.
+    needs_own_code: bool
+
+
+def task_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> Task:
+    """The task of a checkpoint or a module; `config` in place of its own.
 
     The head that the checkpoint was saved with decides (``architectures``). A config without it is taken for a causal
     LM if Transformers has a causal-LM class, and no masked-LM class, for its model type: encoders such as BERT have
     both. An encoder-decoder is one in its config (``is_encoder_decoder``).
 
     Raises:
-        UnsupportedModelError: its head is that of no task.
+        UnsupportedModelError: its head is that of no task, or it reads something else than text.
+        CheckpointError: it needs code of its own, which was not trusted.
     """
-    return _remembered(config) or _remember(config, _decide(config))
+    config = source.config() if config is None else config
+    decision = _remembered(config) or _remember(config, _decide(config))
+    if decision.needs_own_code and not source.trusted:
+        refuse_untrusted(source.name, config)
+    return decision.task
 
 
 def check_task(source: ModelSource, task: Task) -> None:
-    """Raises `UnsupportedModelError` when a checkpoint is for another task."""
-    actual = task_of(source.config())
+    """Raises what `task_of` raises, and `UnsupportedModelError` when a checkpoint is for another task."""
+    actual = task_of(source)
     if task == "encoder" and actual == "causal-lm" and is_embedding_checkpoint(source):
         return
     if actual != task:
@@ -50,17 +100,32 @@ def check_task(source: ModelSource, task: Task) -> None:
         )
 
 
-def _decide(config: Mapping[str, Any]) -> Task:
+def _decide(config: Mapping[str, Any]) -> _Decision:
     # Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
+    import transformers
     from transformers.models.auto import modeling_auto as auto
 
     model_type = str(config.get("model_type", ""))
-    if model_type not in auto.MODEL_MAPPING_NAMES and "auto_map" not in config:
+    own = {auto_class: reference.rpartition(".")[2] for auto_class, reference in references(config)}
+    if model_type not in transformers.CONFIG_MAPPING and not own:
         raise UnsupportedModelError(
-            f"the installed Transformers does not know model_type '{model_type}'; upgrade it, or pass trust_remote_code=True "
-            "if the checkpoint brings its own code"
+            f"the installed Transformers {transformers.__version__} does not know model_type '{model_type}', and the checkpoint "
+            "brings no code of its own; upgrade Transformers, or check config.json"
         )
+    task = _task(config, own)
+    mapping = _mappings()[_HEADS[task]] if task in _HEADS else auto.MODEL_MAPPING_NAMES
+    return _Decision(task=task, needs_own_code=bool(own) and model_type not in mapping)
+
+
+def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
+    """`own`: classes of the checkpoint's own code, by the auto class that they stand for."""
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = str(config.get("model_type", ""))
     architectures = tuple(config.get("architectures") or ())
+    for task, auto_class in _AUTO_CLASS.items():
+        if own.get(auto_class) in architectures:
+            return task
     if config.get("is_encoder_decoder"):
         seq2seq = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
         if any(name in _names(seq2seq) for name in architectures) or (not architectures and model_type in seq2seq):
@@ -69,32 +134,107 @@ def _decide(config: Mapping[str, Any]) -> Task:
             f"{_told(config)} is an encoder-decoder model without a text head, or one whose input is no text; of the "
             "encoder-decoder models the tasks of this version carry those of AutoModelForSeq2SeqLM that read text"
         )
-    causal = _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    if architectures:
-        if any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+    if not architectures:
+        if (
+            model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        ):
             return "causal-lm"
-        heads: tuple[tuple[Task, Mapping[str, Any]], ...] = (
-            ("sequence-classification", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-            ("token-classification", auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
-            ("question-answering", auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
-        )
-        for task, mapping in heads:
-            if any(name in _names(mapping) for name in architectures):
-                return task
-        other = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-        pretraining = _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
-        if any(name in other | pretraining for name in architectures):
-            return "encoder"
-        raise UnsupportedModelError(
-            f"{_told(config)} is none of those that the tasks of this version carry: a causal or encoder-decoder language "
-            "model, a text encoder, a classifier of texts or tokens, a model for question answering"
-        )
-    if (
-        model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    ):
+        _refuse_other_inputs(config, architectures)
+        return "encoder"
+    mappings = _mappings()
+    for task, head in _HEADS.items():
+        if task != "seq2seq-lm" and any(name in _names(mappings[head]) for name in architectures):
+            return task
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "causal-lm"
-    return "encoder"
+    _refuse_other_inputs(config, architectures)
+    without_head = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    if any(name in without_head | _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES) for name in architectures):
+        return "encoder"
+    raise UnsupportedModelError(f"{_told(config)}{_loaded_by(architectures)} is for none of the tasks: {_TASKS_TOLD}")
+
+
+# --- what a model without a text head reads ---------------------------------------------------------------------------
+
+
+def _refuse_other_inputs(config: Mapping[str, Any], architectures: Iterable[str]) -> None:
+    """Raises `UnsupportedModelError` for what AutoModel loads and cannot embed text alone, such as models of images or sound."""
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = str(config.get("model_type", ""))
+    name = next(iter(_names({model_type: auto.MODEL_MAPPING_NAMES.get(model_type, ())})), None)
+    base = _class(name)
+    if base is None:
+        return
+    told = f"{_told(config)}{_loaded_by(architectures)}"
+    inputs = _inputs(base)
+    if "text" not in inputs or "input_ids" not in inspect.signature(base.forward).parameters:
+        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_TASKS_TOLD}")
+    generates = any(_generates(_class(architecture)) for architecture in architectures)
+    if inputs != {"text"} and (generates or not _is_among_encoders(model_type, base)):
+        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_TASKS_TOLD}")
+    if _generates(base) or not _returns_hidden_states(base):
+        raise UnsupportedModelError(f"{told} returns no hidden states of a text; {_TASKS_TOLD}")
+
+
+def _inputs(model_class: Any) -> set[str]:
+    """What a class of Transformers reads: ``text``, ``image``, ``audio``, ... in its own words."""
+    stated = model_class.input_modalities
+    inputs = {stated} if isinstance(stated, str) else set(stated)
+    # "text" is the default, which some classes that read something else leave as it is.
+    main = model_class.main_input_name
+    return inputs if main == "input_ids" or inputs != {"text"} else {str(main)}
+
+
+def _is_among_encoders(model_type: str, base: Any) -> bool:
+    """Whether Transformers lists a model of several inputs as one that reads text alone as well, or not as one of the others."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES | auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES:
+        return True
+    if base.__name__ in _names({"": auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(model_type, ())}):
+        return True
+    listed = {task for task, mapping in _mappings().items() if model_type in mapping}
+    return listed <= _TEXT_MAPPINGS
+
+
+def _returns_hidden_states(model_class: Any) -> bool:
+    """What the annotation of ``forward`` says; a class without one is taken at its word that it is a model without a head."""
+    annotation = inspect.signature(model_class.forward).return_annotation
+    outputs = [part for part in typing.get_args(annotation) or (annotation,) if dataclasses.is_dataclass(part)]
+    return not outputs or any(
+        field.name == "last_hidden_state" for part in outputs for field in dataclasses.fields(part)
+    )
+
+
+def _generates(model_class: Any) -> bool:
+    from transformers import GenerationMixin
+
+    return model_class is not None and issubclass(model_class, GenerationMixin)
+
+
+def _class(name: str | None) -> Any:
+    """A class of Transformers; `None` where it has none of this name, or lacks a package for it."""
+    import transformers
+
+    found = getattr(transformers, name, None) if name else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+# --- Transformers' mappings -------------------------------------------------------------------------------------------
+
+
+def _mappings() -> dict[str, Mapping[str, Any]]:
+    """Names of classes by model type, for each kind of head: ``CAUSAL_LM``, ``IMAGE_TEXT_TO_TEXT``, ..."""
+    from transformers.models.auto import modeling_auto as auto
+
+    start, end = "MODEL_FOR_", "_NAMES"
+    return {
+        name.removeprefix(start).removesuffix(end).removesuffix("_MAPPING"): mapping
+        for name, mapping in vars(auto).items()
+        if name.startswith(start) and name.endswith(end)
+    }
 
 
 def _names(mapping: Mapping[str, Any]) -> set[str]:
@@ -102,8 +242,27 @@ def _names(mapping: Mapping[str, Any]) -> set[str]:
     return {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}
 
 
+def _loaded_by(architectures: Iterable[str]) -> str:
+    """Which kinds of model Transformers lists an architecture under, in words."""
+    heads = sorted(
+        task.lower().replace("_", "-")
+        for task, mapping in _mappings().items()
+        if task != "PRETRAINING" and not _names(mapping).isdisjoint(architectures)
+    )
+    return f", in Transformers a model for {', '.join(heads)}," if heads else ""
+
+
+def _listed(inputs: Iterable[str]) -> str:
+    return " and ".join(sorted(inputs))
+
+
 def _told(config: Mapping[str, Any]) -> str:
-    return ", ".join(config.get("architectures") or ()) or f"model_type '{config.get('model_type')}'"
+    model_type = f"model_type '{config.get('model_type')}'"
+    architectures = ", ".join(config.get("architectures") or ())
+    return f"{architectures} ({model_type})" if architectures else model_type
+
+
+# --- memo -------------------------------------------------------------------------------------------------------------
 
 
 def _memo_key(config: Mapping[str, Any]) -> str:
@@ -111,23 +270,25 @@ def _memo_key(config: Mapping[str, Any]) -> str:
 
     asked = {name: config.get(name) for name in ("model_type", "architectures", "is_encoder_decoder", "auto_map")}
     asked["transformers"] = importlib_metadata.version("transformers")
+    asked["format"] = 2
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _remembered(config: Mapping[str, Any]) -> Task | None:
-    with contextlib.suppress(OSError, ValueError):
-        task: Task = json.loads((store_root() / "tasks" / f"{_memo_key(config)}.json").read_text(encoding="utf-8"))
-        return task if task in _CLASS_OF_TASK else None
+def _remembered(config: Mapping[str, Any]) -> _Decision | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        content = json.loads((store_root() / "tasks" / f"{_memo_key(config)}.json").read_text(encoding="utf-8"))
+        decision = _Decision(**content)
+        return decision if decision.task in _CLASS_OF_TASK else None
     return None
 
 
-def _remember(config: Mapping[str, Any], task: Task) -> Task:
+def _remember(config: Mapping[str, Any], decision: _Decision) -> _Decision:
     # A memo only: where it cannot be written, the next run decides again, and the store says what is wrong with its
     # root.
     with contextlib.suppress(OSError):
         folder = store_root() / "tasks"
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{_memo_key(config)}.{os.getpid()}"
-        draft.write_text(json.dumps(task), encoding="utf-8")
+        draft.write_text(json.dumps(dataclasses.asdict(decision)), encoding="utf-8")
         draft.replace(folder / f"{_memo_key(config)}.json")
-    return task
+    return decision

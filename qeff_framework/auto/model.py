@@ -14,6 +14,7 @@ from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswe
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
 from qeff_framework.auto.token_classification import QEFFAutoModelForTokenClassification
+from qeff_framework.errors import OptionError
 from qeff_framework.sources import CheckpointSource, ModuleSource
 
 if TYPE_CHECKING:
@@ -51,15 +52,17 @@ class QEFFAutoModel:
         source = ModuleSource(model)
         # A module says more than its config: its own class is the head that it has.
         config = {**source.config(), "architectures": [type(model).__name__]}
-        return CLASSES[task_of(config)](model, **kwargs)
+        return CLASSES[task_of(source, config)](model, **kwargs)
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> QEFFBaseModel:
         """Takes a checkpoint; see `QEFFBaseModel.from_pretrained`."""
-        source = CheckpointSource(
-            pretrained_model_name_or_path, {key: value for key, value in hf_kwargs.items() if key != "pooling"}
-        )
-        task = task_of(source.config())
+        pooling = {"pooling": hf_kwargs.pop("pooling")} if "pooling" in hf_kwargs else {}
+        source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
+        task = task_of(source)
         if task == "causal-lm" and is_embedding_checkpoint(source):
             task = "encoder"
-        return CLASSES[task].from_pretrained(pretrained_model_name_or_path, **hf_kwargs)
+        if pooling and task != "encoder":
+            raise OptionError(f"pooling= is for text encoders, and {source.name} is a model for {task}; leave it out")
+        # The same source: a hub's revision may stand for another commit when it is asked again.
+        return CLASSES[task](source, **pooling)

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
         "specializations": specializations,
         "options": compiled.options,
         "directory": str(compiled.directory),
+        **notes_of(compiled.metadata),
     }
     shown = {
         "backend": compiled.backend,
@@ -69,14 +70,18 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
         "programs": specialization_lines(compiled.specializations),
         "directory": str(compiled.directory),
         "note": "a dry run: the compiler's inputs, nothing that can be run" if args.dry_run else "",
+        "warning": "\n".join(notes_of(compiled.metadata).get("warnings", ())),
     }
     return Outcome(document=document, text=facts(shown))
 
 
-def compile_model(args: argparse.Namespace, *, output: Path | None = None, dry_run: bool = False) -> CompiledModel:
+def compile_model(
+    args: argparse.Namespace, *, output: Path | None = None, dry_run: bool = False, reads_texts: bool = False
+) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
-    Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes.
+    Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
+    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled.
     """
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
@@ -89,7 +94,16 @@ def compile_model(args: argparse.Namespace, *, output: Path | None = None, dry_r
     _check_runtime_options(texts_by_name(getattr(args, "runtime_options", [])), descriptor)
     model = open_model(args)
     options = typed_options(texts, [model.shapes, descriptor.options])
+    if reads_texts:
+        model.require_tokenizer()
     return model.compile(backend, compile_dir=output, dry_run=dry_run, extensions=args.extension, **options)
+
+
+def notes_of(metadata: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What an artifact's metadata warns about, as ``warnings``; empty where it does not."""
+    problem = metadata.get("tokenizer_problem")
+    warnings = [*metadata.get("notes", ()), *([f"there is no tokenizer in it: {problem}"] if problem else [])]
+    return {"warnings": warnings} if warnings else {}
 
 
 def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_extension, add_model, add_output, add_subcommand
+from qeff_framework.cli.compile import notes_of
 from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import facts
 
@@ -33,11 +34,13 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
     from qeff_framework.cli.models import open_model
 
     exported = open_model(args).export(args.output, extensions=args.extension)
-    document = {
+    shown = {
         "task": exported.task,
         "model": exported.metadata.get("model_name", ""),
         "architecture": exported.metadata.get("architecture", ""),
         "directory": str(exported.directory),
         "onnx": str(exported.model_path),
     }
-    return Outcome(document=document, text=facts(document))
+    found = notes_of(exported.metadata)
+    text = facts({**shown, "warning": "\n".join(found.get("warnings", ()))})
+    return Outcome(document={**shown, **found}, text=text)

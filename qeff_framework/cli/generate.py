@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
     prompts, context = _prompts(args), _context(args)
     conversations = _conversations(args, prompts)
     settings = _settings(args)
-    compiled = _artifact(args) or compile_model(args)
+    compiled = _artifact(args) or compile_model(args, reads_texts=True)
     with _load(args, compiled) as runner:
         from qeff_framework.runtime import (
             CompiledCausalLM,
@@ -516,10 +516,7 @@ def _run_on_texts(
 
 def _tokenizer(runner: CompiledRunner) -> TextTokenizer:
     if runner.tokenizer is None:
-        raise InputError(
-            f"{runner.compiled.directory} carries no tokenizer, so that texts cannot be read; save one in the model's folder "
-            "and compile again, or use the Python API with token ids"
-        )
+        raise InputError(f"{runner.no_tokenizer}; or use the Python API with token ids")
     return runner.tokenizer
 
 

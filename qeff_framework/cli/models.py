@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_model(args: argparse.Namespace) -> QEFFBaseModel:
-    """The model of `arguments.add_model`. Its weights are not loaded.
-
-    Only what was given is passed on: every argument of a checkpoint is part of its cache keys.
-    """
+    """The model of `arguments.add_model`. Its weights are not loaded."""
     from qeff_framework.auto.model import CLASSES, QEFFAutoModel
 
     given: dict[str, Any] = {

@@ -32,5 +32,6 @@ class CoreHooks:
             output_dir=request.output_dir,
             pooling=request.pooling,
             extra_inputs=request.extra_inputs,
+            unloaded=request.unloaded,
             progress=request.progress,
         )

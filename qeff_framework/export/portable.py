@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from qeff_framework.export.encoder import (
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
+from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
 from qeff_framework.seam.isolation import exporting
 
 if TYPE_CHECKING:
@@ -42,23 +44,26 @@ def export_portable(
     output_dir: Path,
     pooling: str | Callable[..., Any] | None = None,
     extra_inputs: Sequence[str] = (),
+    unloaded: AbstractSet[str] = frozenset(),
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
     """Exports `module` to ``model.onnx`` and ``model.onnx.data`` in `output_dir`; the module is left as it is.
 
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
     ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
+    `unloaded` names parameters and buffers whose values the checkpoint did not hold.
 
     Raises:
         OptionError: `pooling` is unknown.
         UnsupportedModelError: the architecture does not fit the task, or needs what the seam cannot carry.
         ExportError: tracing or translating failed. The cause is chained.
+        CheckpointError: the graph reads a weight that is `unloaded`.
     """
     pool = resolve_pooling(pooling)
     states: tuple[StateSpec, ...] = ()
     rereading: tuple[int, ...] = ()
     progress("tracing the model")
-    with exporting(), _naming_architecture(module, task):
+    with exporting(), _naming_architecture(module, task), tracking_unloaded(unloaded):
         if not isinstance(module, PreTrainedModel):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         if task == "causal-lm":
@@ -76,6 +81,7 @@ def export_portable(
             model, states = seq2seq_lm_model(module)
         else:
             raise ExportError(f"the task '{task}' is unknown")
+    refuse_unloaded(model, module, unloaded)
     progress("writing the ONNX model")
     output_dir.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(model, output_dir / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)

@@ -9,6 +9,7 @@ import onnx_ir
 import torch
 
 from qeff_framework.export.page_release import MappedFiles
+from qeff_framework.export.unloaded import placeholders
 from qeff_framework.seam.norms import RMSNormMatch, effective_weight
 
 if TYPE_CHECKING:
@@ -116,4 +117,4 @@ def graph_weights(module: torch.nn.Module, norms: tuple[RMSNormMatch, ...]) -> d
     for match in norms:
         parameter = module.get_submodule(match.name).get_parameter("weight")
         weights[f"{match.name}.weight"] = effective_weight(parameter, match)
-    return weights
+    return {**weights, **placeholders(module)}

@@ -283,7 +283,8 @@ def _load_with_transformers(directory: Path) -> TextTokenizer:
 
     logger.debug("%s holds no tokenizer.json; Transformers loads the tokenizer from its other files", directory)
     try:
-        return TransformersTokenizer(AutoTokenizer.from_pretrained(str(directory)))
+        # Said explicitly: without it Transformers asks at the terminal whether code in the artifact may run.
+        return TransformersTokenizer(AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise CheckpointError(
             f"{directory} holds no tokenizer that can be loaded: no tokenizer.json, and Transformers says: {error}. "

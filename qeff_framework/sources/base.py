@@ -24,14 +24,30 @@ class ModelSource(Protocol):
     def config(self) -> Mapping[str, Any]:
         """The Hugging Face config as a dictionary."""
 
+    @property
+    def trusted(self) -> bool:
+        """Whether code that came with the model may run."""
+
     def load(self, auto_class: str) -> torch.nn.Module:
         """Returns the module in eval mode, float32, on the CPU. `auto_class`: the Transformers class that loads it."""
+
+    def unloaded(self) -> frozenset[str]:
+        """Parameters and buffers of the loaded module that its checkpoint did not hold. A graph must not read them."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What loading found that is worth a warning."""
 
     def release(self) -> None:
         """Drops a module that can be loaded again."""
 
     def save_companions(self, directory: Path) -> None:
         """Writes ``config.json``, ``generation_config.json`` and ``tokenizer/``, as far as there are such."""
+
+    def tokenizer_problem(self) -> str | None:
+        """Why an existing tokenizer cannot be loaded here; `None` if it can, or there is none."""
+
+    def require_tokenizer(self) -> None:
+        """Raises `QEFFError` with the reason where there is no tokenizer to read texts with."""
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
         """What a sentence-transformers checkpoint says about embeddings; `None` for any other source."""

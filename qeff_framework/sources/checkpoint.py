@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.progress import report
-from qeff_framework.sources.configs import checked_module, content_of, plain_config, save_generation_config, write_json
+from qeff_framework.sources import adapters, files, quantisation, remote_code
+from qeff_framework.sources import arguments as known
+from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.hub import optional_hub_file
-from qeff_framework.sources.quiet import first_line, quiet_hub, quiet_transformers
+from qeff_framework.sources.loading_report import (
+    LoadingReport,
+    conversion_failures,
+    judge_loading,
+    refuse_integer_weights,
+)
+from qeff_framework.sources.places import HubRepository, LocalFolder
+from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
+from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.thread_quiet import swallowed_stderr
 
 if TYPE_CHECKING:
@@ -26,19 +36,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Keyword arguments of `from_pretrained` that say where and how to fetch, and never change what is loaded.
-_FETCH_ONLY = frozenset(
-    {"cache_dir", "force_download", "local_files_only", "proxies", "token", "use_auth_token", "low_cpu_mem_usage"}
-)
-#: File types of a checkpoint folder that decide what is loaded.
-_CONTENT_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".gguf"})
-
 
 class CheckpointSource:
-    """A checkpoint in a local folder or on the hub, with the keyword arguments of ``from_pretrained``."""
+    """A checkpoint in a local folder or on the hub, with the keyword arguments of ``from_pretrained``.
+
+    Raises:
+        OptionError: an argument that neither Transformers' loader nor the checkpoint's config has.
+        CheckpointError: there is no such checkpoint, or it is an adapter.
+    """
 
     def __init__(self, name_or_path: str | os.PathLike[str], load_arguments: Mapping[str, Any]) -> None:
-        arguments = dict(load_arguments)
+        arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
@@ -46,64 +54,123 @@ class CheckpointSource:
             path = path.parent
             text = str(path)
         self._arguments = arguments
-        self._folder: Path | None = None
+        self._gguf: str | None = arguments.get("gguf_file")
+        self._place: LocalFolder | HubRepository
         if path.is_dir():
-            self._folder = path.resolve()
-            if not {"gguf_file", "subfolder"} & {*arguments} and not (path / "config.json").exists():
+            if not {"gguf_file", "subfolder"} & {*arguments} and not (path / files.CONFIG).exists():
                 # The older layout of sentence-transformers, in which the Transformer lies in a folder of its own.
                 arguments.update({"subfolder": inner} if (inner := transformer_subfolder(path)) else {})
-            self._check_folder(self._folder)
+            self._place = LocalFolder(path.resolve(), arguments.get("subfolder") or "")
+            _check_folder(self._place, self._gguf)
         elif _looks_like_path(text):
             raise CheckpointError(
                 f"model folder {text} does not exist; give a folder with a config.json, a .gguf file, or a hub id like "
                 "'organisation/name'"
             )
+        else:
+            self._place = HubRepository(
+                text, arguments, revision=arguments.get("revision"), subfolder=arguments.get("subfolder") or ""
+            )
         self.name = self._display_name(text)
-        self._id = text
+        self._adapter_refused = False
         self._module: torch.nn.Module | None = None
+        self._report = LoadingReport(unloaded=frozenset(), notes=())
+        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self.identity)
+        if self._overrides:
+            self._check_overrides()
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
     def identity(self) -> Mapping[str, Any]:
-        """Digests of a local checkpoint's files, or the hub's commit; and every argument that changes what is loaded."""
-        arguments = {key: value for key, value in self._arguments.items() if key not in _FETCH_ONLY}
-        if self._folder is None:
-            return {"hub": self._id, "commit": self._commit(), "arguments": _jsonable_arguments(arguments)}
-        files = {name: content_digest(path) for name, path in sorted(self._content_files(self._folder))}
-        return {"files": files, "arguments": _jsonable_arguments(arguments)}
+        """Digests of the local files that are read, or the hub's commit; and every argument that changes what is loaded.
+
+        Raises:
+            CheckpointError: weights are absent or incomplete, or the checkpoint is an adapter.
+            OptionError: an argument's value cannot be part of a key.
+        """
+        self._refuse_adapter()
+        deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
+        parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
+        if isinstance(self._place, LocalFolder):
+            found = self._content_files(self._place)
+            return {"files": {name: content_digest(path) for name, path in sorted(found.items())}, **parts}
+        chosen = ("gguf_file", "subfolder", "variant", "use_safetensors")
+        selected = {name: self._arguments[name] for name in chosen if self._arguments.get(name) is not None}
+        return {"hub": self._place.location, "commit": self._commit(), "selected": selected, **parts}
 
     def config(self) -> Mapping[str, Any]:
-        """Read from ``config.json``; for a GGUF file through Transformers, once, since that takes many seconds."""
-        if self._arguments.get("gguf_file"):
-            return self._gguf_config()
+        """The config, with the fields that the arguments replace.
+
+        It is read from ``config.json``; through Transformers only where fields are replaced, and for a GGUF file, once, since
+        that takes many seconds.
+        """
+        self._refuse_adapter()
+        if "config" in self._arguments:
+            return plain_config(self._arguments["config"])
+        if self._gguf or self._overrides:
+            return self._remembered_config()
         return self._config_file()
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
         """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
         subfolder = self._arguments.get("subfolder") or ""
-        return SentenceTransformersFolder.find(self.name, self._optional_file, subfolder=subfolder)
+        return SentenceTransformersFolder.find(self.name, self._file_at_root, subfolder=subfolder)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether code that the checkpoint brings along may run."""
+        return bool(self._arguments.get(known.TRUST))
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
     def load(self, auto_class: str) -> torch.nn.Module:
-        """Loads the weights through Transformers."""
+        """Loads the weights through Transformers.
+
+        Raises:
+            CheckpointError: files are absent or damaged; weights are missing, do not fit, or are quantised in a way that the
+                loader does not know; or the checkpoint needs code that was not trusted.
+        """
         if self._module is None:
             import transformers
 
             report(f"loading the weights of {self.name}")
-            arguments: dict[str, Any] = {"dtype": "float32", **self._arguments}
-            if arguments.get("gguf_file"):
-                # Handing the config over saves Transformers one more pass over the file's metadata, which takes long.
-                content = dict(self.config())
-                arguments.setdefault("config", transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content))
-            try:
-                # The GGUF reader draws a progress bar that no setting turns off.
-                with quiet_transformers(), swallowed_stderr():
-                    module = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
-            except Exception as error:
-                raise CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {first_line(error)}") from error
+            self._check_files()
+            config = self._config_object()
+            quantisation.dequantise(config, self.name)
+            arguments = {
+                **quantisation.loading_arguments(self._arguments),
+                **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
+                **self._loader_arguments(),
+                "config": config,
+                "dtype": "float32",
+                "output_loading_info": True,
+                # A mismatch is told with the names of the weights, which the loader's own error does not have.
+                "ignore_mismatched_sizes": True,
+            }
+            # The GGUF reader draws a progress bar that no setting turns off.
+            with captured_transformers() as said, swallowed_stderr():
+                try:
+                    module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
+                except Exception as error:
+                    raise self._explained(error, auto_class, said) from error
+            self._judge(module, info)
             self._module = checked_module(module)
         return self._module
+
+    def refuse_changed(self, identity: Mapping[str, Any]) -> None:
+        """Raises `CheckpointError` where files were written since `identity` was computed: the key is that of other contents."""
+        if self.identity() != identity:
+            raise CheckpointError(
+                f"the files of {self.name} changed while they were read; run again when they are complete"
+            )
+
+    def unloaded(self) -> frozenset[str]:
+        """Parameters and buffers of the module that the checkpoint did not hold; what they contain means nothing."""
+        return self._report.unloaded
+
+    def notes(self) -> tuple[str, ...]:
+        """What loading found that is worth a warning."""
+        return self._report.notes
 
     def release(self) -> None:
         """The weights can be loaded again: give their memory back."""
@@ -111,159 +178,329 @@ class CheckpointSource:
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""
-        # What was loaded tells more than the file: arguments of from_pretrained replace fields of the config.
-        write_json(directory / "config.json", self.config() if self._module is None else described_config(self._module))
+        # What was loaded tells more than the file, in which layers may have other numbers.
+        write_json(directory / files.CONFIG, self.config() if self._module is None else described_config(self._module))
         if self._module is not None:
             save_generation_config(self._module, directory)
-        self._save_tokenizer(directory / "tokenizer")
-
-    def _save_tokenizer(self, directory: Path) -> None:
-        import transformers
-
+        if self.tokenizer_problem() is not None:
+            return
         report(f"reading the tokenizer of {self.name}")
-        names = ("gguf_file", "revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
-        arguments = {key: self._arguments[key] for key in names if key in self._arguments}
         try:
-            with quiet_transformers():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
-        except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
-            logger.info("%s has no tokenizer that Transformers can load: %s", self.name, first_line(error))
-            return
-        # Some classes alone know which inputs their model reads; the artifact is read without them.
-        tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
-        with quiet_transformers():
-            tokenizer.save_pretrained(directory)
+            self._tokenizer.save(directory / "tokenizer")
+        except Exception as error:
+            if self._has_tokenizer_files():
+                raise CheckpointError(
+                    f"the tokenizer of {self.name} could be loaded before and cannot any more: {first_line(error)}; run again"
+                ) from error
+            logger.info("%s comes with no tokenizer", self.name)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- tokenizer ----------------------------------------------------------------------------------------------------
 
-    @property
-    def _location(self) -> str:
-        return self._id if self._folder is None else str(self._folder)
+    def tokenizer_problem(self) -> str | None:
+        """Why the tokenizer that the checkpoint comes with cannot be loaded here; `None` if it can, or there is none.
 
-    def _display_name(self, text: str) -> str:
-        gguf = self._arguments.get("gguf_file")
-        if gguf:
-            return Path(gguf).stem
-        return self._folder.name if self._folder else text
+        Raises:
+            CheckpointError: one of its files is damaged.
+        """
+        if not self._has_tokenizer_files():
+            return None
+        reason = self._tokenizer.problem()
+        if reason is None:
+            return None
+        self._check_companions()
+        return f"the tokenizer of {self.name} cannot be loaded: {reason}"
 
-    def _check_folder(self, folder: Path) -> None:
-        gguf = self._arguments.get("gguf_file")
-        if gguf:
-            if not (folder / gguf).is_file():
-                raise CheckpointError(f"{folder} has no file {gguf}; name a GGUF file of that folder")
-            return
-        if not (folder / self._arguments.get("subfolder", "") / "config.json").is_file():
-            ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-            hint = f"; it holds {', '.join(ggufs)}: pass gguf_file={ggufs[0]!r}" if ggufs else ""
-            raise CheckpointError(f"model folder {folder} has no config.json{hint or ': it is not a checkpoint'}")
+    def require_tokenizer(self) -> None:
+        """Raises `CheckpointError` with the reason where texts cannot be read with the checkpoint's own tokenizer."""
+        reason = self._tokenizer.problem()
+        if reason is not None:
+            problem = self.tokenizer_problem()
+            told = problem or f"{self.name} comes with no tokenizer that Transformers can load: {reason}"
+            raise CheckpointError(f"{told}; without it texts cannot be read, only token ids in Python")
 
-    def _content_files(self, folder: Path) -> Iterator[tuple[str, Path]]:
-        gguf = self._arguments.get("gguf_file")
-        if gguf:
-            yield gguf, folder / gguf
-            return
-        root = folder / self._arguments.get("subfolder", "")
-        weights = [".safetensors"] if any(root.glob("*.safetensors")) else [".bin"]
-        for path in root.iterdir():
-            if path.suffix in _CONTENT_SUFFIXES and (
-                path.suffix not in (".safetensors", ".bin") or path.suffix in weights
-            ):
-                yield path.name, path
-
-    def _config_file(self) -> Mapping[str, Any]:
-        path = self._file("config.json")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is not valid JSON: {error}; restore the file or download it again"
-            ) from error
-        if not isinstance(content, dict) or not content.get("model_type"):
-            raise CheckpointError(
-                f"{path} names no model_type, so Transformers cannot tell the architecture; is it a Transformers checkpoint?"
-            )
-        return content
-
-    def _gguf_config(self) -> Mapping[str, Any]:
-        memo = store_root() / "configs" / f"{cache_key(self.identity())[:16]}.json"
-        with contextlib.suppress(OSError, ValueError):
-            content: dict[str, Any] = json.loads(memo.read_text(encoding="utf-8"))
-            return content
-        content = plain_config(self._config_object())
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        draft = memo.with_suffix(f".{os.getpid()}")
-        write_json(draft, content)
-        draft.replace(memo)
-        return content
-
-    def _config_object(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         import transformers
 
-        report(f"reading the metadata of {self._arguments['gguf_file']}")
-        arguments = {key: value for key, value in self._arguments.items() if key not in ("dtype", "config")}
-        try:
-            with quiet_transformers():
-                return transformers.AutoConfig.from_pretrained(self._location, **arguments)
-        except Exception as error:
-            raise CheckpointError(f"the metadata of {self.name} cannot be read: {first_line(error)}") from error
+        arguments = self._loader_arguments(self._tokenizer_config())
+        return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+
+    def _has_tokenizer_files(self) -> bool:
+        if self._gguf or not isinstance(self._place, LocalFolder):
+            return True
+        return files.has_tokenizer_files(name for name, _ in files.companion_files(self._place.root))
+
+    def _tokenizer_config(self) -> Mapping[str, Any]:
+        """Empty where it is absent or damaged: then it points to no code either."""
+        path = None if self._gguf else self._optional_file(files.TOKENIZER_CONFIG)
+        with contextlib.suppress(CheckpointError):
+            return {} if path is None else files.read_json(path)
+        return {}
+
+    # --- code ---------------------------------------------------------------------------------------------------------
+
+    def _code_identity(self) -> dict[str, Any]:
+        """What stands for the code that may run. Where a checkpoint has none, it does not matter whether it may."""
+        configs = (self._plain_config_file(), self._tokenizer_config()) if self.trusted and not self._gguf else ()
+        found = [reference for _, reference in remote_code.references(*configs)]
+        if not found:
+            return {}
+        others = remote_code.other_repositories(*configs)
+        code: dict[str, Any] = {name: self._code_commit(name, file) for name, file in sorted(others.items())}
+        if isinstance(self._place, LocalFolder):
+            code["files"] = {name: content_digest(path) for name, path in files.code_files(self._place.top)}
+        elif self._arguments.get("code_revision"):
+            code["own"] = self._code_commit(self._place.location, remote_code.file_of(found[0]))
+        return {"code": code}
+
+    def _code_commit(self, repository: str, file: str) -> str:
+        revision = self._arguments.get("code_revision")
+        return HubRepository(repository, self._arguments, revision=revision).commit(file)
+
+    def _code_revision(self, config: Mapping[str, Any]) -> str | None:
+        """The commit of the code that `config` points to, where that is another repository's."""
+        given: str | None = self._arguments.get("code_revision")
+        others = remote_code.other_repositories(config) if self.trusted else {}
+        if len(others) != 1 or any("--" not in reference for _, reference in remote_code.references(config)):
+            return given
+        [(repository, file)] = others.items()
+        return self._code_commit(repository, file)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _content_files(self, place: LocalFolder) -> dict[str, Path]:
+        """The files that are read, by name."""
+        found = {path.relative_to(place.root).as_posix(): path for path in self._weight_files(place)}
+        if self._gguf:
+            return found
+        return {**found, **dict(files.companion_files(place.root))}
+
+    def _weight_files(self, place: LocalFolder) -> tuple[Path, ...]:
+        if self._gguf:
+            return (place.root / self._gguf,)
+        return files.weight_files(
+            place.root,
+            variant=self._arguments.get("variant"),
+            use_safetensors=self._arguments.get("use_safetensors"),
+            explicit=self._explicit_weights(),
+        )
+
+    def _explicit_weights(self) -> str | None:
+        """The file of weights that the config names, where it does."""
+        name = "transformers_weights"
+        if "config" in self._arguments:
+            return getattr(self._arguments["config"], name, None)
+        return {**self._plain_config_file(), **self._overrides}.get(name)
+
+    def _check_files(self) -> None:
+        """Raises `CheckpointError` for files that are damaged, before Transformers reads them."""
+        if isinstance(self._place, LocalFolder):
+            files.check_weight_files(self._weight_files(self._place))
+        self._check_companions()
+
+    def _check_companions(self) -> None:
+        folder = self._place.folder()
+        if not self._gguf and folder is not None:
+            files.check_companions(folder)
+
+    def _refuse_adapter(self) -> None:
+        """Raises `CheckpointError` where the hub's repository holds an adapter; a folder was looked at when it was opened."""
+        if isinstance(self._place, HubRepository) and not self._adapter_refused:
+            self._commit()
+            adapters.refuse_adapter(self._place, self.name, alone=False, names=(adapters.CONFIG,))
+            self._adapter_refused = True
 
     def _file(self, name: str) -> Path:
         """A file of the checkpoint, fetched from the hub when it is not local."""
-        subfolder = self._arguments.get("subfolder") or None
-        if self._folder is not None:
-            path = self._folder / (subfolder or "") / name
-            if not path.is_file():
-                raise CheckpointError(f"{self._folder} has no file {name}")
-            return path
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-        names = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-        arguments = {key: self._arguments[key] for key in names if key in self._arguments}
-        report(f"fetching {name} of {self._id}")
         try:
-            with quiet_hub():
-                return Path(hf_hub_download(self._id, name, subfolder=subfolder, **arguments))
-        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-            raise CheckpointError(
-                f"'{self._id}' is neither a local folder nor a model that the hub gives: {first_line(error)}; check the "
-                "spelling, the network, or the access rights of your token"
-            ) from error
+            return self._place.file(name)
+        except FileNotFoundError as error:
+            if name == files.CONFIG:
+                adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
+            raise CheckpointError(f"{error}; give a checkpoint as Transformers saves it") from error
+        except CheckpointError:
+            # Without the network the hub cannot say that there is no config.json; an adapter in the cache says why.
+            adapter = self._place.cached(adapters.CONFIG) if isinstance(self._place, HubRepository) else None
+            if name == files.CONFIG and adapter is not None:
+                adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
+            raise
 
     def _optional_file(self, name: str) -> Path | None:
-        """A file relative to the root of the checkpoint, or `None` if the checkpoint has none of that name."""
-        if self._folder is not None:
-            path = self._folder / name
-            return path if path.is_file() else None
-        # All files of one checkpoint come from one commit, also when the branch moves meanwhile.
-        return optional_hub_file(self._id, name, revision=self._commit(), arguments=self._arguments)
+        if isinstance(self._place, HubRepository):
+            self._commit()
+        return self._place.optional_file(name)
 
-    def _commit(self) -> str:
-        """The hub's commit: cached files lie in ``snapshots/<commit>/``."""
-        path = self._file(self._arguments.get("gguf_file") or "config.json")
-        parts = path.parts
-        return parts[parts.index("snapshots") + 1] if "snapshots" in parts else content_digest(path)
+    def _file_at_root(self, name: str) -> Path | None:
+        """A file relative to the root of the checkpoint, whatever its subfolder; `None` if there is none of that name."""
+        if isinstance(self._place, LocalFolder):
+            return LocalFolder(self._place.top).optional_file(name)
+        return optional_hub_file(self._place.location, name, revision=self._commit(), arguments=self._arguments)
+
+    def _commit(self) -> str | None:
+        """The hub's commit that everything is read from; `None` for a folder."""
+        if not isinstance(self._place, HubRepository):
+            return None
+        main = self._gguf or files.CONFIG
+        self._file(main)
+        return self._place.commit(main)
+
+    # --- config -------------------------------------------------------------------------------------------------------
+
+    def _config_file(self) -> Mapping[str, Any]:
+        content = self._plain_config_file()
+        if not content.get("model_type"):
+            raise CheckpointError(
+                f"{self._file(files.CONFIG)} names no model_type, so Transformers cannot tell the architecture; is it a "
+                "Transformers checkpoint?"
+            )
+        return content
+
+    def _plain_config_file(self) -> Mapping[str, Any]:
+        return {} if self._gguf else files.read_json(self._file(files.CONFIG), with_field="model_type")
+
+    def _remembered_config(self) -> Mapping[str, Any]:
+        memo = self._config_memo()
+        with contextlib.suppress(OSError, ValueError):
+            content: dict[str, Any] = json.loads(memo.read_text(encoding="utf-8"))
+            return content
+        content = plain_config(self._read_config(**self._overrides))
+        # A memo only: where it cannot be written, the next run reads again.
+        with contextlib.suppress(OSError):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            draft = memo.with_suffix(f".{os.getpid()}")
+            write_json(draft, content)
+            draft.replace(memo)
+        return content
+
+    def _config_memo(self) -> Path:
+        return store_root() / "configs" / f"{cache_key(self.identity())[:16]}.json"
+
+    def _config_object(self) -> Any:
+        """A config of Transformers that the loader may keep and change."""
+        if "config" in self._arguments:
+            return copy.deepcopy(self._arguments["config"])
+        if self._gguf:
+            import transformers
+
+            # From what is remembered: reading the file's metadata once more takes long.
+            content = dict(self.config())
+            return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content)
+        return self._read_config(**self._overrides)
+
+    def _read_config(self, **overrides: Any) -> Any:
+        import transformers
+
+        if self._gguf:
+            report(f"reading the metadata of {self._gguf}")
+            files.check_weight_files([self._file(self._gguf)])
+        try:
+            with quiet_transformers():
+                return transformers.AutoConfig.from_pretrained(self._location, **self._loader_arguments(), **overrides)
+        except Exception as error:
+            reason = f"{first_line(error)}{remote_code.trust_hint(error)}"
+            if overrides:
+                names, reason = ", ".join(overrides), " ".join(str(error).split())
+                raise OptionError(f"from_pretrained: the config does not take {names} as given: {reason}") from error
+            if self._gguf:
+                raise CheckpointError(
+                    f"the metadata of {self._file(self._gguf)} cannot be read: {reason}; the file is cut or damaged, or its "
+                    "architecture is none that the installed Transformers reads from GGUF: download it again, or give the model "
+                    "as safetensors"
+                ) from error
+            raise CheckpointError(f"the config.json of {self.name} cannot be read: {reason}") from error
+
+    def _check_overrides(self) -> None:
+        """Raises `OptionError` for arguments that neither the loader nor the config knows."""
+        if "config" in self._arguments:
+            # Transformers would hand them to the constructor of the model, past the config.
+            known.refuse_unknown(self._overrides, (), self._arguments["config"].model_type)
+        if self._config_memo().is_file():
+            return
+        config = self._read_config()
+        unknown = [name for name in self._overrides if not known.is_field(config, name)]
+        known.refuse_unknown(unknown, [*config.to_dict(), *config.attribute_map], config.model_type)
+        self._remembered_config()
+
+    # --- the loader ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _location(self) -> str:
+        """What Transformers is given; of a GGUF file its folder, since the loader would look for its bare name elsewhere."""
+        return str(self._file(self._gguf).parent) if self._gguf else self._place.location
+
+    def _loader_arguments(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What every load has in common. `config` is the one that may point to code, by default ``config.json``."""
+        chosen = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
+        # Said explicitly: without it Transformers asks at the terminal.
+        chosen[known.TRUST] = self.trusted
+        if self._gguf:
+            return {**chosen, "gguf_file": str(self._file(self._gguf))}
+        chosen["subfolder"] = self._arguments.get("subfolder") or ""
+        if (commit := self._commit()) is not None:
+            chosen["revision"] = commit
+        if (code := self._code_revision(self._plain_config_file() if config is None else config)) is not None:
+            chosen["code_revision"] = code
+        return chosen
+
+    def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
+        allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
+        self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
+        if isinstance(self._place, LocalFolder) and not quantisation.is_quantised(module):
+            read = self._weight_files(self._place)
+            refuse_integer_weights(read, module, self.name, unread=info["unexpected_keys"])
+
+    def _explained(self, error: Exception, auto_class: str, said: list[str]) -> CheckpointError:
+        """What to raise for an error of the loader: the damaged file if there is one."""
+        folder = self._place.folder()
+        if folder is not None and not self._gguf:
+            try:
+                # What the hub has given was not looked at before the loader read it.
+                if isinstance(self._place, HubRepository):
+                    files.check_companions(folder)
+                    files.check_weight_files(path for path in sorted(folder.iterdir()) if path.is_file())
+                _check_generation_config(folder)
+            except CheckpointError as damage:
+                return damage
+        told = conversion_failures(said) or f"{first_line(error)}{remote_code.trust_hint(error)}"
+        if self._gguf:
+            told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
+        return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
+
+    def _display_name(self, text: str) -> str:
+        if self._gguf:
+            return Path(self._gguf).stem
+        return self._place.top.name if isinstance(self._place, LocalFolder) else text
+
+
+def _check_folder(place: LocalFolder, gguf: str | None) -> None:
+    """Raises `CheckpointError` for a folder that is no checkpoint, or holds an adapter."""
+    root = place.root
+    has_model = (root / (gguf or files.CONFIG)).exists() or (root / (gguf or files.CONFIG)).is_symlink()
+    for folder in {place.top, root}:
+        adapters.refuse_adapter(LocalFolder(folder), place.top.name, alone=not has_model)
+    if has_model:
+        return
+    if gguf:
+        raise CheckpointError(f"{root} has no file {gguf}; name a GGUF file of that folder")
+    ggufs = sorted(path.name for path in root.glob("*.gguf"))
+    hint = f"; it holds {', '.join(ggufs)}: pass gguf_file={ggufs[0]!r}" if ggufs else ": it is not a checkpoint"
+    raise CheckpointError(f"model folder {root} has no config.json{hint}")
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raises `CheckpointError` for values that Transformers does not take: its own error does not name the file."""
+    import transformers
+
+    if not (folder / files.GENERATION_CONFIG).is_file():
+        return
+    try:
+        with quiet_transformers():
+            transformers.GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        path = folder / files.GENERATION_CONFIG
+        raise CheckpointError(
+            f"{path} is not as Transformers takes it: {first_line(error)}; mend or remove it"
+        ) from error
 
 
 def _looks_like_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or text.endswith(".gguf")
-
-
-def _jsonable_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if hasattr(value, "to_dict"):
-            plain[name] = content_of(plain_config(value))
-        elif dataclasses.is_dataclass(value) or not _is_plain(value):
-            plain[name] = str(value)
-        else:
-            plain[name] = value
-    return plain
-
-
-def _is_plain(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True

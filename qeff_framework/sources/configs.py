@@ -29,15 +29,27 @@ def checked_module(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the float32 `module` in eval mode and without gradients.
 
     Raises:
-        UnsupportedModelError: a parameter has another floating-point type.
+        UnsupportedModelError: a parameter has another floating-point type, or is a block of quantised weights.
     """
     import torch
 
-    odd = {str(p.dtype) for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    is_quantised = getattr(module, "hf_quantizer", None) is not None
+    odd = {
+        parameter.dtype
+        for parameter in module.parameters()
+        if parameter.dtype != torch.float32 and (parameter.is_floating_point() or is_quantised)
+    }
     if odd:
+        # A cast of quantised numbers would leave their scales behind.
+        wide = odd <= {torch.float16, torch.bfloat16, torch.float64}
+        remedy = (
+            "load it with dtype=torch.float32 (backends choose their own precision when they compile)"
+            if wide
+            else "they are quantised: load it with a quantization_config that has dequantize=True, where its kind has that, or "
+            "take the checkpoint without quantisation"
+        )
         raise UnsupportedModelError(
-            f"{type(module).__name__} has {', '.join(sorted(odd))} parameters; portable graphs are float32: load it with "
-            "dtype=torch.float32 (backends choose their own precision when they compile)"
+            f"{type(module).__name__} has {', '.join(sorted(map(str, odd)))} parameters; portable graphs are float32: {remedy}"
         )
     return module.eval().requires_grad_(False)
 

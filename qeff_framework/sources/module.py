@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.errors import InputError, UnsupportedModelError
 from qeff_framework.sources.configs import (
     checked_module,
     content_of,
@@ -59,11 +59,24 @@ class ModuleSource:
         """The module's own config, made serialisable."""
         return plain_config(self._module.config)
 
+    @property
+    def trusted(self) -> bool:
+        """The code of a module has run already."""
+        return True
+
     def load(self, auto_class: str) -> torch.nn.Module:
         """The module itself; it must be float32 already."""
         del auto_class  # the module is loaded
         _refuse_own_attention(self._module)
         return checked_module(self._module)
+
+    def unloaded(self) -> frozenset[str]:
+        """None: the caller's weights are what they are."""
+        return frozenset()
+
+    def notes(self) -> tuple[str, ...]:
+        """None: nothing was loaded."""
+        return ()
 
     def release(self) -> None:
         """Keeps the module: it belongs to the caller."""
@@ -72,6 +85,14 @@ class ModuleSource:
         """A module carries config and generation config, and no tokenizer."""
         write_json(directory / "config.json", described_config(self._module))
         save_generation_config(self._module, directory)
+
+    def tokenizer_problem(self) -> str | None:
+        """None: a module carries no tokenizer."""
+        return None
+
+    def require_tokenizer(self) -> None:
+        """Raises `InputError`: a module carries no tokenizer."""
+        raise InputError(f"{self.name} is a module in memory, which carries no tokenizer; pass one to generate()")
 
     def sentence_transformers(self) -> None:
         """A module says nothing about what follows it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,26 @@ def quiet_transformers() -> Iterator[None]:
     """Keeps Transformers' messages and progress bars off the terminal: ours says what goes on."""
     with muted_loggers("transformers"), _without_progress_bars():
         yield
+
+
+@contextlib.contextmanager
+def captured_transformers() -> Iterator[list[str]]:
+    """Like `quiet_transformers`, and collects this thread's warnings: some errors only refer to them."""
+    messages: list[str] = []
+    thread = threading.get_ident()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                messages.append(record.getMessage())
+
+    library, collector = logging.getLogger("transformers"), Collector(logging.WARNING)
+    with quiet_transformers():
+        library.addHandler(collector)
+        try:
+            yield messages
+        finally:
+            library.removeHandler(collector)
 
 
 class _ProgressBars:

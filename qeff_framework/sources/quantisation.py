@@ -1,0 +1,56 @@
+"""Quantised checkpoints: the portable graph is float32, so the loader must dequantise what it reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from qeff_framework.errors import CheckpointError
+
+
+def dequantise(config: Any, name: str) -> None:
+    """Asks the loader, through a Transformers `config`, for dequantised weights where its quantiser leaves the choice.
+
+    Raises:
+        CheckpointError: the installed Transformers does not know the quantisation, and would read the numbers without scales.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        found = getattr(part, "quantization_config", None)
+        if not found:
+            continue
+        content: Mapping[str, Any] = found if isinstance(found, Mapping) else found.to_dict()
+        method = _method(content)
+        if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            stated = f"quant_method '{method}'" if method else "a quantization_config without a quant_method"
+            raise CheckpointError(
+                f"the config.json of {name} states {stated}, which the installed Transformers does not know: it would read "
+                "unscaled numbers as weights; give the checkpoint without quantisation, or in a form that Transformers knows"
+            )
+        if "dequantize" in inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method]).parameters:
+            part.quantization_config = {**content, "dequantize": True}
+
+
+def loading_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GGUF file is loaded with, so that its weights do not stay in their blocks."""
+    import transformers
+
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    if gguf_config is None or not arguments.get("gguf_file") or "quantization_config" in arguments:
+        return {}
+    return {"quantization_config": gguf_config(dequantize=True)}
+
+
+def is_quantised(module: Any) -> bool:
+    """Whether a quantiser of Transformers has loaded the module."""
+    return getattr(module, "hf_quantizer", None) is not None
+
+
+def _method(content: Mapping[str, Any]) -> str:
+    # bitsandbytes has two quantisers under one method.
+    if content.get("load_in_8bit") or content.get("load_in_4bit"):
+        return f"bitsandbytes_{'4' if content.get('load_in_4bit') else '8'}bit"
+    method = content.get("quant_method")
+    return str(getattr(method, "value", method) or "")

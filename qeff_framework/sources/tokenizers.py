@@ -1,0 +1,66 @@
+"""The tokenizer of a checkpoint: whether it can be loaded here, and how an artifact carries it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qeff_framework.artifacts import cache_key, store_root
+from qeff_framework.sources.quiet import first_line, quiet_transformers
+from qeff_framework.sources.remote_code import trust_hint
+
+
+class CheckpointTokenizer:
+    """Loads a tokenizer once. That it could be loaded is remembered in the store, that it could not never is."""
+
+    def __init__(self, load: Callable[[], Any], identity: Callable[[], object]) -> None:
+        """`load` returns a Transformers tokenizer or raises; `identity` stands for the checkpoint's files."""
+        self._load = load
+        self._identity = identity
+        self._tokenizer: Any = None
+
+    def problem(self) -> str | None:
+        """Why the tokenizer cannot be loaded; `None` if it can. Transformers is asked only when it never could before."""
+        memo = self._memo()
+        if self._tokenizer is not None or memo.is_file():
+            return None
+        try:
+            self.tokenizer()
+        except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
+            return f"{first_line(error)}{trust_hint(error)}"
+        # A memo only: where it cannot be written, the next run asks again.
+        with contextlib.suppress(OSError):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            draft = memo.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps({"loads": True}), encoding="utf-8")
+            draft.replace(memo)
+        return None
+
+    def tokenizer(self) -> Any:
+        """The tokenizer. Raises whatever Transformers raises."""
+        if self._tokenizer is None:
+            with quiet_transformers():
+                self._tokenizer = self._load()
+        return self._tokenizer
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer. Raises whatever Transformers raises, and then forgets that it could be loaded."""
+        try:
+            tokenizer = self.tokenizer()
+        except Exception:
+            self._memo().unlink(missing_ok=True)
+            raise
+        # Some classes alone know which inputs their model reads; the artifact is read without them.
+        tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
+        with quiet_transformers():
+            tokenizer.save_pretrained(directory)
+
+    def _memo(self) -> Path:
+        import importlib_metadata
+
+        versions = [importlib_metadata.version(name) for name in ("transformers", "tokenizers")]
+        return store_root() / "tokenizers" / f"{cache_key({'model': self._identity(), 'versions': versions})[:16]}.json"

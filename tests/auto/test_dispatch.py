@@ -1,0 +1,102 @@
+"""Which task a checkpoint is for: by what its config and Transformers' own classes say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.dispatch import task_of
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.sources import CheckpointSource
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(session_store: Path) -> None:
+    """What is decided is remembered there."""
+
+
+def folder(path: Path, model_type: str, *architectures: str, **fields: object) -> Path:
+    """A checkpoint of which only the config is looked at."""
+    config = {"model_type": model_type, **({"architectures": architectures} if architectures else {}), **fields}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "task"),
+    [
+        ("llama", "LlamaForCausalLM", "causal-lm"),
+        ("gemma3", "Gemma3ForConditionalGeneration", "causal-lm"),
+        ("bert", "BertModel", "encoder"),
+        ("bert", "BertForPreTraining", "encoder"),
+        ("llama", "LlamaModel", "encoder"),
+        ("clip_text_model", "CLIPTextModel", "encoder"),
+        # They read images too, and text alone.
+        ("layoutlmv3", "LayoutLMv3Model", "encoder"),
+        ("modernvbert", "ModernVBertForMaskedLM", "encoder"),
+        ("embedding_gemma2", "EmbeddingGemma2Model", "encoder"),
+        ("bert", "BertForSequenceClassification", "sequence-classification"),
+        ("bert", "BertForTokenClassification", "token-classification"),
+        ("bert", "BertForQuestionAnswering", "question-answering"),
+        ("bert", "", "encoder"),
+        ("llama", "", "causal-lm"),
+    ],
+)
+def test_models_of_text(tmp_path: Path, model_type: str, architecture: str, task: str) -> None:
+    names = [architecture] if architecture else []
+    assert task_of(CheckpointSource(folder(tmp_path, model_type, *names), {})) == task
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "told"),
+    [
+        ("llava", "LlavaForConditionalGeneration", "image-text-to-text.* takes image and text"),
+        ("llava_next", "LlavaNextForConditionalGeneration", "takes image and text"),
+        ("mistral3", "Mistral3ForConditionalGeneration", "takes image and text"),
+        ("llama4", "Llama4ForConditionalGeneration", "takes image and text"),
+        ("mllama", "MllamaForConditionalGeneration", "takes image and text"),
+        ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "takes image and text and video"),
+        ("moshi", "MoshiForConditionalGeneration", "takes audio and text"),
+        ("clip", "CLIPModel", "zero-shot-image-classification.* takes image and text"),
+        ("clap", "ClapModel", "returns no hidden states"),
+        ("vit", "ViTModel", "takes image as input"),
+        ("wav2vec2", "Wav2Vec2Model", "takes audio as input"),
+        ("patchtst", "PatchTSTModel", "takes time as input"),
+        ("llava", "", "takes image and text"),
+        ("vit", "", "takes image"),
+        ("whisper", "WhisperForConditionalGeneration", "encoder-decoder"),
+        ("bert", "BertForMultipleChoice", "a model for multiple-choice, is for none of the tasks"),
+    ],
+)
+def test_models_of_something_else(tmp_path: Path, model_type: str, architecture: str, told: str) -> None:
+    """No task is recommended for them, whichever class was asked."""
+    is_encoder_decoder = model_type == "whisper"
+    names = [architecture] if architecture else []
+    checkpoint = folder(tmp_path, model_type, *names, is_encoder_decoder=is_encoder_decoder)
+    for asked in (QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction):
+        with pytest.raises(UnsupportedModelError, match=rf"{architecture or model_type}.*{told}") as refusal:
+            asked.from_pretrained(checkpoint)
+        assert "QEFFAutoModelFor" not in str(refusal.value)
+
+
+def test_another_task_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match="not a model for causal-lm but for encoder; use QEFFAutoModelForFeat"
+    ):
+        QEFFAutoModelForCausalLM.from_pretrained(folder(tmp_path, "bert", "BertModel"))
+
+
+def test_an_unknown_type_without_code_is_not_told_to_trust_any(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="does not know model_type 'martian'") as refusal:
+        QEFFAutoModel.from_pretrained(folder(tmp_path, "martian", "MartianModel"))
+    assert "trust" not in str(refusal.value)
+
+
+def test_own_code_says_what_its_classes_stand_for(tmp_path: Path) -> None:
+    auto_map = {"AutoConfig": "x.C", "AutoModel": "x.MartianEncoder", "AutoModelForTokenClassification": "x.Tagger"}
+    for architecture, task in (("MartianEncoder", "encoder"), ("Tagger", "token-classification")):
+        checkpoint = folder(tmp_path, "martian", architecture, auto_map=auto_map)
+        assert task_of(CheckpointSource(checkpoint, {"trust_remote_code": True})) == task

@@ -1,0 +1,285 @@
+"""Weights that did not load are not hidden: missing, unexpected, mismatched, and quantised without scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qeff_framework import QEFFAutoModel
+from qeff_framework.errors import CheckpointError, UnsupportedModelError
+from qeff_framework.sources import CheckpointSource
+from tests.sources.conftest import change_json
+from tests.tiny_models import tiny_causal_lm, tiny_encoder
+
+Edit = Callable[[Callable[[dict[str, Any]], object]], Path]
+PROJECTION = "model.layers.0.self_attn.q_proj"
+
+
+def load(folder: Path, **arguments: Any) -> CheckpointSource:
+    source = CheckpointSource(folder, arguments)
+    source.load("AutoModelForCausalLM")
+    return source
+
+
+def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = load(checkpoint)
+    assert source.unloaded() == frozenset()
+    assert source.notes() == ()
+
+
+def test_what_is_missing_is_known_by_name(edit_weights: Edit) -> None:
+    """Whether it matters is decided by the graph, see ``tests/export/test_unloaded.py``."""
+    source = load(edit_weights(lambda weights: weights.pop(f"{PROJECTION}.weight")))
+    assert source.unloaded() == {f"{PROJECTION}.weight"}
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path, store_root: Path) -> None:
+    tiny_causal_lm("llama", num_hidden_layers=1, tie_word_embeddings=True)[0].save_pretrained(tmp_path)
+    assert load(tmp_path).unloaded() == frozenset()
+
+
+def test_names_with_a_foreign_prefix(edit_weights: Edit, saved: Path) -> None:
+    def rename(weights: dict[str, Any]) -> None:
+        for key in list(weights):
+            weights[f"_orig_mod.{key}"] = weights.pop(key)
+
+    folder = edit_weights(rename)
+    with pytest.raises(CheckpointError, match=r"no weight of LlamaForCausalLM.*begin with '_orig_mod\.'.*key_mapping"):
+        load(folder)
+    # What the message advises works.
+    right = load(saved).load("AutoModelForCausalLM").state_dict()
+    mapped = load(folder, key_mapping={r"^_orig_mod\.": ""}).load("AutoModelForCausalLM").state_dict()
+    assert all(torch.equal(mapped[key], value) for key, value in right.items())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(f"{PROJECTION}.{name}" for name in ("weight_scale", "weight_zero_point", "input_scale", "scales", "SCB")),
+        f"{PROJECTION}.weight.absmax",
+        f"{PROJECTION}.bias",
+        f"{PROJECTION}.lora_A.default.weight",
+        "model.norm.bias",
+        "lm_head.bias",
+    ],
+)
+def test_what_stands_beside_a_loaded_weight_is_refused(edit_weights: Edit, key: str) -> None:
+    folder = edit_weights(lambda weights: weights.update({key: torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=f"holds {key} beside weights"):
+        load(folder)
+
+
+def test_other_weights_too_many_are_a_warning(edit_weights: Edit) -> None:
+    """A part that the model does not have, and scales of a quantised cache, change nothing about its own weights."""
+    extra = {"vision.proj.weight": torch.ones(2, 2), "model.layers.0.self_attn.k_scale": torch.ones(1)}
+    folder = edit_weights(lambda weights: weights.update(extra))
+    (note,) = load(folder).notes()
+    assert all(key in note for key in extra)
+
+
+def test_buffers_that_old_checkpoints_hold_are_no_matter(tmp_path: Path, store_root: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_causal_lm("gpt2", n_layer=1)[0].save_pretrained(tmp_path)
+    weights = {
+        key.removeprefix("transformer."): value for key, value in load_file(tmp_path / "model.safetensors").items()
+    }
+    mask = torch.ones(1, 1, 256, 256, dtype=torch.uint8)
+    save_file({**weights, "h.0.attn.bias": mask}, tmp_path / "model.safetensors", {"format": "pt"})
+    source = load(tmp_path)
+    assert (source.unloaded(), source.notes()) == (frozenset(), ())
+
+
+def test_a_weight_of_another_shape(edit_weights: Edit) -> None:
+    folder = edit_weights(lambda weights: weights.update({f"{PROJECTION}.weight": torch.ones(31, 32)}))
+    with pytest.raises(CheckpointError, match=rf"{PROJECTION}\.weight is \[31, 32\] in the checkpoint and \[32, 32\]"):
+        load(folder)
+    assert load(folder, ignore_mismatched_sizes=True).unloaded() == {f"{PROJECTION}.weight"}
+
+
+def test_weights_that_the_loader_puts_together(tmp_path: Path, store_root: Path) -> None:
+    """The experts of Mixtral are one tensor each in the file, and one for all in the module."""
+    from safetensors.torch import load_file, save_file
+
+    tiny_causal_lm("mixtral", num_hidden_layers=1)[0].save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    assert load(tmp_path).unloaded() == frozenset()
+    expert = next(key for key in whole if "experts.1.w2" in key)
+    for changed, complaint in (
+        ({key: value for key, value in whole.items() if key != expert}, r"experts\.down_proj is \[3, "),
+        ({**whole, expert: whole[expert][:-1].contiguous()}, r"experts\.down_proj cannot be made .*equal size"),
+        ({**whole, expert: whole[expert].to(torch.int8)}, "as numbers of type I8"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=complaint):
+            load(tmp_path)
+
+
+def test_integers_in_a_file_of_torch(checkpoint: Path) -> None:
+    module = tiny_causal_lm("llama", num_hidden_layers=1)[0]
+    states = {**module.state_dict(), f"{PROJECTION}.weight": torch.ones(32, 32, dtype=torch.int8)}
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(states, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"{PROJECTION}\.weight as numbers of type int8"):
+        load(checkpoint)
+
+
+def test_files_that_change_while_they_are_read(
+    checkpoint: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key was made for other contents."""
+    model = QEFFAutoModel.from_pretrained(checkpoint)
+    loaded = CheckpointSource.load
+
+    def load_and_overwrite(source: CheckpointSource, auto_class: str) -> torch.nn.Module:
+        module = loaded(source, auto_class)
+        (checkpoint / "generation_config.json").write_text("{}")
+        return module
+
+    monkeypatch.setattr(CheckpointSource, "load", load_and_overwrite)
+    with pytest.raises(CheckpointError, match="changed while they were read"):
+        model.export()
+    assert not list((store_root / "exports").glob("*"))
+
+
+def test_zeros_are_told(edit_weights: Edit) -> None:
+    """What a download that was cut leaves where the file's space was reserved."""
+    folder = edit_weights(lambda weights: weights[f"{PROJECTION}.weight"].zero_())
+    (note,) = load(folder).notes()
+    assert f"nothing but zeros for {PROJECTION}.weight" in note
+
+
+def test_the_base_of_a_model_with_a_head(tmp_path: Path, store_root: Path) -> None:
+    """The names of the file and of the module differ by the prefix of the base model."""
+    from transformers import BertForMaskedLM
+
+    config = tiny_encoder("bert", num_hidden_layers=1).config
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    source = CheckpointSource(tmp_path, {})
+    source.load("AutoModel")
+    assert source.unloaded() == {"pooler.dense.weight", "pooler.dense.bias"}
+    (note,) = source.notes()
+    assert "cls.predictions.bias" in note
+
+
+# --- quantised --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stated", [{"quant_method": "modelopt", "quant_algo": "FP8"}, {"bits": 4}])
+def test_an_unknown_quantisation_is_refused(checkpoint: Path, stated: dict[str, object]) -> None:
+    change_json(checkpoint / "config.json", quantization_config=stated)
+    with pytest.raises(CheckpointError, match="which the installed Transformers does not know"):
+        load(checkpoint)
+
+
+def test_a_quantisation_whose_package_is_missing_is_told(checkpoint: Path) -> None:
+    change_json(checkpoint / "config.json", quantization_config={"quant_method": "vptq", "config_for_layers": {}})
+    with pytest.raises(CheckpointError, match="cannot be loaded as AutoModelForCausalLM: ImportError: .*vptq"):
+        load(checkpoint)
+
+
+def test_float8_weights_are_scaled(checkpoint: Path, edit_weights: Edit) -> None:
+    wanted: dict[str, torch.Tensor] = {}
+
+    def quantise(weights: dict[str, Any]) -> None:
+        for key in [key for key in weights if key.endswith("proj.weight")]:
+            scale = weights[key].abs().max() / 448
+            weights[key] = (weights[key] / scale).to(torch.float8_e4m3fn)
+            wanted[key] = weights[key].float() * scale
+            rows, columns = (-(-size // 128) for size in weights[key].shape)
+            weights[f"{key}_scale_inv"] = scale.expand(rows, columns).contiguous()
+
+    edit_weights(quantise)
+    stated = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    change_json(checkpoint / "config.json", quantization_config=stated)
+    source = load(checkpoint)
+    loaded = source.load("AutoModelForCausalLM").state_dict()
+    assert source.notes() == ()
+    assert wanted
+    assert all(torch.allclose(loaded[key], value, atol=1e-6) for key, value in wanted.items())
+
+
+def test_the_advice_for_float8_can_be_followed() -> None:
+    """A cast to float32 would leave the scales behind."""
+    from qeff_framework.sources.configs import checked_module
+
+    module = torch.nn.Linear(2, 2, bias=False)
+    module.weight = torch.nn.Parameter(torch.ones(2, 2).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="float8_e4m3fn.*they are quantised: .*dequantize=True"):
+        checked_module(module)
+    with pytest.raises(UnsupportedModelError, match="load it with dtype=torch.float32"):
+        checked_module(torch.nn.Linear(2, 2, dtype=torch.bfloat16))
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(path: Path, module: Any, *, without: str = "") -> Path:
+    """A Llama of one layer as llama.cpp would write it, without a permutation of its heads and without a tokenizer's merges."""
+    import gguf
+
+    layer = "model.layers.0."
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+        **{f"{layer}self_attn.{side}_proj.weight": f"blk.0.attn_{side}.weight" for side in "qkv"},
+        f"{layer}self_attn.o_proj.weight": "blk.0.attn_output.weight",
+        **{f"{layer}mlp.{part}_proj.weight": f"blk.0.ffn_{part}.weight" for part in ("gate", "up", "down")},
+        f"{layer}input_layernorm.weight": "blk.0.attn_norm.weight",
+        f"{layer}post_attention_layernorm.weight": "blk.0.ffn_norm.weight",
+    }
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(128)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(124))])
+    writer.add_token_scores([0.0] * 128)
+    writer.add_token_types([3, 3, 3, 2] + [1] * 124)
+    for key, tensor in module.state_dict().items():
+        if key != without:
+            writer.add_tensor(names[key], tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file(tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, decoy = (tiny_causal_lm("llama", seed, num_hidden_layers=1)[0] for seed in (0, 1))
+    file = write_gguf(tmp_path / "a.gguf", module)
+    (tmp_path / "elsewhere").mkdir()
+    write_gguf(tmp_path / "elsewhere" / "a.gguf", decoy)
+    # The loader would look for the bare name in the working directory first.
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    source = load(file)
+    assert source.unloaded() == frozenset()
+    loaded: Any = source.load("AutoModelForCausalLM")
+    assert torch.equal(loaded.lm_head.weight, module.lm_head.weight)
+
+    partial = write_gguf(tmp_path / "b.gguf", module, without=f"{PROJECTION}.weight")
+    assert load(partial).unloaded() == {f"{PROJECTION}.weight"}
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.04, 0.5, 0.9999])
+def test_a_gguf_file_that_was_cut(tmp_path: Path, store_root: Path, kept: float) -> None:
+    file = write_gguf(tmp_path / "a.gguf", tiny_causal_lm("llama", num_hidden_layers=1)[0])
+    config = dict(CheckpointSource(file, {}).config())
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(CheckpointError, match=r"a\.gguf .*(empty|cut|no GGUF file).*again"):
+        load(file)
+    assert config["model_type"] == "llama"
