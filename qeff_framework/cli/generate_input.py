@@ -1,0 +1,94 @@
+"""What ``qeff generate`` works on: prompts, conversations, contexts and settings, from arguments and files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from qeff_framework.errors import InputError, OptionError
+from qeff_framework.textfiles import read_input, split_lines
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def given_prompts(args: argparse.Namespace) -> list[str]:
+    """The texts of ``--prompt`` and ``--prompts-file``. Raises `OptionError` where nothing was given to work on."""
+    prompts = [*args.prompt]
+    if args.prompts_file is not None:
+        prompts += [line for line in split_lines(_read(args.prompts_file, "prompts")) if line.strip()]
+    if not prompts and args.messages_file is None:
+        raise OptionError(
+            "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE"
+        )
+    return prompts
+
+
+def given_conversations(args: argparse.Namespace, prompts: Sequence[str]) -> list[Any]:
+    """The prompts of text generation: texts, or conversations with ``--chat`` and from ``--messages-file``."""
+    if args.system is not None and not args.chat:
+        raise OptionError("--system begins a conversation; add --chat")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    told = [[*system, {"role": "user", "content": text}] for text in prompts] if args.chat else [*prompts]
+    return [*told, *([] if args.messages_file is None else _messages(args.messages_file))]
+
+
+def _messages(file: str) -> list[list[dict[str, Any]]]:
+    """The conversations in a JSON file: one list of messages, or a list of such lists."""
+    from qeff_framework.generation import is_conversation
+
+    try:
+        content = json.loads(_read(file, "messages"))
+    except ValueError as error:
+        raise InputError(f"the messages in {file} are not JSON: {error}") from error
+    conversations = [content] if is_conversation(content) else content
+    if not isinstance(conversations, list) or not conversations or not all(map(is_conversation, conversations)):
+        raise InputError(
+            f'{file} must hold a list of messages, [{{"role": "user", "content": "..."}}], or a list of such lists'
+        )
+    return conversations
+
+
+def given_context(args: argparse.Namespace) -> str | None:
+    """The text that holds the answers, for question answering."""
+    context: str | None = args.context
+    return _read(args.context_file, "context") if args.context_file is not None else context
+
+
+def _read(file: str, what: str) -> str:
+    try:
+        return read_input(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the {what} in {file} cannot be read: {error}; give a UTF-8 text file") from error
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, checked before a model is compiled for them."""
+    from qeff_framework.generation import resolve_settings
+
+    given = {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
+    if given and not args.do_sample:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"{flags} has no effect without sampling; add --do-sample")
+    if args.do_sample:
+        given["do_sample"] = True
+    for name in ("max_new_tokens", "prompt_lookup_num_tokens"):
+        if getattr(args, name) is not None:
+            given[name] = getattr(args, name)
+    resolve_settings({}, None, **given)
+    if args.chat_template_kwargs is not None:
+        given["chat_template_kwargs"] = _template_variables(args)
+    return given
+
+
+def _template_variables(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        variables = json.loads(args.chat_template_kwargs)
+    except ValueError as error:
+        raise OptionError(f"--chat-template-kwargs is not JSON: {error}") from error
+    if not isinstance(variables, dict):
+        raise OptionError('--chat-template-kwargs must be a JSON object, {"enable_thinking": false}')
+    if not args.chat and (args.messages_file is None or args.prompt or args.prompts_file is not None):
+        raise OptionError("--chat-template-kwargs is for conversations; add --chat, or give --messages-file FILE alone")
+    return variables

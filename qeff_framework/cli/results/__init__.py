@@ -1,0 +1,1 @@
+"""What ``qeff generate`` runs and prints, one file for each kind of result."""

@@ -1,0 +1,31 @@
+"""Embeddings of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.results.common import needed_tokenizer
+from qeff_framework.cli.results.single_pass import texts_outcome
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.runtime import CompiledEncoder
+
+
+def embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+    """The shape of the embeddings; their values for ``--json``."""
+    import time
+
+    from qeff_framework.progress import report
+
+    needed_tokenizer(runner)
+    report(f"embedding {len(texts)} texts")
+    start = time.perf_counter()
+    embeddings = runner.generate(texts)
+    seconds = time.perf_counter() - start
+    progress.clear()
+    shape = list(embeddings.shape)
+    found = {"shape": shape, "embeddings": embeddings.tolist()}
+    return texts_outcome(runner, texts, [f"{embeddings.dtype} {shape}"], found, seconds)
