@@ -86,7 +86,7 @@ class Registry:
     """All backends that this process can see: installed ones by entry point, and descriptors registered by hand."""
 
     def __init__(self) -> None:
-        self._by_hand: dict[str, Backend] = {}
+        self._registered: dict[str, Backend] = {}
 
     # --- discovery ----------------------------------------------------------------------------------------------------
 
@@ -101,25 +101,25 @@ class Registry:
         """
         descriptor = _as_descriptor(backend, "registered by hand")
         _check_api(descriptor, "registered by hand")
-        self._by_hand[normalize(descriptor.name)] = descriptor
+        self._registered[normalize(descriptor.name)] = descriptor
         return descriptor
 
     @contextlib.contextmanager
     def registered(self, backend: Backend | type[Backend]) -> Iterator[Backend]:
         """Registers a descriptor for the duration of a ``with`` block."""
-        before = dict(self._by_hand)
+        before = dict(self._registered)
         try:
             yield self.register(backend)
         finally:
-            self._by_hand = before
+            self._registered = before
 
     # --- selection ----------------------------------------------------------------------------------------------------
 
     def descriptor(self, name: str) -> Backend:
         """Loads the descriptor of one backend, or raises the error that says why it cannot be used."""
         wanted = normalize(name)
-        if wanted in self._by_hand:
-            return self._by_hand[wanted]
+        if wanted in self._registered:
+            return self._registered[wanted]
         entry = self._select(name)
         origin = origin_of(entry)
         try:
@@ -309,7 +309,7 @@ class Registry:
             and (not distribution or normalize(package_name(entry)) == normalize(distribution))
         ]
         if not named:
-            raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._by_hand]))
+            raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._registered]))
         speaking = [entry for entry in named if entry.group == BACKEND_GROUP]
         if not speaking:
             majors = ", ".join(sorted(f"v{entry.group.rpartition('.v')[2]}" for entry in named))
@@ -333,16 +333,16 @@ class Registry:
         return allowed[0]
 
     def _origin_of(self, name: str) -> str:
-        return "registered by hand" if normalize(name) in self._by_hand else origin_of(self._select(name))
+        return "registered by hand" if normalize(name) in self._registered else origin_of(self._select(name))
 
     def _usable_names(self) -> list[str]:
         available = [backend.name for backend in self.installed() if backend.status == "available"]
-        return sorted({*available, *self._by_hand})
+        return sorted({*available, *self._registered})
 
     def _probe_all(self) -> Iterator[tuple[str, Probe | str]]:
         """Probes every backend that is not blocked; a string is the reason why one could not be probed."""
         for backend in self.installed():
-            if backend.status != "available" and normalize(backend.name) not in self._by_hand:
+            if backend.status != "available" and normalize(backend.name) not in self._registered:
                 yield backend.name, backend.reason
         for name in self._usable_names():
             try:
@@ -365,8 +365,8 @@ def _blocked_by(entry: EntryPoint) -> str:
     return DENY_VARIABLE if names & {normalize(part) for part in denied.split(",") if part.strip()} else ""
 
 
-def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], by_hand: Sequence[str]) -> str:
-    names = sorted({entry.name for entry in entries} | set(by_hand))
+def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], registered: Sequence[str]) -> str:
+    names = sorted({entry.name for entry in entries} | set(registered))
     near = difflib.get_close_matches(normalize(bare), names, n=1)
     suggestion = f", did you mean '{near[0]}'?" if near else ""
     package = f"qeff-{normalize(bare).replace('_', '-')}-backend"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from qeff_framework.artifacts.digests import DigestMemo
-from qeff_framework.artifacts.plain import Json, plain
+from qeff_framework.artifacts.json_values import Json, to_json_value
 from qeff_framework.artifacts.root import store_root
 from qeff_framework.errors import ArtifactError
 
@@ -23,7 +23,7 @@ MEMO_FILE = "digests.json"
 
 def key_value(value: object, place: str = "") -> Json:
     """`value` as the plain JSON that enters a key. Raises `ArtifactError` for NaN, paths and unknown objects."""
-    return plain(value, _refuse, place)
+    return to_json_value(value, _refuse, place)
 
 
 def canonical_json(value: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, Self, TypeVar
 
 from qeff_framework.artifacts.digests import file_sha256
-from qeff_framework.artifacts.plain import Json
+from qeff_framework.artifacts.json_values import Json
 from qeff_framework.contracts import COMPANIONS
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
-from qeff_framework.artifacts.plain import Json, plain
+from qeff_framework.artifacts.json_values import Json, to_json_value
 from qeff_framework.contracts import Specialization
 from qeff_framework.errors import ArtifactError
 
@@ -77,7 +77,7 @@ def create_and_dump_qconfigs(
         "qpc_config": _joined(program, qpc_config or {}, "entry of `qpc_config`"),
         "backend": backend,
     }
-    value = plain(_joined(content, extra or {}, "entry of `extra`"), _informative)
+    value = to_json_value(_joined(content, extra or {}, "entry of `extra`"), _informative)
     text = json.dumps(value, indent=4, sort_keys=True, separators=(",", ":"), allow_nan=False)
     path = directory / QCONFIG_FILE
     path.write_text(text + "\n", encoding="utf-8")

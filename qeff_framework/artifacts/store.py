@@ -21,9 +21,9 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from qeff_framework.artifacts.disk import is_disk_full, os_errors_explained, sync, sync_tree
+from qeff_framework.artifacts.json_values import Json
 from qeff_framework.artifacts.keys import MEMO_FILE, cache_key, content_digest, key_value
 from qeff_framework.artifacts.manifest import Manifest, Problem, verify
-from qeff_framework.artifacts.plain import Json
 from qeff_framework.artifacts.root import store_root
 from qeff_framework.artifacts.staging import staging_directory, sweep
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError

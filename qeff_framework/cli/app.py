@@ -18,7 +18,7 @@ from typing import Any
 
 from qeff_framework.cli import backends, cache, compile, coverage, doctor, export, generate, inspect  # noqa: A004 - named like the subcommands
 from qeff_framework.cli.arguments import Parser, add_common
-from qeff_framework.cli.outcome import Outcome, to_json
+from qeff_framework.cli.command_result import CommandResult, to_json
 from qeff_framework.cli.progress import shown_progress
 from qeff_framework.errors import OptionError, QEFFError
 
@@ -91,7 +91,7 @@ def _main(argv: Sequence[str] | None) -> int:
             _library_warnings(shown=args.verbose or args.debug),
             shown_progress(sys.stderr, level) as progress,
         ):
-            outcome: Outcome = args.run(args, progress)
+            outcome: CommandResult = args.run(args, progress)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the last place where an error can be turned into a message
@@ -99,7 +99,7 @@ def _main(argv: Sequence[str] | None) -> int:
     return _show(outcome, args)
 
 
-def _show(outcome: Outcome, args: argparse.Namespace) -> int:
+def _show(outcome: CommandResult, args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(outcome.document))
     elif outcome.text:

@@ -11,10 +11,10 @@ from qeff_framework.contracts import POOLINGS, Task
 from qeff_framework.errors import OptionError
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.outcome import Outcome
+    from qeff_framework.cli.command_result import CommandResult
     from qeff_framework.cli.progress import ProgressHandler
 
-    Run = Callable[[argparse.Namespace, ProgressHandler], Outcome]
+    Run = Callable[[argparse.Namespace, ProgressHandler], CommandResult]
 
 #: Options of the common tasks and of every backend that have a flag of their own, and what they say.
 _SIZES = {

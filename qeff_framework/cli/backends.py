@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_subcommand
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import table
 from qeff_framework.errors import OptionError
 
@@ -40,7 +40,7 @@ def add_to(subparsers: Any) -> None:
     )
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Lists backends, or the options of one."""
     from qeff_framework.registry import list_backends
 
@@ -67,7 +67,7 @@ def named(name: str) -> Sequence[InstalledBackend]:
     return found
 
 
-def _listing(backends: Sequence[InstalledBackend]) -> Outcome:
+def _listing(backends: Sequence[InstalledBackend]) -> CommandResult:
     rows = [
         (
             backend.name,
@@ -78,13 +78,13 @@ def _listing(backends: Sequence[InstalledBackend]) -> Outcome:
         )
         for backend in backends
     ]
-    return Outcome(
+    return CommandResult(
         document={"backends": [dataclasses.asdict(backend) for backend in backends]},
         text=table(("NAME", "PACKAGE", "VERSION", "STATUS", "SUMMARY"), rows) if rows else NOTHING_INSTALLED,
     )
 
 
-def _options(name: str) -> Outcome:
+def _options(name: str) -> CommandResult:
     from qeff_framework.options import describe_options
     from qeff_framework.registry import registry
 
@@ -96,7 +96,7 @@ def _options(name: str) -> Outcome:
         for stage, infos in described.items()
         for info in infos
     ]
-    return Outcome(
+    return CommandResult(
         document={
             "backend": descriptor.name,
             "options": {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_subcommand
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import size, table, when
 from qeff_framework.errors import ArtifactError, OptionError
 
@@ -54,7 +54,7 @@ def add_to(subparsers: Any) -> None:
     remove.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def run_ls(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run_ls(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Lists the artifacts."""
     from qeff_framework.artifacts import Store
 
@@ -73,13 +73,13 @@ def run_ls(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # n
     ]
     total = f"{len(rows)} artifacts, {size(sum(artifact.size for artifact in artifacts))} in {store.root}"
     listing = table(("KIND", "NAME", "SIZE", "CREATED", "LAST USED", "STATE"), rows)
-    return Outcome(
+    return CommandResult(
         document={"root": str(store.root), "artifacts": [_plain(artifact) for artifact in artifacts]},
         text=f"{listing}\n{total}" if rows else f"the artifact store {store.root} is empty",
     )
 
 
-def run_verify(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run_verify(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Reads and compares the artifacts."""
     from qeff_framework.artifacts import Store, verify
     from qeff_framework.progress import report
@@ -96,7 +96,7 @@ def run_verify(args: argparse.Namespace, progress: ProgressHandler) -> Outcome: 
         )
         for artifact, problems in results
     ]
-    return Outcome(
+    return CommandResult(
         document={
             "root": str(store.root),
             "artifacts": [
@@ -118,7 +118,7 @@ def run_verify(args: argparse.Namespace, progress: ProgressHandler) -> Outcome: 
     )
 
 
-def run_rm(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
+def run_rm(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Removes artifacts, after asking."""
     from qeff_framework.artifacts import Store
 
@@ -133,7 +133,7 @@ def run_rm(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
     if args.all:
         store.sweep()
     freed = sum(artifact.size for artifact in removed)
-    return Outcome(
+    return CommandResult(
         document={"root": str(store.root), "removed": [_plain(artifact) for artifact in removed], "freed_bytes": freed},
         text="\n".join(
             [

@@ -16,7 +16,7 @@ from qeff_framework.cli.arguments import (
     compile_texts,
     texts_by_name,
 )
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import facts
 from qeff_framework.errors import OptionError
 
@@ -49,7 +49,7 @@ def add_to(subparsers: Any) -> None:
     add_compile_options(parser)
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Compiles."""
     compiled = compile_model(args, output=args.output, dry_run=args.dry_run)
     specializations = [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
         "note": "a dry run: the compiler's inputs, nothing that can be run" if args.dry_run else "",
         "warning": "\n".join(notes_of(compiled.metadata).get("warnings", ())),
     }
-    return Outcome(document=document, text=facts(shown))
+    return CommandResult(document=document, text=facts(shown))
 
 
 def compile_model(

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from qeff_framework.cli.arguments import add_subcommand
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import table
 from qeff_framework.errors import OptionError
 from qeff_framework.textfiles import read_text
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
-    from qeff_framework.coverage.lines import Run
+    from qeff_framework.coverage.jsonl_results import Run
     from qeff_framework.coverage.processes import Report
     from qeff_framework.coverage.table import Section
 
@@ -72,7 +72,7 @@ def add_to(subparsers: Any) -> None:
     )
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Checks the types, or collects what earlier runs have found."""
     from qeff_framework.coverage.families import chosen_types, types_of
 
@@ -88,11 +88,11 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
     section = Section(run=described, reports=reports, not_run=[name for name in expected if name not in found])
     if args.table:
         _write_page(args.table, section)
-    return Outcome(document=_document(section), text=_text(section), failure=_failure(section, args.types))
+    return CommandResult(document=_document(section), text=_text(section), failure=_failure(section, args.types))
 
 
 def _checked(args: argparse.Namespace, chosen: list[str]) -> tuple[Run, list[Report]]:
-    from qeff_framework.coverage.lines import Run
+    from qeff_framework.coverage.jsonl_results import Run
     from qeff_framework.coverage.parity import ParityCheck
     from qeff_framework.coverage.processes import sweep
     from qeff_framework.registry import get_backend
@@ -115,7 +115,7 @@ def _checked(args: argparse.Namespace, chosen: list[str]) -> tuple[Run, list[Rep
 
 
 def _collected(args: argparse.Namespace, chosen: list[str]) -> tuple[Run, list[Report]]:
-    from qeff_framework.coverage.lines import Run, read_lines
+    from qeff_framework.coverage.jsonl_results import Run, read_lines
     from qeff_framework.registry import get_backend
 
     runs, reports = read_lines(args.files, args.task)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_subcommand
 from qeff_framework.cli.backends import NOTHING_INSTALLED, named
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import facts, table
 from qeff_framework.contracts import Check, Probe, Status
 from qeff_framework.errors import BackendBrokenError, BackendIncompatibleError, QEFFError
@@ -87,14 +87,14 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this backend")
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Examines the backends."""
     from qeff_framework.registry import list_backends
 
     findings = [_examine(backend) for backend in (list_backends() if args.name is None else named(args.name))]
     surroundings = _surroundings()
     text = [facts(surroundings), "", *(_told(finding, verbose=args.verbose or args.debug) for finding in findings)]
-    return Outcome(
+    return CommandResult(
         document={
             "environment": surroundings,
             "backends": [

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_extension, add_model, add_output, add_subcommand
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import notes_of
-from qeff_framework.cli.outcome import Outcome
 from qeff_framework.cli.tables import facts
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_to(subparsers: Any) -> None:
     add_extension(parser)
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Exports."""
     from qeff_framework.cli.models import open_model
 
@@ -43,4 +43,4 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
     }
     found = notes_of(exported.metadata)
     text = facts({**shown, "warning": "\n".join(found.get("warnings", ()))})
-    return Outcome(document={**shown, **found}, text=text)
+    return CommandResult(document={**shown, **found}, text=text)

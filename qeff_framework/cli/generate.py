@@ -15,9 +15,9 @@ from qeff_framework.cli.arguments import (
     key_value,
     texts_by_name,
 )
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
 from qeff_framework.cli.generate_input import given_context, given_conversations, given_prompts, given_settings
-from qeff_framework.cli.outcome import Outcome
 from qeff_framework.errors import ArtifactError, InputError, OptionError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def add_to(subparsers: Any) -> None:
     add_compile_options(parser)
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and runs."""
     prompts, context = given_prompts(args), given_context(args)
     conversations = given_conversations(args, prompts)

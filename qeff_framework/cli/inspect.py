@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_subcommand, add_verify
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import facts, size
 from qeff_framework.errors import ArtifactError
 
@@ -38,7 +38,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--full", dest="verify", action="store_const", const="full", help="the same as --verify full")
 
 
-def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa: ARG001 - every subcommand has this signature
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Describes one directory."""
     from qeff_framework.artifacts import verify
     from qeff_framework.progress import report
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> Outcome:  # noqa
         "intact": not problems,
         "problems": [{"file": item.file, "kind": item.kind.value, "detail": item.detail} for item in problems],
     }
-    return Outcome(
+    return CommandResult(
         document=document,
         text=_text(document),
         failure=f"{args.path} is damaged: {problems[0]}; delete the directory and build it again" if problems else "",

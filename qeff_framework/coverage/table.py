@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qeff_framework.coverage.families import TASKS
-from qeff_framework.coverage.lines import Run
+from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED

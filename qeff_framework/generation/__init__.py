@@ -7,7 +7,6 @@ imports it when it is used.
 
 from __future__ import annotations
 
-from qeff_framework.generation.aligned import align, as_rows
 from qeff_framework.generation.chat import ChatOptions, is_conversation
 from qeff_framework.generation.classification import class_scores
 from qeff_framework.generation.embedding_texts import check_tokens, tokenise_texts
@@ -15,6 +14,7 @@ from qeff_framework.generation.encoder import EncoderRunner
 from qeff_framework.generation.generation_config import load_generation_defaults, resolve_settings
 from qeff_framework.generation.inputs import normalize_inputs
 from qeff_framework.generation.loop import TextGenerator
+from qeff_framework.generation.offsets import align, as_rows
 from qeff_framework.generation.output import GenerationOutput, PerfMetrics
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.question_answering import Answer, SpanLogits, find_answer

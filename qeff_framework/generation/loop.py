@@ -67,7 +67,7 @@ class TextGenerator:
         self._prefill = StepInputs(self.shape, self.shape.prefill)
         self._decodes = [StepInputs(self.shape, step) for step in self.shape.decodes]
         #: Number of the generation that owns the session's cache.
-        self._turn = 0
+        self._generation_id = 0
         self._warned: set[str] = set()
 
     def settings(
@@ -258,7 +258,7 @@ class TextGenerator:
             selector = RuledSelector(settings, rows, logits_processor, vocab_size=self.shape.vocab_size)
         rules = StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria)
         drafting = drafting_of(rows, settings, self.shape)
-        self._turn += 1
+        self._generation_id += 1
         return _Run(
             rows=rows,
             selector=selector,
@@ -266,7 +266,7 @@ class TextGenerator:
             rules=rules,
             drafting=drafting,
             pad=self._pad(settings),
-            turn=self._turn,
+            generation_id=self._generation_id,
         )
 
     def _pad(self, settings: GenerationSettings) -> int:
@@ -328,7 +328,7 @@ class TextGenerator:
                 yield from steps
 
     def _owned(self, run: _Run) -> None:
-        if run.turn != self._turn:
+        if run.generation_id != self._generation_id:
             raise ExecutionError(
                 "another generation has started on this session; its cache does not hold this text any more"
             )
@@ -475,7 +475,7 @@ class _Run:
     selector: TokenSelector
     rules: StopRules
     pad: int
-    turn: int
+    generation_id: int
     sampler: DeviceSampler | None
     drafting: Drafting | None
     started: float = 0.0

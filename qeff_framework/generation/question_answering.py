@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.aligned import AlignedTokens, align, as_rows
+from qeff_framework.generation.offsets import AlignedTokens, align, as_rows
 from qeff_framework.generation.tokenizer import AligningTokenizer, TextTokenizer
 
 if TYPE_CHECKING:

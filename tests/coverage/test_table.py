@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qeff_framework.coverage.families import types_of
-from qeff_framework.coverage.lines import Run
+from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.processes import Report
 from qeff_framework.coverage.table import Section, read_page, updated_page
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import label, needed_tokenizer
 from qeff_framework.cli.results.single_pass import texts_outcome
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def answer_questions(
     runner: CompiledQuestionAnswering, questions: Sequence[str], context: str, progress: ProgressHandler
-) -> Outcome:
+) -> CommandResult:
     """The part of `context` that answers each question."""
     import dataclasses
     import time

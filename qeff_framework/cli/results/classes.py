@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import label
 from qeff_framework.cli.results.single_pass import run_on_texts, texts_outcome
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledClassifier
 
 
-def classify(runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+def classify(runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler) -> CommandResult:
     """The best label of each text; all scores and logits for ``--json``."""
     from qeff_framework.generation import class_scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import needed_tokenizer
 from qeff_framework.cli.results.single_pass import texts_outcome
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledEncoder
 
 
-def embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+def embed(runner: CompiledEncoder, texts: Sequence[str], progress: ProgressHandler) -> CommandResult:
     """The shape of the embeddings; their values for ``--json``."""
     import time
 

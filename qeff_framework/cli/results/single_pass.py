@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import artifact_path, backend_line, needed_tokenizer, where
 from qeff_framework.cli.tables import facts
 
@@ -39,10 +39,10 @@ def run_on_texts(
 
 def texts_outcome(
     runner: CompiledRunner, texts: Sequence[str], lines: Sequence[str], found: Mapping[str, Any], seconds: float
-) -> Outcome:
+) -> CommandResult:
     """What a program has `found` for texts, with the time that it took."""
     metrics = {"total_time": seconds, "texts_per_second": len(texts) / seconds}
-    return Outcome(
+    return CommandResult(
         document={**where(runner), **found, "metrics": metrics},
         text="\n".join(lines),
         summary=_texts_summary(runner, texts, seconds),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import artifact_path, backend_line, label, needed_tokenizer, where
 from qeff_framework.cli.tables import facts
 
@@ -24,7 +24,7 @@ def generate_text(
     settings: Mapping[str, Any],
     args: argparse.Namespace,
     progress: ProgressHandler,
-) -> Outcome:
+) -> CommandResult:
     """Generates and prints, as many prompts at once as the program computes."""
     from qeff_framework.progress import report
 
@@ -59,7 +59,7 @@ def _groups(prompts: Sequence[Any], batch_size: int) -> Iterator[tuple[int, Sequ
         yield first, prompts[first : first + batch_size]
 
 
-def _text_outcome(runner: CompiledRunner, outputs: Sequence[GenerationOutput]) -> Outcome:
+def _text_outcome(runner: CompiledRunner, outputs: Sequence[GenerationOutput]) -> CommandResult:
     metrics = _metrics(outputs)
     results = [
         {
@@ -86,7 +86,7 @@ def _text_outcome(runner: CompiledRunner, outputs: Sequence[GenerationOutput]) -
         f"{metrics['tokens_per_second']:.1f} tokens/s",
         "note": metrics["note"],
     }
-    return Outcome(
+    return CommandResult(
         document={**where(runner), "results": results, "metrics": metrics},
         summary=facts({"backend": backend_line(runner), **figures, "artifact": str(artifact_path(runner))}),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qeff_framework.cli.outcome import Outcome
+from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.results.common import label, needed_tokenizer
 from qeff_framework.cli.results.single_pass import run_on_texts, texts_outcome
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledTokenClassifier
 
 
-def classify_tokens(runner: CompiledTokenClassifier, texts: Sequence[str], progress: ProgressHandler) -> Outcome:
+def classify_tokens(runner: CompiledTokenClassifier, texts: Sequence[str], progress: ProgressHandler) -> CommandResult:
     """The best label of each token, on a line of its own."""
     from qeff_framework.generation import align, class_scores
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qeff_framework.coverage.lines import Run, read_lines
+from qeff_framework.coverage.jsonl_results import Run, read_lines
 from qeff_framework.coverage.processes import Report
 from qeff_framework.errors import OptionError
 

@@ -18,7 +18,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Fallback: TypeAlias = Callable[[object, str], Json]
 
 
-def plain(value: object, fallback: Fallback, place: str = "") -> Json:
+def to_json_value(value: object, fallback: Fallback, place: str = "") -> Json:
     """`value` in dicts, lists and scalars only.
 
     Dataclasses become objects, enum members their values, tuples and sets lists (sets in sorted order), integer keys
@@ -28,7 +28,7 @@ def plain(value: object, fallback: Fallback, place: str = "") -> Json:
     """
     match value:
         case Enum():
-            return plain(value.value, fallback, place)
+            return to_json_value(value.value, fallback, place)
         case None | bool() | int() | str():
             return value
         case float():
@@ -36,9 +36,9 @@ def plain(value: object, fallback: Fallback, place: str = "") -> Json:
         case Mapping():
             return _object(value, fallback, place)
         case list() | tuple():
-            return [plain(item, fallback, f"{place}[{index}]") for index, item in enumerate(value)]
+            return [to_json_value(item, fallback, f"{place}[{index}]") for index, item in enumerate(value)]
         case set() | frozenset():
-            items = [plain(item, fallback, f"{place}{{}}") for item in value]
+            items = [to_json_value(item, fallback, f"{place}{{}}") for item in value]
             return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields: dict[object, object] = {
@@ -65,7 +65,7 @@ def _object(value: Mapping[object, object], fallback: Fallback, place: str) -> d
         name = _key(key, place)
         if name in result:
             raise ArtifactError(f"{place or 'the value'} has two keys that are both written as '{name}'")
-        result[name] = plain(item, fallback, f"{place}.{name}" if place else name)
+        result[name] = to_json_value(item, fallback, f"{place}.{name}" if place else name)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CommandResult:
     """The result of a subcommand, once for programs and once for people."""
 
     #: Printed by ``--json``.
