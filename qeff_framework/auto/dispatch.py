@@ -107,14 +107,17 @@ def _decide(config: Mapping[str, Any]) -> _Decision:
 
     model_type = str(config.get("model_type", ""))
     own = {auto_class: reference.rpartition(".")[2] for auto_class, reference in references(config)}
-    if model_type not in transformers.CONFIG_MAPPING and not own:
+    if model_type not in transformers.CONFIG_MAPPING and "AutoConfig" not in own:
         raise UnsupportedModelError(
             f"the installed Transformers {transformers.__version__} does not know model_type '{model_type}', and the checkpoint "
             "brings no code of its own; upgrade Transformers, or check config.json"
         )
     task = _task(config, own)
     mapping = _mappings()[_HEADS[task]] if task in _HEADS else auto.MODEL_MAPPING_NAMES
-    return _Decision(task=task, needs_own_code=bool(own) and model_type not in mapping)
+    needs_own_code = model_type not in transformers.CONFIG_MAPPING or (
+        _AUTO_CLASS[task] in own and model_type not in mapping
+    )
+    return _Decision(task=task, needs_own_code=needs_own_code)
 
 
 def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:

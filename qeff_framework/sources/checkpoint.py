@@ -62,6 +62,8 @@ class CheckpointSource:
                 arguments.update({"subfolder": inner} if (inner := transformer_subfolder(path)) else {})
             self._place = LocalFolder(path.resolve(), arguments.get("subfolder") or "")
             _check_folder(self._place, self._gguf)
+        elif path.is_file():
+            raise CheckpointError(f"{text} is a file; give the folder that it lies in, or a .gguf file")
         elif _looks_like_path(text):
             raise CheckpointError(
                 f"model folder {text} does not exist; give a folder with a config.json, a .gguf file, or a hub id like "
@@ -305,8 +307,10 @@ class CheckpointSource:
     def _refuse_adapter(self) -> None:
         """Raises `CheckpointError` where the hub's repository holds an adapter; a folder was looked at when it was opened."""
         if isinstance(self._place, HubRepository) and not self._adapter_refused:
-            self._commit()
-            adapters.refuse_adapter(self._place, self.name, alone=False, names=(adapters.CONFIG,))
+            # Transformers looks at the top of the repository as well.
+            top = HubRepository(self._place.location, self._arguments, revision=self._commit())
+            for place in (self._place, top):
+                adapters.refuse_adapter(place, self.name, alone=False, names=(adapters.CONFIG,))
             self._adapter_refused = True
 
     def _file(self, name: str) -> Path:

@@ -77,7 +77,8 @@ def judge_loading(
         notes.append(
             f"{name} holds weights that {type(module).__name__} does not have; they are left out: {some(unexpected)}"
         )
-    zero = [key for key in sorted(loaded) if parameters[key].dim() > 1 and not _has_values(parameters[key])]
+    matrices = [key for key in sorted(loaded) if parameters[key].dim() > 1 and "bias" not in key.rpartition(".")[2]]
+    zero = [key for key in matrices if not _has_values(parameters[key])]
     if zero:
         notes.append(f"{name} holds nothing but zeros for {some(zero)}; if its download was cut, download it again")
     return LoadingReport(unloaded=unloaded, notes=tuple(notes))

@@ -90,9 +90,10 @@ def test_another_task_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_type_without_code_is_not_told_to_trust_any(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="does not know model_type 'martian'") as refusal:
-        QEFFAutoModel.from_pretrained(folder(tmp_path, "martian", "MartianModel"))
-    assert "trust" not in str(refusal.value)
+    for auto_map in ({}, {"AutoTokenizer": ["tok.Martian", None]}):
+        with pytest.raises(UnsupportedModelError, match="does not know model_type 'martian'") as refusal:
+            QEFFAutoModel.from_pretrained(folder(tmp_path, "martian", "MartianModel", auto_map=auto_map))
+        assert "trust" not in str(refusal.value)
 
 
 def test_own_code_says_what_its_classes_stand_for(tmp_path: Path) -> None:

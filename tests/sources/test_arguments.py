@@ -75,7 +75,7 @@ def test_what_changes_nothing_makes_no_other_key(checkpoint: Path) -> None:
     import torch
 
     plain = CheckpointSource(checkpoint, {}).identity()
-    for name, value in {
+    without_effect = {
         "attn_implementation": "eager",
         "dtype": torch.float32,
         "torch_dtype": "float32",
@@ -86,7 +86,15 @@ def test_what_changes_nothing_makes_no_other_key(checkpoint: Path) -> None:
         "token": "secret",
         "low_cpu_mem_usage": True,
         "ignore_mismatched_sizes": True,
-    }.items():
+        "experts_implementation": "eager",
+        "local_files_only": True,
+        "cache_dir": "elsewhere",
+        "weights_only": True,
+        "disable_mmap": True,
+        "max_memory": {0: "1GB"},
+    }
+    assert CheckpointSource(checkpoint, without_effect).load("AutoModelForCausalLM") is not None
+    for name, value in without_effect.items():
         assert CheckpointSource(checkpoint, {name: value}).identity() == plain, name
 
 

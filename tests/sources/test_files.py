@@ -156,6 +156,11 @@ def test_weights_under_another_name_are_told(checkpoint: Path) -> None:
     assert "model.fp16.safetensors" in CheckpointSource(checkpoint, {"variant": "fp16"}).identity()["files"]
 
 
+def test_a_file_in_place_of_its_folder(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file; give the folder"):
+        CheckpointSource(saved / "model.safetensors", {})
+
+
 def test_a_subfolder(saved: Path, tmp_path: Path, store_root: Path) -> None:
     shutil.copytree(saved, tmp_path / "repository" / "inner")
     source = CheckpointSource(tmp_path / "repository", {"subfolder": "inner"})

@@ -314,6 +314,11 @@ def test_an_adapter_on_the_hub(repository: Path) -> None:
     (repository / "snapshots" / COMMITS["old"] / "adapter_config.json").write_text(LORA)
     with pytest.raises(CheckpointError, match="org/tiny holds an adapter.* beside its weights"):
         from_hub(repository).config()
+    inner = repository / "snapshots" / COMMITS["old"] / "inner"
+    inner.mkdir()
+    (inner / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="beside its weights"):
+        from_hub(repository, subfolder="inner").config()
     (repository / "snapshots" / COMMITS["old"] / "config.json").unlink()
     with pytest.raises(CheckpointError, match="org/tiny is no model but an adapter.*'org/base'"):
         from_hub(repository).config()
