@@ -55,7 +55,9 @@ def request_(tmp_path: Path) -> CompileRequest:
 
 
 def test_the_request_s_own_result_is_right(request_: CompileRequest) -> None:
-    check_compiled(request_.result(backend="acme", program={"file": "x"}), request_, "acme", TOLD)
+    compiled = request_.result(backend="acme", program={"file": "x"})
+    check_compiled(compiled, request_, "acme", TOLD)
+    assert compiled.states == STATES
 
 
 @pytest.mark.parametrize(

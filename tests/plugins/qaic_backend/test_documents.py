@@ -44,9 +44,12 @@ def test_standin_python_examples(standin, gpt2, tmp_path, monkeypatch) -> None:
     standin(profile="1.22")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for block in blocks(DOCUMENT, "python"):
+    found = blocks(DOCUMENT, "python")
+    assert found
+    for block in found:
         exec(compile(block.text.replace('"gpt2"', repr(gpt2)), DOCUMENT, "exec"), namespace)
-    namespace["model"].load().close()
+    with namespace["model"].load() as runner:
+        assert runner.compiled.backend == "qaic"
 
 
 def test_standin_commands(standin, gpt2, tmp_path, monkeypatch) -> None:
