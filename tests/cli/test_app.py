@@ -119,13 +119,24 @@ def test_debug_adds_the_traceback(qeff, argv):
     assert result.err.splitlines()[-1].startswith("qeff: error: ")
 
 
-def test_unexpected_error_is_one_line_that_names_debug(model_qeff, llama):
+def test_an_error_in_a_backend_is_one_line_that_names_the_backend(model_qeff, llama):
     result = model_qeff("-q", "compile", llama, "--backend", "toy", "-O", "mode=crash")
 
     assert result.code == 1
     assert result.err == (
-        "qeff: error: unexpected ZeroDivisionError: a bug of the toy backend; --debug shows the traceback\n"
+        "qeff: error: backend 'toy' (qeff-toy-backend 0.3.0) failed to compile: ZeroDivisionError: a bug of the toy backend\n"
     )
+
+
+def test_unexpected_error_is_one_line_that_names_debug(qeff, monkeypatch):
+    def list_backends():
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr("qeff_framework.registry.list_backends", list_backends)
+    result = qeff("-q", "backends")
+
+    assert result.code == 1
+    assert result.err == "qeff: error: unexpected ZeroDivisionError: a bug of ours; --debug shows the traceback\n"
 
 
 @pytest.mark.parametrize("quiet", [["-q"], ["--quiet"]], ids=" ".join)

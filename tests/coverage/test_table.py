@@ -11,6 +11,7 @@ from qeff_framework.coverage.families import types_of
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.processes import Report
 from qeff_framework.coverage.table import Section, read_page, updated_page
+from tests.library_versions import needs_tested_transformers
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 RUN = Run(task="causal-lm", backend="toy", versions={"transformers": "5.24.0", "toy": "1"})
@@ -55,6 +56,7 @@ def test_a_page_that_was_edited_is_refused() -> None:
         read_page(page.replace("4 types", "some types"))
 
 
+@needs_tested_transformers
 @pytest.mark.parametrize("task", ["causal-lm", "encoder"])
 def test_the_page_of_the_documentation_agrees_with_itself(task: str) -> None:
     section = read_page(PAGE.read_text(encoding="utf-8"))[task]

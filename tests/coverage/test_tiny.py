@@ -13,6 +13,7 @@ from qeff_framework.coverage.families import causal_lm_types, encoder_types
 from qeff_framework.coverage.overrides import OVERRIDES
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
+from tests.library_versions import needs_tested_transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -54,8 +55,12 @@ def test_windows_are_shorter_than_the_prompts(model_type: str) -> None:
         ("bamba", {"linear_attention", "full_attention"}),
         ("nemotron_h", {"linear_attention", "full_attention", "moe", "mlp"}),
         ("lfm2", {"conv", "full_attention"}),
-        ("lara_mini", {"linear_attention", "sliding_attention", "full_attention"}),
-        ("recurrent_gemma", {"linear_attention", "sliding_attention"}),
+        pytest.param(
+            "lara_mini",
+            {"linear_attention", "sliding_attention", "full_attention"},
+            marks=needs_tested_transformers,
+        ),
+        pytest.param("recurrent_gemma", {"linear_attention", "sliding_attention"}, marks=needs_tested_transformers),
         ("llama4", {"chunked_attention", "full_attention"}),
     ],
 )
@@ -130,6 +135,7 @@ def test_types_are_those_of_transformers() -> None:
     assert len(encoders) == len(set(encoders))
 
 
+@needs_tested_transformers
 def test_every_override_is_about_a_type_that_exists_and_says_why() -> None:
     from transformers import CONFIG_MAPPING
 

@@ -13,6 +13,7 @@ from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedding
 
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export.last_logits import cache_argument
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.rereading import reread_lengths
 from qeff_framework.seam.rotary import LengthRule, find_length_dependent_rotary, length_limits, replace_rotary
@@ -184,4 +185,4 @@ def test_a_form_that_is_not_known_is_refused_in_words():
 @pytest.mark.parametrize(("model_type", "expected"), [("phi3", (17,)), ("llama", ())])
 def test_transformers_says_whether_it_reads_a_grown_text_anew(model_type, expected):
     model, _ = tiny_causal_lm(model_type, **(LONG if model_type == "phi3" else {}))
-    assert reread_lengths(model, [16], "cache") == expected
+    assert reread_lengths(model, [16], cache_argument(model)) == expected
