@@ -140,11 +140,7 @@ def check_compiled(compiled: CompiledModel, request: CompileRequest, name: str, 
             f"its specializations are not those of the request (missing or changed: {', '.join(missing) or 'none'}, "
             f"{len(compiled.specializations)} for {len(request.specializations)})"
         )
-    problems += _missing(
-        "states", [state.input for state in exported.states], [state.input for state in compiled.states]
-    )
-    problems += _missing("inputs", [item.name for item in exported.inputs], [item.name for item in compiled.inputs])
-    problems += _missing("outputs", [item.name for item in exported.outputs], [item.name for item in compiled.outputs])
+    problems += _interface_problems(exported, compiled)
     problems += _state_problems(compiled.states, compiled.inputs, compiled.outputs)
     for field in ("program", "qpc_config", "metadata"):
         try:
@@ -165,12 +161,49 @@ def _state_problems(
     ]
 
 
-def _missing(what: str, asked: Iterable[str], found: Iterable[str]) -> list[str]:
-    there = set(found)
-    missing = [name for name in asked if name not in there]
-    return (
-        [f"it lacks the {what} {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"] if missing else []
-    )
+def _interface_problems(exported: ExportedModel, compiled: CompiledModel) -> list[str]:
+    """What the program lacks of the export's interface.
+
+    The generation loop feeds and reads by name what is not a state, so names, dtypes and shapes of these tensors are those of the
+    export. States stay with the session: a compiler may rename them (QNN has no dots in names), but each is there, in order.
+    """
+    problems = []
+    kinds, found = [state.kind for state in exported.states], [state.kind for state in compiled.states]
+    if kinds != found:
+        there = {state.input for state in compiled.states}
+        lacking = [state.input for state in exported.states if state.input not in there]
+        problems.append(
+            f"its {len(found)} states are not the {len(kinds)} of the export ({_listed(lacking)} are not there)"
+        )
+    for what, asked, offered in (
+        ("input", _without_states(exported.inputs, exported), _without_states(compiled.inputs, compiled)),
+        ("output", _without_states(exported.outputs, exported), _without_states(compiled.outputs, compiled)),
+    ):
+        missing = [name for name in asked if name not in offered]
+        if missing:
+            problems.append(f"it lacks the {what}s {_listed(missing)}")
+        problems += [
+            f"its {what} '{name}' is {_form(offered[name])}, in the export it is {_form(spec)}"
+            for name, spec in asked.items()
+            if name in offered and offered[name] != spec
+        ]
+    unknown = set(_without_states(compiled.inputs, compiled)) - set(_without_states(exported.inputs, exported))
+    if unknown:
+        problems.append(f"it has inputs that the export has not: {_listed(sorted(unknown))}")
+    return problems
+
+
+def _without_states(specs: Iterable[TensorSpec], model: ExportedModel | CompiledModel) -> dict[str, TensorSpec]:
+    retained = {name for state in model.states for name in (state.input, state.output)}
+    return {spec.name: spec for spec in specs if spec.name not in retained}
+
+
+def _form(spec: TensorSpec) -> str:
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
 
 
 def _refuse(problems: list[str], message: str) -> None:

@@ -60,11 +60,28 @@ def test_the_request_s_own_result_is_right(request_: CompileRequest) -> None:
     assert compiled.states == STATES
 
 
+def test_a_compiler_may_call_the_states_otherwise(request_: CompileRequest) -> None:
+    compiled = dataclasses.replace(
+        request_.result(backend="acme", program={}),
+        inputs=(INPUTS[0], dataclasses.replace(INPUTS[1], name="past_key_0")),
+        outputs=(OUTPUTS[0], dataclasses.replace(OUTPUTS[1], name="past_key_0_RetainedState")),
+        states=(StateSpec(input="past_key_0", output="past_key_0_RetainedState"),),
+    )
+    check_compiled(compiled, request_, "acme", TOLD)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"states": ()}, "lacks the states past_key.0"),
-        ({"inputs": INPUTS[:1]}, "lacks the inputs past_key.0"),
+        ({"states": ()}, r"its 0 states are not the 1 of the export \(past_key.0 are not there\)"),
+        ({"states": (), "inputs": INPUTS[:1], "outputs": OUTPUTS[:1]}, "its 0 states are not the 1 of the export"),
+        ({"inputs": INPUTS[:1]}, "the state 'past_key.0' is not an input"),
+        ({"inputs": INPUTS[1:]}, "lacks the inputs input_ids"),
+        ({"inputs": (*INPUTS, TensorSpec(name="x", dtype="int64", shape=(1,)))}, "inputs that the export has not: x"),
+        (
+            {"inputs": (TensorSpec(name="input_ids", dtype="int32", shape=("batch_size", 1)), INPUTS[1])},
+            r"'input_ids' is int32 \[batch_size, 1\], in the export it is int64 \[batch_size, 1\]",
+        ),
         ({"outputs": OUTPUTS[1:]}, "lacks the outputs logits"),
         ({"specializations": ()}, "missing or changed: decode"),
         ({"backend": "other"}, "for backend 'other'"),
