@@ -145,6 +145,27 @@ class Store:
             return self._in_store(recipe, on_wait)
         return self._at_destination(recipe, destination.resolve(), on_wait)
 
+    def check_destination(self, kind: str, destination: Path) -> None:
+        """Raises `ArtifactError` if no artifact of `kind` can be published at `destination`, whatever its key turns out to be.
+
+        For callers whose key is known late: what `get_or_build` would refuse after their work is refused before it.
+        """
+        target = destination.resolve()
+        existing = next(path for path in (target, *target.parents) if path.exists())
+        if not existing.is_dir():
+            raise ArtifactError(f"cannot publish to {target}: {existing} is not a directory. Choose another directory")
+        if existing == target and any(_listed(target)):
+            try:
+                found = Manifest.load(target).kind
+            except ArtifactError as error:
+                raise _occupied(target, str(error)) from error
+            if found != kind:
+                raise _occupied(target, f"{Manifest.FILE} belongs to {found}, not to {kind}")
+            return
+        writable = existing.parent if existing == target else existing
+        if not os.access(writable, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot publish to {target}: {writable} is not writable. Choose another directory")
+
     def list(self) -> Sequence[StoredArtifact]:
         """Every published artifact below the root, damaged ones included."""
         with os_errors_explained(f"cannot list the artifact store {self.root}", _SET_HOME):
@@ -344,11 +365,22 @@ def _holds(target: Path, key: str) -> bool:
         raise ArtifactError(f"cannot publish to {target}: {error}. Choose another directory") from error
     problems = _problems(target, key)
     if problems:
-        raise ArtifactError(
-            f"cannot publish to {target}: it is not empty and does not hold this artifact ({_summary(problems)}). "
-            "Nothing was changed: choose another directory, or empty this one"
-        )
+        raise _occupied(target, _summary(problems))
     return True
+
+
+def _listed(directory: Path) -> Iterator[Path]:
+    try:
+        yield from directory.iterdir()
+    except OSError as error:
+        raise ArtifactError(f"cannot publish to {directory}: {error}. Choose another directory") from error
+
+
+def _occupied(target: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"cannot publish to {target}: it is not empty and does not hold this artifact ({reason}). "
+        "Nothing was changed: choose another directory, or empty this one"
+    )
 
 
 @contextmanager

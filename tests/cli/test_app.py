@@ -124,7 +124,8 @@ def test_unexpected_error_is_one_line_that_names_debug(model_qeff, llama):
 
     assert result.code == 1
     assert result.err == (
-        "qeff: error: unexpected ZeroDivisionError: a bug of the toy backend; --debug shows the traceback\n"
+        "qeff: error: backend 'toy' (qeff-toy-backend 0.3.0) failed to compile: ZeroDivisionError: a bug of the toy backend; "
+        "--debug shows the traceback\n"
     )
 
 
