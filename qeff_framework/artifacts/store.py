@@ -155,13 +155,14 @@ class Store:
         if not existing.is_dir():
             raise ArtifactError(f"cannot publish to {target}: {existing} is not a directory. Choose another directory")
         if existing == target and any(_listed(target)):
-            try:
-                found = Manifest.load(target).kind
-            except ArtifactError as error:
-                raise _occupied(target, str(error)) from error
-            if found != kind:
-                raise _occupied(target, f"{Manifest.FILE} belongs to {found}, not to {kind}")
+            problems = [str(problem) for problem in verify(target)]
+            if not problems and (found := Manifest.load(target).kind) != kind:
+                problems = [f"{Manifest.FILE} belongs to {found}, not to {kind}"]
+            if problems:
+                raise _occupied(target, _summary(problems))
             return
+        if existing == target and target.is_mount():
+            raise _mounted(target)
         writable = existing.parent if existing == target else existing
         if not os.access(writable, os.W_OK | os.X_OK):
             raise ArtifactError(f"cannot publish to {target}: {writable} is not writable. Choose another directory")
@@ -354,10 +355,7 @@ def _holds(target: Path, key: str) -> bool:
     try:
         if not any(target.iterdir()):
             if target.is_mount():
-                raise ArtifactError(
-                    f"cannot publish to {target}: it is a mount point, which cannot be replaced in one step. "
-                    f"Choose a directory below it, such as {target / 'artifact'}"
-                )
+                raise _mounted(target)
             return False
     except FileNotFoundError:
         return False
@@ -374,6 +372,13 @@ def _listed(directory: Path) -> Iterator[Path]:
         yield from directory.iterdir()
     except OSError as error:
         raise ArtifactError(f"cannot publish to {directory}: {error}. Choose another directory") from error
+
+
+def _mounted(target: Path) -> ArtifactError:
+    return ArtifactError(
+        f"cannot publish to {target}: it is a mount point, which cannot be replaced in one step. "
+        f"Choose a directory below it, such as {target / 'artifact'}"
+    )
 
 
 def _occupied(target: Path, reason: str) -> ArtifactError:
