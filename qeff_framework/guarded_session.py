@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.contracts import CompiledModel, ExecutionSession
-from qeff_framework.errors import BackendError, ExecutionError, QEFFError
-from qeff_framework.plugin_answers import blamed, error_line
+from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession, TensorSpec
+from qeff_framework.errors import BackendError, ExecutionError
+from qeff_framework.plugin_answers import blamed
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
 
 
+def guard_session(session: ExecutionSession, request: ExecuteRequest, told: str) -> GuardedSession:
+    """Checks what the execute hook returned. A session that breaks the contract is closed before `BackendError` is raised."""
+    problems = []
+    if session.compiled != request.compiled:
+        problems.append("its compiled is not the program of the request")
+    if not isinstance(session.info, Mapping) or not all(
+        isinstance(part, str) for pair in session.info.items() for part in pair
+    ):
+        problems.append(f"its info is {type(session.info).__name__}, not a mapping of names to texts")
+    problems += [
+        f"its {name} cannot be called" for name in ("run", "reset", "close") if not callable(getattr(session, name))
+    ]
+    if problems:
+        with contextlib.suppress(Exception):
+            session.close()
+        raise BackendError(f"{told} returned a session that breaks the contract from execute: {'; '.join(problems)}")
+    return GuardedSession(session, told)
+
+
 class GuardedSession:
-    """Passes every call on to `session`. A step costs one more function call; only the first result is looked at.
+    """Passes every call on to `session`. A step costs one more function call; the first result of each kind of step is looked at.
 
     Args:
         session: what the execute hook returned.
@@ -24,7 +44,8 @@ class GuardedSession:
     def __init__(self, session: ExecutionSession, told: str) -> None:
         self._session = session
         self._told = told
-        self._checked = False
+        #: Shapes of the first input of each kind of step whose result was checked.
+        self._checked: set[object] = set()
         self.compiled: CompiledModel = session.compiled
         self.info: Mapping[str, str] = session.info
 
@@ -35,13 +56,14 @@ class GuardedSession:
         """Runs one step; see `ExecutionSession.run`."""
         try:
             outputs = self._session.run(inputs)
-        except QEFFError:
-            raise
-        except Exception as error:
-            raise ExecutionError(f"{self._told} failed in a step: {error_line(error)}") from error
-        if not self._checked:
-            self._check(outputs)
-            self._checked = True
+        except BaseException:
+            # Entered only here: a step must not pay for it.
+            with blamed(self._told, "failed in a step", ExecutionError):
+                raise
+        kind = next((getattr(value, "shape", None) for value in inputs.values()), None)
+        if kind not in self._checked:
+            self._check(outputs, inputs)
+            self._checked.add(kind)
         return outputs
 
     def reset(self) -> None:
@@ -54,13 +76,43 @@ class GuardedSession:
         with blamed(self._told, "failed to close its session", ExecutionError):
             self._session.close()
 
-    def _check(self, outputs: object) -> None:
+    def _check(self, outputs: object, inputs: Mapping[str, Array]) -> None:
         retained = {state.output for state in self.compiled.states}
-        asked = [item.name for item in self.compiled.outputs if item.name not in retained]
+        asked = [item for item in self.compiled.outputs if item.name not in retained]
         if not isinstance(outputs, Mapping):
             raise BackendError(
                 f"{self._told} returned {type(outputs).__name__} from a step, not a mapping of its outputs"
             )
-        missing = [name for name in asked if name not in outputs]
+        missing = [item.name for item in asked if item.name not in outputs]
         if missing:
-            raise BackendError(f"{self._told} returned no {', '.join(missing)} from a step, only {', '.join(outputs)}")
+            raise BackendError(
+                f"{self._told} returned no {', '.join(missing)} from a step, only {', '.join(map(str, outputs))}"
+            )
+        sizes = self._sizes(inputs)
+        for item in asked:
+            problem = _difference(item, outputs[item.name], sizes)
+            if problem:
+                raise BackendError(f"{self._told} returned '{item.name}' from a step as {problem}")
+
+    def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        """What the symbols of shapes stand for in a step, as far as its inputs say."""
+        return {
+            symbol: size
+            for spec in self.compiled.inputs
+            if spec.name in inputs
+            for symbol, size in zip(spec.shape, getattr(inputs[spec.name], "shape", ()), strict=False)
+            if isinstance(symbol, str)
+        }
+
+
+def _difference(spec: TensorSpec, value: Any, sizes: Mapping[str, int]) -> str:
+    """What is wrong with an output, or an empty text."""
+    shape, dtype = getattr(value, "shape", None), str(getattr(value, "dtype", ""))
+    wanted = [sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape]
+    told = f", not {spec.dtype} [{', '.join(map(str, wanted))}]"
+    if shape is None:
+        return f"{type(value).__name__}{told}"
+    fits = len(shape) == len(wanted) and all(
+        isinstance(size, str) or size == found for size, found in zip(wanted, shape, strict=True)
+    )
+    return "" if fits and dtype == spec.dtype else f"{dtype} [{', '.join(map(str, shape))}]{told}"

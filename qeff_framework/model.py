@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs
+from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     COMPANIONS,
     CompiledModel,
@@ -270,6 +271,10 @@ class QEFFBaseModel:
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         specializations = shapes.specializations()
+        key_of_options, fingerprint_of_backend = _key_of(compile_options), relay.fingerprint()
+        store = Store()
+        if compile_dir is not None:
+            store.check_destination("compiled", Path(compile_dir))
         exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs())
         _check_position_limits(exported, specializations, given=options)
         transforms = relay.transform(
@@ -279,14 +284,14 @@ class QEFFBaseModel:
             "format": COMPILE_FORMAT,
             "export": self._export_identity(exported),
             "backend": relay.name,
-            "fingerprint": relay.fingerprint(),
+            "fingerprint": fingerprint_of_backend,
             "transforms": [_transform_identity(transform) for transform in transforms],
             **_extension_identities(relay, "compile"),
             "specializations": [dataclasses.asdict(item) for item in specializations],
-            "options": _key_of(compile_options),
+            "options": key_of_options,
             "dry_run": dry_run,
         }
-        store, label, key = Store(), f"{relay.name}-{self.name}", cache_key(parts)
+        label, key = f"{relay.name}-{self.name}", cache_key(parts)
         destination = Path(compile_dir) if compile_dir is not None else None
 
         def build(output_dir: Path) -> None:
@@ -388,9 +393,10 @@ class QEFFBaseModel:
         return runner.generate(*args, **kwargs)
 
     def _close_runner(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        # Forgotten first: one that cannot be closed must not stand in the way of the next.
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
 
 def _stated(**facts: Any) -> dict[str, Any]:
@@ -440,13 +446,14 @@ def _key_of(options: object) -> dict[str, object]:
         if field.metadata.get("changes_program", True)
     }
     return {
-        name: {"sha256": content_digest(value)} if isinstance(value, Path) else value for name, value in values.items()
+        name: key_value({"sha256": content_digest(value)} if isinstance(value, Path) else value, f"option '{name}'")
+        for name, value in values.items()
     }
 
 
 def _check_capabilities(relay: Relay, task: Task, shapes: object, options: CompileOptions, *, dry_run: bool) -> None:
     """Refuses, before any work, what the backend says it cannot do."""
-    can = relay.backend.capabilities_for(options)
+    can = relay.capabilities_for(options)
     asked = {
         f"task '{task}'": task in can.tasks,
         "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,

@@ -74,7 +74,7 @@ class OptionInfo:
 
 
 #: Names that are less alike than this are not suggested: `enable_debug` is no help for `enable_chunking`.
-_CLOSE = 0.75
+CLOSE = 0.75
 
 
 def misplaced_options(schema: type, place: str) -> dict[str, str]:
@@ -158,7 +158,7 @@ def parse_options(
 
 def _unknown(name: str, known: Sequence[str], owner: str, elsewhere: Mapping[str, Sequence[str]]) -> str:
     normalized = name.replace("-", "_").lower()
-    near = difflib.get_close_matches(normalized, known, n=1, cutoff=_CLOSE)
+    near = difflib.get_close_matches(normalized, known, n=1, cutoff=CLOSE)
     message = f"unknown option '{name}'"
     if near:
         message += f", did you mean '{near[0]}'?"

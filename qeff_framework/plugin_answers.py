@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from qeff_framework.contracts import (
+    COMPANIONS,
     Capabilities,
     Check,
     CompiledModel,
@@ -18,14 +21,21 @@ from qeff_framework.contracts import (
     ExportRequest,
     Probe,
     StateSpec,
+    Status,
     TensorSpec,
 )
-from qeff_framework.errors import BackendBrokenError, BackendError, BackendIncompatibleError, QEFFError
-from qeff_framework.options import CompileOptions, RuntimeOptions
-from qeff_framework.plugin_metadata import printable
+from qeff_framework.errors import BackendBrokenError, BackendError, BackendIncompatibleError, OptionError, QEFFError
+from qeff_framework.options import CompileOptions, RuntimeOptions, describe_options
+from qeff_framework.plugin_metadata import is_backend_name, printable
 
 if TYPE_CHECKING:
     from qeff_framework.plugin_api import Backend
+
+
+#: A probe that takes longer is taken for one that hangs. The probes of this project limit their own processes to 50 s together.
+PROBE_SECONDS = 60.0
+#: Files of a compiled artifact that the framework writes, beside `COMPANIONS`.
+_OF_THE_CORE = ("manifest.json", "qconfig.json")
 
 
 def error_line(error: BaseException) -> str:
@@ -34,37 +44,75 @@ def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {printable(lines[0])}" if lines else type(error).__name__
 
 
-@contextmanager
-def blamed(told: str, action: str, error_type: type[QEFFError]) -> Iterator[None]:
-    """Lets every exception of a plugin name the plugin.
+#: Set on an exception once it is known whose it is, so that what it passes on its way is not blamed as well.
+_OWNED = "_qeff_owned"
 
-    An error of ours keeps its type, and the plugin is put in front of its message unless the message names it. Anything else
-    becomes an `error_type` with the original as its cause. An interruption by the user passes.
+
+#: Its value for an error that stands for an exception which nobody expected.
+_CRASH = "crash"
+
+
+def is_crash(error: BaseException) -> bool:
+    """Whether the error stands for an exception that a plugin did not mean to raise; its cause has the traceback."""
+    return getattr(error, _OWNED, None) == _CRASH
+
+
+@contextmanager
+def blamed(told: str | None, action: str, error_type: type[QEFFError]) -> Iterator[None]:
+    """Lets every exception of a plugin name the plugin and its package.
+
+    An error of ours keeps its type, and the plugin is put in front of its message. Anything else, ``SystemExit`` and panics of
+    native code included, becomes an `error_type` with the original as its cause. An interruption by the user passes.
 
     Args:
-        told: ``"backend 'acme' (qeff-acme-backend 1.0)"``.
+        told: ``"backend 'acme' (qeff-acme-backend 1.0)"``; `None` for the core's own code, whose errors stay as they are.
         action: what it was asked to do, as in ``"failed to compile"``.
         error_type: the error of this stage.
     """
     try:
         yield
-    except QEFFError as error:
-        if told.partition(" (")[0] not in str(error):
-            error.args = (f"{told}: {error}",)
+    except (KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
-        raise error_type(f"{told} {action}: {error_line(error)}") from error
+    except BaseException as error:
+        if told is None or isinstance(error, QEFFError):
+            name_plugin(error, told)
+            raise
+        if hasattr(error, _OWNED):
+            raise
+        wrapped = error_type(f"{told} {action}: {error_line(error)}")
+        setattr(wrapped, _OWNED, _CRASH)
+        raise wrapped from error
+
+
+def name_plugin(error: BaseException, told: str | None) -> None:
+    """Puts `told` in front of an error's message, unless it is known already whose error it is."""
+    if hasattr(error, _OWNED):
+        return
+    setattr(error, _OWNED, True)
+    if told is None:
+        return
+    name, message = told.partition(" (")[0], str(error)
+    # "backend 'acme' cannot compile: ..." gets the package; what does not begin with the name gets both.
+    error.args = (told + message.removeprefix(name) if message.startswith(name) else f"{told}: {message}",)
 
 
 def check_descriptor(descriptor: Backend, origin: str) -> None:
     """Raises `BackendIncompatibleError` if a field of a descriptor has a wrong type."""
     expected: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("name", lambda value: isinstance(value, str) and bool(value.strip()), "a name"),
+        ("name", lambda value: isinstance(value, str) and is_backend_name(value), "a name of letters, digits, - and _"),
         ("api", lambda value: isinstance(value, str), "text"),
         ("summary", lambda value: isinstance(value, str), "text"),
-        ("options", _is_schema(CompileOptions), "a dataclass derived from CompileOptions"),
-        ("runtime_options", _is_schema(RuntimeOptions), "a dataclass derived from RuntimeOptions"),
-        ("capabilities", lambda value: isinstance(value, Capabilities), "an instance of Capabilities"),
+        (
+            "options",
+            _is_schema(CompileOptions),
+            "a dataclass derived from CompileOptions with annotations that can be resolved",
+        ),
+        (
+            "runtime_options",
+            _is_schema(RuntimeOptions),
+            "a dataclass derived from RuntimeOptions with annotations that can be resolved",
+        ),
+        ("capabilities", _are_capabilities, "an instance of Capabilities with fields of the right types"),
         ("implementation", lambda value: isinstance(value, str) and ":" in value, "text like 'package.module:Class'"),
     )
     wrong = [
@@ -79,20 +127,83 @@ def check_descriptor(descriptor: Backend, origin: str) -> None:
 
 
 def checked_probe(descriptor: Backend, told: str) -> Probe:
-    """Returns the answer of ``probe()``.
+    """Returns the answer of ``probe()``, its texts on one printable line each.
 
     Raises:
-        BackendBrokenError: it raised an exception or returned something else than a `Probe` with fields of the right types.
+        BackendBrokenError: it raised an exception, did not answer within `PROBE_SECONDS`, or returned something else than a
+            `Probe` with fields of the right types.
     """
     with blamed(told, "failed in probe()", BackendBrokenError):
-        probe: object = descriptor.probe()
+        probe: object = _within(PROBE_SECONDS, descriptor.probe)
     if not isinstance(probe, Probe):
         raise BackendBrokenError(f"{told} returned {_shown(probe)} from probe(), not a Probe")
     flags = (probe.can_compile, probe.can_execute, probe.hardware)
     fields_fit = all(isinstance(flag, bool) for flag in flags) and isinstance(probe.rank, int)
     if not fields_fit or not isinstance(probe.other_options, str) or not _all_of(Check, probe.checks):
         raise BackendBrokenError(f"{told} returned a Probe with fields of wrong types from probe(): {_shown(probe)}")
-    return probe
+    for check in probe.checks:
+        texts = (check.name, check.detail, check.remedy)
+        if not isinstance(check.status, Status) or not all(isinstance(text, str) for text in texts):
+            raise BackendBrokenError(
+                f"{told} returned a Check with fields of wrong types from probe(): {_shown(check)}"
+            )
+    return dataclasses.replace(
+        probe,
+        checks=tuple(
+            Check(
+                name=printable(check.name), status=check.status, detail=_text(check.detail), remedy=_text(check.remedy)
+            )
+            for check in probe.checks
+        ),
+        other_options=_text(probe.other_options),
+    )
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What `function` returns. Raises `TimeoutError` after `seconds`; the function then goes on in a thread that ends with the
+    process.
+    """
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name="qeff probe")
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+def _text(text: str) -> str:
+    return printable(text, longest=2000)
+
+
+def checked_capabilities(descriptor: Backend, options: CompileOptions, told: str) -> Capabilities:
+    """Returns the answer of ``capabilities_for()``. Raises `BackendBrokenError` for anything else than `Capabilities`."""
+    with blamed(told, "failed in capabilities_for()", BackendBrokenError):
+        answer: object = descriptor.capabilities_for(options)
+    if not _are_capabilities(answer):
+        raise BackendBrokenError(
+            f"{told} returned {_shown(answer)} from capabilities_for(), not Capabilities with fields of the right types"
+        )
+    return answer
+
+
+def check_runtime(descriptor: Backend, runtime: RuntimeOptions, compiled_with: Mapping[str, Any], told: str) -> None:
+    """Raises `OptionError` for runtime options that the backend refuses for a program of these compile options."""
+    with blamed(told, "failed in check_runtime()", BackendBrokenError):
+        try:
+            descriptor.check_runtime(runtime, compiled_with)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
 
 def checked_fingerprint(descriptor: Backend, told: str) -> dict[str, str]:
@@ -112,16 +223,51 @@ def checked_fingerprint(descriptor: Backend, told: str) -> dict[str, str]:
 
 
 def check_exported(exported: ExportedModel, request: ExportRequest, told: str) -> None:
-    """Raises `BackendError` if an export does not answer its request, or names what is not there."""
+    """Raises `BackendError` if an export does not answer its request, or names what is not in its graph."""
     problems = []
     if exported.task != request.task:
         problems.append(f"its task is '{exported.task}', asked for was '{request.task}'")
     if not _same_place(exported.directory, request.output_dir):
         problems.append("its directory is not the output_dir of the request")
-    elif not (request.output_dir / exported.model_file).is_file():
-        problems.append(f"it names the model file {exported.model_file!r}, which was not written")
+    elif not is_inside(exported.model_file, request.output_dir) or not exported.model_path.is_file():
+        problems.append(f"it names the model file {exported.model_file!r}, which was not written into output_dir")
+    else:
+        problems += _graph_problems(exported)
+    there = {item.name for item in exported.inputs}
+    lacking = [name for name in request.extra_inputs if name not in there]
+    if lacking:
+        problems.append(f"it lacks the inputs {_listed(lacking)} of the request")
     problems += _state_problems(exported.states, exported.inputs, exported.outputs)
+    problems += _json_problems(exported, ("metadata",))
     _refuse(problems, f"{told} returned an export that does not fit its request")
+
+
+def _graph_problems(exported: ExportedModel) -> list[str]:
+    """Inputs and outputs that the file lacks, and weights that lie outside of the directory."""
+    import onnx
+
+    try:
+        model = onnx.load(exported.model_path, load_external_data=False)
+    except Exception as error:  # noqa: BLE001 - whatever a file that is no ONNX model leads to
+        return [f"{exported.model_file} is not an ONNX model: {error_line(error)}"]
+    problems = []
+    for what, specs, values in (
+        ("input", exported.inputs, model.graph.input),
+        ("output", exported.outputs, model.graph.output),
+    ):
+        names = {value.name for value in values}
+        missing = [spec.name for spec in specs if spec.name not in names]
+        if missing:
+            problems.append(f"its graph has no {what} {_listed(missing)}")
+    stored = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    problems += [
+        f"its weights lie in {name!r}, which is not a file of its directory"
+        for name in sorted(stored)
+        if not is_inside(name, exported.directory) or not (exported.directory / name).is_file()
+    ]
+    return problems
 
 
 def check_compiled(compiled: CompiledModel, request: CompileRequest, name: str, told: str) -> None:
@@ -142,12 +288,56 @@ def check_compiled(compiled: CompiledModel, request: CompileRequest, name: str, 
         )
     problems += _interface_problems(exported, compiled)
     problems += _state_problems(compiled.states, compiled.inputs, compiled.outputs)
-    for field in ("program", "qpc_config", "metadata"):
-        try:
-            json.dumps(getattr(compiled, field))
-        except (TypeError, ValueError) as error:
-            problems.append(f"its {field} is not JSON: {error}")
+    problems += _json_problems(compiled, ("program", "qpc_config", "metadata"))
+    problems += _file_problems(compiled, request.output_dir)
     _refuse(problems, f"{told} returned a program that does not fit its request")
+
+
+def _json_problems(result: ExportedModel | CompiledModel, fields: Iterable[str]) -> list[str]:
+    problems = []
+    for field in fields:
+        try:
+            json.dumps(getattr(result, field))
+        except (TypeError, ValueError, RecursionError) as error:
+            problems.append(f"its {field} is not JSON: {error}")
+    return problems
+
+
+def _file_problems(compiled: CompiledModel, directory: Path) -> list[str]:
+    """What would be wrong with the files once the directory is published under another name."""
+    problems = []
+    if not any(directory.iterdir()):
+        problems.append("it wrote no file into output_dir: nothing would be there to load")
+    taken = [name for name in (*COMPANIONS, CompiledModel.FILE, *_OF_THE_CORE) if os.path.lexists(directory / name)]
+    if taken:
+        problems.append(f"it wrote {_listed(taken)}, which the framework writes itself")
+    named = [text for text in texts_in(compiled.program) if str(directory) in text]
+    if named:
+        problems.append(
+            f"its program names {_shown(named[0])}: the directory is published under another name, so name files relative to it"
+        )
+    if compiled.bundle_result and not is_inside(compiled.bundle_result, directory):
+        problems.append(f"its bundle_result {compiled.bundle_result!r} is not a path inside of its directory")
+    return problems
+
+
+def is_inside(name: str, directory: Path) -> bool:
+    """Whether a relative name stays inside of `directory`, links followed."""
+    if not name or "\0" in name or Path(name).is_absolute():
+        return False
+    return (directory / name).resolve().is_relative_to(directory.resolve())
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from texts_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_in(item)
 
 
 def _state_problems(
@@ -212,7 +402,23 @@ def _refuse(problems: list[str], message: str) -> None:
 
 
 def _is_schema(base: type[Any]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, type) and issubclass(value, base) and dataclasses.is_dataclass(value)
+    def is_right(value: Any) -> bool:
+        if not (isinstance(value, type) and issubclass(value, base) and dataclasses.is_dataclass(value)):
+            return False
+        try:
+            describe_options(value)
+        except Exception:  # noqa: BLE001 - annotations that cannot be resolved, defaults that raise
+            return False
+        return True
+
+    return is_right
+
+
+def _are_capabilities(value: object) -> TypeGuard[Capabilities]:
+    if not isinstance(value, Capabilities) or not isinstance(value.tasks, (set, frozenset)):
+        return False
+    flags = [field.name for field in dataclasses.fields(Capabilities) if field.name not in ("tasks", "scope")]
+    return isinstance(value.scope, str) and all(isinstance(getattr(value, name), bool) for name in flags)
 
 
 def _same_place(one: object, other: Path) -> bool:

@@ -117,6 +117,16 @@ class Backend:
         """
         return self.capabilities
 
+    def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
+        """Raises `OptionError` or `ValueError` for runtime options that do not go with the compile options of a program.
+
+        Called before any work when both are given at once, as by ``qeff generate MODEL``, and before a program is loaded.
+
+        Args:
+            runtime: an instance of `self.runtime_options`.
+            compiled_with: the compile options by name, as an artifact records them.
+        """
+
     def fingerprint(self) -> Mapping[str, str]:
         """Versions that change the compiled program: the backend's own, the SDK's, the compiler's. Part of cache
         keys.

@@ -6,7 +6,8 @@ Every field of a package's metadata but the name may be absent, and files may be
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN_PACKAGE = "an unknown package"
+#: What the names of this framework's entry-point groups begin with.
+_GROUPS = "qeff_framework."
 #: Longer texts of strangers are cut in listings and messages.
 _LONGEST = 300
 
@@ -26,22 +29,82 @@ def printable(text: object, *, longest: int = _LONGEST) -> str:
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 
+def printable_lines(text: str) -> str:
+    """Returns `text` with its line ends and tabs, without other characters that a terminal would obey."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
+
+
+def is_backend_name(name: str) -> bool:
+    """Whether a backend may be called `name`: it is typed on command lines and stands in file names."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is not None
+
+
 def entry_points(group: str | None = None) -> Sequence[EntryPoint]:
-    """Returns the entry points of `group`, or all. A package whose list cannot be read is left out, with a warning."""
+    """Returns the entry points of `group`, or all of this framework's groups.
+
+    Of a package that is installed twice the first one on the import path counts, unless only an empty folder is left of it.
+    A package whose list cannot be read is left out, with a warning where it provides something for this framework.
+    """
+    found: list[EntryPoint] = []
+    owners: dict[str, Any] = {}
+    for distribution in _distributions():
+        try:
+            entries = [entry for entry in distribution.entry_points if entry.group.startswith(_GROUPS)]
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file leads to
+            _warn(distribution, error)
+            continue
+        owner = owners.setdefault(_folder_name(distribution), distribution)
+        if entries and owner is not distribution:
+            if _has_metadata(owner):
+                continue
+            owners[_folder_name(distribution)] = distribution
+        found += entries
+    return [entry for entry in found if group is None or entry.group == group]
+
+
+def _distributions() -> Iterator[Any]:
     # Imported here: the first import costs 30 to 90 ms, which `import qeff_framework` should not pay.
     import importlib_metadata
 
+    found = iter(importlib_metadata.distributions())
+    while True:
+        try:
+            distribution = next(found)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - a finder of a stranger on sys.meta_path
+            logger.warning("the installed packages cannot all be listed: %s", printable(error))
+            return
+        yield distribution
+
+
+def _folder_name(distribution: Any) -> str:
+    """The package's name as its folder spells it, which costs no reading of metadata."""
     try:
-        found = list(importlib_metadata.entry_points())
-    except Exception:  # noqa: BLE001 - one damaged package: read them one by one
-        found = []
-        for distribution in importlib_metadata.distributions():
-            try:
-                found.extend(distribution.entry_points)
-            except Exception as error:  # noqa: BLE001 - whatever a damaged file leads to
-                place = printable(getattr(distribution, "_path", UNKNOWN_PACKAGE))
-                logger.warning("the entry points of %s cannot be read and are left out: %s", place, printable(error))
-    return [entry for entry in found if group is None or entry.group == group]
+        return str(distribution._normalized_name)  # noqa: SLF001 - what importlib_metadata itself tells packages apart by
+    except Exception:  # noqa: BLE001 - whatever a damaged file leads to
+        return str(id(distribution))
+
+
+def _has_metadata(distribution: Any) -> bool:
+    try:
+        return bool(distribution.read_text("METADATA") or distribution.read_text("PKG-INFO"))
+    except Exception:  # noqa: BLE001 - unreadable metadata are still metadata
+        return True
+
+
+def _warn(distribution: Any, error: Exception) -> None:
+    try:
+        content = error.object if isinstance(error, UnicodeDecodeError) else distribution.read_text("entry_points.txt")
+        is_ours = (_GROUPS.encode() if isinstance(content, bytes) else _GROUPS) in content
+    except Exception:  # noqa: BLE001 - whatever a damaged file leads to
+        is_ours = False
+    place = printable(getattr(distribution, "_path", UNKNOWN_PACKAGE))
+    level = logging.WARNING if is_ours else logging.DEBUG
+    logger.log(level, "the entry points of %s cannot be read and are left out: %s", place, printable(error))
 
 
 def package_name(entry: EntryPoint) -> str:

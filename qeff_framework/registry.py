@@ -18,7 +18,7 @@ import difflib
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,11 +32,13 @@ from qeff_framework.errors import (
     BackendUnavailableError,
     ExtensionError,
 )
+from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
 from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
 from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
+    is_backend_name,
     origin_of,
     package_name,
     package_summary,
@@ -124,7 +126,9 @@ class Registry:
         origin = origin_of(entry)
         try:
             loaded = entry.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise BackendBrokenError(
                 f"backend '{name}' ({origin}) is installed but could not be imported: {error_line(error)}; "
                 f"reinstall or repair {package_name(entry)}, `qeff doctor {name}` shows more"
@@ -168,16 +172,20 @@ class Registry:
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
+        loaded = self.extensions(extensions)
         return Relay(
             descriptor,
             implementation=_load_implementation(descriptor, origin),
-            extensions=self.extensions(extensions),
+            extensions=loaded,
             origin=origin,
+            extension_origins=self.extension_origins(loaded),
         )
 
     def core(self, *, extensions: Sequence[str] | None = None) -> Relay:
         """A relay without a backend: the core's own hooks and the extensions. Enough to export."""
-        return Relay(None, implementation=None, extensions=self.extensions(extensions), origin="core")
+        loaded = self.extensions(extensions)
+        origins = self.extension_origins(loaded)
+        return Relay(None, implementation=None, extensions=loaded, origin="core", extension_origins=origins)
 
     def choose(self) -> str:
         """The backend that is used when none is named.
@@ -248,22 +256,40 @@ class Registry:
             names = [part for part in os.environ.get(EXTENSIONS_VARIABLE, "").split(",") if part.strip()]
         if not names:
             return {}
-        available = {normalize(entry.name): entry for entry in entry_points(EXTENSION_GROUP)}
+        available = self._extension_entries()
         loaded: dict[str, object] = {}
         for name in sorted({normalize(name) for name in names}):
             if name not in available:
-                near = difflib.get_close_matches(name, available, n=1)
+                near = difflib.get_close_matches(name, available, n=1, cutoff=CLOSE)
                 hint = f", did you mean '{near[0]}'?" if near else f"; installed: {', '.join(sorted(available))}"
-                raise ExtensionError(f"no extension named '{name}' is installed{hint}")
-            entry = available[name]
+                raise ExtensionError(f"no extension named '{printable(name)}' is installed{hint}")
+            entry, *twins = available[name]
+            if twins:
+                providers = ", ".join(sorted(origin_of(twin) for twin in (entry, *twins)))
+                raise ExtensionError(
+                    f"{len(twins) + 1} packages provide extension '{name}': {providers}; uninstall all but one of them"
+                )
             try:
                 target = entry.load()
                 loaded[name] = target() if isinstance(target, type) else target
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise ExtensionError(
                     f"extension '{name}' ({origin_of(entry)}) could not be loaded: {error_line(error)}"
                 ) from error
         return loaded
+
+    def extension_origins(self, names: Iterable[str]) -> dict[str, str]:
+        """Package and version of installed extensions, by name."""
+        available = self._extension_entries() if names else {}
+        return {name: origin_of(available[name][0]) for name in names if name in available}
+
+    def _extension_entries(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(EXTENSION_GROUP):
+            found.setdefault(normalize(entry.name), []).append(entry)
+        return found
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -288,6 +314,8 @@ class Registry:
         major = entry.group.rpartition(".v")[2]
         if major != _API_MAJOR:
             return "incompatible", f"built for plugin API v{major}, this qeff_framework speaks v{_API_MAJOR}"
+        if not is_backend_name(entry.name):
+            return "incompatible", "its entry point must be named with letters, digits, - and _"
         variable = _blocked_by(entry)
         if variable:
             return "blocked", f"blocked by {variable}={os.environ[variable]!r}"
@@ -379,7 +407,9 @@ def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], registe
 def _as_descriptor(loaded: Any, origin: str) -> Backend:
     try:
         candidate = loaded() if isinstance(loaded, type) and issubclass(loaded, Backend) else loaded
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BackendBrokenError(
             f"the backend descriptor of {origin} cannot be created: {error_line(error)}"
         ) from error
@@ -417,7 +447,9 @@ def _load_implementation(descriptor: Backend, origin: str) -> object:
     try:
         implementation = getattr(importlib.import_module(module_name), attribute)
         return implementation() if isinstance(implementation, type) else implementation
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BackendBrokenError(
             f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
             f"not be loaded: {error_line(error)}; `qeff doctor {descriptor.name}` shows what is missing"

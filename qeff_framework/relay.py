@@ -7,13 +7,13 @@ answered by another backend, and a failed registration is thrown away with its m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pluggy
 
 from qeff_framework.contracts import (
+    Capabilities,
     CompiledModel,
     CompileRequest,
     ExecuteRequest,
@@ -23,22 +23,22 @@ from qeff_framework.contracts import (
     Transform,
     TransformRequest,
 )
-from qeff_framework.errors import (
-    BackendError,
-    BackendIncompatibleError,
-    CompileError,
-    ExecutionError,
-    ExportError,
-    ExtensionError,
-)
-from qeff_framework.guarded_session import GuardedSession
+from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
+from qeff_framework.guarded_hooks import HOOKS, guarded_hooks
+from qeff_framework.guarded_session import guard_session
 from qeff_framework.hookspecs import PROJECT, BackendHooks
-from qeff_framework.plugin_answers import blamed, check_compiled, check_exported, checked_fingerprint
+from qeff_framework.options import CompileOptions, RuntimeOptions
+from qeff_framework.plugin_answers import (
+    check_compiled,
+    check_exported,
+    check_runtime,
+    checked_capabilities,
+    checked_fingerprint,
+)
 from qeff_framework.plugin_api import Backend
 
 T = TypeVar("T")
 
-_HOOKS = ("transform", "export", "compile", "execute")
 _MARK = f"{PROJECT}_impl"
 
 
@@ -46,7 +46,13 @@ class Relay:
     """Calls the hooks of one backend and checks what comes back. `descriptor` is `None` for the core alone."""
 
     def __init__(
-        self, descriptor: Backend | None, *, implementation: object, extensions: Mapping[str, object], origin: str
+        self,
+        descriptor: Backend | None,
+        *,
+        implementation: object,
+        extensions: Mapping[str, object],
+        origin: str,
+        extension_origins: Mapping[str, str] | None = None,
     ) -> None:
         from qeff_framework.export.hooks import CoreHooks
 
@@ -57,9 +63,10 @@ class Relay:
         self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(BackendHooks)
-        self._manager.register(CoreHooks(), name="core")
+        self._manager.register(guarded_hooks(CoreHooks(), None, BackendError), name="core")
         for name, extension in extensions.items():
-            self._register(extension, f"extension '{name}'", ExtensionError)
+            package = (extension_origins or {}).get(name, "an unknown package")
+            self._register(extension, f"extension '{name}' ({package})", ExtensionError)
         if descriptor is not None:
             self._register(implementation, self._told, BackendIncompatibleError)
 
@@ -87,42 +94,38 @@ class Relay:
 
     def transform(self, request: TransformRequest) -> list[Transform]:
         """The transforms of one stage: the core's, then extensions', the backend's own last."""
-        with blamed(self._told, "failed to name its transforms", BackendError):
-            results: list[Any] = self._manager.hook.transform(request=request)
-        transforms: list[Transform] = []
+        results: list[list[Transform]] = self._manager.hook.transform(request=request)
         # pluggy calls the last registered first; the backend was registered last and its passes run last.
-        for result in reversed(results):
-            if not isinstance(result, Sequence) or not all(isinstance(item, Transform) for item in result):
-                raise BackendError(
-                    f"{self._told} returned {result!r} from transform, expected a list of objects with name, version and "
-                    "__call__"
-                )
-            transforms.extend(result)
-        return transforms
+        return [transform for result in reversed(results) for transform in result]
 
     def export(self, request: ExportRequest) -> ExportedModel:
         """Runs the export hook; the core answers when the backend does not."""
-        with blamed(self._told, "failed to export", ExportError) if self.descriptor else nullcontext():
-            exported = self._checked(self._manager.hook.export(request=request), ExportedModel, "export")
+        exported = self._checked(self._manager.hook.export(request=request), ExportedModel, "export")
         check_exported(exported, request, self._told)
         return exported
 
     def compile(self, request: CompileRequest) -> CompiledModel:
         """Runs the compile hook."""
-        with blamed(self._told, "failed to compile", CompileError):
-            compiled = self._checked(self._manager.hook.compile(request=request), CompiledModel, "compile")
+        compiled = self._checked(self._manager.hook.compile(request=request), CompiledModel, "compile")
         check_compiled(compiled, request, self.name, self._told)
         return compiled
 
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Runs the execute hook."""
-        with blamed(self._told, "failed to load the program", ExecutionError):
-            session = self._checked(self._manager.hook.execute(request=request), ExecutionSession, "execute")  # type: ignore[type-abstract]
-        return GuardedSession(session, self._told)
+        session = self._checked(self._manager.hook.execute(request=request), ExecutionSession, "execute")  # type: ignore[type-abstract]
+        return guard_session(session, request, self._told)
 
     def fingerprint(self) -> dict[str, str]:
         """The versions that change what the backend compiles. Raises `BackendBrokenError` for anything else than texts."""
         return checked_fingerprint(self.backend, self._told)
+
+    def capabilities_for(self, options: CompileOptions) -> Capabilities:
+        """What the backend can be asked for with `options`. Raises `BackendBrokenError` for another answer than that."""
+        return checked_capabilities(self.backend, options, self._told)
+
+    def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
+        """Raises `OptionError` for runtime options that do not go with a program of these compile options."""
+        check_runtime(self.backend, runtime, compiled_with, self._told)
 
     @property
     def _told(self) -> str:
@@ -139,8 +142,11 @@ class Relay:
         problems = _lint(plugin)
         if not problems:
             try:
+                # Validated as it is, and called through functions that name it when it fails.
                 self._manager.register(plugin, name=told)
                 self._manager.check_pending()
+                self._manager.unregister(plugin)
+                self._manager.register(guarded_hooks(plugin, told, error_type), name=told)
                 return
             except pluggy.PluginValidationError as error:
                 problems.append(" ".join(str(error).split()))
@@ -156,12 +162,12 @@ def _lint(plugin: object) -> list[str]:
         if not callable(method):
             continue
         if not hasattr(method, _MARK):
-            if name in _HOOKS:
+            if name in HOOKS:
                 problems.append(f"{name}() is named like a hook but is not marked with @hookimpl")
             continue
         found += 1
-        if name not in _HOOKS:
-            problems.append(f"unknown hook '{name}', the hooks are {', '.join(_HOOKS)}")
+        if name not in HOOKS:
+            problems.append(f"unknown hook '{name}', the hooks are {', '.join(HOOKS)}")
             continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from qeff_framework.artifacts import open_artifact
 from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
 from qeff_framework.errors import BackendNotInstalledError, ExecutionError, InputError, OptionError
 from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
+from qeff_framework.plugin_answers import texts_in
 from qeff_framework.progress import report
 from qeff_framework.registry import normalize, registry
 
@@ -79,6 +80,7 @@ def load_compiled(
         owner=f"runtime of backend '{relay.name}'",
         misplaced=misplaced_options(relay.backend.options, OF_THE_COMPILATION),
     )
+    relay.check_runtime(options, compiled.options)
     report(f"loading the program for {relay.name}")
     session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
     return _RUNNERS[compiled.task](session)
@@ -106,20 +108,14 @@ def _check_program_paths(compiled: CompiledModel) -> None:
 
     Backends read `program` as they like; this guards those that join names without `CompiledModel.path`.
     """
-    for text in _texts(compiled.program):
+    for text in texts_in(compiled.program):
         if text and "\0" not in text and os.path.lexists(compiled.directory / text):
             compiled.path(text)
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+def runner_of(task: str) -> type[CompiledRunner]:
+    """The class that runs programs of `task`."""
+    return _RUNNERS[task]
 
 
 def _was_compiled_since(compiled: CompiledModel) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,38 @@ import numpy as np
 import pytest
 
 from qeff_framework.contracts import (
+    Capabilities,
+    Check,
     CompiledModel,
     CompileRequest,
+    ExecuteRequest,
     ExportedModel,
     ExportRequest,
     Probe,
     Specialization,
     StateSpec,
+    Status,
     TensorSpec,
 )
-from qeff_framework.errors import BackendBrokenError, BackendError, CompileError, ExecutionError
-from qeff_framework.guarded_session import GuardedSession
-from qeff_framework.plugin_answers import blamed, check_compiled, check_exported, checked_fingerprint, checked_probe
+from qeff_framework.errors import (
+    BackendBrokenError,
+    BackendError,
+    BackendIncompatibleError,
+    CompileError,
+    ExecutionError,
+    InputError,
+)
+from qeff_framework.guarded_session import GuardedSession, guard_session
+from qeff_framework.options import CompileOptions
+from qeff_framework.plugin_answers import (
+    blamed,
+    check_compiled,
+    check_descriptor,
+    check_exported,
+    checked_capabilities,
+    checked_fingerprint,
+    checked_probe,
+)
 from tests.recording_backend import RecordingBackend, RecordingOptions
 
 TOLD = "backend 'acme' (qeff-acme-backend 1.0)"
@@ -44,7 +66,7 @@ def request_(tmp_path: Path) -> CompileRequest:
         states=STATES,
     )
     model: Any = None
-    return CompileRequest(
+    request = CompileRequest(
         exported=exported,
         model=model,
         transforms=(),
@@ -52,6 +74,9 @@ def request_(tmp_path: Path) -> CompileRequest:
         options=RecordingOptions(),
         output_dir=tmp_path / "program",
     )
+    request.output_dir.mkdir()
+    (request.output_dir / "x").touch()
+    return request
 
 
 def test_the_request_s_own_result_is_right(request_: CompileRequest) -> None:
@@ -89,6 +114,7 @@ def test_a_compiler_may_call_the_states_otherwise(request_: CompileRequest) -> N
         ({"directory": Path("elsewhere")}, "not the output_dir"),
         ({"program": {"file": Path("x")}}, "its program is not JSON"),
         ({"metadata": {"x": {1, 2}}}, "its metadata is not JSON"),
+        ({"bundle_result": "../elsewhere"}, "bundle_result '../elsewhere' is not a path inside"),
     ],
 )
 def test_a_program_that_does_not_fit_is_not_published(
@@ -181,3 +207,159 @@ def test_a_session_that_breaks_names_the_backend(
         session.run({})
     with pytest.raises(ExecutionError, match="acme.*OSError: the device is gone"):
         session.close()
+
+
+def test_files_that_would_be_wrong_after_publishing_are_refused(request_: CompileRequest) -> None:
+    named = request_.result(backend="acme", program={"parts": [{"file": str(request_.output_dir / "x")}]})
+    with pytest.raises(BackendError, match="published under another name, so name files relative to it"):
+        check_compiled(named, request_, "acme", TOLD)
+    (request_.output_dir / "tokenizer").mkdir()
+    with pytest.raises(BackendError, match="it wrote tokenizer, which the framework writes itself"):
+        check_compiled(request_.result(backend="acme", program={}), request_, "acme", TOLD)
+    (request_.output_dir / "tokenizer").rmdir()
+    (request_.output_dir / "x").unlink()
+    with pytest.raises(BackendError, match="it wrote no file into output_dir"):
+        check_compiled(request_.result(backend="acme", program={}), request_, "acme", TOLD)
+
+
+def test_an_export_is_compared_with_its_graph(request_: CompileRequest, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    module: Any = None
+    asked = ExportRequest(
+        module=module, task="causal-lm", output_dir=tmp_path / "export", extra_inputs=("batch_index",)
+    )
+    asked.output_dir.mkdir()
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, 1])
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", [ids], [ids])
+    graph.output[0].name = "logits"
+    weight = graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../weights")
+    save(helper.make_model(graph), asked.output_dir / "model.onnx")
+    with pytest.raises(BackendError) as refused:
+        check_exported(request_.exported, asked, TOLD)
+    for said in (
+        "no input past_key.0",
+        "no output past_key.0_Ret",
+        "lie in '../weights'",
+        "lacks the inputs batch_index",
+    ):
+        assert said in str(refused.value)
+
+
+def test_a_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qeff_framework.plugin_answers.PROBE_SECONDS", 0.05)
+    released = threading.Event()
+
+    class Odd(RecordingBackend):
+        def probe(self) -> Probe:
+            released.wait(60)
+            return super().probe()
+
+    with pytest.raises(BackendBrokenError, match=r"acme.*probe\(\): TimeoutError: no answer within 0.05 s"):
+        checked_probe(Odd(), TOLD)
+    released.set()
+
+
+def test_what_a_probe_says_is_printable() -> None:
+    class Odd(RecordingBackend):
+        def probe(self) -> Probe:
+            check = Check(name="a\x1b[2J", status=Status.FAILED, detail="x" * 10_000, remedy="\u202eb\nc")
+            return dataclasses.replace(super().probe(), checks=[check])
+
+    [check] = checked_probe(Odd(), TOLD).checks
+    assert len(check.detail) <= 2000
+    assert (check.name, check.remedy) == ("a\N{REPLACEMENT CHARACTER}[2J", "\N{REPLACEMENT CHARACTER}b c")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "a b\x1b"),
+        ("options", dict),
+        ("options", dataclasses.make_dataclass("Odd", [("x", "NoSuchType", 1)], bases=(CompileOptions,), frozen=True)),
+        ("runtime_options", None),
+        ("capabilities", {"tasks": ["causal-lm"]}),
+        ("capabilities", Capabilities(tasks="causal-lm")),  # type: ignore[arg-type]
+        ("implementation", "no_colon"),
+    ],
+)
+def test_a_descriptor_with_a_wrong_field_is_refused(field: str, value: object) -> None:
+    descriptor = type("Odd", (RecordingBackend,), {field: value})()
+    with pytest.raises(BackendIncompatibleError, match=f"qeff-odd 1.0 is wrong: {field} is"):
+        check_descriptor(descriptor, "qeff-odd 1.0")
+
+
+def test_capabilities_of_another_form_name_the_backend() -> None:
+    class Odd(RecordingBackend):
+        def capabilities_for(self, options: CompileOptions) -> Capabilities:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(BackendBrokenError, match=r"acme.*returned None from capabilities_for\(\)"):
+        checked_capabilities(Odd(), RecordingOptions(), TOLD)
+
+
+class Panic(BaseException):
+    """As native code raises it."""
+
+
+def test_panics_and_errors_of_ours_name_the_package_once() -> None:
+    with (
+        pytest.raises(ExecutionError, match=r"acme.*failed in a step: Panic: lost"),
+        blamed(TOLD, "failed in a step", ExecutionError),
+    ):
+        raise Panic("lost")
+    message = f"{TOLD} cannot compile: no SDK"
+    with (
+        pytest.raises(CompileError, match=f"^{re.escape(message)}$"),
+        blamed("extension 'x' (x 1.0)", "failed", BackendError),
+        blamed(TOLD, "failed", BackendError),
+    ):
+        raise CompileError("backend 'acme' cannot compile: no SDK")
+
+
+def test_results_of_each_kind_of_step_are_compared_with_the_program(request_: CompileRequest) -> None:
+    results = {
+        (1, 1): np.zeros((1, 1), "float32"),
+        (2, 1): np.zeros((1, 1), "float32"),
+        (3, 1): np.zeros((3, 1), "float64"),
+        (4, 1): [0.0],
+    }
+
+    class Session:
+        compiled = request_.result(backend="acme", program={})
+        info: Mapping[str, str] = {}
+
+        def run(self, inputs: Any) -> Any:
+            if inputs["input_ids"] is None:
+                raise InputError("no ids")
+            return {"logits": results[inputs["input_ids"].shape]}
+
+        def reset(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    session = GuardedSession(Session(), TOLD)
+    assert session.run({"input_ids": np.zeros((1, 1), "int64")})["logits"] is results[1, 1]
+    for rows, said in ((2, r"float32 \[1, 1\], not float32 \[2, 1\]"), (3, "as float64"), (4, "as list, not")):
+        with pytest.raises(BackendError, match=f"acme.*'logits' from a step.*{said}"):
+            session.run({"input_ids": np.zeros((rows, 1), "int64")})
+    with pytest.raises(InputError, match=r"^backend 'acme' \(qeff-acme-backend 1.0\): no ids$"):
+        session.run({"input_ids": None})
+
+
+def test_a_session_of_another_program_is_closed_and_refused(request_: CompileRequest) -> None:
+    closed: list[bool] = []
+
+    class Session:
+        compiled = dataclasses.replace(request_.result(backend="acme", program={}), states=())
+        info: Any = None
+        run = reset = None
+
+        def close(self) -> None:
+            closed.append(True)
+
+    asked = ExecuteRequest(compiled=request_.result(backend="acme", program={}), options=None)
+    with pytest.raises(BackendError, match="acme.*compiled is not the program.*info is NoneType.*run cannot be called"):
+        guard_session(Session(), asked, TOLD)  # type: ignore[arg-type]
+    assert closed == [True]

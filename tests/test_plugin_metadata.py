@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
+from qeff_framework.errors import ExtensionError
 from qeff_framework.plugin_metadata import printable
 from qeff_framework.registry import Registry
-from tests.fake_distributions import echo_backend
+from tests.fake_distributions import echo_backend, write_distribution
 
 GROUP = "qeff_framework.backends.v1"
 
@@ -59,3 +61,41 @@ def test_an_entry_point_of_another_form_breaks_nothing(site: Path, value: bytes)
 def test_texts_of_strangers_are_one_printable_line() -> None:
     assert printable("a\nb\t\x1b[31mred\u202e") == "a b \N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"
     assert len(printable("x" * 10_000)) <= 300
+
+
+def test_the_empty_folder_of_an_old_version_hides_no_package(site: Path) -> None:
+    (site / "qeff_good_backend-0.1.dist-info").mkdir()
+    assert [backend.status for backend in Registry().installed() if backend.name == "good"] == ["available"]
+
+
+def test_a_package_that_is_installed_twice_counts_once(site: Path, tmp_path_factory, monkeypatch) -> None:
+    other = tmp_path_factory.mktemp("other")
+    echo_backend(other, "good")
+    stranger(other, b"Name: odd\n", b"no section")
+    monkeypatch.syspath_prepend(str(other))
+    assert [backend.status for backend in Registry().installed() if backend.name == "good"] == ["available"]
+
+
+def test_a_finder_of_a_stranger_that_fails_breaks_nothing(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        find_spec = staticmethod(lambda *_: None)
+
+        @staticmethod
+        def find_distributions(*_: object) -> None:
+            raise OSError("gone")
+
+    monkeypatch.setattr("sys.meta_path", [*sys.meta_path, Finder()])
+    assert "good" in {backend.name for backend in Registry().installed()}
+
+
+def test_a_name_that_cannot_be_typed_is_listed_as_incompatible(site: Path) -> None:
+    stranger(site, b"Name: odd\n", b"[%s]\nodd one = odd:Odd\n" % GROUP.encode())
+    [odd] = [backend for backend in Registry().installed() if backend.name == "odd one"]
+    assert odd.status == "incompatible"
+
+
+def test_two_packages_with_one_extension_are_not_guessed_between(site: Path) -> None:
+    for name in ("one", "two"):
+        write_distribution(site, name, entry_points={"qeff_framework.extensions.v1": {"twin": "x:y"}}, modules={})
+    with pytest.raises(ExtensionError, match=r"2 packages provide extension 'twin': one 1\.0, two 1\.0"):
+        Registry().extensions(["twin"])

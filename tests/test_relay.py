@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +18,19 @@ from qeff_framework.contracts import (
     ExportRequest,
     TransformRequest,
 )
-from qeff_framework.errors import BackendError, BackendIncompatibleError, ExportError, ExtensionError
+from qeff_framework.errors import (
+    BackendError,
+    BackendIncompatibleError,
+    CompileError,
+    ExportError,
+    ExtensionError,
+    UnsupportedModelError,
+)
 from qeff_framework.extensions.timing import TimingExtension
 from qeff_framework.hookspecs import hookimpl
 from qeff_framework.plugin_api import Backend
 from qeff_framework.relay import Relay
+from tests.recording_backend import Pass
 
 
 class Acme(Backend):
@@ -34,6 +44,7 @@ def relay_of(implementation: object, **extensions: object) -> Relay:
 
 
 def compile_request(directory: Path) -> CompileRequest:
+    (directory / "program").touch()
     exported = ExportedModel(directory=directory, task="causal-lm", model_file="model.onnx", inputs=(), outputs=())
     unused: Any = None
     return CompileRequest(
@@ -161,7 +172,7 @@ def test_timing_wraps_every_stage_and_keeps_failures(tmp_path: Path) -> None:
         relay.export(ExportRequest(module=module, task="causal-lm", output_dir=tmp_path))
     relay.compile(compile_request(tmp_path))
     assert [(record.stage, record.failed_with) for record in timing.records] == [
-        ("export", "ValueError"),
+        ("export", "ExportError"),
         ("compile", ""),
     ]
     assert all(record.seconds >= 0 for record in timing.records)
@@ -189,3 +200,84 @@ def test_a_bad_extension_is_told_as_such() -> None:
 
     with pytest.raises(ExtensionError, match="extension 'odd'"):
         relay_of(Hooks(), odd=object())
+
+
+def test_an_exception_is_blamed_on_the_plugin_that_raised_it(tmp_path: Path) -> None:
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            raise ZeroDivisionError("of the backend")
+
+    class Passing:
+        @hookimpl(wrapper=True)
+        def compile(self, request: CompileRequest) -> Generator[None, CompiledModel, CompiledModel]:
+            return (yield)
+
+    class Failing:
+        @hookimpl(wrapper=True)
+        def compile(self, request: CompileRequest) -> Generator[None, CompiledModel, CompiledModel]:
+            yield
+            raise ZeroDivisionError("of the extension")
+
+    class Fine:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+    with pytest.raises(CompileError, match=r"^backend 'acme' \(qeff-acme 1\.0\) failed to compile: .*of the backend"):
+        relay_of(Hooks(), passing=Passing()).compile(compile_request(tmp_path))
+    with pytest.raises(CompileError, match=r"^extension 'failing' \(.*\) failed to compile: .*of the extension"):
+        relay_of(Fine(), failing=Failing()).compile(compile_request(tmp_path))
+
+
+def test_errors_of_the_core_are_not_blamed_on_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UnsupportedModelError("no graph for this model")
+
+    # The real module would import torch for nothing.
+    monkeypatch.setitem(sys.modules, "qeff_framework.export.portable", SimpleNamespace(export_portable=refuse))
+
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+    module: Any = None
+    with pytest.raises(UnsupportedModelError, match=r"^no graph for this model$"):
+        relay_of(Hooks(), timing=TimingExtension()).export(
+            ExportRequest(module=module, task="causal-lm", output_dir=tmp_path)
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda subject: 1 / 0, r"\(qeff-acme 1\.0\) failed in transform 'Lower': ZeroDivisionError"),
+        (lambda subject: None, r"returned None from transform 'Lower', not whether it changed anything"),
+    ],
+)
+def test_a_transform_that_fails_or_says_nothing_names_the_backend(change: Callable[[Any], Any], said: str) -> None:
+    class Hooks:
+        @hookimpl
+        def transform(self, request: TransformRequest) -> list[Any]:
+            return [Pass("Lower", change=change)]
+
+    [transform] = relay_of(Hooks()).transform(TransformRequest(stage="onnx", task="causal-lm", options=None))
+    with pytest.raises((BackendError, CompileError), match=said):
+        transform(None)
+
+
+def test_a_class_is_no_transform() -> None:
+    class Lower:
+        name, version = "Lower", "1"
+
+        def __call__(self, subject: Any) -> bool:
+            return True
+
+    class Hooks:
+        @hookimpl
+        def transform(self, request: TransformRequest) -> list[Any]:
+            return [Lower]
+
+    with pytest.raises(BackendError, match="a class is no such object"):
+        relay_of(Hooks()).transform(TransformRequest(stage="onnx", task="causal-lm", options=None))

@@ -145,6 +145,28 @@ class Store:
             return self._in_store(recipe, on_wait)
         return self._at_destination(recipe, destination.resolve(), on_wait)
 
+    def check_destination(self, kind: str, destination: Path) -> None:
+        """Raises `ArtifactError` if no artifact of `kind` can be published at `destination`, whatever its key turns out to be.
+
+        For callers whose key is known late: what `get_or_build` would refuse after their work is refused before it.
+        """
+        target = destination.resolve()
+        existing = next(path for path in (target, *target.parents) if path.exists())
+        if not existing.is_dir():
+            raise ArtifactError(f"cannot publish to {target}: {existing} is not a directory. Choose another directory")
+        if existing == target and any(_listed(target)):
+            problems = [str(problem) for problem in verify(target)]
+            if not problems and (found := Manifest.load(target).kind) != kind:
+                problems = [f"{Manifest.FILE} belongs to {found}, not to {kind}"]
+            if problems:
+                raise _occupied(target, _summary(problems))
+            return
+        if existing == target and target.is_mount():
+            raise _mounted(target)
+        writable = existing.parent if existing == target else existing
+        if not os.access(writable, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot publish to {target}: {writable} is not writable. Choose another directory")
+
     def list(self) -> Sequence[StoredArtifact]:
         """Every published artifact below the root, damaged ones included."""
         with os_errors_explained(f"cannot list the artifact store {self.root}", _SET_HOME):
@@ -333,10 +355,7 @@ def _holds(target: Path, key: str) -> bool:
     try:
         if not any(target.iterdir()):
             if target.is_mount():
-                raise ArtifactError(
-                    f"cannot publish to {target}: it is a mount point, which cannot be replaced in one step. "
-                    f"Choose a directory below it, such as {target / 'artifact'}"
-                )
+                raise _mounted(target)
             return False
     except FileNotFoundError:
         return False
@@ -344,11 +363,29 @@ def _holds(target: Path, key: str) -> bool:
         raise ArtifactError(f"cannot publish to {target}: {error}. Choose another directory") from error
     problems = _problems(target, key)
     if problems:
-        raise ArtifactError(
-            f"cannot publish to {target}: it is not empty and does not hold this artifact ({_summary(problems)}). "
-            "Nothing was changed: choose another directory, or empty this one"
-        )
+        raise _occupied(target, _summary(problems))
     return True
+
+
+def _listed(directory: Path) -> Iterator[Path]:
+    try:
+        yield from directory.iterdir()
+    except OSError as error:
+        raise ArtifactError(f"cannot publish to {directory}: {error}. Choose another directory") from error
+
+
+def _mounted(target: Path) -> ArtifactError:
+    return ArtifactError(
+        f"cannot publish to {target}: it is a mount point, which cannot be replaced in one step. "
+        f"Choose a directory below it, such as {target / 'artifact'}"
+    )
+
+
+def _occupied(target: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"cannot publish to {target}: it is not empty and does not hold this artifact ({reason}). "
+        "Nothing was changed: choose another directory, or empty this one"
+    )
 
 
 @contextmanager

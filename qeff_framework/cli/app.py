@@ -21,6 +21,8 @@ from qeff_framework.cli.arguments import Parser, add_common
 from qeff_framework.cli.command_result import CommandResult, to_json
 from qeff_framework.cli.progress import shown_progress
 from qeff_framework.errors import OptionError, QEFFError
+from qeff_framework.plugin_answers import is_crash
+from qeff_framework.plugin_metadata import printable_lines
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
 
@@ -122,8 +124,8 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
         sys.stdout.flush()
     if args.debug:
         traceback.print_exception(error)
-    hint = "" if expected or args.debug else "; --debug shows the traceback"
-    print(f"qeff: error: {message}{hint}", file=sys.stderr)
+    hint = "" if (expected and not is_crash(error)) or args.debug else "; --debug shows the traceback"
+    print(f"qeff: error: {printable_lines(message)}{hint}", file=sys.stderr)
     return USAGE if isinstance(error, OptionError) else FAILURE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.contracts import CompiledModel, Specialization
     from qeff_framework.plugin_api import Backend
+    from qeff_framework.relay import Relay
 
 
 def add_to(subparsers: Any) -> None:
@@ -76,12 +77,18 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
 
 
 def compile_model(
-    args: argparse.Namespace, *, output: Path | None = None, dry_run: bool = False, reads_texts: bool = False
+    args: argparse.Namespace,
+    *,
+    output: Path | None = None,
+    dry_run: bool = False,
+    reads_texts: bool = False,
+    check_task: Callable[[str], None] = lambda task: None,
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
     Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
-    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled.
+    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled; so is what `check_task` raises for the
+    model's task.
     """
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
@@ -90,9 +97,11 @@ def compile_model(
     texts = compile_texts(args)
     backend = args.backend or registry.choose()
     descriptor = registry.descriptor(backend)
-    _check_backend_options(texts, descriptor, args.task)
-    _check_runtime_options(texts_by_name(getattr(args, "runtime_options", [])), descriptor)
+    _check_options(
+        texts, texts_by_name(getattr(args, "runtime_options", [])), registry.get(backend, extensions=()), args.task
+    )
     model = open_model(args)
+    check_task(model.task)
     options = typed_options(texts, [model.shapes, descriptor.options])
     if reads_texts:
         model.require_tokenizer()
@@ -106,7 +115,26 @@ def notes_of(metadata: Mapping[str, Any]) -> dict[str, list[str]]:
     return {"warnings": warnings} if warnings else {}
 
 
-def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> None:
+def _check_options(texts: Mapping[str, str], runtime_texts: Mapping[str, str], relay: Relay, task: str) -> None:
+    """Raises one `OptionError` with every problem of the options of both stages, and of the two together."""
+    checks: tuple[Callable[[], Any], ...] = (
+        lambda: _checked_backend_options(texts, relay.backend, task),
+        lambda: _checked_runtime_options(runtime_texts, relay.backend),
+    )
+    parsed: list[Any] = []
+    problems: list[str] = []
+    for check in checks:
+        try:
+            parsed.append(check())
+        except OptionError as error:
+            problems.append(str(error))
+    if problems:
+        raise OptionError("; ".join(problems))
+    options, runtime_options = parsed
+    relay.check_runtime(runtime_options, dataclasses.asdict(options))
+
+
+def _checked_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> Any:
     """Raises `OptionError` for what is wrong whatever the model is; `compile` checks the rest, with the task's sizes."""
     from qeff_framework.auto.model import CLASSES
     from qeff_framework.cli.text_options import typed_options
@@ -120,21 +148,21 @@ def _check_backend_options(texts: Mapping[str, str], descriptor: Backend, task: 
     owner = f"backend '{descriptor.name}'"
     misplaced = misplaced_options(descriptor.runtime_options, OF_THE_RUNTIME)
     try:
-        parse_options(descriptor.options, values, owner=owner, also_known=sizes, misplaced=misplaced)
+        return parse_options(descriptor.options, values, owner=owner, also_known=sizes, misplaced=misplaced)
     except OptionError:
         # Other backends are looked at only when there is a message to improve.
         elsewhere = registry.options_elsewhere(descriptor.name)
-        parse_options(
+        return parse_options(
             descriptor.options, values, owner=owner, also_known=sizes, elsewhere=elsewhere, misplaced=misplaced
         )
 
 
-def _check_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> None:
+def _checked_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> Any:
     """Raises `OptionError` for a runtime option that loading would refuse, which is after the compilation."""
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
 
-    parse_options(
+    return parse_options(
         descriptor.runtime_options,
         typed_options(texts, [descriptor.runtime_options]),
         owner=f"runtime of backend '{descriptor.name}'",

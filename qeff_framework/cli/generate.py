@@ -124,7 +124,12 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     prompts, context = given_prompts(args), given_context(args)
     conversations = given_conversations(args, prompts)
     settings = given_settings(args)
-    compiled = _artifact(args) or compile_model(args, reads_texts=True)
+
+    def check_task(task: str) -> None:
+        _check_task(task, args, has_context=context is not None, has_settings=bool(settings))
+
+    compiled = _artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
+    check_task(compiled.task)
     with _load(args, compiled) as runner:
         from qeff_framework.cli.results.answers import answer_questions
         from qeff_framework.cli.results.classes import classify
@@ -139,19 +144,8 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
             CompiledTokenClassifier,
         )
 
-        answers = isinstance(runner, CompiledQuestionAnswering)
-        if answers != (context is not None):
-            raise OptionError(
-                "the program answers questions about a text; give it with --context TEXT or --context-file FILE"
-                if answers
-                else f"the program is for {compiled.task}: --context is for question answering; leave it out"
-            )
         if isinstance(runner, CompiledCausalLM):
             return generate_text(runner, conversations, settings, args, progress)
-        if settings or args.stream or args.chat or args.messages_file is not None:
-            raise OptionError(
-                f"the program is for {compiled.task}: it generates no text, and the options of text generation do not apply"
-            )
         if isinstance(runner, CompiledEncoder):
             return embed(runner, prompts, progress)
         if isinstance(runner, CompiledTokenClassifier):
@@ -161,6 +155,24 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         if isinstance(runner, CompiledQuestionAnswering) and context is not None:
             return answer_questions(runner, prompts, context, progress)
     raise InputError(f"`qeff generate` has no way to show the results of task '{compiled.task}'; use the Python API")
+
+
+def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_settings: bool) -> None:
+    """Raises `OptionError` for arguments that mean nothing for `task`, before anything is compiled or loaded for them."""
+    from qeff_framework.runtime import CompiledCausalLM, CompiledQuestionAnswering, runner_of
+
+    answers = issubclass(runner_of(task), CompiledQuestionAnswering)
+    if answers != has_context:
+        raise OptionError(
+            "the program answers questions about a text; give it with --context TEXT or --context-file FILE"
+            if answers
+            else f"the program is for {task}: --context is for question answering; leave it out"
+        )
+    of_generation = has_settings or args.stream or args.chat or args.messages_file is not None
+    if of_generation and not issubclass(runner_of(task), CompiledCausalLM):
+        raise OptionError(
+            f"the program is for {task}: it generates no text, and the options of text generation do not apply"
+        )
 
 
 def _artifact(args: argparse.Namespace) -> CompiledModel | None:

@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from qeff_framework.plugin_metadata import printable_lines
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Left-aligned columns, two spaces apart."""
-    cells = [[*header], *([str(cell) for cell in row] for row in rows)]
+    cells = [[*header], *([printable_lines(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(lines)
@@ -19,7 +21,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def facts(pairs: Mapping[str, object]) -> str:
     """One ``name  value`` line per entry; a value of several lines is indented below its first one. Empty ones are left out."""
-    shown = {name: str(value) for name, value in pairs.items() if str(value) != ""}
+    shown = {name: printable_lines(str(value)) for name, value in pairs.items() if str(value) != ""}
     width = max(map(len, shown), default=0) + 2
     return "\n".join(name.ljust(width) + textwrap.indent(text, " " * width).lstrip(" ") for name, text in shown.items())
 

@@ -336,6 +336,44 @@ def test_what_appears_at_the_destination_meanwhile_is_not_overwritten(get, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
 
 
+def test_what_publishing_would_refuse_is_refused_before_the_key_is_known(get, store, tmp_path, monkeypatch):
+    get(destination=tmp_path / "program")
+    (tmp_path / "empty").mkdir()
+    for usable in ("program", "empty", "new/deep"):
+        store.check_destination("compiled", tmp_path / usable)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    for place, kind, message in (
+        ("program", "exports", "belongs to compiled, not to exports"),
+        ("file", "compiled", "is not a directory"),
+        ("file/below", "compiled", "is not a directory"),
+        ("", "compiled", "not empty and does not hold this artifact"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            store.check_destination(kind, tmp_path / place)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ArtifactError, match="is not writable"):
+        store.check_destination("compiled", tmp_path / "new")
+    monkeypatch.setattr(Path, "is_mount", lambda path: True)
+    with pytest.raises(ArtifactError, match="mount point"):
+        store.check_destination("compiled", tmp_path / "empty")
+
+
+def test_an_empty_destination_is_published_to_where_a_rename_replaces_no_directory(get, tmp_path, monkeypatch):
+    """As on Windows, simulated: there a rename onto a directory fails even if that is empty."""
+    rename = Path.rename
+
+    def rename_of_windows(path, target):
+        if Path(target).exists():
+            raise FileExistsError(errno.EEXIST, "file exists", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_of_windows)
+    (tmp_path / "out").mkdir()
+    assert get(destination=tmp_path / "out").built
+    assert verify(tmp_path / "out", full=True) == []
+
+
 def test_a_mount_point_is_refused_before_any_work(get, builder, tmp_path, monkeypatch):
     (tmp_path / "mnt").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mnt")

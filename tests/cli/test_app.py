@@ -124,7 +124,8 @@ def test_an_error_in_a_backend_is_one_line_that_names_the_backend(model_qeff, ll
 
     assert result.code == 1
     assert result.err == (
-        "qeff: error: backend 'toy' (qeff-toy-backend 0.3.0) failed to compile: ZeroDivisionError: a bug of the toy backend\n"
+        "qeff: error: backend 'toy' (qeff-toy-backend 0.3.0) failed to compile: ZeroDivisionError: a bug of the toy backend; "
+        "--debug shows the traceback\n"
     )
 
 

@@ -165,3 +165,69 @@ def test_an_option_of_another_stage_is_refused_before_any_work(model_qeff, llama
     )
     unlike = model_qeff("compile", llama, "--backend", "toy", "-O", "enable_chunking=true")
     assert "did you mean" not in unlike.err
+
+
+@pytest.mark.parametrize(
+    ("lay_down", "told"),
+    [
+        (lambda path: path.write_text("x"), "is not a directory"),
+        (lambda path: (path.mkdir(), (path / "x").touch()), "not empty and does not hold this artifact"),
+    ],
+    ids=["a file", "other files"],
+)
+def test_a_destination_that_cannot_be_used_is_refused_before_the_export(
+    model_qeff, llama, tmp_path, monkeypatch, lay_down, told
+):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel._export", lambda *_, **__: pytest.fail("it was exported"))
+    lay_down(tmp_path / "there")
+
+    result = model_qeff("compile", llama, "--backend", "toy", "-o", tmp_path / "there")
+
+    assert result.code == 1
+    assert told in result.err
+
+
+def test_an_export_is_no_place_for_a_program(model_qeff, llama, exported, monkeypatch):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel._export", lambda *_, **__: pytest.fail("it was exported"))
+
+    result = model_qeff("compile", llama, "--backend", "toy", "-o", exported)
+
+    assert result.code == 1
+    assert "belongs to exports, not to compiled" in result.err
+
+
+@pytest.mark.parametrize(
+    ("backend", "argv", "told"),
+    [
+        ("toy", ["-O", "levle=1", "-R", "shft=1"], ["did you mean 'level'?", "did you mean 'shift'?"]),
+        ("toy", ["-R", "level=1"], ["'level' is an option of the compilation", "-O"]),
+        ("toy", ["-O", "shift=1"], ["'shift' is an option of the runtime", "-R"]),
+        ("toy", ["-R", "shift=much"], ["option 'shift' must be int"]),
+        ("ort_sim", ["-O", "precision=w8", "-R", "pack_weights=false"], ["pack_weights=False does not go with"]),
+        ("qnn", ["-O", "target=aic", "-R", "performance_mode=burst"], ["means nothing for target aic"]),
+    ],
+)
+def test_options_of_both_stages_are_checked_before_the_model_is_opened(model_qeff, backend, argv, told):
+    result = model_qeff("generate", "./there-is-no-such-model", "--backend", backend, *argv, "--prompt", "one")
+
+    assert result.code == 2
+    assert all(text in result.err for text in told)
+    assert "there-is-no-such-model" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--context", "a text"], "--context is for question answering"),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
+        (["--ctx-len", "-1"], "ctx_len"),
+        (["--extension", "timming"], "did you mean 'timing'?"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_before_any_work(model_qeff, llama, argv, told, monkeypatch):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel._export", lambda *_, **__: pytest.fail("it was exported"))
+
+    result = model_qeff("generate", llama, "--backend", "toy", "--prompt", "one", *argv)
+
+    assert result.code in (1, 2)
+    assert told in result.err

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ort_sim_backend.options import OrtSimOptions, OrtSimRuntimeOptions
-from qeff_framework.plugin_api import Backend, Capabilities, Check, Probe, Status
+from qeff_framework.plugin_api import Backend, Capabilities, Check, OptionError, Probe, RuntimeOptions, Status
 from qeff_framework.toolchains import ProbeError, ask_python
 
 PROVIDER = "CPUExecutionProvider"
@@ -53,6 +54,15 @@ class OrtSimBackend(Backend):
         check = _check_onnxruntime()
         usable = check.status is Status.OK
         return Probe(can_compile=usable, can_execute=usable, hardware=False, rank=100, checks=(check,))
+
+    def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
+        """Refuses compressed weights unpacked: the kernels for them would first write every weight as float32, in each step."""
+        precision = compiled_with.get("precision", "fp32")
+        if precision != "fp32" and isinstance(runtime, OrtSimRuntimeOptions) and not runtime.pack_weights:
+            raise OptionError(
+                f"pack_weights=False does not go with a program of precision '{precision}': compressed weights are multiplied "
+                "fast only when they are packed; leave pack_weights at True, or compile with precision='fp32'"
+            )
 
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of this package and of ONNX Runtime. The passes have their own, which the core puts into the key."""

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, OptionError, Specialization
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, Specialization
 from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ class OrtSession(BaseSession):
 
     def __init__(self, compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
         super().__init__(compiled)
-        _check_packing(compiled, options)
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
         self._session: Any = _load(compiled, threads, pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
@@ -82,16 +81,6 @@ class OrtSession(BaseSession):
             _bind_input(binding, state.input, self.states[state.input])
             _bind_output(binding, state.output, self.states[state.input])
         return _Step(binding=binding, inputs=inputs, outputs=outputs)
-
-
-def _check_packing(compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
-    """Unpacked, the kernels for compressed weights first write every weight as float32, in each step."""
-    precision = compiled.options.get("precision", "fp32")
-    if precision != "fp32" and not options.pack_weights:
-        raise OptionError(
-            f"pack_weights=False does not go with a program of precision '{precision}': compressed weights are multiplied fast "
-            "only when they are packed; leave pack_weights at True, or compile with precision='fp32'"
-        )
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:

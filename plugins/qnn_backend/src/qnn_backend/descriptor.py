@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe
+from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe, RuntimeOptions
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
 
 _NPU = Capabilities(
@@ -45,6 +46,11 @@ class QnnBackend(Backend):
         if not isinstance(options, QnnOptions):
             raise TypeError(f"these are no options of backend qnn: {options!r}")
         return dataclasses.replace(_AIC if options.is_aic else _NPU, scope=f"target {options.target}")
+
+    def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
+        """Refuses options that only programs of the other kind of target have."""
+        if isinstance(runtime, QnnRuntimeOptions):
+            runtime.check_for(compiled_with["target"])
 
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of this package, ONNX Runtime and the compiler; ``none`` for what is not installed."""

@@ -45,7 +45,6 @@ class QnnHooks:
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Loads the program on its device or in the simulator."""
         target = request.compiled.options["target"]
-        request.options.check_for(target)
         if targets.is_aic(target):
             from qnn_backend.aic.runtime import open_session as open_on_aic
 

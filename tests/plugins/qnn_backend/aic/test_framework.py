@@ -178,7 +178,8 @@ def test_standin_program_without_a_runtime_says_what_to_do(standin_qairt, tmp_pa
     model = QEFFAutoModelForCausalLM(module)
     model.compile(backend="qnn", **SIZES)
     with pytest.raises(
-        BackendUnavailableError, match=r"'qnn', target aic, runs programs with the backend 'qaic': .*Platform"
+        BackendUnavailableError,
+        match=r"'qnn' \(qeff-qnn-backend .*\), target aic, runs programs with the backend 'qaic': .*Platform",
     ):
         model.generate(prompts=PROMPTS, generation_len=2)
 
