@@ -12,7 +12,7 @@ JOBS   ?= 2
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
-.PHONY: demo test test-fast lint format docs lowest coverage-range clean help
+.PHONY: demo test test-fast lint format docs lowest coverage-range fuzz clean help
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make lowest  test-fast with the oldest versions that pyproject.toml allows, in an environment of its own"
 	@echo "make coverage-range    some model types with the oldest and the newest Transformers allowed"
+	@echo "make fuzz    looks for differences from Transformers on random models and requests (FUZZ=...: its arguments)"
 	@echo "make clean   removes the virtual environment"
 
 $(BIN)/python:
@@ -84,6 +85,10 @@ lowest:
 
 coverage-range: $(VENV)/run.stamp
 	$(BIN)/python -m qeff_framework.coverage.versions
+
+FUZZ ?= --minutes 60
+fuzz: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m qeff_framework.coverage.fuzz --backend ort_sim $(FUZZ)
 
 clean:
 	rm -rf $(VENV) .venv-lowest site

@@ -30,6 +30,14 @@ KINDS: Final[Mapping[str, str]] = {
     "attention of its own": "git",
 }
 
+#: Families of the fuzz command unless others are named: those of `KINDS`, widely used ones, and encoder-decoders.
+FUZZED: Final = (
+    *KINDS.values(),
+    *("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "phi3", "gpt2", "gpt_neox", "olmo2"),
+    *("granite", "cohere2", "starcoder2"),
+    *("t5", "seq2seq-lm:bart", "seq2seq-lm:marian"),
+)
+
 # Text encoders that Transformers lists under no task by which encoders could be told from decoders.
 _UNLISTED_ENCODERS: Final = ("embedding_gemma2", "embedding_gemma2_text", "openai_privacy_filter", "bros")
 

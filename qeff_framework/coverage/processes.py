@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -16,7 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -88,9 +89,11 @@ class CheckError(Exception):
 
 
 def sweep(
-    check: Check, model_types: Sequence[str], *, time_limit: float, jobs: int = 2, packages: Sequence[str] = ()
+    check: Check, model_types: Iterable[str], *, time_limit: float, jobs: int = 2, packages: Sequence[str] = ()
 ) -> Iterator[Report]:
     """Checks each type in its own process, `jobs` at a time; reports come in the order in which types finish.
+
+    `model_types` may be an iterator: it is asked for the next type when a process is free to check it.
 
     The modules of `packages` (those of a backend) are loaded beforehand, like those of the framework: an edit of the
     sources during a long run then reaches none of its processes.
@@ -98,13 +101,15 @@ def sweep(
     _load_libraries()
     for package in ("qeff_framework", *packages):
         _load_modules(package)
-    waiting = list(reversed(model_types))
+    waiting = iter(model_types)
     running: dict[Connection, _Running] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                started = _start(check, waiting.pop())
+        while True:
+            for model_type in itertools.islice(waiting, jobs - len(running)):
+                started = _start(check, model_type)
                 running[started.answers] = started
+            if not running:
+                return
             for receiver in _finished(list(running.values()), time_limit):
                 yield running.pop(receiver).report(time_limit)
     finally:

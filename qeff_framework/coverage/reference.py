@@ -53,7 +53,7 @@ def reference_greedy(module: torch.nn.Module, prompts: Sequence[Sequence[int]], 
 
     Only types in `UNCACHED` are decoded without a cache.
     """
-    return [_generate(module, prompt, steps, cached=_cached(module))[0] for prompt in prompts]
+    return [_generate(module, prompt, steps)[0] for prompt in prompts]
 
 
 def _cached(module: Any) -> bool:
@@ -105,7 +105,7 @@ def clear_reference(module: torch.nn.Module, steps: int = STEPS) -> GreedyRefere
     best: GreedyReference | None = None
     for seed in range(_PROMPT_SEEDS):
         prompts = tiny_prompts(seed)
-        decoded = (_generate(module, prompt, steps, cached=_cached(module)) for prompt in prompts)
+        decoded = (_generate(module, prompt, steps) for prompt in prompts)
         tokens, logits = map(list, zip(*decoded, strict=True))
         margin = min(_margin(rows) for rows in logits)
         if best is None or margin > best.margin:
@@ -121,16 +121,76 @@ def _margin(logits: torch.Tensor) -> float:
     return float(((best[:, 0] - best[:, 1]) / logits.std(dim=-1)).min())
 
 
-def _generate(
-    module: Any, prompt: Sequence[int], steps: int, *, forced: Sequence[int] | None = None, cached: bool = True
-) -> tuple[list[int], torch.Tensor]:
-    """Tokens and raw logits of `generate`; with `forced`, these tokens are taken whatever the logits are."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What `generate` of Transformers made of one prompt.
+
+    `logits` and `scores` are ``[steps, vocabulary]``: row i is what token i was chosen from, before and after the logits
+    processors.
+    """
+
+    tokens: list[int]
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+
+def decode_alone(
+    module: Any,
+    prompt: Sequence[int],
+    steps: int,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    processors: Sequence[Any] = (),
+    criteria: Sequence[Any] = (),
+    cached: bool | None = None,
+) -> Decoded:
+    """Greedy decoding of one prompt with Transformers: `steps` tokens, or fewer where the settings or criteria end it.
+
+    Args:
+        module: a model that generates text.
+        prompt: token ids; the source of an encoder-decoder.
+        steps: new tokens at most.
+        settings: fields of a generation config. The family's own defaults are left out: end tokens, forced tokens, penalties.
+        processors: further logits processors.
+        criteria: stopping criteria.
+        cached: with a cache; `None` means unless the type stands in `UNCACHED`.
+    """
     import torch
     import transformers
 
     generation_config: Any = transformers.GenerationConfig  # untyped
     ids = torch.tensor([list(prompt)])
     # What an encoder-decoder generates begins with the decoder's start token instead of the prompt.
+    given = 1 if module.config.is_encoder_decoder else len(prompt)
+    with _plain_generation(module), torch.no_grad():
+        result = module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=generation_config(
+                **dict(settings or {}),
+                max_new_tokens=steps,
+                do_sample=False,
+                use_cache=_cached(module) if cached is None else cached,
+                output_logits=True,
+                output_scores=True,
+                return_dict_in_generate=True,
+            ),
+            logits_processor=list(processors),
+            stopping_criteria=list(criteria),
+        )
+    return Decoded(
+        tokens=result.sequences[0, given:].tolist(),
+        logits=torch.cat(result.logits).float(),
+        scores=torch.cat(result.scores).float(),
+    )
+
+
+def _generate(
+    module: Any, prompt: Sequence[int], steps: int, *, forced: Sequence[int] | None = None, cached: bool | None = None
+) -> tuple[list[int], torch.Tensor]:
+    """Tokens and raw logits; with `forced`, these tokens are taken whatever the logits are."""
+    import torch
+
     given = 1 if module.config.is_encoder_decoder else len(prompt)
 
     def force(sequence: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -140,20 +200,8 @@ def _generate(
         chosen[:, forced[sequence.shape[1] - given]] = 0.0
         return chosen
 
-    with _plain_generation(module), torch.no_grad():
-        result = module.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=generation_config(
-                max_new_tokens=steps,
-                do_sample=False,
-                use_cache=cached,
-                output_logits=True,
-                return_dict_in_generate=True,
-            ),
-            logits_processor=[force],
-        )
-    return result.sequences[0, given:].tolist(), torch.cat(result.logits).float()
+    decoded = decode_alone(module, prompt, steps, processors=[force], cached=cached)
+    return decoded.tokens, decoded.logits
 
 
 @contextlib.contextmanager

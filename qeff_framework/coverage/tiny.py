@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 Task = Literal["causal-lm", "encoder", "seq2seq-lm"]
 
-_DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def tiny_config(model_type: str, task: Task) -> PretrainedConfig:
+def tiny_config(model_type: str, task: Task, changes: Mapping[str, Any] | None = None) -> PretrainedConfig:
     """A small configuration of `model_type` in which every kind of layer of the family occurs.
+
+    Fields in `changes` get other values; a mapping under the name of a nested configuration changes fields of that one.
 
     Raises:
         UnsupportedModelError: Transformers has no such model type.
@@ -40,13 +42,13 @@ def tiny_config(model_type: str, task: Task) -> PretrainedConfig:
             f"Cannot build a tiny {model_type!r}: this version of Transformers has no such model type. "
             f"{'Near matches: ' + ', '.join(near) if near else 'Check the spelling of config.model_type'}."
         )
-    config = _shrink(CONFIG_MAPPING[model_type], {}, task, _TokenIds())
+    config = _shrink(CONFIG_MAPPING[model_type], changes or {}, task, _TokenIds())
     if task == "seq2seq-lm":
         _plain_start(config)
     return config
 
 
-def tiny_model(model_type: str, task: Task, seed: int = 0) -> torch.nn.Module:
+def tiny_model(model_type: str, task: Task, seed: int = 0, changes: Mapping[str, Any] | None = None) -> torch.nn.Module:
     """The model of `tiny_config` with random float32 weights, eager attention, in eval mode."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -59,7 +61,7 @@ def tiny_model(model_type: str, task: Task, seed: int = 0) -> torch.nn.Module:
         "seq2seq-lm": AutoModelForSeq2SeqLM,
     }
     auto = classes[task]
-    config = tiny_config(model_type, task)
+    config = tiny_config(model_type, task, changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: torch.nn.Module = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
@@ -104,8 +106,8 @@ def _shrink(
     from transformers import PretrainedConfig
 
     override = OVERRIDES.get(config_class.model_type)
-    fixed = {**(override.values if override else {}), **given}
-    declared = _declared_fields(config_class)
+    fixed = _merged(override.values if override else {}, given)
+    declared = declared_fields(config_class)
     switches = {name: value for name, value in sizes.SWITCHES.items() if name in declared}
     nested_values = {name: value for name, value in fixed.items() if name.endswith("_config")}
     full = config_class(**switches, **nested_values)
@@ -125,7 +127,17 @@ def _shrink(
     return config_class(**(values | fixed))
 
 
-def _declared_fields(config_class: type[PretrainedConfig]) -> dict[str, Any]:
+def _merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `values`; those of nested configurations are merged in their turn."""
+    nested = {
+        name: _merged(values[name], value)
+        for name, value in given.items()
+        if name.endswith("_config") and isinstance(values.get(name), Mapping)
+    }
+    return {**values, **given, **nested}
+
+
+def declared_fields(config_class: type[PretrainedConfig]) -> dict[str, Any]:
     """The fields that the family adds to the common ones, with their defaults."""
     from transformers import PretrainedConfig
 
@@ -164,8 +176,8 @@ def _expert_groups(declared: Mapping[str, Any]) -> dict[str, int]:
 
 def _layer_patterns(full: PretrainedConfig, declared: Mapping[str, Any]) -> dict[str, Any]:
     """Per-layer lists cut to the layers in which each combination of kinds occurs for the first and the second time."""
-    depth = next((size for name in _DEPTH_FIELDS if isinstance(size := getattr(full, name, None), int)), None)
-    patterns = {name: vars(full)[name] for name in declared if _is_pattern(vars(full).get(name), depth)}
+    depth = next((size for name in DEPTH_FIELDS if isinstance(size := getattr(full, name, None), int)), None)
+    patterns = {name: vars(full)[name] for name in declared if is_pattern(vars(full).get(name), depth)}
     if not patterns:
         return {}
     places: dict[tuple[Any, ...], list[int]] = {}
@@ -173,11 +185,12 @@ def _layer_patterns(full: PretrainedConfig, declared: Mapping[str, Any]) -> dict
         places.setdefault(kinds, []).append(place)
     # A combination that occurs once (a single dense layer in front) is doubled.
     kept = sorted(place for found in places.values() for place in (found * 2)[:2])
-    depth_fields = {name: len(kept) for name in _DEPTH_FIELDS if name in declared}
+    depth_fields = {name: len(kept) for name in DEPTH_FIELDS if name in declared}
     return depth_fields | {name: [kinds[place] for place in kept] for name, kinds in patterns.items()}
 
 
-def _is_pattern(value: Any, depth: int | None) -> bool:
+def is_pattern(value: Any, depth: int | None) -> bool:
+    """Whether a field holds one kind for each of `depth` layers."""
     if not isinstance(value, list | tuple) or len(value) != depth:
         return False
     if all(isinstance(kind, str) for kind in value):
