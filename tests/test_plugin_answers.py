@@ -93,6 +93,7 @@ def test_a_compiler_may_call_the_states_otherwise(request_: CompileRequest) -> N
         states=(StateSpec(input="past_key_0", output="past_key_0_RetainedState"),),
     )
     check_compiled(compiled, request_, "acme", TOLD)
+    assert [state.input for state in compiled.states] != [state.input for state in request_.exported.states]
 
 
 @pytest.mark.parametrize(
