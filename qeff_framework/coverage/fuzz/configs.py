@@ -46,7 +46,8 @@ _GEOMETRY: Final = frozenset({*_HIDDEN, *_HEADS, *_KV_HEADS, *_HEAD_DIMS, *_MULT
 _ACTIVATIONS: Final = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _EPSILONS: Final = (1e-6, 1e-5, 1e-3, 1e-1)
 _SOFTCAPS: Final = (2.0, 10.0, 50.0)
-_WINDOWS: Final = (1, 2, 3, 8, 64)
+#: Not 1: the cache of Transformers keeps everything then, where its mask shows one token (`keys[:, :, -window + 1 :]`).
+_WINDOWS: Final = (2, 3, 8, 64)
 _VOCABULARIES: Final = (128, 131, 160)
 _ORIGINAL_POSITIONS: Final = (8, 16, 64)
 _FACTORS: Final = (1.0, 1.5, 4.0)
