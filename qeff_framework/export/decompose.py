@@ -45,6 +45,8 @@ def decompose_only_where_needed(program: torch.export.ExportedProgram) -> None:
     """Replaces `program.run_decompositions` by a method that returns the program itself where nothing needs decomposing."""
     _replace_by_equivalents(program.graph)
     functionalize(program.graph)
+    if not any(_changes(node) for node in program.graph.nodes):
+        _copy_results(program.graph)
     program.graph.lint()
     program.graph_module.recompile()
     decompose = program.run_decompositions
@@ -119,8 +121,14 @@ def _replace_conversion(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     elif all(user.op != "output" for user in node.users):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
-    elif not any(_changes(user) for user in (*source.users, *node.users)):
-        node.target, node.args, node.kwargs = _ATEN._to_copy.default, (source,), {"dtype": result.dtype}  # noqa: SLF001
+
+
+def _copy_results(graph: torch.fx.Graph) -> None:
+    """Replaces the conversions that are left, whose results the program returns. Where nothing changes, a copy is the same."""
+    for node in graph.nodes:
+        if node.target in _CONVERSIONS and isinstance(node.meta.get("val"), torch.Tensor):
+            node.target, node.args = _ATEN._to_copy.default, node.args[:1]  # noqa: SLF001
+            node.kwargs = {"dtype": node.meta["val"].dtype}
 
 
 def _replace_reversed_difference(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

@@ -33,9 +33,15 @@ _SCATTER: Mapping[Any, Any] = {
 #: Composite operators that always return new memory.
 _NEW_MEMORY = frozenset({_ATEN.linear.default, _ATEN.matmul.default, _ATEN.softmax.int})
 
+#: Operators that return views although their schema does not tell.
+_DISGUISED_VIEWS = frozenset(
+    {_ATEN._unsafe_view.default, _ATEN.unsafe_split.Tensor, _ATEN.unsafe_split_with_sizes.default}  # noqa: SLF001
+)
+
 
 def functionalize(graph: torch.fx.Graph) -> None:
     """Changes `graph` in place."""
+    _broadcast_copies(graph)
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in _OUT_OF_PLACE or not _keeps_dtype(node):
@@ -52,6 +58,19 @@ def functionalize(graph: torch.fx.Graph) -> None:
                 node.meta = {**node.meta, "val": base.meta["val"]}
                 _replace_after(base, node, order)
                 graph.erase_node(changed)
+
+
+def _broadcast_copies(graph: torch.fx.Graph) -> None:
+    """Gives each copied value the shape of what it replaces: torch's translation of ``copy`` does not broadcast."""
+    for node in graph.nodes:
+        if node.target is not _ATEN.copy_.default:
+            continue
+        changed, value = node.args[:2]
+        if _shape(value) is not None and _shape(value) != _shape(changed):
+            with graph.inserting_before(node):
+                expanded = graph.call_function(_ATEN.expand_as.default, (value, changed))
+            expanded.meta["val"] = value.meta["val"].expand_as(changed.meta["val"])
+            node.update_arg(1, expanded)
 
 
 def _is_part_for(view: torch.fx.Node, user: torch.fx.Node) -> bool:
@@ -89,6 +108,8 @@ def _owns_memory(node: Any) -> bool:
 def _returns_new_memory(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:  # noqa: SLF001
         return False
+    if target in _DISGUISED_VIEWS:
+        return False
     if target in _NEW_MEMORY:
         return True
     # The schema of a composite operator does not tell that it may return its argument, as dropout does.
@@ -107,5 +128,12 @@ def _only_read_before(
     """Tells whether what reads `base` before `change` keeps no view of it; what comes after gets the new value."""
     if any(user.op == "output" for user in base.users):
         return False  # The program's signature names its results.
-    earlier = [user for user in base.users if order[user] < order[change] and user is not part]
+    # The shape is all that expand_as reads of its second argument.
+    earlier = [
+        user for user in base.users if order[user] < order[change] and user is not part and not _reads_shape(user, base)
+    ]
     return all(_returns_new_memory(user.target) for user in earlier if user.op == "call_function")
+
+
+def _reads_shape(user: torch.fx.Node, base: torch.fx.Node) -> bool:
+    return user.target is _ATEN.expand_as.default and user.args[0] is not base

@@ -7,14 +7,14 @@ Every field of ``transformers.GenerationConfig`` has its place here: it is a set
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qeff_framework.errors import CheckpointError, InputError, OptionError
+from qeff_framework.errors import InputError, OptionError
+from qeff_framework.generation.json_files import read_json_object
 from qeff_framework.generation.settings import DEFAULTS, WARPERS, GenerationSettings, token_ids
 
 if TYPE_CHECKING:
@@ -132,16 +132,7 @@ _ARGUMENTS: Mapping[str, str] = {
 
 def load_generation_defaults(directory: Path) -> dict[str, Any]:
     """Content of ``generation_config.json`` in `directory`; empty when there is none."""
-    file = directory / "generation_config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object")
-    return content
+    return read_json_object(directory / "generation_config.json")
 
 
 def resolve_settings(

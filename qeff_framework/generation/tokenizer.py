@@ -6,7 +6,6 @@ about special tokens and clean-up are those of ``transformers.PreTrainedTokenize
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.generation.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
+from qeff_framework.generation.json_files import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -249,13 +249,13 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
     With a ``tokenizer.json`` only the `tokenizers` library is used; without one (a tokenizer that exists only in Python)
     Transformers loads it from the same files. Raises `CheckpointError` when there is no readable tokenizer.
     """
-    config = _read_json(directory / "tokenizer_config.json")
+    config = read_json_object(directory / "tokenizer_config.json")
     file = directory / "tokenizer.json"
     if not file.is_file():
         return _load_with_transformers(directory)
     if "added_tokens_decoder" not in config:
         # Transformers reads the special tokens map only for folders that older versions wrote, which lack this key.
-        config = {**config, **_read_json(directory / "special_tokens_map.json")}
+        config = {**config, **read_json_object(directory / "special_tokens_map.json")}
 
     from tokenizers import Tokenizer
 
@@ -290,18 +290,6 @@ def _load_with_transformers(directory: Path) -> TextTokenizer:
             f"{directory} holds no tokenizer that can be loaded: no tokenizer.json, and Transformers says: {error}. "
             "Save one there with tokenizer.save_pretrained(...), or pass a tokenizer object"
         ) from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object")
-    return content
 
 
 def _read_templates(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
