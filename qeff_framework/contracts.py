@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     #: NumPy array of any dtype, as sessions take and return them.
     Array = NDArray[np.generic]
 
-#: Kinds of work that a model can do. A backend declares the ones it carries.
-Task = Literal[
-    "causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering", "seq2seq-lm"
-]
+#: A kind of work that a model can do, by its name in the table `qeff_framework.tasks`: ``"causal-lm"``, ``"encoder"``,
+#: ``"sequence-classification"``, ``"token-classification"``, ``"question-answering"``, ``"seq2seq-lm"``. A backend declares the
+#: ones it carries. A string, because a backend may carry tasks that the installed core does not have yet.
+Task = str
 
 #: Inputs that a causal LM's graph has when it is asked for them. ``batch_index [B, 1]`` (continuous batching): the cache row of
 #: each row of the step. ``comp_ctx_lengths [L]`` (compute context): only its length counts, the first L slots of the cache are

@@ -27,6 +27,7 @@ from qeff_framework.contracts import (
 from qeff_framework.errors import BackendBrokenError, BackendError, BackendIncompatibleError, OptionError, QEFFError
 from qeff_framework.options import CompileOptions, RuntimeOptions, describe_options
 from qeff_framework.plugin_metadata import is_backend_name, printable
+from qeff_framework.tasks import task_names
 
 if TYPE_CHECKING:
     from qeff_framework.plugin_api import Backend
@@ -418,7 +419,14 @@ def _are_capabilities(value: object) -> TypeGuard[Capabilities]:
     if not isinstance(value, Capabilities) or not isinstance(value.tasks, (set, frozenset)):
         return False
     flags = [field.name for field in dataclasses.fields(Capabilities) if field.name not in ("tasks", "scope")]
+    if not all(isinstance(task, str) and not _misspells_a_task(task) for task in value.tasks):
+        return False
     return isinstance(value.scope, str) and all(isinstance(getattr(value, name), bool) for name in flags)
+
+
+def _misspells_a_task(name: str) -> bool:
+    """Whether it is a task but for case and separators. Other unknown names may be tasks of a newer core."""
+    return name not in task_names() and name.lower().replace("_", "-").replace(" ", "-") in task_names()
 
 
 def _same_place(one: object, other: Path) -> bool:

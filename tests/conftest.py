@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tokenizer_folders import tokenizer_folders
+
+__all__ = ["tokenizer_folders"]
+
 # pytest listens at every level, and torch then formats megabytes of traces for each export.
 logging.getLogger("torch.__trace").disabled = True
 

@@ -282,6 +282,7 @@ def test_what_a_probe_says_is_printable() -> None:
         ("runtime_options", None),
         ("capabilities", {"tasks": ["causal-lm"]}),
         ("capabilities", Capabilities(tasks="causal-lm")),  # type: ignore[arg-type]
+        ("capabilities", Capabilities(tasks=frozenset({"causal_lm"}))),
         ("implementation", "no_colon"),
     ],
 )

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder
-from tests.generation.conftest import byte_level_tokenizer
 from tests.generation.fakes import FakeCausalLM, FakeEncoder
+from tests.tokenizer_folders import byte_level_tokenizer
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}{{ mood }}"
 USER = {"role": "user", "content": "The fox"}

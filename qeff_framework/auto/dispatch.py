@@ -1,5 +1,5 @@
-"""Which task a checkpoint is for, read from its config, Transformers' own mappings and what its classes say about themselves; no
-list of names of ours.
+"""Which task of the table a checkpoint is for, read from its config, Transformers' own mappings and what its classes say about
+themselves; no list of model names of ours.
 """
 
 from __future__ import annotations
@@ -21,32 +21,8 @@ from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import ModelSource
 from qeff_framework.sources.remote_code import references, refuse_untrusted
+from qeff_framework.tasks import task_names, task_spec, task_specs
 
-_CLASS_OF_TASK: Mapping[Task, str] = {
-    "causal-lm": "QEFFAutoModelForCausalLM",
-    "encoder": "QEFFAutoModelForFeatureExtraction",
-    "sequence-classification": "QEFFAutoModelForSequenceClassification",
-    "token-classification": "QEFFAutoModelForTokenClassification",
-    "question-answering": "QEFFAutoModelForQuestionAnswering",
-    "seq2seq-lm": "QEFFAutoModelForSeq2SeqLM",
-}
-#: The mapping of Transformers that names the classes with each task's head.
-_HEADS: Mapping[Task, str] = {
-    "causal-lm": "CAUSAL_LM",
-    "sequence-classification": "SEQUENCE_CLASSIFICATION",
-    "token-classification": "TOKEN_CLASSIFICATION",
-    "question-answering": "QUESTION_ANSWERING",
-    "seq2seq-lm": "SEQ_TO_SEQ_CAUSAL_LM",
-}
-#: The class of Transformers that loads each task's checkpoints.
-_AUTO_CLASS: Mapping[Task, str] = {
-    "causal-lm": "AutoModelForCausalLM",
-    "encoder": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-}
 #: Mappings of Transformers whose models work on text. A model of several inputs that is in another one is no text encoder.
 _TEXT_MAPPINGS = frozenset(
     {
@@ -54,10 +30,6 @@ _TEXT_MAPPINGS = frozenset(
         *("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "TABLE_QUESTION_ANSWERING"),
         *("MULTIPLE_CHOICE", "NEXT_SENTENCE_PREDICTION"),
     }
-)
-_TASKS_TOLD = (
-    "the tasks of this version read text alone: causal and encoder-decoder language models, text encoders, classifiers of texts "
-    "or tokens, models for question answering"
 )
 
 
@@ -88,15 +60,22 @@ def task_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> Tas
     return decision.task
 
 
+def task_of_checkpoint(source: ModelSource) -> Task:
+    """`task_of`, but a decoder that sentence-transformers has made an embedding model of is an encoder."""
+    task = task_of(source)
+    return "encoder" if task == "causal-lm" and is_embedding_checkpoint(source) else task
+
+
 def check_task(source: ModelSource, task: Task) -> None:
-    """Raises what `task_of` raises, and `UnsupportedModelError` when a checkpoint is for another task."""
+    """Raises what `task_of` raises, and `UnsupportedModelError` when a checkpoint is for another task.
+
+    A decoder that is an embedding model can be opened as a language model, too.
+    """
     actual = task_of(source)
-    if task == "encoder" and actual == "causal-lm" and is_embedding_checkpoint(source):
-        return
-    if actual != task:
+    if actual != task and task_of_checkpoint(source) != task:
         raise UnsupportedModelError(
             f"{source.name} ({_told(source.config())}) is not a model for {task} but for {actual}; use "
-            f"{_CLASS_OF_TASK[actual]}, or QEFFAutoModel, which picks the class by itself"
+            f"{task_spec(actual).model_class.__name__}, or QEFFAutoModel, which picks the class by itself"
         )
 
 
@@ -112,12 +91,12 @@ def _decide(config: Mapping[str, Any]) -> _Decision:
             f"the installed Transformers {transformers.__version__} does not know model_type '{model_type}', and the checkpoint "
             "brings no code of its own; upgrade Transformers, or check config.json"
         )
-    task = _task(config, own)
-    mapping = _mappings()[_HEADS[task]] if task in _HEADS else auto.MODEL_MAPPING_NAMES
+    spec = task_spec(_task(config, own))
+    mapping = _mappings()[spec.transformers_mapping] if spec.transformers_mapping else auto.MODEL_MAPPING_NAMES
     needs_own_code = model_type not in transformers.CONFIG_MAPPING or (
-        _AUTO_CLASS[task] in own and model_type not in mapping
+        spec.model_class.transformers_class in own and model_type not in mapping
     )
-    return _Decision(task=task, needs_own_code=needs_own_code)
+    return _Decision(task=spec.name, needs_own_code=needs_own_code)
 
 
 def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
@@ -126,13 +105,15 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
 
     model_type = str(config.get("model_type", ""))
     architectures = tuple(config.get("architectures") or ())
-    for task, auto_class in _AUTO_CLASS.items():
-        if own.get(auto_class) in architectures:
-            return task
+    for spec in task_specs():
+        if own.get(spec.model_class.transformers_class) in architectures:
+            return spec.name
+    heads = [(spec, _mappings()[spec.transformers_mapping]) for spec in task_specs() if spec.transformers_mapping]
     if config.get("is_encoder_decoder"):
-        seq2seq = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-        if any(name in _names(seq2seq) for name in architectures) or (not architectures and model_type in seq2seq):
-            return "seq2seq-lm"
+        for spec, mapping in heads:
+            listed = any(name in _names(mapping) for name in architectures)
+            if spec.is_encoder_decoder and (listed or (not architectures and model_type in mapping)):
+                return spec.name
         raise UnsupportedModelError(
             f"{_told(config)} is an encoder-decoder model without a text head, or one whose input is no text; of the "
             "encoder-decoder models the tasks of this version carry those of AutoModelForSeq2SeqLM that read text"
@@ -145,17 +126,18 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
             return "causal-lm"
         _refuse_other_inputs(config, architectures)
         return "encoder"
-    mappings = _mappings()
-    for task, head in _HEADS.items():
-        if task != "seq2seq-lm" and any(name in _names(mappings[head]) for name in architectures):
-            return task
+    for spec, mapping in heads:
+        if not spec.is_encoder_decoder and any(name in _names(mapping) for name in architectures):
+            return spec.name
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return "causal-lm"
     _refuse_other_inputs(config, architectures)
     without_head = _names(auto.MODEL_MAPPING_NAMES) | _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if any(name in without_head | _names(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES) for name in architectures):
         return "encoder"
-    raise UnsupportedModelError(f"{_told(config)}{_loaded_by(architectures)} is for none of the tasks: {_TASKS_TOLD}")
+    raise UnsupportedModelError(
+        f"{_told(config)}{_loaded_by(architectures)} is for none of the tasks: {_tasks_in_words()}"
+    )
 
 
 # --- what a model without a text head reads ---------------------------------------------------------------------------
@@ -173,12 +155,12 @@ def _refuse_other_inputs(config: Mapping[str, Any], architectures: Iterable[str]
     told = f"{_told(config)}{_loaded_by(architectures)}"
     inputs = _inputs(base)
     if "text" not in inputs or "input_ids" not in inspect.signature(base.forward).parameters:
-        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_TASKS_TOLD}")
+        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_tasks_in_words()}")
     generates = any(_generates(_class(architecture)) for architecture in architectures)
     if inputs != {"text"} and (generates or not _is_among_encoders(model_type, base)):
-        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_TASKS_TOLD}")
+        raise UnsupportedModelError(f"{told} takes {_listed(inputs)} as input; {_tasks_in_words()}")
     if _generates(base) or not _returns_hidden_states(base):
-        raise UnsupportedModelError(f"{told} returns no hidden states of a text; {_TASKS_TOLD}")
+        raise UnsupportedModelError(f"{told} returns no hidden states of a text; {_tasks_in_words()}")
 
 
 def _inputs(model_class: Any) -> set[str]:
@@ -259,6 +241,10 @@ def _listed(inputs: Iterable[str]) -> str:
     return " and ".join(sorted(inputs))
 
 
+def _tasks_in_words() -> str:
+    return f"the tasks of this version read text alone: {', '.join(spec.models for spec in task_specs())}"
+
+
 def _told(config: Mapping[str, Any]) -> str:
     model_type = f"model_type '{config.get('model_type')}'"
     architectures = ", ".join(config.get("architectures") or ())
@@ -273,7 +259,7 @@ def _memo_key(config: Mapping[str, Any]) -> str:
 
     asked = {name: config.get(name) for name in ("model_type", "architectures", "is_encoder_decoder", "auto_map")}
     asked["transformers"] = importlib_metadata.version("transformers")
-    asked["format"] = 2
+    asked["tasks"] = task_names()
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -281,7 +267,7 @@ def _remembered(config: Mapping[str, Any]) -> _Decision | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         content = json.loads((store_root() / "tasks" / f"{_memo_key(config)}.json").read_text(encoding="utf-8"))
         decision = _Decision(**content)
-        return decision if decision.task in _CLASS_OF_TASK else None
+        return decision if decision.task in task_names() else None
     return None
 
 

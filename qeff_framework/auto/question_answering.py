@@ -9,7 +9,7 @@ from qeff_framework.contracts import Task
 from qeff_framework.shapes import EncoderShapes
 
 if TYPE_CHECKING:
-    from qeff_framework.generation import Answer
+    from qeff_framework.single_pass import Answer
 
 
 class QEFFAutoModelForQuestionAnswering(TaskModel):

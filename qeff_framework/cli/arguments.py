@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from qeff_framework.contracts import POOLINGS, Task
+from qeff_framework.contracts import POOLINGS
 from qeff_framework.errors import OptionError
+from qeff_framework.tasks import task_names
 
 if TYPE_CHECKING:
     from qeff_framework.cli.command_result import CommandResult
@@ -101,7 +102,7 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
     )
     group.add_argument(
         "--task",
-        choices=("auto", *get_args(Task)),
+        choices=("auto", *task_names()),
         default="auto",
         help="what the model is for (default: its config says)",
     )

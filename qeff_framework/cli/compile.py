@@ -19,6 +19,7 @@ from qeff_framework.cli.arguments import (
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import facts
 from qeff_framework.errors import OptionError
+from qeff_framework.tasks import task_specs
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -136,12 +137,11 @@ def _check_options(texts: Mapping[str, str], runtime_texts: Mapping[str, str], r
 
 def _checked_backend_options(texts: Mapping[str, str], descriptor: Backend, task: str) -> Any:
     """Raises `OptionError` for what is wrong whatever the model is; `compile` checks the rest, with the task's sizes."""
-    from qeff_framework.auto.model import CLASSES
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.options import OF_THE_RUNTIME, misplaced_options, parse_options
     from qeff_framework.registry import registry
 
-    schemas = [model_class.shapes for name, model_class in CLASSES.items() if task in (name, "auto")]
+    schemas = [spec.model_class.shapes for spec in task_specs() if task in (spec.name, "auto")]
     sizes = {field.name for schema in schemas for field in dataclasses.fields(schema)}
     others = {name: text for name, text in texts.items() if name not in sizes}
     values = typed_options(others, [descriptor.options])

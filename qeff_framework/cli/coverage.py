@@ -13,6 +13,7 @@ from qeff_framework.cli.arguments import add_subcommand
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import table
 from qeff_framework.errors import OptionError
+from qeff_framework.tasks import task_specs
 from qeff_framework.textfiles import read_text
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("types", metavar="TYPE", nargs="*", help="model types (default: all of the task)")
     parser.add_argument(
-        "--task", choices=("causal-lm", "encoder", "seq2seq-lm"), default="causal-lm", help="default: causal-lm"
+        "--task",
+        choices=[spec.name for spec in task_specs() if spec.coverage_path],
+        default="causal-lm",
+        help="default: causal-lm",
     )
     parser.add_argument(
         "--backend",

@@ -18,14 +18,14 @@ from qeff_framework.cli.arguments import (
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
 from qeff_framework.cli.generate_input import given_context, given_conversations, given_prompts, given_settings
-from qeff_framework.errors import ArtifactError, InputError, OptionError
+from qeff_framework.cli.results.request import ResultsRequest
+from qeff_framework.errors import ArtifactError, OptionError
+from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.contracts import CompiledModel
-    from qeff_framework.runtime import (
-        CompiledRunner,
-    )
+    from qeff_framework.runtime import CompiledRunner
 
 
 def add_to(subparsers: Any) -> None:
@@ -130,46 +130,24 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
 
     compiled = _artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
     check_task(compiled.task)
+    request = ResultsRequest(
+        texts=prompts, prompts=conversations, context=context, settings=settings, args=args, progress=progress
+    )
     with _load(args, compiled) as runner:
-        from qeff_framework.cli.results.answers import answer_questions
-        from qeff_framework.cli.results.classes import classify
-        from qeff_framework.cli.results.embeddings import embed
-        from qeff_framework.cli.results.text import generate_text
-        from qeff_framework.cli.results.token_classes import classify_tokens
-        from qeff_framework.runtime import (
-            CompiledCausalLM,
-            CompiledClassifier,
-            CompiledEncoder,
-            CompiledQuestionAnswering,
-            CompiledTokenClassifier,
-        )
-
-        if isinstance(runner, CompiledCausalLM):
-            return generate_text(runner, conversations, settings, args, progress)
-        if isinstance(runner, CompiledEncoder):
-            return embed(runner, prompts, progress)
-        if isinstance(runner, CompiledTokenClassifier):
-            return classify_tokens(runner, prompts, progress)
-        if isinstance(runner, CompiledClassifier):
-            return classify(runner, prompts, progress)
-        if isinstance(runner, CompiledQuestionAnswering) and context is not None:
-            return answer_questions(runner, prompts, context, progress)
-    raise InputError(f"`qeff generate` has no way to show the results of task '{compiled.task}'; use the Python API")
+        return task_spec(compiled.task).show_results(runner, request)
 
 
 def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_settings: bool) -> None:
     """Raises `OptionError` for arguments that mean nothing for `task`, before anything is compiled or loaded for them."""
-    from qeff_framework.runtime import CompiledCausalLM, CompiledQuestionAnswering, runner_of
-
-    answers = issubclass(runner_of(task), CompiledQuestionAnswering)
-    if answers != has_context:
+    spec = task_spec(task)
+    if spec.needs_context != has_context:
         raise OptionError(
             "the program answers questions about a text; give it with --context TEXT or --context-file FILE"
-            if answers
+            if spec.needs_context
             else f"the program is for {task}: --context is for question answering; leave it out"
         )
     of_generation = has_settings or args.stream or args.chat or args.messages_file is not None
-    if of_generation and not issubclass(runner_of(task), CompiledCausalLM):
+    if of_generation and not spec.generates_text:
         raise OptionError(
             f"the program is for {task}: it generates no text, and the options of text generation do not apply"
         )

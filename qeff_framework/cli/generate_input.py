@@ -36,7 +36,7 @@ def given_conversations(args: argparse.Namespace, prompts: Sequence[str]) -> lis
 
 def _messages(file: str) -> list[list[dict[str, Any]]]:
     """The conversations in a JSON file: one list of messages, or a list of such lists."""
-    from qeff_framework.generation import is_conversation
+    from qeff_framework.tokenization import is_conversation
 
     try:
         content = json.loads(_read(file, "messages"))

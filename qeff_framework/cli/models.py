@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def open_model(args: argparse.Namespace) -> QEFFBaseModel:
     """The model of `arguments.add_model`. Its weights are not loaded."""
-    from qeff_framework.auto.model import CLASSES, QEFFAutoModel
+    from qeff_framework.auto.model import QEFFAutoModel
+    from qeff_framework.tasks import task_spec
 
     given: dict[str, Any] = {
         name: getattr(args, name) for name in ("gguf_file", "revision", "trust_remote_code") if getattr(args, name)
@@ -27,4 +28,4 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
         given["pooling"] = None if args.pooling == "none" else args.pooling
     if task == "auto":
         return QEFFAutoModel.from_pretrained(args.model, **given)
-    return CLASSES[task].from_pretrained(args.model, **given)
+    return task_spec(task).model_class.from_pretrained(args.model, **given)

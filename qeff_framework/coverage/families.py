@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qeff_framework.errors import OptionError
+from qeff_framework.tasks import task_spec, task_specs
 
-#: Whose coverage there is.
-TASKS: Final = ("causal-lm", "encoder", "seq2seq-lm")
+if TYPE_CHECKING:
+    from qeff_framework.coverage.task_coverage import TaskCoverage
 
 #: Decoders that differ in structure, by what each one has: quick enough to be checked with every change and version.
 KINDS: Final[Mapping[str, str]] = {
@@ -42,11 +43,22 @@ FUZZED: Final = (
 _UNLISTED_ENCODERS: Final = ("embedding_gemma2", "embedding_gemma2_text", "openai_privacy_filter", "bros")
 
 
+def covered_tasks() -> list[str]:
+    """The tasks whose model types are checked."""
+    return [spec.name for spec in task_specs() if spec.coverage_path]
+
+
+def coverage_of(task: str) -> TaskCoverage:
+    """How the model types of a task are checked. Raises `OptionError` for a task without coverage."""
+    coverage = task_spec(task).coverage
+    if coverage is None:
+        raise OptionError(f"the model types of {task} are not checked; choose one of {', '.join(covered_tasks())}")
+    return coverage
+
+
 def types_of(task: str) -> list[str]:
-    """Every model type of one of `TASKS`."""
-    if task == "seq2seq-lm":
-        return seq2seq_lm_types()
-    return causal_lm_types() if task == "causal-lm" else encoder_types()
+    """Every model type of one of `covered_tasks`."""
+    return coverage_of(task).types()
 
 
 def causal_lm_types() -> list[str]:
@@ -105,7 +117,7 @@ def chosen_types(task: str, names: Sequence[str]) -> list[str]:
 
 
 def _unknown(name: str, task: str, known: Sequence[str]) -> str:
-    other = next((other for other in TASKS if other != task and name in types_of(other)), None)
+    other = next((other for other in covered_tasks() if other != task and name in types_of(other)), None)
     if other is not None:
         return f"{name!r} (use --task {other})"
     near = difflib.get_close_matches(name, known, n=3)

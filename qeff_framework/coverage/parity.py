@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from qeff_framework.coverage.families import coverage_of
 from qeff_framework.coverage.processes import CheckError, first_line, where
 from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
-from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
+from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 
 if TYPE_CHECKING:
     import torch
 
-    from qeff_framework.contracts import Array, CompiledModel, ExecutionSession
+    from qeff_framework.contracts import Array, CompiledModel, ExecutionSession, Task
     from qeff_framework.model import QEFFBaseModel
 
 #: Prompts of 9 and 12 tokens, in a batch with one row to spare: chunks that are full, partly filled and empty.
@@ -43,25 +44,40 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
     with _stage("reference", facts):
         module = tiny_model(model_type, task)
         facts["class"] = type(module).__name__
-        if task != "encoder":
-            return _language_model(module, task, clear_reference(module), backend, facts)
-        return _encoder(module, _EncoderReference.of(module, tiny_prompts()), backend, facts)
+        return coverage_of(task).check(module, backend, facts)
 
 
-def _language_model(
-    module: torch.nn.Module, task: Task, reference: GreedyReference, backend: str, facts: dict[str, Any]
+def check_causal_lm(module: torch.nn.Module, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Decodes prompts with a causal LM."""
+    from qeff_framework.auto import QEFFAutoModelForCausalLM
+
+    reference = clear_reference(module)
+    model = QEFFAutoModelForCausalLM(module)
+    _build(model, backend, facts, prefill_seq_len=PREFILL, ctx_len=CONTEXT, batch_size=BATCH)
+    return _decode(model, reference, [len(prompt) - 1 for prompt in reference.prompts], facts)
+
+
+def check_seq2seq_lm(module: torch.nn.Module, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Decodes after an encoder has read the prompts."""
+    from qeff_framework.auto import QEFFAutoModelForSeq2SeqLM
+
+    reference = clear_reference(module)
+    model = QEFFAutoModelForSeq2SeqLM(module)
+    _build(model, backend, facts, encoder_seq_len=LENGTHS, ctx_len=CONTEXT, batch_size=BATCH)
+    return _decode(model, reference, [0] * len(reference.prompts), facts)
+
+
+def check_encoder(module: torch.nn.Module, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Embeds prompts."""
+    return _encoder(module, _EncoderReference.of(module, tiny_prompts()), backend, facts)
+
+
+def _decode(
+    model: QEFFBaseModel, reference: GreedyReference, starts: list[int], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from qeff_framework.auto import QEFFAutoModelForCausalLM, QEFFAutoModelForSeq2SeqLM
+    """Holds a compiled model's tokens against the reference; `starts`: the position of each row's first chosen token."""
     from qeff_framework.generation import SCORE_SETTINGS
 
-    starts = [len(prompt) - 1 for prompt in reference.prompts]
-    if task == "seq2seq-lm":
-        starts = [0] * len(starts)
-        model: QEFFBaseModel = QEFFAutoModelForSeq2SeqLM(module)
-        _build(model, backend, facts, encoder_seq_len=LENGTHS, ctx_len=CONTEXT, batch_size=BATCH)
-    else:
-        model = QEFFAutoModelForCausalLM(module)
-        _build(model, backend, facts, prefill_seq_len=PREFILL, ctx_len=CONTEXT, batch_size=BATCH)
     with _stage("execute", facts):
         with model.load() as runner:
             runner.session = session = _Watched(runner.session)

@@ -11,12 +11,12 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage.families import types_of
+from qeff_framework.coverage.families import coverage_of, covered_tasks, types_of
 from qeff_framework.coverage.processes import first_line, sweep
-from qeff_framework.coverage.tiny import Task, tiny_model, tiny_prompts
+from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _plain_generation(module: Any) -> Iterator[None]:
 # --- what makes a reference worth comparing with ----------------------------------------------------------------------
 
 
-def check_causal_lm(model_type: str, task: Task = "causal-lm") -> dict[str, Any]:
+def check_causal_lm(model_type: str, task: str = "causal-lm") -> dict[str, Any]:
     """Decodes two prompts of a tiny model that generates text and measures the result.
 
     `distinct` is the number of different tokens, `margin` that of the reference, and `cache_gap` the largest difference
@@ -289,13 +289,6 @@ def _cache_gap(module: torch.nn.Module, reference: GreedyReference) -> dict[str,
     return {"cache_gap": round(max(gaps), 6)}
 
 
-_CHECKS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
-    "causal-lm": check_causal_lm,
-    "encoder": check_encoder,
-    "seq2seq-lm": check_seq2seq_lm,
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a JSON line a type; 0 when every type has a reference, 1 when one has none, 2 on wrong usage."""
     parser = argparse.ArgumentParser(
@@ -303,10 +296,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Decode tiny random models of every model type with Transformers alone; one JSON line a type.",
     )
     parser.add_argument("model_types", nargs="*", metavar="TYPE", help="model types (default: all of the task)")
-    parser.add_argument("--task", choices=tuple(_CHECKS), default="causal-lm")
+    parser.add_argument("--task", choices=covered_tasks(), default="causal-lm")
     parser.add_argument("--time-limit", type=float, default=120.0, metavar="SECONDS", help="for each type")
     options = parser.parse_args(arguments)
-    check = _CHECKS[options.task]
+    check = coverage_of(options.task).check_reference
     failed = False
     for report in sweep(check, options.model_types or types_of(options.task), time_limit=options.time_limit):
         sys.stdout.write(report.to_json() + "\n")

@@ -8,23 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from qeff_framework.coverage.families import TASKS
+from qeff_framework.coverage.families import coverage_of, covered_tasks
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED
 from qeff_framework.textfiles import split_lines
 
-_TITLES: Final[Mapping[str, str]] = {
-    "causal-lm": "Causal language models",
-    "encoder": "Text encoders",
-    "seq2seq-lm": "Encoder-decoder language models",
-}
-_DEVIATIONS: Final[Mapping[str, str]] = {
-    "causal-lm": "logit_error",
-    "encoder": "hidden_error",
-    "seq2seq-lm": "logit_error",
-}
 _COLUMNS: Final = ("Type", "Head class", "Result", "Deviation", "Stage", "Reason")
 _LONGEST_REASON: Final = 320
 
@@ -101,7 +91,7 @@ class PageSection:
 def row(report: Report, task: str) -> tuple[str, ...]:
     """Type, head class, result, deviation, stage and reason."""
     facts = report.facts
-    deviation = facts.get(_DEVIATIONS[task])
+    deviation = facts.get(coverage_of(task).deviation)
     return (
         report.model_type,
         facts.get("class", ""),
@@ -121,7 +111,7 @@ def reason(report: Report) -> str:
 def updated_page(old: str, section: Section) -> str:
     """The page `old` (possibly empty) with this section in place of the one for the same task."""
     texts = _section_texts(old) | {section.run.task: _section_text(section)}
-    return "\n".join([_HEAD, *(texts[task] for task in TASKS if task in texts)])
+    return "\n".join([_HEAD, *(texts[task] for task in covered_tasks() if task in texts)])
 
 
 def read_page(text: str) -> dict[str, PageSection]:
@@ -141,7 +131,7 @@ def _section_text(section: Section) -> str:
         f"{counts['fail']} fail, {counts['no reference']} without a reference, {counts['not run']} not run."
     )
     lines = [
-        f"## {_TITLES[section.run.task]}",
+        f"## {coverage_of(section.run.task).title}",
         "",
         counted,
         "",
@@ -171,7 +161,7 @@ def _escaped(cell: str) -> str:
 
 def _section_texts(page: str) -> dict[str, str]:
     parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
-    titles = {f"## {title}": task for task, title in _TITLES.items()}
+    titles = {f"## {coverage_of(task).title}": task for task in covered_tasks()}
     return {titles[heading]: part for part in parts if (heading := part.partition("\n")[0]) in titles}
 
 

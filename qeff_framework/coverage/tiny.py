@@ -11,17 +11,18 @@ import difflib
 import itertools
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.coverage import sizes
 from qeff_framework.coverage.overrides import OVERRIDES
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-Task = Literal["causal-lm", "encoder", "seq2seq-lm"]
+    from qeff_framework.contracts import Task
 
 DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -43,7 +44,7 @@ def tiny_config(model_type: str, task: Task, changes: Mapping[str, Any] | None =
             f"{'Near matches: ' + ', '.join(near) if near else 'Check the spelling of config.model_type'}."
         )
     config = _shrink(CONFIG_MAPPING[model_type], changes or {}, task, _TokenIds())
-    if task == "seq2seq-lm":
+    if task_spec(task).is_encoder_decoder:
         _plain_start(config)
     return config
 
@@ -51,16 +52,11 @@ def tiny_config(model_type: str, task: Task, changes: Mapping[str, Any] | None =
 def tiny_model(model_type: str, task: Task, seed: int = 0, changes: Mapping[str, Any] | None = None) -> torch.nn.Module:
     """The model of `tiny_config` with random float32 weights, eager attention, in eval mode."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    import transformers
 
     from qeff_framework.coverage.weights import randomise
 
-    classes: Mapping[Task, Any] = {
-        "causal-lm": AutoModelForCausalLM,
-        "encoder": AutoModel,
-        "seq2seq-lm": AutoModelForSeq2SeqLM,
-    }
-    auto = classes[task]
+    auto = getattr(transformers, task_spec(task).model_class.transformers_class)
     config = tiny_config(model_type, task, changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,6 +24,7 @@ from qeff_framework.export.interface import (
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
 from qeff_framework.export.loops import insert_loops
+from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.positions import require_given_positions, require_no_text_length, token_counting
 from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
@@ -53,21 +54,12 @@ _BATCH, _SEQ, _CTX = 2, 3, 8
 _FULL_BATCH, _COMPUTE_CTX, _KEPT_LOGITS = 5, 6, 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class CausalLMGraph:
-    """The portable graph of a causal LM in memory."""
-
-    model: onnx_ir.Model
-    states: tuple[StateSpec, ...]
-    #: A text that has grown to one of these lengths is read anew.
-    reread_lengths: tuple[int, ...]
-
-
-def causal_lm_model(module: PreTrainedModel, extra_inputs: tuple[str, ...] = ()) -> CausalLMGraph:
+def causal_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
     """The graph over the weights of `module`.
 
-    `extra_inputs` names the inputs between tokens and states, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`.
+    ``reread_lengths`` in its metadata: a text that has grown to one of these lengths is read anew.
     """
+    extra_inputs = request.extra_inputs
     has_sampler = extra_inputs[-len(SAMPLER_INPUTS) :] == SAMPLER_INPUTS
     if has_sampler:
         extra_inputs = extra_inputs[: -len(SAMPLER_INPUTS)]
@@ -99,7 +91,8 @@ def causal_lm_model(module: PreTrainedModel, extra_inputs: tuple[str, ...] = ())
     states = _name_interface(model, plan.states, extra_inputs)
     if has_sampler:
         states = (*states, *append_sampler(model, first_state=2 + len(extra_inputs)))
-    return CausalLMGraph(model=model, states=states, reread_lengths=rereading)
+    metadata = {"reread_lengths": list(rereading)} if rereading else {}
+    return PortableGraph(model=model, states=states, metadata=metadata)
 
 
 def _trace(weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:

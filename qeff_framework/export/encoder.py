@@ -11,6 +11,7 @@ import torch
 
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_interface
+from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
@@ -31,16 +32,20 @@ if TYPE_CHECKING:
 _BATCH, _SEQ = 2, 5
 
 
-def encoder_model(module: PreTrainedModel, pooling: Pooling | None) -> onnx_ir.Model:
+def encoder_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
     """``last_hidden_state [B, S, H]`` of each token, or ``embedding [B, H]`` when it is pooled."""
-    if pooling is None:
-        return _model(module, fields=("last_hidden_state",), axes=("batch", "tokens", "features"))
-    return _model(
-        module, fields=("last_hidden_state",), axes=("batch", "features"), pooling=pooling, outputs=("embedding",)
+    if request.pooling is None:
+        return _graph(module, fields=("last_hidden_state",), axes=("batch", "tokens", "features"))
+    return _graph(
+        module,
+        fields=("last_hidden_state",),
+        axes=("batch", "features"),
+        pooling=request.pooling,
+        outputs=("embedding",),
     )
 
 
-def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
+def sequence_classification_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
     """``logits [B, labels]``.
 
     Raises:
@@ -48,7 +53,7 @@ def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
             and could not tell the padding of a program of fixed length from text.
     """
     try:
-        return _model(module, fields=("logits",), axes=("batch", "labels"))
+        return _graph(module, fields=("logits",), axes=("batch", "labels"))
     except ExportError as error:
         if module.config.get_text_config().pad_token_id is None and "padding token" in str(error):
             raise UnsupportedModelError(
@@ -58,24 +63,24 @@ def sequence_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
         raise
 
 
-def token_classification_model(module: PreTrainedModel) -> onnx_ir.Model:
+def token_classification_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
     """``logits [B, S, labels]``."""
-    return _model(module, fields=("logits",), axes=("batch", "tokens", "labels"))
+    return _graph(module, fields=("logits",), axes=("batch", "tokens", "labels"))
 
 
-def question_answering_model(module: PreTrainedModel) -> onnx_ir.Model:
+def question_answering_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
     """``start_logits`` and ``end_logits``, both ``[B, S]``."""
-    return _model(module, fields=("start_logits", "end_logits"), axes=("batch", "tokens"))
+    return _graph(module, fields=("start_logits", "end_logits"), axes=("batch", "tokens"))
 
 
-def _model(
+def _graph(
     module: PreTrainedModel,
     *,
     fields: tuple[str, ...],
     axes: tuple[str, ...],
     pooling: Pooling | None = None,
     outputs: tuple[str, ...] | None = None,
-) -> onnx_ir.Model:
+) -> PortableGraph:
     """The graph of these `fields` of the forward's result, with `axes` each; as `outputs` if they get other names."""
     refuse_special_encoder(module)
     outputs = outputs or fields
@@ -102,7 +107,7 @@ def _model(
     rename_interface(model, inputs=inputs, outputs=outputs)
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
     _drop_unused_token_types(model)
-    return model
+    return PortableGraph(model=model)
 
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:

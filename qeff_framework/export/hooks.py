@@ -15,7 +15,7 @@ class CoreHooks:
     def transform(self, request: TransformRequest) -> Sequence[Transform]:
         """See `qeff_framework.export.short_texts`."""
         lengths = [item.dims["ctx_len"] for item in request.specializations if "ctx_len" in item.dims]
-        if request.stage != "onnx" or request.task != "causal-lm" or not lengths:
+        if request.stage != "onnx" or not lengths:
             return []
         from qeff_framework.export.short_texts import ShortTexts
 

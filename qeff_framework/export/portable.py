@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qeff_framework.contracts import ExportedModel, StateSpec, Task, TensorSpec
+from qeff_framework.contracts import ExportedModel, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
-from qeff_framework.export.causal_lm import causal_lm_model
-from qeff_framework.export.encoder import (
-    encoder_model,
-    question_answering_model,
-    sequence_classification_model,
-    token_classification_model,
-)
 from qeff_framework.export.pooling import resolve_pooling
+from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.export.position_limits import position_limits
-from qeff_framework.export.seq2seq_lm import seq2seq_lm_model
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
 from qeff_framework.seam.isolation import exporting
+from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     import torch
@@ -54,48 +48,33 @@ def export_portable(
     `unloaded` names parameters and buffers whose values the checkpoint did not hold.
 
     Raises:
-        OptionError: `pooling` is unknown.
+        OptionError: `pooling` or the task is unknown.
         UnsupportedModelError: the architecture does not fit the task, or needs what the seam cannot carry.
         ExportError: tracing or translating failed. The cause is chained.
         CheckpointError: the graph reads a weight that is `unloaded`.
     """
-    pool = resolve_pooling(pooling)
-    states: tuple[StateSpec, ...] = ()
-    rereading: tuple[int, ...] = ()
+    request = GraphRequest(pooling=resolve_pooling(pooling), extra_inputs=tuple(extra_inputs))
+    build = task_spec(task).build_graph
     progress("tracing the model")
     with exporting(), _naming_architecture(module, task), tracking_unloaded(unloaded):
         if not isinstance(module, PreTrainedModel):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
-        if task == "causal-lm":
-            graph = causal_lm_model(module, tuple(extra_inputs))
-            model, states, rereading = graph.model, graph.states, graph.reread_lengths
-        elif task == "encoder":
-            model = encoder_model(module, pool)
-        elif task == "sequence-classification":
-            model = sequence_classification_model(module)
-        elif task == "token-classification":
-            model = token_classification_model(module)
-        elif task == "question-answering":
-            model = question_answering_model(module)
-        elif task == "seq2seq-lm":
-            model, states = seq2seq_lm_model(module)
-        else:
-            raise ExportError(f"the task '{task}' is unknown")
-    refuse_unloaded(model, module, unloaded)
+        graph = build(module, request)
+    refuse_unloaded(graph.model, module, unloaded)
     progress("writing the ONNX model")
     output_dir.mkdir(parents=True, exist_ok=True)
-    onnx_ir.save(model, output_dir / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+    onnx_ir.save(graph.model, output_dir / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
     return ExportedModel(
         directory=output_dir,
         task=task,
         model_file=MODEL_FILE,
-        inputs=tuple(_spec(value) for value in model.graph.inputs),
-        outputs=tuple(_spec(value) for value in model.graph.outputs),
-        states=states,
+        inputs=tuple(_spec(value) for value in graph.model.graph.inputs),
+        outputs=tuple(_spec(value) for value in graph.model.graph.outputs),
+        states=graph.states,
         metadata={
-            **_metadata(module, task),
-            "position_limits": position_limits(model, task),
-            **({"reread_lengths": list(rereading)} if rereading else {}),
+            **_metadata(module),
+            "position_limits": position_limits(graph.model, has_cache=bool(graph.states)),
+            **graph.metadata,
         },
     )
 
@@ -107,7 +86,7 @@ def _spec(value: onnx_ir.Value) -> TensorSpec:
     return TensorSpec(name=str(value.name), dtype=str(value.dtype.numpy()), shape=shape)
 
 
-def _metadata(module: torch.nn.Module, task: Task) -> dict[str, Any]:
+def _metadata(module: torch.nn.Module) -> dict[str, Any]:
     config = getattr(module, "config", None)
     facts = {"architecture": type(module).__name__}
     # A model of several parts keeps what is about text in a config of its own.
@@ -117,8 +96,6 @@ def _metadata(module: torch.nn.Module, task: Task) -> dict[str, Any]:
         value = getattr(text, name, None) if value is None else value
         if value is not None:
             facts[name] = value
-    if task == "seq2seq-lm" and isinstance(module, PreTrainedModel):
-        facts["source_vocab_size"] = module.get_encoder().get_input_embeddings().num_embeddings
     return facts
 
 

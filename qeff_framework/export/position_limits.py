@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qeff_framework.contracts import Task
 from qeff_framework.export.interface import CTX, ENCODER_SEQ, SEQ
 from qeff_framework.lowering.computation import Computation
 
@@ -25,13 +24,13 @@ _MAX_PAIRED = 4096
 _UNBOUNDED = int(np.iinfo(np.int64).max)
 
 
-def position_limits(model: ir.Model, task: Task) -> dict[str, int]:
+def position_limits(model: ir.Model, *, has_cache: bool) -> dict[str, int]:
     """The most that a dimension may be, by its name in specializations; empty where no table bounds one.
 
     ``ctx_len`` of a decoder, ``encoder_seq_len`` of the encoder beside it, ``seq_len`` of a graph without a cache.
     """
     streams = {
-        CTX if task in ("causal-lm", "seq2seq-lm") else SEQ: (
+        CTX if has_cache else SEQ: (
             "input_ids",
             "position_ids",
             "attention_mask",

@@ -32,6 +32,7 @@ from qeff_framework.export.interface import (
     rename_interface,
 )
 from qeff_framework.export.last_logits import cache_argument, last_logits
+from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.positions import (
     require_given_positions,
     require_no_running_count,
@@ -62,8 +63,8 @@ INPUTS = ("input_ids", "position_ids", "encoder_input_ids", "encoder_position_id
 _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
 
 
-def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[StateSpec, ...]]:
-    """The portable graph in memory, over the weights of `module`, and its retained states."""
+def seq2seq_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
+    """The graph over the weights of `module`. ``source_vocab_size`` in its metadata: token ids that the encoder knows."""
     refuse_special_encoder(module)
     refuse_special(module)
     norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
@@ -76,7 +77,11 @@ def seq2seq_lm_model(module: PreTrainedModel) -> tuple[onnx_ir.Model, tuple[Stat
     with stage("translation to ONNX"):
         model = translate(program, graph_weights(module, norms))
     finish(model)
-    return model, _name_interface(model, plan.states)
+    return PortableGraph(
+        model=model,
+        states=_name_interface(model, plan.states),
+        metadata={"source_vocab_size": module.get_encoder().get_input_embeddings().num_embeddings},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

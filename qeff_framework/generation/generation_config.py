@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qeff_framework.artifacts.json_files import read_json_object
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.generation.json_files import read_json_object
 from qeff_framework.generation.settings import DEFAULTS, WARPERS, GenerationSettings, token_ids
 
 if TYPE_CHECKING:

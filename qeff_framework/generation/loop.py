@@ -24,7 +24,6 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation.admission import admitted_rows
-from qeff_framework.generation.chat import ChatOptions
 from qeff_framework.generation.continuous import Scheduler
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.drafting import Drafting, drafting_of
@@ -38,7 +37,8 @@ from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.step_inputs import StepInputs
 from qeff_framework.generation.stopping import StopRules
 from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
-from qeff_framework.generation.tokenizer import TextTokenizer, as_text_tokenizer
+from qeff_framework.tokenization.chat import ChatOptions
+from qeff_framework.tokenization.tokenizer import TextTokenizer, as_text_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,7 @@ from typing import Self
 
 from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
 from qeff_framework.errors import InputError
+from qeff_framework.tasks import task_spec, task_specs
 
 _TOKENS = ("input_ids", "position_ids")
 _ENCODER_INPUTS = ("encoder_input_ids", "encoder_position_ids", "encoder_lengths")
@@ -82,12 +83,13 @@ class ProgramShape:
     @classmethod
     def of(cls, compiled: CompiledModel) -> Self:
         """Reads the sizes from the specializations. Raises `InputError` for programs that the loop cannot drive."""
-        if compiled.task == "seq2seq-lm":
-            return cls._of_encoder_decoder(compiled)
-        if compiled.task != "causal-lm":
+        if not task_spec(compiled.task).generates_text:
+            tasks = " or ".join(spec.name for spec in task_specs() if spec.generates_text)
             raise InputError(
-                f"text generation needs a model of task causal-lm or seq2seq-lm, this one was compiled for {compiled.task}"
+                f"text generation needs a model of task {tasks}, this one was compiled for {compiled.task}"
             )
+        if task_spec(compiled.task).is_encoder_decoder:
+            return cls._of_encoder_decoder(compiled)
         fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, *SAMPLER_INPUTS))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.generation.chat import ChatOptions, ChatTokenizer, Conversation, is_conversation
-from qeff_framework.generation.inputs import normalize_inputs, warn_about_padding
-from qeff_framework.generation.tokenizer import TextTokenizer, encode_prompt
+from qeff_framework.tokenization.chat import ChatOptions, ChatTokenizer, Conversation, is_conversation
+from qeff_framework.tokenization.inputs import normalize_inputs, warn_about_padding
+from qeff_framework.tokenization.tokenizer import TextTokenizer, encode_prompt
 
 #: A text, a conversation (a list of messages), several of them, token ids of one or several prompts, or what a tokenizer returns.
 Prompts = (

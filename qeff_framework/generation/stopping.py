@@ -11,7 +11,7 @@ from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.rows import FinishReason, Row
 from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.streaming import Detokenizer
-from qeff_framework.generation.tokenizer import TextTokenizer
+from qeff_framework.tokenization.tokenizer import TextTokenizer
 
 
 class StopRules:

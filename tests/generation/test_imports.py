@@ -12,7 +12,9 @@ from tests.generation.fakes import expected_tokens
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from qeff_framework.generation import EncoderRunner, TextGenerator, load_generation_defaults, load_tokenizer
+from qeff_framework.generation import TextGenerator, load_generation_defaults
+from qeff_framework.single_pass import EncoderRunner
+from qeff_framework.tokenization import load_tokenizer
 from tests.generation.fakes import FakeCausalLM, FakeEncoder, FakeSampler
 
 tokenizer = load_tokenizer(Path(sys.argv[1]))

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer, StopStringCriteria
 
 from qeff_framework.contracts import Specialization
 from qeff_framework.errors import ExecutionError, InputError, OptionError
-from qeff_framework.generation import GenerationSettings, TextGenerator, as_text_tokenizer
+from qeff_framework.generation import GenerationSettings, TextGenerator
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.stopping import StopRules
+from qeff_framework.tokenization import as_text_tokenizer
 from tests.generation.fakes import VOCAB, FakeCausalLM, FakeEncoder, expected_tokens
 
 tokens = st.integers(0, VOCAB - 1)

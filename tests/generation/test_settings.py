@@ -12,12 +12,7 @@ import pytest
 from transformers import GenerationConfig, GenerationMixin
 
 from qeff_framework.errors import CheckpointError, InputError, OptionError
-from qeff_framework.generation import (
-    SCORE_SETTINGS,
-    GenerationSettings,
-    load_generation_defaults,
-    resolve_settings,
-)
+from qeff_framework.generation import SCORE_SETTINGS, GenerationSettings, load_generation_defaults, resolve_settings
 from qeff_framework.generation.generation_config import UNDONE, WITHOUT_EFFECT
 
 CHECKPOINT = {

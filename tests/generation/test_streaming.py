@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.generation import Detokenizer, TextGenerator, TextTokenizer, load_tokenizer
-from qeff_framework.generation.tokenizer import FastTokenizer
-from tests.generation.conftest import byte_fallback_tokenizer, byte_level_tokenizer, word_piece_tokenizer
+from qeff_framework.generation import Detokenizer, TextGenerator
+from qeff_framework.tokenization import TextTokenizer, load_tokenizer
+from qeff_framework.tokenization.tokenizer import FastTokenizer
 from tests.generation.fakes import FakeCausalLM, expected_tokens
+from tests.tokenizer_folders import byte_fallback_tokenizer, byte_level_tokenizer, word_piece_tokenizer
 
 BYTE_LEVEL = FastTokenizer(byte_level_tokenizer(), {"eos_token": "<eos>"})
 BYTE_FALLBACK = FastTokenizer(byte_fallback_tokenizer(), {"eos_token": "<eos>"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qeff_framework.cli.command_result import CommandResult
@@ -10,15 +9,16 @@ from qeff_framework.cli.results.common import label
 from qeff_framework.cli.results.single_pass import run_on_texts, texts_outcome
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.cli.results.request import ResultsRequest
     from qeff_framework.runtime import CompiledClassifier
 
 
-def classify(runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler) -> CommandResult:
+def classify(runner: CompiledClassifier, request: ResultsRequest) -> CommandResult:
     """The best label of each text; all scores and logits for ``--json``."""
-    from qeff_framework.generation import class_scores
+    from qeff_framework.single_pass import class_scores
 
-    logits, seconds = run_on_texts(runner, texts, progress, doing="classifying")
+    texts = request.texts
+    logits, seconds = run_on_texts(runner, request, doing="classifying")
     labels, scores = runner.labels, class_scores(logits, runner.problem_type)
     best = [int(row.argmax()) for row in scores]
     results = [

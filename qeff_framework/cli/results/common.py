@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.errors import InputError
 
 if TYPE_CHECKING:
-    from qeff_framework.generation import TextTokenizer
     from qeff_framework.runtime import CompiledRunner
+    from qeff_framework.tokenization import TextTokenizer
 
 
 def where(runner: CompiledRunner) -> dict[str, Any]:

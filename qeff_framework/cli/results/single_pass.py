@@ -11,29 +11,27 @@ from qeff_framework.cli.results.common import artifact_path, backend_line, neede
 from qeff_framework.cli.tables import facts
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.cli.results.request import ResultsRequest
     from qeff_framework.contracts import Array
     from qeff_framework.runtime import CompiledClassifier, CompiledRunner
 
 
-def run_on_texts(
-    runner: CompiledClassifier, texts: Sequence[str], progress: ProgressHandler, *, doing: str
-) -> tuple[Array, float]:
+def run_on_texts(runner: CompiledClassifier, request: ResultsRequest, *, doing: str) -> tuple[Array, float]:
     """The program's output for each text, and the seconds that it took."""
     import time
 
-    from qeff_framework.generation import encode_prompt
     from qeff_framework.progress import report
     from qeff_framework.runtime import CompiledTokenClassifier
+    from qeff_framework.tokenization import encode_prompt
 
     tokenizer = needed_tokenizer(runner)
-    report(f"{doing} {len(texts)} texts")
+    report(f"{doing} {len(request.texts)} texts")
     start = time.perf_counter()
     # The tokens of a text are told apart by the tokenizer's own output, so that it must stay as it is.
     encode = tokenizer.encode if isinstance(runner, CompiledTokenClassifier) else partial(encode_prompt, tokenizer)
-    output = runner.generate({"input_ids": [encode(text) for text in texts]})
+    output = runner.generate({"input_ids": [encode(text) for text in request.texts]})
     seconds = time.perf_counter() - start
-    progress.clear()
+    request.progress.clear()
     return output, seconds
 
 

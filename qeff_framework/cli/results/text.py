@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.command_result import CommandResult
@@ -12,23 +11,18 @@ from qeff_framework.cli.results.common import artifact_path, backend_line, label
 from qeff_framework.cli.tables import facts
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.cli.results.request import ResultsRequest
     from qeff_framework.contracts import CompiledModel
     from qeff_framework.generation import GenerationOutput
     from qeff_framework.runtime import CompiledCausalLM, CompiledRunner
 
 
-def generate_text(
-    runner: CompiledCausalLM,
-    prompts: Sequence[Any],
-    settings: Mapping[str, Any],
-    args: argparse.Namespace,
-    progress: ProgressHandler,
-) -> CommandResult:
+def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandResult:
     """Generates and prints, as many prompts at once as the program computes."""
     from qeff_framework.progress import report
 
     needed_tokenizer(runner)
+    prompts, args, progress = request.prompts, request.args, request.progress
     stream = args.stream if args.stream is not None else len(prompts) == 1 and sys.stdout.isatty() and not args.json
     shown = stream or not args.json
     report(f"generating text for {len(prompts)} prompts" if len(prompts) > 1 else "generating text")
@@ -38,7 +32,7 @@ def generate_text(
         if alone:
             progress.clear()
             print(label(first, prompts), end="", flush=True)
-        outputs.append(runner.generate(prompts=group, stream=alone, **settings))
+        outputs.append(runner.generate(prompts=group, stream=alone, **request.settings))
         if shown and not alone:
             progress.clear()
             for index, text in enumerate(outputs[-1].generated_texts, first):

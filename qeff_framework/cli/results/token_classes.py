@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qeff_framework.cli.command_result import CommandResult
@@ -10,15 +9,17 @@ from qeff_framework.cli.results.common import label, needed_tokenizer
 from qeff_framework.cli.results.single_pass import run_on_texts, texts_outcome
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.cli.results.request import ResultsRequest
     from qeff_framework.runtime import CompiledTokenClassifier
 
 
-def classify_tokens(runner: CompiledTokenClassifier, texts: Sequence[str], progress: ProgressHandler) -> CommandResult:
+def classify_tokens(runner: CompiledTokenClassifier, request: ResultsRequest) -> CommandResult:
     """The best label of each token, on a line of its own."""
-    from qeff_framework.generation import align, class_scores
+    from qeff_framework.single_pass import class_scores
+    from qeff_framework.tokenization import align
 
-    logits, seconds = run_on_texts(runner, texts, progress, doing="classifying the tokens of")
+    texts = request.texts
+    logits, seconds = run_on_texts(runner, request, doing="classifying the tokens of")
     tokenizer = needed_tokenizer(runner)
     labels = runner.labels
     results, lines = [], []

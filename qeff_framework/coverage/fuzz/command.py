@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 
+from qeff_framework.contracts import Task
 from qeff_framework.coverage.families import FUZZED, types_of
 from qeff_framework.coverage.fuzz.comparison import Outcome, replay
 from qeff_framework.coverage.fuzz.examples import PLAIN_SIZES, Example
 from qeff_framework.coverage.fuzz.findings import Finding, Results, report, write_findings
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.processes import Report, sweep
-from qeff_framework.coverage.tiny import Task
 from qeff_framework.errors import OptionError, QEFFError
 from qeff_framework.plugin_api import Backend
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
+from qeff_framework.contracts import Task
 from qeff_framework.coverage import sizes
 from qeff_framework.coverage.fuzz.examples import ModelConfig
-from qeff_framework.coverage.tiny import DEPTH_FIELDS, Task, declared_fields, is_pattern, tiny_config
+from qeff_framework.coverage.tiny import DEPTH_FIELDS, declared_fields, is_pattern, tiny_config
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from qeff_framework.coverage.tiny import Task
+from qeff_framework.contracts import Task
 from qeff_framework.errors import OptionError
 
 if TYPE_CHECKING:

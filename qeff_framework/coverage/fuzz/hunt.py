@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
+from qeff_framework.contracts import Task
 from qeff_framework.coverage.fuzz.comparison import Outcome, StageError, TinyModel, TinyProgram, replay
 from qeff_framework.coverage.fuzz.configs import model_configs
 from qeff_framework.coverage.fuzz.examples import Example, ModelConfig, Request
@@ -20,7 +21,6 @@ from qeff_framework.coverage.fuzz.findings import Finding
 from qeff_framework.coverage.fuzz.programs import program_sizes
 from qeff_framework.coverage.fuzz.requests import requests
 from qeff_framework.coverage.processes import first_line
-from qeff_framework.coverage.tiny import Task
 
 #: Models that shrinking a finding builds at most: each is an export.
 _MOST_TRIALS: Final = 12

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from qeff_framework.coverage.tiny import Task
+from qeff_framework.contracts import Task
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy

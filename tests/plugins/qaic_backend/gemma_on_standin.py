@@ -13,7 +13,7 @@ from typing import Any
 
 from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework import QEFFAutoModelForCausalLM
-from qeff_framework.generation import load_tokenizer
+from qeff_framework.tokenization import load_tokenizer
 from tests.eager import eager_greedy
 from tests.plugins.qaic_backend.half_precision import same_up_to_near_ties
 from tests.sdk_standins.qaic import install_standin

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation import check_tokens, tokenise_texts
+from qeff_framework.single_pass import check_tokens, tokenise_texts
 
 
 class Letters:

@@ -11,7 +11,8 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.generation.inputs import (
+from qeff_framework.tasks import task_spec
+from qeff_framework.tokenization.inputs import (
     check_mask,
     check_same_shape,
     integer_rows,
@@ -46,7 +47,7 @@ class EncoderRunner:
 
     def __init__(self, session: ExecutionSession, *, pad_token_id: int | None = None) -> None:
         compiled = session.compiled
-        if compiled.task in ("causal-lm", "seq2seq-lm"):
+        if task_spec(compiled.task).generates_text:
             raise InputError(f"the program was compiled for {compiled.task}; use TextGenerator")
         self.session = session
         self._specs = {spec.name: spec for spec in compiled.inputs}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.inputs import integer_rows
-from qeff_framework.generation.tokenizer import CuttingTokenizer, TextTokenizer
+from qeff_framework.tokenization.inputs import integer_rows
+from qeff_framework.tokenization.tokenizer import CuttingTokenizer, TextTokenizer
 
 
 def tokenise_texts(

@@ -10,7 +10,12 @@ import pytest
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import CheckpointError, InputError
-from qeff_framework.generation.tokenizer import FastTokenizer, TransformersTokenizer, as_text_tokenizer, load_tokenizer
+from qeff_framework.tokenization.tokenizer import (
+    FastTokenizer,
+    TransformersTokenizer,
+    as_text_tokenizer,
+    load_tokenizer,
+)
 
 KINDS = ["byte_level", "byte_fallback", "word_piece", "minilm"]
 TEXTS = [

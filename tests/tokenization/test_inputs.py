@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding, GenerationConfig
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation import EncoderRunner, TextGenerator, normalize_inputs, resolve_settings
+from qeff_framework.generation import TextGenerator, resolve_settings
+from qeff_framework.single_pass import EncoderRunner
+from qeff_framework.tokenization import normalize_inputs
 from tests.generation.fakes import FakeCausalLM, FakeEncoder, encode
 from tests.generation.hf_session import tiny_llama
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qeff_framework.generation import class_scores
+from qeff_framework.single_pass import class_scores
 
 LOGITS = np.array([[1.0, -2.0, 500.0], [0.0, 0.5, -700.0]], dtype=np.float32)
 

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation import Answer, SpanLogits, align, as_text_tokenizer, find_answer
-from qeff_framework.generation.tokenizer import FastTokenizer
+from qeff_framework.single_pass import Answer, SpanLogits, find_answer
+from qeff_framework.tokenization import align, as_text_tokenizer
+from qeff_framework.tokenization.tokenizer import FastTokenizer
 
 PIECES = [
     "[PAD]",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.tokenizer import AligningTokenizer, TextTokenizer
+from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

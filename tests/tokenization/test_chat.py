@@ -11,10 +11,11 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.generation import ChatOptions, TextGenerator, as_text_tokenizer, load_tokenizer
-from qeff_framework.generation.chat import ChatTokenizer
-from tests.generation.conftest import byte_level_tokenizer
+from qeff_framework.generation import TextGenerator
+from qeff_framework.tokenization import ChatOptions, as_text_tokenizer, load_tokenizer
+from qeff_framework.tokenization.chat import ChatTokenizer
 from tests.generation.fakes import FakeCausalLM, expected_tokens
+from tests.tokenizer_folders import byte_level_tokenizer
 
 TEMPLATES = {
     "default": """{{ bos_token }}{% for message in messages %}

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from qeff_framework.artifacts.json_files import read_json_object
 from qeff_framework.errors import CheckpointError, InputError
-from qeff_framework.generation.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
-from qeff_framework.generation.json_files import read_json_object
+from qeff_framework.tokenization.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation import EncoderRunner, normalize_inputs
+from qeff_framework.single_pass import EncoderRunner
+from qeff_framework.tokenization import normalize_inputs
 from tests.generation.fakes import FakeCausalLM, FakeEncoder, encode
 
 ALL = ("input_ids", "attention_mask", "token_type_ids")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.offsets import AlignedTokens, align, as_rows
-from qeff_framework.generation.tokenizer import AligningTokenizer, TextTokenizer
+from qeff_framework.tokenization.offsets import AlignedTokens, align, as_rows
+from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,27 @@
+"""What ``qeff generate`` is asked to run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsRequest:
+    """The input of all tasks; each reads what it has use for, and the command refuses what a task has none for."""
+
+    #: The texts that were given.
+    texts: Sequence[str]
+    #: Text generation: the texts, or conversations that the chat template renders.
+    prompts: Sequence[Any]
+    #: Question answering: the text that holds the answers.
+    context: str | None
+    #: Settings of a generation config.
+    settings: Mapping[str, Any]
+    args: argparse.Namespace
+    progress: ProgressHandler

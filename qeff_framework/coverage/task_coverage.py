@@ -1,0 +1,51 @@
+"""How the model types of each task are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from qeff_framework.coverage import families, parity, reference
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCoverage:
+    """The model types of a task, and what each must pass."""
+
+    #: Heading of the task's section of the coverage page.
+    title: str
+    #: The fact that the page shows as deviation.
+    deviation: str
+    #: Every model type of the task.
+    types: Callable[[], list[str]]
+    #: The facts of a tiny model's reference. Raises `UnsupportedModelError` for one that any export would equal.
+    check_reference: Callable[[str], dict[str, Any]]
+    #: Runs a tiny module on a backend, adds to the facts, and raises `CheckError` where it differs from Transformers.
+    check: Callable[[torch.nn.Module, str, dict[str, Any]], dict[str, Any]]
+
+
+CAUSAL_LM: Final = TaskCoverage(
+    title="Causal language models",
+    deviation="logit_error",
+    types=families.causal_lm_types,
+    check_reference=reference.check_causal_lm,
+    check=parity.check_causal_lm,
+)
+ENCODER: Final = TaskCoverage(
+    title="Text encoders",
+    deviation="hidden_error",
+    types=families.encoder_types,
+    check_reference=reference.check_encoder,
+    check=parity.check_encoder,
+)
+SEQ2SEQ_LM: Final = TaskCoverage(
+    title="Encoder-decoder language models",
+    deviation="logit_error",
+    types=families.seq2seq_lm_types,
+    check_reference=reference.check_seq2seq_lm,
+    check=parity.check_seq2seq_lm,
+)

@@ -1,0 +1,102 @@
+"""`load_compiled`: from an artifact directory to a loaded program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qeff_framework.artifacts import open_artifact
+from qeff_framework.contracts import CompiledModel, ExecuteRequest
+from qeff_framework.errors import BackendNotInstalledError, ExecutionError, OptionError
+from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
+from qeff_framework.plugin_answers import texts_in
+from qeff_framework.progress import report
+from qeff_framework.registry import normalize, registry
+from qeff_framework.tasks import task_spec
+
+if TYPE_CHECKING:
+    from qeff_framework.plugin_api import Backend
+    from qeff_framework.relay import Relay
+    from qeff_framework.runtime.runner import CompiledRunner
+
+
+def load_compiled(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | Backend | type[Backend] | None = None,
+    verify: Literal["quick", "full"] = "quick",
+    extensions: Sequence[str] | None = None,
+    **runtime_options: Any,
+) -> CompiledRunner:
+    """Loads an artifact directory on the device that it was compiled for.
+
+    Args:
+        path: what `QEFFBaseModel.compile` returned as ``directory``, or a copy of it.
+        backend: the backend that has compiled it, for one that is not installed under its name: a descriptor, or
+            ``"distribution:name"`` where several packages provide the name. `None` takes the name that the artifact holds.
+        verify: how the files are compared with the manifest before anything is loaded. ``"quick"``: every listed file is there
+            with its size; files up to 1 MiB, and larger ones whose time stamps have changed, have their recorded SHA-256; nothing
+            unlisted stands in for a config or a tokenizer. ``"full"``: every file is read, and unlisted ones are refused.
+        extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
+        **runtime_options: the backend's runtime options (device, threads, ...).
+
+    Raises:
+        ArtifactError: `path` is not a compiled artifact, or its files differ from the manifest.
+        BackendError: the backend that it was compiled for cannot be used here.
+        ExecutionError: the program cannot be loaded, or there is none: the bundle of a dry run that was not compiled since.
+    """
+    if verify not in ("quick", "full"):
+        raise OptionError(f"verify={verify!r} is neither 'quick' nor 'full'")
+    directory = Path(path)
+    open_artifact(directory, full=verify == "full")
+    compiled = CompiledModel.load(directory)
+    _check_program_paths(compiled)
+    if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
+        remedy = "compile the bundle where the compiler is, or " if compiled.bundle_result else ""
+        raise ExecutionError(
+            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
+        )
+    relay = _relay_for(compiled, backend, extensions)
+    options = parse_options(
+        relay.backend.runtime_options,
+        runtime_options,
+        owner=f"runtime of backend '{relay.name}'",
+        misplaced=misplaced_options(relay.backend.options, OF_THE_COMPILATION),
+    )
+    relay.check_runtime(options, compiled.options)
+    report(f"loading the program for {relay.name}")
+    session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
+    return task_spec(compiled.task).runner(session)
+
+
+def _relay_for(
+    compiled: CompiledModel, backend: str | Backend | type[Backend] | None, extensions: Sequence[str] | None
+) -> Relay:
+    try:
+        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions)
+    except BackendNotInstalledError as error:
+        raise BackendNotInstalledError(
+            f"{error}; {compiled.directory} was compiled for it. A backend that is a class of your own is passed as "
+            "load_compiled(..., backend=YourBackend)"
+        ) from error
+    if normalize(relay.name) != normalize(compiled.backend):
+        raise OptionError(
+            f"{compiled.directory} was compiled for backend '{compiled.backend}', not for '{relay.name}'; leave backend out"
+        )
+    return relay
+
+
+def _check_program_paths(compiled: CompiledModel) -> None:
+    """Raises `ArtifactCorruptError` for an existing file outside of the artifact that its program names.
+
+    Backends read `program` as they like; this guards those that join names without `CompiledModel.path`.
+    """
+    for text in texts_in(compiled.program):
+        if text and "\0" not in text and os.path.lexists(compiled.directory / text):
+            compiled.path(text)
+
+
+def _was_compiled_since(compiled: CompiledModel) -> bool:
+    return bool(compiled.bundle_result) and compiled.path(compiled.bundle_result).is_file()
