@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,6 +101,12 @@ def test_sizes_are_valid_and_requests_fit_them(data: st.DataObject) -> None:
         assert json.loads(json.dumps(dataclasses.asdict(request))) == dataclasses.asdict(request)
 
 
+def test_a_token_never_chooses_more_experts_than_its_groups_hold() -> None:
+    # The tiny model has eight experts in four groups, and a token chooses among two groups.
+    drawn = cases("causal-lm", "deepseek_v3", base_seed=7, count=32)
+    assert {case.config.fields.get("num_experts_per_tok", 3) for case in drawn} == {1, 3, 4}
+
+
 def test_a_seed_draws_the_same_cases() -> None:
     drawn = cases("causal-lm", "llama", base_seed=3, count=5)
     assert drawn == cases("causal-lm", "llama", base_seed=3, count=5)
@@ -165,6 +174,45 @@ def test_scores_that_differ_without_another_token_are_found(
     assert outcome.verdict == "scores"
     assert outcome.score_error is not None
     assert outcome.score_error > 0.05
+
+
+def test_beyond_the_tolerance_scores_are_measured_by_the_float32_of_transformers_itself(
+    program: TinyProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A penalty of 2**n magnifies whatever rounding there is beyond any constant.
+    ends = {"eos_token_id": 5, "exponential_decay_length_penalty": [1, 2.0], "max_new_tokens": 9, "min_new_tokens": 9}
+    request = Request(prompts=[[20, 30, 40], [50]], settings=ends, scores=True)
+    monkeypatch.setattr(comparison, "SCORE_TOLERANCE", 0.0)
+    outcome = program.compare(request)
+    assert outcome.verdict == "equal", outcome
+    assert outcome.rounding is not None
+    assert 0 < outcome.rounding < 1e-3
+
+    right = TextGenerator._run_step
+    monkeypatch.setattr(TextGenerator, "_run_step", lambda self, inputs: right(self, inputs) * 1.001)
+    outcome = program.compare(request)
+    assert outcome.verdict == "scores", outcome
+    assert "from float64 by" in outcome.detail
+
+
+@pytest.mark.usefixtures("wrong_after_six")
+def test_a_choice_is_a_near_tie_where_the_float32_of_transformers_is_as_unsure(
+    program: TinyProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(prompts=[[20, 30, 40]], settings={"max_new_tokens": 8})
+    outcome = program.compare(request)
+    assert outcome.verdict == "tokens"
+    assert outcome.rounding is not None
+    assert outcome.gap is not None
+    assert outcome.rounding < 1e-4 < outcome.gap
+
+    unsure = copy.deepcopy(program.model.double)
+    with torch.no_grad():
+        for parameter in unsure.parameters():
+            parameter.mul_(torch.linspace(0.5, 1.5, parameter.numel()).reshape(parameter.shape))
+    monkeypatch.setattr(program.model, "double", unsure)
+    outcome = program.compare(request)
+    assert outcome.verdict == "near tie", outcome
 
 
 def test_settings_that_are_dropped_are_found(program: TinyProgram, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +295,41 @@ def test_a_run_with_a_case_that_dies(
     assert main(["--replay", str(out / "finding-001.json"), "--backend", "ort_sim"]) == 1
     assert main(arguments) == 2
     assert "holds" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_reports_what_it_has_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = Request(prompts=[[20, 21]])
+    out = tmp_path / "out"
+
+    def endless(case: hunt.Case, *, backend: str, examples: int, log: hunt.Log) -> dict[str, Any]:
+        example = Example(config=case.config, sizes=case.programs[0], request=request)
+        differs = case.config.model_type == "gpt_bigcode" or (out / "finding-001.json").exists()
+        log({"event": "start", "shrinking": False, "example": example.to_json()})
+        log({"event": "outcome", "shrinking": False, "verdict": "tokens" if differs else "equal", "detail": "77"})
+        if case.config.model_type == "gpt2":
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(100)
+        return {}
+
+    monkeypatch.setattr(hunt, "hunt", endless)
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["--jobs", "1", "--count", "1", "--backend", "ort_sim", "--out", str(out), "--families"]
+    assert main([*arguments, "gpt_bigcode,gpt2,opt"]) == 1
+    # The finding of the first case stood there while the second one ran, and that one's own is not lost.
+    assert "interrupted" in capsys.readouterr().out
+    assert "**2 examples** of 2 configurations of 2 families" in (out / "report.md").read_text()
+    found = [Example.load(file).config.model_type for file in sorted(out.glob("finding-*.json"))]
+    assert found == ["gpt_bigcode", "gpt2"]
+    assert list((out / "running").iterdir()) == []
+
+    other = tmp_path / "other"
+    arguments[arguments.index(str(out))] = str(other)
+    (out / "finding-001.json").unlink()
+    assert main([*arguments, "gpt2"]) == 0
+    assert "**1 examples**" in (other / "report.md").read_text()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_hypothesis_the_command_says_what_to_install(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import itertools
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,7 +184,7 @@ def _fuzz(options: argparse.Namespace) -> int:
     run = Run.here("causal-lm", backend)
     results = Results()
     started = time.monotonic()
-    with (directory / "results.jsonl").open("w", encoding="utf-8") as lines:
+    with _interrupted_by_sigterm(), (directory / "results.jsonl").open("w", encoding="utf-8") as lines:
         lines.write(json.dumps({**json.loads(run.to_json()), "seed": options.seed}) + "\n")
         fuzzing = Fuzzing(
             backend=backend,
@@ -195,11 +197,12 @@ def _fuzz(options: argparse.Namespace) -> int:
         try:
             for case in fuzzing.run(families, count=options.count, minutes=minutes):
                 _collect(case, results, lines)
+                write_findings(results, directory)
                 sys.stdout.write(case.told() + "\n")
                 sys.stdout.flush()
+            results.findings = _with_smaller_crashes(results, backend, options.time_limit)
         except KeyboardInterrupt:
-            sys.stdout.write("interrupted; the report covers what has ended\n")
-    results.findings = _with_smaller_crashes(results, backend, options.time_limit)
+            sys.stdout.write("interrupted; the report covers what has been compared\n")
     files = write_findings(results, directory)
     taken = (time.monotonic() - started) / 60
     page = report(results, run, seed=options.seed, minutes=taken, files=files)
@@ -207,6 +210,16 @@ def _fuzz(options: argparse.Namespace) -> int:
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in results.verdicts.most_common())
     sys.stdout.write(f"{verdicts or 'no example'}; {len(files)} kinds of finding: {directory / 'report.md'}\n")
     return _FAILURE if files else 0
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which `timeout` and job queues send, ends the run as Ctrl-C does: with a report."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _new_directory(directory: Path) -> Path:
@@ -222,7 +235,10 @@ def _new_directory(directory: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """What became of one case: how its process ended, and the lines that it has logged."""
+    """What became of one case: how its process ended, and the lines that it has logged.
+
+    A case that was interrupted has ended well, with what it has logged until then.
+    """
 
     family: Family
     content: Mapping[str, Any]
@@ -256,8 +272,13 @@ class CaseResult:
         shrunk = {line["index"]: line for line in logged if line["shrunk"]}
         unshrunk = [line for line in logged if not line["shrunk"]]
         found = [Finding.from_json(shrunk.get(index, line)) for index, line in enumerate(unshrunk)]
-        crashes = [(started, outcome) for started, outcome in self.outcomes() if outcome.verdict == "crash"]
-        return found + [Finding(example=Example.from_json(started or {}), outcome=each) for started, each in crashes]
+        # A crash has no such line, and neither has what an interrupted case had compared so far.
+        missing = [
+            Finding(example=Example.from_json(started or {}), outcome=outcome)
+            for started, outcome in self.outcomes()
+            if outcome.verdict == "crash" or (outcome.is_finding and not found)
+        ]
+        return found + missing
 
     def told(self) -> str:
         """The case in a line."""
@@ -315,10 +336,19 @@ class Fuzzing:
 
                 return hunt(running[name][1], backend=self.backend.name, examples=self.examples, log=write)
 
-        packages = (_package(self.backend),)
-        for ended in sweep(check, names(), time_limit=self.time_limit, jobs=self.jobs, packages=packages):
+        def result(ended: Report) -> CaseResult:
             family, case = running.pop(ended.model_type)
-            yield CaseResult(family=family, content=case.to_json(), report=ended, lines=self._logged(ended.model_type))
+            lines = self._logged(ended.model_type)
+            return CaseResult(family=family, content=case.to_json(), report=ended, lines=lines)
+
+        packages = (_package(self.backend),)
+        try:
+            for ended in sweep(check, names(), time_limit=self.time_limit, jobs=self.jobs, packages=packages):
+                yield result(ended)
+        except KeyboardInterrupt:
+            for name in list(running):
+                yield result(Report(model_type=name, ok=True, seconds=0.0))
+            raise
 
     def _case(self, family: Family, number: int) -> Any:
         round_, index = divmod(number, _CASES_PER_DRAW)

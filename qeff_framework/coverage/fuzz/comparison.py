@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 NEAR_TIE: Final = 1e-3
 #: Largest difference of a score, in the same unit, that another order of summation explains.
 SCORE_TOLERANCE: Final = 1e-2
+#: What differs by more is held against Transformers in float64: it is rounding as well where it is at most this many times the
+#: error of Transformers' own float32. A penalty that grows exponentially magnifies rounding, an unclear choice of experts too.
+ROUNDING: Final = 8.0
+
+#: A logits processor of Transformers.
+_Processor = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 #: `refused`: the framework says why it does not do this. `no reference`: Transformers itself rejects it, or computes no finite
 #: logits. `scores`: the tokens agree and the scores do not. `error`: an exception that is no refusal. `crash`: no result at all.
@@ -46,6 +54,8 @@ class Outcome:
     score_error: float | None = None
     #: Distance of the two choices in standard deviations, where the tokens differ.
     gap: float | None = None
+    #: Largest error of Transformers' scores in float32 against its own in float64, in the same unit, where it was looked at.
+    rounding: float | None = None
 
     @property
     def is_finding(self) -> bool:
@@ -103,6 +113,11 @@ class TinyModel:
                 raise ValueError("the logits are not finite")
         #: Tokens that the model generates, those that come often first: settings that name them have an effect.
         self.likely = _by_frequency([token for each in decoded for token in each.tokens])
+
+    @functools.cached_property
+    def double(self) -> torch.nn.Module:
+        """A copy of the module in float64. Some families compute a part of it in float32 all the same."""
+        return copy.deepcopy(self.module).double()
 
     def compile(self, sizes: Mapping[str, Any], backend: str) -> TinyProgram:
         """The loaded program.
@@ -167,12 +182,72 @@ class TinyProgram:
             raise failure
         for row, (tokens, wanted) in enumerate(zip(got, expected, strict=True)):
             if tokens != wanted.tokens:
-                return _difference(row, tokens, wanted)
-        return self._compared_scores(own, expected_scores, expected)
+                outcome = _difference(row, tokens, wanted)
+                return self._or_near_tie(outcome, row, request, tokens, wanted) if outcome.is_finding else outcome
+        outcome = self._compared_scores(own, expected_scores, expected)
+        by_number = outcome.is_finding and outcome.score_error is not None
+        return self._or_rounding(outcome, request, own, expected) if by_number else outcome
+
+    def _or_near_tie(
+        self, outcome: Outcome, row: int, request: Request, got: Sequence[int], wanted: Decoded
+    ) -> Outcome:
+        """A near tie instead, where Transformers' own float32 is as unsure of the two tokens as they are apart."""
+        step = _first_difference(got, wanted)
+        pair = self._rough_and_precise(row, request, wanted)
+        if step is None or outcome.gap is None or pair is None:
+            return outcome
+        both = [got[step], wanted.tokens[step]]
+        rough, precise = (scores[step][both] for scores in pair)
+        error = _distance(rough, precise) / float(wanted.logits[step].std())
+        near = np.isfinite(error) and outcome.gap <= ROUNDING * error
+        return dataclasses.replace(outcome, verdict="near tie" if near else outcome.verdict, rounding=_rounded(error))
+
+    def _or_rounding(self, outcome: Outcome, request: Request, own: _Scores, expected: Sequence[Decoded]) -> Outcome:
+        """Equal instead, where the scores are about as far from those in float64 as Transformers' own ones in float32."""
+        ours = theirs = 0.0
+        scale = _scale(expected)
+        for row, wanted in enumerate(expected):
+            pair = self._rough_and_precise(row, request, wanted)
+            if pair is None:
+                return outcome
+            start = self._start(row, request)
+            for step, (rough, precise) in enumerate(zip(*pair, strict=True)):
+                found = own.by_text[(*start, *wanted.tokens[:step])]
+                ours = max(ours, min(_distance(each, precise) for each in found) / scale)
+                theirs = max(theirs, _distance(rough, precise) / scale)
+        close = np.isfinite(theirs) and ours <= ROUNDING * theirs
+        told = f"{outcome.detail}; from float64 by {ours:.1e}, where Transformers' own float32 does by {theirs:.1e}"
+        verdict: Verdict = "equal" if close else "scores"
+        return dataclasses.replace(outcome, verdict=verdict, detail=told, rounding=_rounded(theirs))
+
+    def _rough_and_precise(
+        self, row: int, request: Request, wanted: Decoded
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] | None:
+        """Transformers' scores ``[V]`` of each step of `wanted`, in float32 and in float64; `None` without a run in float64."""
+        start = len(self._start(row, request))
+
+        def force(sequence: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            chosen = scores.new_full(scores.shape, -np.inf)
+            chosen[:, wanted.tokens[sequence.shape[1] - start]] = 0.0
+            return chosen
+
+        try:
+            both = [_Scores(), _Scores()]
+            for module, seen in zip((self.model.module, self.model.double), both, strict=True):
+                self._decoded(module, row, request, [seen, force])
+        except Exception:  # noqa: BLE001  (code of any family; some mix float32 with the type of their weights)
+            return None
+        rough, precise = ([scores for (scores,) in seen.by_text.values()] for seen in both)
+        return rough, precise
+
+    def _start(self, row: int, request: Request) -> Sequence[int]:
+        """What stands in front of a row's first new token."""
+        config: Any = self.model.module.config
+        return [config.decoder_start_token_id] if self.model.config.task == "seq2seq-lm" else request.prompts[row]
 
     def _compared_scores(self, own: _Scores, other: _Scores, expected: Sequence[Decoded]) -> Outcome:
         """The scores of each text that both have seen."""
-        scale = min((float(each.logits.std(dim=-1).min()) for each in expected if len(each.logits)), default=1.0)
+        scale = _scale(expected)
         worst, where = 0.0, ""
         for text, rows in other.by_text.items():
             found = own.by_text.get(text)
@@ -184,7 +259,7 @@ class TinyProgram:
                 worst, where = error, f" behind the text {list(text)}"
         if not other.by_text:
             return Outcome(verdict="equal")
-        rounded = float(f"{worst:.1e}") if np.isfinite(worst) else None
+        rounded = _rounded(worst)
         if not worst <= SCORE_TOLERANCE:
             told = f"scores differ by {worst:.1e} standard deviations{where}"
             if not np.isfinite(worst):
@@ -210,13 +285,18 @@ class TinyProgram:
         return request.prompts[index]
 
     def _expected(self, index: int, request: Request, scores: _Scores) -> Decoded:
+        return self._decoded(self.model.module, index, request, [scores] if request.scores else [])
+
+    def _decoded(
+        self, module: torch.nn.Module, index: int, request: Request, processors: Sequence[_Processor]
+    ) -> Decoded:
         ends = ("max_new_tokens", "max_length")
         return decode_alone(
-            self.model.module,
+            module,
             self._text(index, request),
             self._limit(index, request),
             settings={name: value for name, value in request.settings.items() if name not in ends},
-            processors=[scores] if request.scores else [],
+            processors=processors,
             criteria=_criteria(request),
         )
 
@@ -298,14 +378,13 @@ class _Scores:
         self.by_text: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.by_text.setdefault(tuple(input_ids[0].tolist()), []).append(scores[0].numpy().copy())
+        self.by_text.setdefault(tuple(input_ids[0].tolist()), []).append(scores[0].float().numpy().copy())
         return scores
 
 
 def _difference(row: int, got: Sequence[int], wanted: Decoded) -> Outcome:
     """The verdict on tokens that differ: a near tie by `NEAR_TIE`, or a finding."""
-    pairs = enumerate(zip(got, wanted.tokens, strict=False))
-    step = next((step for step, (token, other) in pairs if token != other), None)
+    step = _first_difference(got, wanted)
     if step is None:
         counts = f"{len(got)} tokens where Transformers generates {len(wanted.tokens)}"
         detail = f"prompt {row}: {counts}: {list(got)}, {wanted.tokens}"
@@ -317,8 +396,22 @@ def _difference(row: int, got: Sequence[int], wanted: Decoded) -> Outcome:
         f"prompt {row}, step {step}: {token} where Transformers chooses {other}, better by {gap:.1e} standard deviations: "
         f"{list(got)}, {wanted.tokens}"
     )
-    rounded = float(f"{gap:.1e}") if np.isfinite(gap) else None
-    return Outcome(verdict="near tie" if gap <= NEAR_TIE else "tokens", detail=detail, gap=rounded)
+    return Outcome(verdict="near tie" if gap <= NEAR_TIE else "tokens", detail=detail, gap=_rounded(gap))
+
+
+def _first_difference(got: Sequence[int], wanted: Decoded) -> int | None:
+    """The first step whose tokens differ; `None` where one side only has more of them."""
+    pairs = enumerate(zip(got, wanted.tokens, strict=False))
+    return next((step for step, (token, other) in pairs if token != other), None)
+
+
+def _rounded(number: float) -> float | None:
+    return float(f"{number:.1e}") if np.isfinite(number) else None
+
+
+def _scale(expected: Sequence[Decoded]) -> float:
+    """The smallest standard deviation of a step's logits."""
+    return min((float(each.logits.std(dim=-1).min()) for each in expected if len(each.logits)), default=1.0)
 
 
 def replay(example: Example | Mapping[str, Any] | str, *, backend: str = "ort_sim") -> Outcome:

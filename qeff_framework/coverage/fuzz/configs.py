@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from qeff_framework.contracts import Task
@@ -115,8 +116,18 @@ def _model_configs(draw: DrawFn, family: _Family, known: Mapping[str, _Draw]) ->
         fields = known[name](draw, flat)
         flat |= fields
         changes[name] = family.nested(fields)
+    assume(_experts_suffice({**family.values, **flat}))
     seed = draw(st.integers(0, _SEEDS - 1))
     return ModelConfig(task=family.task, model_type=family.model_type, seed=seed, changes=changes)
+
+
+def _experts_suffice(fields: Mapping[str, Any]) -> bool:
+    """Whether a token's groups of experts hold as many as it chooses. Beyond them all score alike, and `topk` takes any."""
+    names = ("n_routed_experts", "n_group", "topk_group", "num_experts_per_tok")
+    experts, groups, chosen_groups, chosen = (fields.get(name) for name in names)
+    if not (experts and groups and chosen_groups and chosen):
+        return True
+    return bool(chosen <= experts // groups * chosen_groups)
 
 
 def _mechanisms(family: _Family) -> dict[str, _Draw]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from qeff_framework.coverage.fuzz.comparison import NEAR_TIE, SCORE_TOLERANCE, Outcome
+from qeff_framework.coverage.fuzz.comparison import NEAR_TIE, ROUNDING, SCORE_TOLERANCE, Outcome
 from qeff_framework.coverage.fuzz.examples import PLAIN_SIZES, Example
 from qeff_framework.coverage.jsonl_results import Run
 
@@ -67,6 +67,8 @@ class Results:
     #: By kind; the first one has the smallest request.
     findings: dict[tuple[str, ...], list[Finding]] = dataclasses.field(default_factory=dict)
     score_error: float = 0.0
+    #: Examples that are no finding because Transformers' own float32 is as far from its float64.
+    rounded: int = 0
 
     def add_outcome(self, family: str, outcome: Outcome) -> None:
         """Counts one comparison."""
@@ -76,7 +78,9 @@ class Results:
             self.refusals.setdefault(reason, Counter())[family] += 1
         if outcome.verdict == "near tie" and outcome.gap is not None:
             self.near_ties.append(outcome.gap)
-        if outcome.verdict == "equal":
+        if not outcome.is_finding and outcome.rounding is not None:
+            self.rounded += 1
+        elif outcome.verdict == "equal":
             self.score_error = max(self.score_error, outcome.score_error or 0.0)
 
     def add_finding(self, finding: Finding) -> None:
@@ -113,6 +117,8 @@ Backend {run.backend}; seed {seed}; {minutes:.1f} minutes; {versions}.
   logits of its own choice. {_near_ties(results.near_ties)}
 - Where scores are compared, they may differ by {SCORE_TOLERANCE:g} standard deviations; the largest difference of equal
   examples was {results.score_error:.1e}.
+- Beyond both margins a difference is rounding where it is at most {ROUNDING:g} times the error that Transformers' own float32
+  has against its float64: a penalty that grows exponentially magnifies rounding. This was so {results.rounded} times.
 - *Refused*: the framework says why it does not do it. *No reference*: Transformers rejects the configuration or the settings,
   or its logits are not finite.
 
