@@ -18,7 +18,7 @@ the class with the hooks, which is imported when the backend is first used.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeff_framework.contracts import (
@@ -134,6 +134,24 @@ class Backend:
         raise NotImplementedError(f"backend '{self.name}' does not implement fingerprint()")
 
 
+def prompt_ids(exported: ExportedModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as `generate` reads prompts, for calibration.
+
+    Special tokens are those that the checkpoint adds; a text that holds its start token already gets no second one.
+
+    Raises:
+        InputError: the checkpoint has no tokenizer.
+        CheckpointError: its tokenizer cannot be read.
+    """
+    from qeff_framework.tokenization import encode_prompt, load_tokenizer
+
+    folder = exported.directory / "tokenizer"
+    if not folder.is_dir():
+        raise InputError("the checkpoint has no tokenizer, so that texts cannot become token ids")
+    tokenizer = load_tokenizer(folder)
+    return [encode_prompt(tokenizer, text) for text in texts]
+
+
 def __getattr__(name: str) -> Any:
     if name not in TOOLKITS:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
@@ -175,4 +193,5 @@ __all__ = [
     "UnsupportedModelError",
     "hookimpl",
     "option",
+    "prompt_ids",
 ]

@@ -16,7 +16,7 @@ PUBLIC = {
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions
         CompileRequest CompiledModel EXTENSION_GROUP ExecuteRequest ExecutionError ExecutionSession ExportError ExportRequest
         ExportedModel InputError OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status TOOLKITS Task
-        TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option
+        TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option prompt_ids
     """,
     "qeff_framework.lowering": """
         Activation AttentionNode AttentionOps BindSizes CausalMaskNode CausalMaskOps CompressedProducts Computation ConstantProduct

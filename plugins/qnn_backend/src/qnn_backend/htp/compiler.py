@@ -280,9 +280,7 @@ class _Compilation:
         """Token ids for calibration and verification."""
         if self._prompts is None:
             exported, options = self._request.exported, self._options
-            self._prompts = token_rows(
-                exported.directory, exported.metadata, options.calibration_prompts, options.calibration_samples
-            )
+            self._prompts = token_rows(exported, options.calibration_prompts, options.calibration_samples)
         return self._prompts
 
     def _interface(self) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qeff_framework.plugin_api import CompileError
+from qeff_framework.plugin_api import CompileError, ExportedModel, prompt_ids
 
 _RANDOM_PROMPTS, _RANDOM_LENGTH = 16, 48
 
@@ -34,24 +33,27 @@ _TEXTS = (
 )
 
 
-def token_rows(folder: Path, metadata: Mapping[str, Any], file: Path | None, limit: int) -> list[list[int]]:
-    """The token ids of at most `limit` prompts.
+def token_rows(exported: ExportedModel, file: Path | None, limit: int) -> list[list[int]]:
+    """The token ids of at most `limit` prompts, as `generate` reads them.
 
     Args:
-        folder: the export, with ``tokenizer/`` if the checkpoint has one and ``config.json``.
-        metadata: of the export.
+        exported: with ``tokenizer/`` if the checkpoint has one.
         file: one prompt a line; without it plain sentences are taken, or, without a tokenizer, random tokens.
         limit: how many.
 
     Raises:
         CompileError: `file` cannot be used.
     """
-    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    has_tokenizer = (exported.directory / "tokenizer").is_dir()
     if file is not None:
-        return _encode(tokenizer, _lines(file), limit)
-    if tokenizer.is_file():
-        return _encode(tokenizer, list(_TEXTS), limit)
-    return _random_rows(folder, metadata)[:limit]
+        texts = _lines(file)
+        if not has_tokenizer:
+            raise CompileError("calibration_prompts needs a tokenizer, and the checkpoint has none")
+    elif has_tokenizer:
+        texts = list(_TEXTS)
+    else:
+        return _random_rows(exported)[:limit]
+    return [row for row in prompt_ids(exported, texts[:limit]) if row]
 
 
 def _lines(file: Path) -> list[str]:
@@ -66,23 +68,11 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-def _encode(tokenizer: Path, texts: list[str], limit: int) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    if not tokenizer.is_file():
-        raise CompileError("calibration_prompts needs a tokenizer, and the checkpoint has none (tokenizer.json)")
-    encoder = Tokenizer.from_file(str(tokenizer))
-    encoder.no_padding()
-    encoder.no_truncation()
-    rows = [list(encoder.encode(text).ids) for text in texts[:limit]]
-    return [row for row in rows if row]
-
-
-def _random_rows(folder: Path, metadata: Mapping[str, Any]) -> list[list[int]]:
+def _random_rows(exported: ExportedModel) -> list[list[int]]:
     """Random tokens behind the first token of a text: some models have their largest numbers there."""
-    path = folder / "config.json"
+    path = exported.directory / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    size = int(metadata.get("vocab_size") or config.get("vocab_size") or 2)
+    size = int(exported.metadata.get("vocab_size") or config.get("vocab_size") or 2)
     first = config.get("bos_token_id")
     rng = np.random.default_rng(0)
     rows = rng.integers(0, size, (_RANDOM_PROMPTS, _RANDOM_LENGTH)).tolist()
