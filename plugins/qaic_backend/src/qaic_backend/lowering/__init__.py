@@ -34,11 +34,10 @@ def passes(
     specializations: Sequence[Specialization], *, convert_to_fp16: bool, sub_functions: bool = False
 ) -> list[Transform]:
     """The passes in the order in which they must run."""
-    lengths = [item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims]
     longest = max((item.dims.get("seq_len", 1) for item in specializations), default=1)
     return [
         UnrollScan(longest),
-        *([RotaryTables(max(lengths))] if lengths else []),
+        RotaryTables.of(specializations),
         # Before the updates are lowered: it finds what is read by the updates that it is read from.
         CtxGather(hidden_index=0) if sub_functions else CtxGather(),
         CtxScatter(),

@@ -41,13 +41,12 @@ MASKED_QUANTISED = -50.0
 def passes(request: TransformRequest) -> list[Transform]:
     """The passes in the order in which they must run, without those that the options switch off."""
     options = request.options
-    lengths = [item.dims["ctx_len"] for item in request.specializations if "ctx_len" in item.dims]
     masked = MASKED_QUANTISED if options.precision == "a16w8" else MASKED_FLOAT16
     # Without the pass a mask keeps what the dialect says, the lowest float32.
     hidden = FLOAT32_MIN if "FiniteMasks" in options.disable_passes else masked
     every: list[Transform] = [
         UnrollScan(),
-        *([RotaryTables(max(lengths))] if lengths else []),
+        RotaryTables.of(request.specializations),
         StateUpdates(),
         OneHotUpdates(),
         CausalMaskOps(ir.DataType.INT32),
