@@ -64,6 +64,21 @@ class Shapes(Protocol):
         """Inputs of the graph that these sizes need, see `contracts.EXTRA_INPUTS`."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ExportPlan:
+    """What will be exported, and the key under which it is found."""
+
+    relay: Relay
+    transforms: Sequence[Transform]
+    extra_inputs: tuple[str, ...]
+    #: Of the source, see `ModelSource.identity`.
+    identity: Any
+    #: Why the artifact carries no tokenizer.
+    tokenizer_problem: str | None
+    parts: Mapping[str, Any]
+    key: str
+
+
 class QEFFBaseModel:
     """A Transformers model on its way to a device.
 
@@ -150,16 +165,10 @@ class QEFFBaseModel:
             ExportError, UnsupportedModelError: the model cannot be expressed.
             ArtifactError: the store or `export_dir` cannot be used.
         """
-        return self._export(registry.core(extensions=extensions), None, export_dir)
+        return self._export(self._plan_export(registry.core(extensions=extensions), None), export_dir)
 
-    def _export(
-        self,
-        relay: Relay,
-        options: object,
-        export_dir: str | os.PathLike[str] | None = None,
-        *,
-        extra_inputs: tuple[str, ...] = (),
-    ) -> ExportedModel:
+    def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> _ExportPlan:
+        """Everything about an export that is known before any work."""
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         # An artifact without the tokenizer must not be found again where the tokenizer can be loaded.
         problem = self._source.tokenizer_problem()
@@ -176,11 +185,23 @@ class QEFFBaseModel:
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
         }
+        return _ExportPlan(
+            relay=relay,
+            transforms=transforms,
+            extra_inputs=extra_inputs,
+            identity=identity,
+            tokenizer_problem=problem,
+            parts=parts,
+            key=cache_key(parts),
+        )
+
+    def _export(self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None) -> ExportedModel:
+        transforms, problem = plan.transforms, plan.tokenizer_problem
 
         def build(output_dir: Path) -> None:
             module = self.module
             if isinstance(self._source, CheckpointSource):
-                self._source.refuse_changed(identity)
+                self._source.refuse_changed(plan.identity)
             if transforms and isinstance(self._source, ModuleSource):
                 # The module belongs to the caller, and the next backend must find it as it was.
                 module = copy.deepcopy(module)
@@ -190,12 +211,12 @@ class QEFFBaseModel:
                 module=module,
                 task=self.task,
                 output_dir=output_dir,
-                extra_inputs=extra_inputs,
+                extra_inputs=plan.extra_inputs,
                 unloaded=self._source.unloaded(),
                 progress=report,
                 **self._export_arguments(),
             )
-            exported = relay.export(request)
+            exported = plan.relay.export(request)
             metadata = {
                 "model_name": self.name,
                 "pad_token_id": self.config.get("pad_token_id"),
@@ -210,8 +231,8 @@ class QEFFBaseModel:
             stored = Store().get_or_build(
                 "exports",
                 self.name,
-                cache_key(parts),
-                parts,
+                plan.key,
+                plan.parts,
                 build,
                 destination=Path(export_dir) if export_dir is not None else None,
                 on_wait=lambda: report(f"waiting for another process that exports {self.name}"),
@@ -275,14 +296,13 @@ class QEFFBaseModel:
         store = Store()
         if compile_dir is not None:
             store.check_destination("compiled", Path(compile_dir))
-        exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs())
-        _check_position_limits(exported, specializations, given=options)
+        plan = self._plan_export(relay, compile_options, extra_inputs=shapes.extra_inputs())
         transforms = relay.transform(
             TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
         )
         parts = {
             "format": COMPILE_FORMAT,
-            "export": self._export_identity(exported),
+            "export": plan.key,
             "backend": relay.name,
             "fingerprint": fingerprint_of_backend,
             "transforms": [_transform_identity(transform) for transform in transforms],
@@ -293,6 +313,10 @@ class QEFFBaseModel:
         }
         label, key = f"{relay.name}-{self.name}", cache_key(parts)
         destination = Path(compile_dir) if compile_dir is not None else None
+        if destination is not None:
+            store.check_destination("compiled", destination, key)
+        exported = self._export(plan)
+        _check_position_limits(exported, specializations, given=options)
 
         def build(output_dir: Path) -> None:
             import onnx_ir
@@ -368,12 +392,6 @@ class QEFFBaseModel:
         if problems:
             raise OptionError("; ".join(problems))
         return parsed[0], parsed[1]
-
-    def _export_identity(self, exported: ExportedModel) -> str:
-        """The key of the export: its manifest holds it."""
-        from qeff_framework.artifacts import Manifest
-
-        return Manifest.load(exported.directory).key
 
     # --- execute ------------------------------------------------------------------------------------------------------
 

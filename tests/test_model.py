@@ -11,7 +11,7 @@ import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import cache_key
-from qeff_framework.errors import BackendError, BackendNotInstalledError, OptionError
+from qeff_framework.errors import ArtifactError, BackendError, BackendNotInstalledError, OptionError
 from qeff_framework.extensions.timing import TimingExtension
 from qeff_framework.model import _extension_identities, _transform_identity
 from qeff_framework.plugin_api import hookimpl
@@ -61,6 +61,20 @@ def test_the_same_is_found_again_and_anything_else_is_not(model: QEFFAutoModelFo
     RecordingHooks.passes = {"onnx": [Pass("Lower", version="2")]}
     different.add(program())
     assert len(different) == 7
+
+
+def test_a_destination_with_another_program_is_refused_before_the_export(
+    model: QEFFAutoModelForCausalLM, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    program = model.compile(RecordingBackend, compile_dir=here, **SIZES)
+    exported: list[torch.nn.Module] = []
+    RecordingHooks.passes = {"torch": [Pass("Other", change=lambda module: bool(exported.append(module)))]}
+    with pytest.raises(ArtifactError, match="here: it is not empty and does not hold this artifact"):
+        model.compile(RecordingBackend, compile_dir=here, **SIZES)
+    assert exported == []
+    RecordingHooks.passes = {}
+    assert model.compile(RecordingBackend, compile_dir=here, **SIZES).directory == program.directory
 
 
 def test_lowering_does_not_touch_the_shared_export(model: QEFFAutoModelForCausalLM) -> None:

@@ -145,10 +145,11 @@ class Store:
             return self._in_store(recipe, on_wait)
         return self._at_destination(recipe, destination.resolve(), on_wait)
 
-    def check_destination(self, kind: str, destination: Path) -> None:
-        """Raises `ArtifactError` if no artifact of `kind` can be published at `destination`, whatever its key turns out to be.
+    def check_destination(self, kind: str, destination: Path, key: str | None = None) -> None:
+        """Raises `ArtifactError` if no artifact of `kind` can be published at `destination`.
 
-        For callers whose key is known late: what `get_or_build` would refuse after their work is refused before it.
+        For callers who work before they call `get_or_build`: what it would refuse after their work is refused before it. Without
+        a `key`, which may be known late, any intact artifact of this kind may be there.
         """
         target = destination.resolve()
         existing = next(path for path in (target, *target.parents) if path.exists())
@@ -158,6 +159,8 @@ class Store:
             problems = [str(problem) for problem in verify(target)]
             if not problems and (found := Manifest.load(target).kind) != kind:
                 problems = [f"{Manifest.FILE} belongs to {found}, not to {kind}"]
+            if not problems and key is not None:
+                problems = _problems(target, key)
             if problems:
                 raise _occupied(target, _summary(problems))
             return

@@ -336,8 +336,8 @@ def test_what_appears_at_the_destination_meanwhile_is_not_overwritten(get, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
 
 
-def test_what_publishing_would_refuse_is_refused_before_the_key_is_known(get, store, tmp_path, monkeypatch):
-    get(destination=tmp_path / "program")
+def test_what_publishing_would_refuse_is_refused_before_the_work(get, store, tmp_path, monkeypatch):
+    program = get(destination=tmp_path / "program")
     (tmp_path / "empty").mkdir()
     for usable in ("program", "empty", "new/deep"):
         store.check_destination("compiled", tmp_path / usable)
@@ -351,6 +351,9 @@ def test_what_publishing_would_refuse_is_refused_before_the_key_is_known(get, st
     ):
         with pytest.raises(ArtifactError, match=message):
             store.check_destination(kind, tmp_path / place)
+    store.check_destination("compiled", tmp_path / "program", program.key)
+    with pytest.raises(ArtifactError, match=f"with the key {program.key[:16]}"):
+        store.check_destination("compiled", tmp_path / "program", cache_key({"another": 1}))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ArtifactError, match="is not writable"):
         store.check_destination("compiled", tmp_path / "new")
