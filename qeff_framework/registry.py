@@ -35,6 +35,7 @@ from qeff_framework.errors import (
 from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
 from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
+from qeff_framework.plugin_imports import import_problem
 from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
@@ -117,15 +118,21 @@ class Registry:
 
     # --- selection ----------------------------------------------------------------------------------------------------
 
-    def descriptor(self, name: str) -> Backend:
-        """Loads the descriptor of one backend, or raises the error that says why it cannot be used."""
+    def descriptor(self, name: str, *, tried: bool = False) -> Backend:
+        """Loads the descriptor of one backend, or raises the error that says why it cannot be used.
+
+        Args:
+            name: of the backend.
+            tried: import it in a process of its own first, so that one that nobody has chosen neither hangs nor ends this one.
+        """
         wanted = normalize(name)
         if wanted in self._registered:
             return self._registered[wanted]
         entry = self._select(name)
         origin = origin_of(entry)
         try:
-            loaded = entry.load()
+            problem = import_problem(entry.module) if tried else ""
+            loaded = None if problem else entry.load()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -133,6 +140,11 @@ class Registry:
                 f"backend '{name}' ({origin}) is installed but could not be imported: {error_line(error)}; "
                 f"reinstall or repair {package_name(entry)}, `qeff doctor {name}` shows more"
             ) from error
+        if problem:
+            raise BackendBrokenError(
+                f"backend '{name}' ({origin}) is installed but could not be imported: {problem}; reinstall or repair "
+                f"{package_name(entry)}, or leave it out with {DENY_VARIABLE}={entry.name}"
+            )
         descriptor = _as_descriptor(loaded, origin)
         if normalize(descriptor.name) != normalize(entry.name):
             raise BackendIncompatibleError(
@@ -148,11 +160,15 @@ class Registry:
         Raises:
             BackendError: it cannot be loaded, or its answer is not a `Probe`.
         """
-        descriptor = self.descriptor(name)
+        descriptor = self.descriptor(name, tried=True)
         return checked_probe(descriptor, f"backend '{descriptor.name}' ({self._origin_of(name)})")
 
     def get(
-        self, name: str | Backend | type[Backend] | None = None, *, extensions: Sequence[str] | None = None
+        self,
+        name: str | Backend | type[Backend] | None = None,
+        *,
+        extensions: Sequence[str] | None = None,
+        tried: bool = False,
     ) -> Relay:
         """Selects a backend and returns its relay, ready to be called.
 
@@ -160,6 +176,7 @@ class Registry:
             name: a backend name, ``"distribution:name"`` when several packages provide it, a descriptor, or `None` for
                 ``QEFF_BACKEND`` or else the best of what works here (see `choose`).
             extensions: names of extensions that wrap the hooks; `None` reads ``QEFF_EXTENSIONS``.
+            tried: import descriptor and implementation in a process of their own first, see `descriptor`.
 
         Raises:
             BackendError: one of its subclasses says whether the backend is absent, blocked, incompatible or broken.
@@ -168,14 +185,14 @@ class Registry:
         if name is None:
             name = self.choose()
         if isinstance(name, str):
-            descriptor, origin = self.descriptor(name), self._origin_of(name)
+            descriptor, origin = self.descriptor(name, tried=tried), self._origin_of(name)
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
         loaded = self.extensions(extensions)
         return Relay(
             descriptor,
-            implementation=_load_implementation(descriptor, origin),
+            implementation=_load_implementation(descriptor, origin, tried=tried),
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),
@@ -244,7 +261,7 @@ class Registry:
             if normalize(name) == normalize(excluding):
                 continue
             with contextlib.suppress(Exception):
-                for info in describe_options(self.descriptor(name).options):
+                for info in describe_options(self.descriptor(name, tried=True).options):
                     found.setdefault(info.name, []).append(name)
         return found
 
@@ -442,8 +459,13 @@ def _check_api(descriptor: Backend, origin: str) -> None:
         )
 
 
-def _load_implementation(descriptor: Backend, origin: str) -> object:
+def _load_implementation(descriptor: Backend, origin: str, *, tried: bool) -> object:
     module_name, _, attribute = descriptor.implementation.partition(":")
+    if tried and (problem := import_problem(module_name)):
+        raise BackendBrokenError(
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
+            f"not be loaded: {problem}"
+        )
     try:
         implementation = getattr(importlib.import_module(module_name), attribute)
         return implementation() if isinstance(implementation, type) else implementation

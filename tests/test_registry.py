@@ -177,6 +177,28 @@ def test_hardware_comes_before_simulators_and_the_log_says_why(site: Path, caplo
     assert "cracked (backend 'cracked'" in line
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("import time; time.sleep(100)", "did not end within 1 s"), ("import os; os.abort()", "SIGABRT")],
+)
+def test_one_that_hangs_or_dies_when_it_is_imported_is_passed_over(
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: str, reason: str
+) -> None:
+    echo_backend(site, "alive")
+    Registry().descriptor("alive")  # Imported here it is not tried again, so that the short limit is for the other one.
+    monkeypatch.setattr("qeff_framework.plugin_imports.IMPORT_SECONDS", 1.0)
+    broken(site, "dead", source)
+    caplog.set_level("INFO")
+    assert Registry().choose() == "alive"
+    assert (
+        "dead (backend 'dead' (qeff-dead-backend 1.0) is installed but could not be imported: importing" in caplog.text
+    )
+    assert reason in caplog.text
+    assert "QEFF_DISABLE_BACKENDS=dead" in caplog.text
+    with pytest.raises(BackendBrokenError, match=reason):
+        Registry().descriptor("dead", tried=True)
+
+
 def test_rank_decides_among_equals(site: Path) -> None:
     echo_backend(site, "low", rank=1)
     echo_backend(site, "high", rank=2)

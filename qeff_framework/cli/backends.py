@@ -88,7 +88,7 @@ def _options(name: str) -> CommandResult:
     from qeff_framework.options import describe_options
     from qeff_framework.registry import registry
 
-    descriptor = registry.descriptor(name)
+    descriptor = registry.descriptor(name, tried=True)
     stages = {"compile": descriptor.options, "runtime": descriptor.runtime_options}
     described = {stage: describe_options(schema) for stage, schema in stages.items()}
     rows = [

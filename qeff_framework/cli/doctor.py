@@ -137,7 +137,7 @@ def _with_implementation(found: Finding, probe: Probe) -> Finding:
     checks, exception, loads = [*probe.checks], "", True
     if probe.can_compile or probe.can_execute or probe.other_options:
         try:
-            registry.get(found.name, extensions=())
+            registry.get(found.name, extensions=(), tried=True)
         except QEFFError as error:
             loads, exception = False, _trace(error.__cause__ or error)
             remedy = f"reinstall {found.distribution}, or install the version that fits this qeff-framework"
