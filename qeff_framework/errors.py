@@ -43,7 +43,7 @@ class BackendUnavailableError(BackendError):
 
 
 class ExtensionError(QEFFError):
-    """A requested extension is not installed or could not be loaded."""
+    """A requested extension is not installed, could not be loaded, or returned something that breaks the contract of its hook."""
 
 
 # --- what the user asked for ----------------------------------------------------------------------------------------

@@ -1,16 +1,17 @@
 """The hooks of one plugin, called through functions that name the plugin when it fails.
 
 pluggy calls the hooks of the core, of extensions and of the backend in one chain. Each is guarded on its own, so that an
-exception is blamed on the plugin that raised it, and on nobody that it passes.
+exception is blamed on the plugin that raised it, and on nobody that it passes; a wrong result on the one that returned it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from qeff_framework.contracts import Transform, TransformRequest
-from qeff_framework.errors import BackendError, CompileError, ExecutionError, ExportError, QEFFError
+from qeff_framework.errors import BackendError, CompileError, ExecutionError, ExportError, ExtensionError, QEFFError
 from qeff_framework.hookspecs import PROJECT
 from qeff_framework.plugin_answers import blamed
 from qeff_framework.plugin_metadata import printable
@@ -30,54 +31,93 @@ class _Hooks:
     """What pluggy sees instead of the plugin."""
 
 
-def guarded_hooks(plugin: object, told: str | None, error_type: type[QEFFError]) -> object:
+class CheckResult(Protocol):
+    """Checks what one plugin has returned from a hook."""
+
+    def __call__(self, hook: str, result: object, request: Any, told: str) -> object:
+        """Returns what takes the place of `result`. Raises `BackendError` for a result that does not answer the request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plugin:
+    #: How messages call it; `None` for the core.
+    told: str | None
+    error_type: type[QEFFError]
+    check: CheckResult
+
+    def checked(self, hook: str, result: object, request: Any) -> object:
+        """The result, once it is known to be right: what comes after this plugin is not to blame for it."""
+        try:
+            return self.check(hook, result, request, self.told or "the core")
+        except BackendError as error:
+            if not issubclass(self.error_type, ExtensionError):
+                raise
+            raise self.error_type(str(error)) from error
+
+
+def guarded_hooks(plugin: object, told: str | None, error_type: type[QEFFError], check: CheckResult) -> object:
     """Returns an object with the hooks of `plugin`.
 
     Args:
         plugin: an object whose hooks are marked with `hookimpl`.
         told: how messages call it, ``"backend 'acme' (qeff-acme-backend 1.0)"``; `None` for the core.
-        error_type: raised for an answer that breaks the contract of `transform`.
+        error_type: raised for an answer that breaks the contract of `transform`, and for every wrong one of an extension.
+        check: looks at what the other hooks return.
     """
+    owner = _Plugin(told=told, error_type=error_type, check=check)
     guarded = _Hooks()
     for name in HOOKS:
         method = getattr(plugin, name, None)
         marks = getattr(method, _MARK, None)
         if marks is None:
             continue
-        is_wrapper = marks.get("wrapper") or marks.get("hookwrapper")
-        function = _wrapper(method, name, told) if is_wrapper else _answer(method, name, told, error_type)
+        function = (_wrapper if marks.get("wrapper") else _answer)(method, name, owner)
         setattr(function, _MARK, marks)
         setattr(guarded, name, function)
     return guarded
 
 
-def _wrapper(method: Any, name: str, told: str | None) -> Any:
+def _wrapper(method: Any, name: str, owner: _Plugin) -> Any:
     # pluggy recognises a wrapper by its being a generator function.
     def hook(request: Any) -> Generator[Any, Any, Any]:
-        with blamed(told, *_STAGES[name]):
-            return (yield from method(request))
+        with blamed(owner.told, *_STAGES[name]):
+            result = yield from method(request)
+        if name != "transform":
+            # With `None` nobody has answered, which is not this plugin's fault.
+            return None if result is None else owner.checked(name, result, request)
+        if not isinstance(result, Sequence):
+            raise _no_transforms(result, owner)
+        return [_transforms(each, request, owner) for each in result]
 
     return hook
 
 
-def _answer(method: Any, name: str, told: str | None, error_type: type[QEFFError]) -> Any:
+def _answer(method: Any, name: str, owner: _Plugin) -> Any:
     def hook(request: Any) -> Any:
-        with blamed(told, *_STAGES[name]):
+        with blamed(owner.told, *_STAGES[name]):
             result = method(request)
-        return _transforms(result, request, told or "the core", error_type) if name == "transform" else result
+        if name == "transform":
+            return _transforms(result, request, owner)
+        # With `None` it leaves the answer to another one.
+        return None if result is None else owner.checked(name, result, request)
 
     return hook
 
 
-def _transforms(
-    result: object, request: TransformRequest, told: str, error_type: type[QEFFError]
-) -> list[GuardedTransform]:
+def _transforms(result: object, request: TransformRequest, owner: _Plugin) -> list[GuardedTransform]:
     if not isinstance(result, Sequence) or not all(_is_transform(item) for item in result):
-        raise error_type(
-            f"{told} returned {printable(repr(result), longest=100)} from transform, expected a list of objects with name, "
-            "version and __call__; a class is no such object, its instance is"
-        )
-    return [GuardedTransform(item, told, request.stage) for item in result]
+        raise _no_transforms(result, owner)
+    told = owner.told or "the core"
+    return [
+        item if isinstance(item, GuardedTransform) else GuardedTransform(item, told, request.stage) for item in result
+    ]
+
+
+def _no_transforms(result: object, owner: _Plugin) -> QEFFError:
+    return owner.error_type(
+        f"{owner.told or 'the core'} returned {printable(repr(result), longest=100)} from transform, expected a list of objects "
+        "with name, version and __call__; a class is no such object, its instance is"
+    )
 
 
 def _is_transform(item: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import pluggy
 
@@ -25,7 +25,7 @@ from qeff_framework.contracts import (
 )
 from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
 from qeff_framework.guarded_hooks import HOOKS, guarded_hooks
-from qeff_framework.guarded_session import guard_session
+from qeff_framework.guarded_session import GuardedSession, guard_session
 from qeff_framework.hookspecs import PROJECT, BackendHooks
 from qeff_framework.options import CompileOptions, RuntimeOptions
 from qeff_framework.plugin_answers import (
@@ -37,9 +37,9 @@ from qeff_framework.plugin_answers import (
 )
 from qeff_framework.plugin_api import Backend
 
-T = TypeVar("T")
-
 _MARK = f"{PROJECT}_impl"
+#: What the hooks return, beside `transform`.
+_RESULTS: Final[Mapping[str, type]] = {"export": ExportedModel, "compile": CompiledModel, "execute": ExecutionSession}
 
 
 class Relay:
@@ -63,7 +63,7 @@ class Relay:
         self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(BackendHooks)
-        self._manager.register(guarded_hooks(CoreHooks(), None, BackendError), name="core")
+        self._manager.register(guarded_hooks(CoreHooks(), None, BackendError, self._checked), name="core")
         for name, extension in extensions.items():
             package = (extension_origins or {}).get(name, "an unknown package")
             self._register(extension, f"extension '{name}' ({package})", ExtensionError)
@@ -100,20 +100,18 @@ class Relay:
 
     def export(self, request: ExportRequest) -> ExportedModel:
         """Runs the export hook; the core answers when the backend does not."""
-        exported = self._checked(self._manager.hook.export(request=request), ExportedModel, "export")
-        check_exported(exported, request, self._told)
+        exported: ExportedModel = self._answer("export", request)
         return exported
 
     def compile(self, request: CompileRequest) -> CompiledModel:
         """Runs the compile hook."""
-        compiled = self._checked(self._manager.hook.compile(request=request), CompiledModel, "compile")
-        check_compiled(compiled, request, self.name, self._told)
+        compiled: CompiledModel = self._answer("compile", request)
         return compiled
 
     def execute(self, request: ExecuteRequest) -> ExecutionSession:
         """Runs the execute hook."""
-        session = self._checked(self._manager.hook.execute(request=request), ExecutionSession, "execute")  # type: ignore[type-abstract]
-        return guard_session(session, request, self._told)
+        session: ExecutionSession = self._answer("execute", request)
+        return session
 
     def fingerprint(self) -> dict[str, str]:
         """The versions that change what the backend compiles. Raises `BackendBrokenError` for anything else than texts."""
@@ -131,11 +129,25 @@ class Relay:
     def _told(self) -> str:
         return f"backend '{self.name}' ({self.origin})"
 
-    def _checked(self, result: object, expected: type[T], hook: str) -> T:
+    def _answer(self, hook: str, request: object) -> Any:
+        result = getattr(self._manager.hook, hook)(request=request)
         if result is None:
-            raise BackendError(f"{self._told} does not answer {hook}: it has no such hook, or its hook returned None")
-        if not isinstance(result, expected):
-            raise BackendError(f"{self._told} returned {type(result).__name__} from {hook}, not {expected.__name__}")
+            dropped = f", or an extension dropped its result ({', '.join(self.extensions)})" if self.extensions else ""
+            raise BackendError(
+                f"{self._told} does not answer {hook}: it has no such hook, or its hook returned None{dropped}"
+            )
+        return result
+
+    def _checked(self, hook: str, result: object, request: Any, told: str) -> object:
+        """See `CheckResult`: called for each plugin's result, so that it is blamed on the plugin that returned it."""
+        if not isinstance(result, _RESULTS[hook]):
+            raise BackendError(f"{told} returned {type(result).__name__} from {hook}, not {_RESULTS[hook].__name__}")
+        if isinstance(result, ExportedModel):
+            check_exported(result, request, told)
+        elif isinstance(result, CompiledModel):
+            check_compiled(result, request, self.name, told)
+        elif isinstance(result, ExecutionSession) and not isinstance(result, GuardedSession):
+            return guard_session(result, request, told)
         return result
 
     def _register(self, plugin: object, told: str, error_type: type[BackendIncompatibleError | ExtensionError]) -> None:
@@ -146,7 +158,7 @@ class Relay:
                 self._manager.register(plugin, name=told)
                 self._manager.check_pending()
                 self._manager.unregister(plugin)
-                self._manager.register(guarded_hooks(plugin, told, error_type), name=told)
+                self._manager.register(guarded_hooks(plugin, told, error_type, self._checked), name=told)
                 return
             except pluggy.PluginValidationError as error:
                 problems.append(" ".join(str(error).split()))
@@ -166,6 +178,10 @@ def _lint(plugin: object) -> list[str]:
                 problems.append(f"{name}() is named like a hook but is not marked with @hookimpl")
             continue
         found += 1
+        if getattr(method, _MARK).get("hookwrapper"):
+            problems.append(
+                f"{name}() is marked with hookwrapper=True; mark it with wrapper=True and return its result"
+            )
         if name not in HOOKS:
             problems.append(f"unknown hook '{name}', the hooks are {', '.join(HOOKS)}")
             continue

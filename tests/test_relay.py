@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from qeff_framework.contracts import (
     Capabilities,
     CompiledModel,
     CompileRequest,
+    ExecuteRequest,
     ExportedModel,
     ExportRequest,
     TransformRequest,
@@ -91,6 +93,16 @@ def test_unknown_hook_and_forgotten_mark_are_refused() -> None:
 
     with pytest.raises(BackendIncompatibleError, match=r"unknown hook 'complie'.*execute\(\) .* not marked"):
         relay_of(Hooks())
+
+
+def test_a_wrapper_whose_result_would_pass_unchecked_is_refused() -> None:
+    class Hooks:
+        @hookimpl(hookwrapper=True)
+        def compile(self, request: CompileRequest) -> Generator[None, Any, None]:
+            yield
+
+    with pytest.raises(ExtensionError, match="compile.. is marked with hookwrapper=True; mark it with wrapper=True"):
+        Relay(None, implementation=None, extensions={"old": Hooks()}, origin="core")
 
 
 def test_implementation_without_hooks_is_refused() -> None:
@@ -228,6 +240,72 @@ def test_an_exception_is_blamed_on_the_plugin_that_raised_it(tmp_path: Path) -> 
         relay_of(Hooks(), passing=Passing()).compile(compile_request(tmp_path))
     with pytest.raises(CompileError, match=r"^extension 'failing' \(.*\) failed to compile: .*of the extension"):
         relay_of(Fine(), failing=Failing()).compile(compile_request(tmp_path))
+
+
+def test_a_wrong_result_is_blamed_on_the_plugin_that_returned_it(tmp_path: Path) -> None:
+    """Also where an extension damages what the backend has written, and returns the backend's own result."""
+
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            return compiled(request)
+
+        @hookimpl
+        def transform(self, request: TransformRequest) -> list[Any]:
+            return [Pass("Lower")]
+
+        @hookimpl
+        def execute(self, request: ExecuteRequest) -> Any:
+            return Session(request.compiled)
+
+    class Session:
+        info: Mapping[str, str] = MappingProxyType({})
+
+        def __init__(self, compiled: CompiledModel) -> None:
+            self.compiled = compiled
+
+        def run(self, inputs: Mapping[str, Any]) -> Any:
+            return {}
+
+        def reset(self) -> None: ...
+        def close(self) -> None: ...
+
+    class Wrong(Session):
+        def run(self, inputs: Mapping[str, Any]) -> Any:
+            return None
+
+    def wrapped(hook: str, change: Callable[[Any, Any], Any]) -> Relay:
+        def around(self: object, request: Any) -> Generator[None, Any, Any]:
+            return change((yield), request)
+
+        return relay_of(
+            Hooks(), timing=TimingExtension(), odd=type("Odd", (), {hook: hookimpl(wrapper=True)(around)})()
+        )
+
+    def emptied(result: CompiledModel, request: CompileRequest) -> CompiledModel:
+        (request.output_dir / "program").unlink()
+        return result
+
+    odd = r"^extension 'odd' \(an unknown package\) returned "
+    other = wrapped("compile", lambda result, request: dataclasses.replace(result, backend="beta"))
+    with pytest.raises(ExtensionError, match=rf"{odd}a program .*for backend 'beta'"):
+        other.compile(compile_request(tmp_path))
+    with pytest.raises(ExtensionError, match=rf"{odd}a program .*no file"):
+        wrapped("compile", emptied).compile(compile_request(tmp_path))
+    with pytest.raises(BackendError, match=r"does not answer compile.*dropped its result \(timing, odd\)"):
+        wrapped("compile", lambda result, request: None).compile(compile_request(tmp_path))
+    transforms = TransformRequest(stage="onnx", task="causal-lm", options=None)
+    with pytest.raises(ExtensionError, match=rf"{odd}.*from transform"):
+        wrapped("transform", lambda result, request: [["Lower"]]).transform(transforms)
+
+    program = compiled(compile_request(tmp_path))
+    execute = ExecuteRequest(compiled=program, options=None)
+    with pytest.raises(ExtensionError, match=rf"{odd}int from execute"):
+        wrapped("execute", lambda result, request: 3).execute(execute)
+    session = wrapped("execute", lambda result, request: Wrong(request.compiled)).execute(execute)
+    with pytest.raises(BackendError, match=rf"{odd}NoneType from a step"):
+        session.run({})
+    assert wrapped("execute", lambda result, request: result).execute(execute).run({}) == {}
 
 
 def test_errors_of_the_core_are_not_blamed_on_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
