@@ -1,0 +1,68 @@
+"""The kit bites: a backend that breaks a promise fails in the checks of that promise, and in no other of its group."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qeff_framework.plugin_api import BACKEND_GROUP
+from qeff_framework.testing import GROUPS, run_conformance
+from tests.testing.mutants import METADATA, MUTANTS, Mutant
+from tests.testing.toy_backend import ToyBackend
+
+FOLDER = Path(__file__).parent / "mutants"
+for file in sorted(FOLDER.glob("[a-z]*.py")):
+    importlib.import_module(f"tests.testing.mutants.{file.stem}")
+
+
+@contextmanager
+def installed(root: Path, metadata: str, name: str, target: str) -> Iterator[None]:
+    """A package with this metadata, and an entry point `name` that leads to `target`."""
+    info = root / "toy_backend-1.2.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(f"[{BACKEND_GROUP}]\n{name} = {target}\n")
+    sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
+
+
+def run_mutant(mutant: Mutant, workspace: Path, folder: Path) -> dict[str, str]:
+    """What fails, with its message."""
+
+    def bad() -> dict[str, str]:
+        report = run_conformance(mutant.backend, settings=mutant.settings, groups=[mutant.group], workspace=workspace)
+        return {each.id: each.message for each in report.bad}
+
+    if mutant.metadata is None:
+        return bad()
+    entry = mutant.backend.name.lower().replace("-", "_")
+    with installed(folder, mutant.metadata, entry, f"tests.testing.mutants:{mutant.backend.__name__}"):
+        return bad()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails_where_it_is_broken(name: str, workspace: Path, tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    found = run_mutant(mutant, workspace, tmp_path)
+    assert {*found} == mutant.fails, found
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_backend_without_a_fault_passes(group: str, workspace: Path, tmp_path: Path) -> None:
+    with installed(tmp_path, METADATA, "toy", "tests.testing.toy_backend:ToyBackend"):
+        report = run_conformance(ToyBackend, groups=[group], workspace=workspace)
+    assert not report.bad, {each.id: each.message for each in report.bad}
+    assert report.conforms
+
+
+def test_every_group_has_mutants() -> None:
+    assert {mutant.group for mutant in MUTANTS.values()} == set(GROUPS)
