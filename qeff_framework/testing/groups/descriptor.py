@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from qeff_framework.contracts import Capabilities, Probe, Status, Task
+from qeff_framework.contracts import Capabilities, Probe, Status
 from qeff_framework.errors import OptionError, QEFFError
 from qeff_framework.options import CompileOptions, default_of, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.plugin_metadata import is_backend_name
+from qeff_framework.tasks import task_names
 from qeff_framework.testing.checks import BrokenPromiseError, UnavailableError, check, require
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def check_summary(subject: Subject) -> None:
 def check_capabilities(subject: Subject) -> None:
     """The capabilities name tasks of the framework, and at least one."""
     tasks = subject.backend.capabilities.tasks
-    known = typing.get_args(Task)
+    known = task_names()
     wrong = sorted(set(tasks) - set(known))
     require(
         not wrong, f"capabilities name the task {wrong[:1]}, which does not exist; the tasks are {', '.join(known)}"

@@ -30,9 +30,9 @@ class SummaryOfTwoLines(ToyBackend):
     """Breaks the table of `qeff backends`."""
 
 
-@mutant("descriptor", "capabilities", capabilities=Capabilities(tasks=frozenset({"causal_lm"})))  # type: ignore[arg-type]
-class MisspeltTask(ToyBackend):
-    """Claims a task that does not exist."""
+@mutant("descriptor", "capabilities", capabilities=Capabilities(tasks=frozenset()))
+class NoTask(ToyBackend):
+    """Claims nothing that a model could be compiled for."""
 
 
 @mutant("descriptor", "capabilities_for_options")
