@@ -24,6 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., None])
 GROUPS: Final[dict[str, str]] = {
     "descriptor": "what the descriptor says, and its options",
     "metadata": "the package that provides the backend",
+    "dialect": "each op of the dialect alone, against its reference semantics",
     "execute": "sessions: steps, retained states, padding, refusals",
 }
 

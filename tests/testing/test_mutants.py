@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,11 +35,13 @@ def installed(root: Path, metadata: str, name: str, target: str) -> Iterator[Non
         sys.path.remove(str(root))
 
 
-def run_mutant(mutant: Mutant, workspace: Path, folder: Path) -> dict[str, str]:
-    """What fails, with its message."""
+def run_mutant(mutant: Mutant, workspace: Path, folder: Path, *, only: Sequence[str] = ()) -> dict[str, str]:
+    """What fails of the mutant's group, or of the checks `only`, with its message."""
 
     def bad() -> dict[str, str]:
-        report = run_conformance(mutant.backend, settings=mutant.settings, groups=[mutant.group], workspace=workspace)
+        report = run_conformance(
+            mutant.backend, settings=mutant.settings, groups=[mutant.group], only=only, workspace=workspace
+        )
         return {each.id: each.message for each in report.bad}
 
     if mutant.metadata is None:
@@ -51,9 +53,18 @@ def run_mutant(mutant: Mutant, workspace: Path, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_fails_where_it_is_broken(name: str, workspace: Path, tmp_path: Path) -> None:
+    """All cases of the concerned checks are run: those that do not concern the fault pass."""
     mutant = MUTANTS[name]
-    found = run_mutant(mutant, workspace, tmp_path)
+    concerned = sorted({each.partition("[")[0] for each in mutant.fails})
+    found = run_mutant(mutant, workspace, tmp_path, only=concerned)
     assert {*found} == mutant.fails, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails_nowhere_else_in_its_group(name: str, workspace: Path, tmp_path: Path) -> None:
+    found = run_mutant(MUTANTS[name], workspace, tmp_path)
+    assert {*found} == MUTANTS[name].fails, found
 
 
 @pytest.mark.parametrize("group", GROUPS)
