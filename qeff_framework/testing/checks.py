@@ -24,7 +24,10 @@ Function = TypeVar("Function", bound=Callable[..., None])
 GROUPS: Final[dict[str, str]] = {
     "descriptor": "what the descriptor says, and its options",
     "metadata": "the package that provides the backend",
+    "imports": "nothing heavy is loaded before it is needed",
+    "transforms": "order, honesty and idempotence of the lowering passes",
     "dialect": "each op of the dialect alone, against its reference semantics",
+    "compile": "programs and the files that they consist of",
     "execute": "sessions: steps, retained states, padding, refusals",
 }
 

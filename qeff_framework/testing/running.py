@@ -139,11 +139,10 @@ def _as_expected(subject: Subject, case: CheckCase, outcome: Outcome, message: s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps log lines of the framework about each of many compilations away from the reader of the results."""
-    logger = logging.getLogger("qeff_framework")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps log lines about each of many compilations and sessions away from the reader of the results."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

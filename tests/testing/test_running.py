@@ -23,7 +23,8 @@ from qeff_framework.testing import (
 )
 from qeff_framework.testing.reports import to_document, to_html, to_junit, to_text
 from tests.testing.mutants.execute import StateNotReset
-from tests.testing.toy_backend import ToyBackend, ToyHooks
+from tests.testing.toy_backend import ToyBackend
+from tests.testing.toy_hooks import ToyHooks
 
 
 class WithoutSummary(ToyBackend):

@@ -11,7 +11,8 @@ from qeff_framework.lowering import GraphPass
 from qeff_framework.plugin_api import Backend, CompileOptions, RuntimeOptions
 from qeff_framework.sessions import BaseSession
 from qeff_framework.testing import Settings
-from tests.testing.toy_backend import ToyBackend, ToyHooks
+from tests.testing.toy_backend import ToyBackend
+from tests.testing.toy_hooks import ToyHooks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from qeff_framework.lowering import (
 )
 from qeff_framework.testing import Settings
 from tests.testing.mutants import cases, mutant
-from tests.testing.toy_backend import ToySession
+from tests.testing.toy_hooks import ToySession
 
 PADDING = ("large", "infinite", "nan")
 BIASED = "limit, alpha and offset"

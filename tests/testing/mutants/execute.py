@@ -9,7 +9,7 @@ import numpy as np
 
 from qeff_framework.plugin_api import ExecutionError, InputError, Specialization
 from tests.testing.mutants import cases, mutant
-from tests.testing.toy_backend import ToySession
+from tests.testing.toy_hooks import ToySession
 
 PADDING = ("large", "infinite", "nan")
 
