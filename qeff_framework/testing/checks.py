@@ -29,6 +29,9 @@ GROUPS: Final[dict[str, str]] = {
     "dialect": "each op of the dialect alone, against its reference semantics",
     "compile": "programs and the files that they consist of",
     "execute": "sessions: steps, retained states, padding, refusals",
+    "capabilities": "what is claimed works, what is denied is refused",
+    "errors": "types and texts of errors",
+    "processes": "pickling, and work in fresh processes",
 }
 
 

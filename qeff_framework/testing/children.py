@@ -55,7 +55,8 @@ def run_python(code: str, *, what: str, cwd: Path | None = None, variables: Mapp
 
 def descriptor_code(backend: Backend) -> str:
     """Python statements that make ``backend``, the descriptor."""
-    return f"import importlib\nbackend = getattr(importlib.import_module({type(backend).__module__!r}), {type(backend).__qualname__!r})()\n"
+    module, name = type(backend).__module__, type(backend).__qualname__
+    return f"import importlib\nbackend = getattr(importlib.import_module({module!r}), {name!r})()\n"
 
 
 def call_in_child(

@@ -46,7 +46,8 @@ def products_layer() -> Layer:
     second = (random.standard_normal((2 * _WIDTH, _WIDTH)) / 8).astype(np.float32)
 
     def expected(inputs: Arrays, _states: Arrays) -> NDArray[Any]:
-        return np.maximum(table[inputs["input_ids"]] @ first, 0) @ second
+        result: NDArray[Any] = np.maximum(table[inputs["input_ids"]] @ first, 0) @ second
+        return result
 
     return plain_layer(
         "products",
@@ -117,7 +118,7 @@ def check_deterministic(subject: Subject) -> None:
 
 
 def comparable(subject: Subject) -> CompiledModel:
-    """The program of `attention_layer`. Raises `NotClaimedError` where two compilations of it differ, so that files tell nothing."""
+    """The program of `attention_layer`. Raises `NotClaimedError` where two compilations differ, so that files tell nothing."""
     first = subject.compiled(attention_layer().program)
     if "deterministic" not in subject.shared:
         subject.shared["deterministic"] = not different_files(first, subject.compile(attention_layer().program))

@@ -45,10 +45,15 @@ def _model(subject: Subject, layer: Layer) -> onnx_ir.Model:
 
 
 def _digest(model: onnx_ir.Model) -> str:
-    """Of the whole graph, weights included."""
+    """Of what the graph computes, weights included; inferred shapes and comments do not count."""
     import onnx_ir
 
     proto = onnx_ir.serde.serialize_model(model)
+    _strip(proto.graph)
+    for function in proto.functions:
+        _strip(function)
+    for field in ("doc_string", "metadata_props"):
+        proto.ClearField(field)
     found = hashlib.sha256(proto.SerializeToString(deterministic=True))
     for kept in model.meta.values():
         # Static graphs, one for each specialization: see `lowering.BindSizes`.
@@ -59,6 +64,18 @@ def _digest(model: onnx_ir.Model) -> str:
         if value.const_value is not None:
             found.update(value.const_value.tobytes())
     return found.hexdigest()
+
+
+def _strip(graph: Any) -> None:
+    """Removes what says something about a graph and computes nothing."""
+    for field in ("value_info", "doc_string", "metadata_props"):
+        graph.ClearField(field)
+    for node in graph.node:
+        for field in ("name", "doc_string", "metadata_props"):
+            node.ClearField(field)
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                _strip(inner)
 
 
 @check("transforms")

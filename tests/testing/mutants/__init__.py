@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from qeff_framework.lowering import GraphPass
@@ -49,17 +51,19 @@ def mutant(
 ) -> Callable[[type], type]:
     """Makes a backend of a class with one fault: a descriptor, hooks, a session, options, or a pass.
 
-    `fails` are the checks that must fail (``name`` or ``name[case]``), `facts` are further attributes of the descriptor.
+    A descriptor may bring `hooks` of its own. `fails` are the checks that must fail (``name`` or ``name[case]``), `facts` are further attributes of the descriptor.
     `metadata` is that of the package that provides the backend, by default none does.
     """
 
     def register(cls: type) -> type:
         name = cls.__name__
+        if name in MUTANTS:
+            raise ValueError(f"two mutants are called {name}")
         parts: dict[str, Any] = {"session": None}
         hooks: type = ToyHooks
         base: type[Backend] = ToyBackend
         if issubclass(cls, Backend):
-            base = cls
+            base, hooks = cls, facts.pop("hooks", ToyHooks)
         elif issubclass(cls, ToyHooks):
             hooks = cls
         elif issubclass(cls, CompileOptions):
@@ -94,7 +98,15 @@ def mutant(
     return register
 
 
+def load_all() -> None:
+    """Imports the modules of this folder, which fill `MUTANTS`."""
+    for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        importlib.import_module(f"{__name__}.{file.stem}")
+
+
 def __getattr__(name: str) -> Any:
+    if name not in _MADE and name.endswith(("Hooks", "Backend")):
+        load_all()  # in a fresh process
     try:
         return _MADE[name]
     except KeyError:

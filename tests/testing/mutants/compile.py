@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -146,7 +145,7 @@ class LeakedProcess(ToyHooks):
     """A helper process is not ended."""
 
     def build(self, request: CompileRequest) -> CompiledModel:
-        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3)"])
+        os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(3)"])
         return super().build(request)
 
 
