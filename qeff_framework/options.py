@@ -186,7 +186,8 @@ def _checked(value: object, hint: Any, field: dataclasses.Field[Any]) -> object:
     if not _matches(value, hint):
         raise ValueError(f"must be {_type_name(hint)}, got {type(value).__name__} {value!r}")
     choices = field.metadata.get("choices")
-    if choices and value not in choices:
+    is_unset = value is None and default_of(field) is None
+    if choices and value not in choices and not is_unset:
         raise ValueError(f"must be one of {', '.join(map(repr, choices))}, got {value!r}")
     minimum = field.metadata.get("minimum")
     if minimum is not None and isinstance(value, (int, float)) and value < minimum:

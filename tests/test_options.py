@@ -46,6 +46,17 @@ def test_option_of_another_backend_is_told() -> None:
         parse_options(AcmeOptions, {"target_soc": 1}, owner="backend 'acme'", elsewhere={"target_soc": ["qnn"]})
 
 
+def test_unset_is_no_choice_and_may_be_given() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class WithUnset:
+        mode: str | None = option(None, "unset: the compiler decides", choices=("a", "b"))
+
+    assert parse_options(WithUnset, {"mode": None}, owner="test") == WithUnset()
+    assert parse_options(WithUnset, {"mode": "none"}, owner="test", from_text=True) == WithUnset()
+    with pytest.raises(OptionError, match="'a', 'b'"):
+        parse_options(WithUnset, {"mode": "c"}, owner="test")
+
+
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(OptionError) as caught:
         parse(num_core=1, target="a9", ratio=-1.0, num_devices="2")

@@ -31,6 +31,10 @@ PUBLIC = {
         BaseSession Shape StepSelector allocate check_positions check_rows check_specializations check_step describe_shapes
         host_inputs host_outputs resolve_shape state_buffers write_tokens
     """,
+    "qeff_framework.testing": """
+        BackendConformance BrokenPromiseError CheckCase CheckResult ConformanceCheck GROUPS NotClaimedError Outcome Report Settings
+        Subject Tolerance UnavailableError all_checks chosen_cases run_check run_conformance
+    """,
     "qeff_framework.toolchains": """
         Diagnosis Ended LOG_FILE Outcome ProbeError Toolchain ask_command ask_python keep_log run_process
     """,

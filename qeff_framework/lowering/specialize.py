@@ -44,7 +44,10 @@ class BindSizes(GraphPass):
         self._specializations = tuple(specializations)
 
     def run(self, model: ir.Model) -> bool:
-        """Always true: what is compiled are the graphs."""
+        """Says whether graphs had to be made: those of the same specializations stay, with what passes have made of them."""
+        found = model.meta.get(_GRAPHS)
+        if found is not None and [*found] == [item.name for item in self._specializations]:
+            return False
         model.meta[_GRAPHS] = {item.name: bind_sizes(model, item) for item in self._specializations}
         return True
 

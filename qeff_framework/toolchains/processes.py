@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def run_process(
     """Runs a program and appends its command line, its output and its exit code to a log file.
 
     The process gets a group of its own. Whatever is left of the group is killed when the process ends, when the time is up, and
-    when this process is interrupted.
+    when this process is interrupted. It also gets a directory of its own for temporary files (``TMPDIR``), which is removed then.
 
     Args:
         argv: the program and its arguments.
@@ -124,7 +125,10 @@ def run_process(
     Raises:
         OSError: the program cannot be started.
     """
-    with log.open("ab") as sink:
+    with (
+        tempfile.TemporaryDirectory(prefix="qeff-tool-", ignore_cleanup_errors=True) as temporary,
+        log.open("ab") as sink,
+    ):
         sink.write(f"$ {shlex.join(argv)}\n".encode("utf-8", "surrogateescape"))
         sink.flush()
         start = sink.tell()
@@ -135,7 +139,7 @@ def run_process(
             stdout=sink,
             stderr=subprocess.STDOUT,
             time_limit_seconds=time_limit_seconds,
-            environment=environment,
+            environment={**(os.environ if environment is None else environment), **_temporary(temporary)},
             on_wait=follower.read if follower is not None else None,
         )
         if follower is not None:
@@ -143,6 +147,11 @@ def run_process(
         output = log.read_bytes()[start:].decode("utf-8", errors="replace")
         sink.write(f"[exit code {exit_code}]\n".encode())
     return Ended(exit_code=exit_code, timed_out=timed_out, output=output)
+
+
+def _temporary(directory: str) -> dict[str, str]:
+    """Variables that make programs put their temporary files into `directory`."""
+    return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), directory)
 
 
 class _Follower:

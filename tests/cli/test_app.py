@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import command, interrupt, run_process
 
-COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache", "coverage"]
+COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache", "coverage", "test-backend"]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "onnx_ir")
 
 
