@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Part of every export's key. Change it whenever the same model exports to another graph.
-EXPORT_FORMAT = 5
+EXPORT_FORMAT = 6
 #: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
-COMPILE_FORMAT = 1
+COMPILE_FORMAT = 2
 
 #: Libraries whose versions change the exported graph.
 _EXPORT_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -198,8 +198,9 @@ class QEFFBaseModel:
     def _export(self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
-        def build(output_dir: Path) -> None:
-            module = self.module
+        def build(output_dir: Path) -> Mapping[str, str]:
+            # A transform may do anything with a module, so that it gets one with numbers.
+            module = self.module if transforms else self._source.load_for_export(self.transformers_class, output_dir)
             if isinstance(self._source, CheckpointSource):
                 self._source.refuse_changed(plan.identity)
             if transforms and isinstance(self._source, ModuleSource):
@@ -217,6 +218,7 @@ class QEFFBaseModel:
                 **self._export_arguments(),
             )
             exported = plan.relay.export(request)
+            digests = self._source.keep_weights(exported.metadata.get("weight_files", ()))
             metadata = {
                 "model_name": self.name,
                 "pad_token_id": self.config.get("pad_token_id"),
@@ -226,6 +228,7 @@ class QEFFBaseModel:
             self._source.save_companions(output_dir)
             metadata |= self._complete_export(output_dir)
             dataclasses.replace(exported, transforms=tuple(applied), metadata=metadata).save()
+            return digests
 
         try:
             stored = Store().get_or_build(
@@ -319,12 +322,11 @@ class QEFFBaseModel:
         _check_position_limits(exported, specializations, given=options)
 
         def build(output_dir: Path) -> None:
-            import onnx_ir
-
             from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
+            from qeff_framework.lowering.stored_weights import load_portable
 
             report(f"compiling {self.name} for {relay.name}")
-            model = onnx_ir.load(exported.model_path)
+            model = load_portable(exported.model_path)
             applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
             source = (
                 without_prompt_lengths(exported) if f"{ShortTexts.name}@{ShortTexts.version}" in applied else exported

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from qeff_framework.artifacts.keys import cache_key, canonical_json, content_digest
+from qeff_framework.artifacts.keys import cache_key, canonical_json, content_digest, renew_digest
 from qeff_framework.artifacts.manifest import Manifest, Problem, ProblemKind, verify
 from qeff_framework.artifacts.qconfig import create_and_dump_qconfigs
 from qeff_framework.artifacts.root import store_root
@@ -23,6 +23,7 @@ __all__ = [
     "content_digest",
     "create_and_dump_qconfigs",
     "open_artifact",
+    "renew_digest",
     "store_root",
     "verify",
 ]

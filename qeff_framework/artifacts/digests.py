@@ -66,6 +66,13 @@ class DigestMemo:
             self._new[name] = [*identity, result]
         return result
 
+    def renew(self, path: Path, digest: str) -> None:
+        """Takes `digest` for the file as it is now, if it is known under this digest already."""
+        name = os.path.realpath(path)
+        entry = self._known.get(name)
+        if entry and entry[-1] == digest:
+            self._new[name] = [*_identity(path.stat()), digest]
+
     def save(self) -> None:
         """Writes the memo if there is something new. Entries of files that have gone are dropped."""
         if not self._new:

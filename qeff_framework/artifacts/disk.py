@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,16 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 def is_disk_full(error: OSError) -> bool:
     """Whether the disk, or the user's quota on it, is used up."""
     return error.errno in _DISK_FULL
+
+
+def require_space(directory: Path, needed: int, what: str) -> None:
+    """Raises `ArtifactError` unless the file system of `directory` has `needed` bytes left; `what` is to be written."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise ArtifactError(
+            f"{what} needs {needed / 1e9:.1f} GB, and the disk of {directory} has {free / 1e9:.1f} GB left. Free some space, or "
+            "use a larger disk (QEFF_HOME, or the output directory)"
+        )
 
 
 @contextmanager

@@ -104,8 +104,20 @@ class Manifest:
     core_version: str
 
     @classmethod
-    def describe(cls, directory: Path, *, kind: str, key: str, key_parts: Mapping[str, Json], label: str) -> Self:
+    def describe(
+        cls,
+        directory: Path,
+        *,
+        kind: str,
+        key: str,
+        key_parts: Mapping[str, Json],
+        label: str,
+        shared: Mapping[str, str] | None = None,
+    ) -> Self:
         """Reads and hashes every file of `directory`, which has no manifest so far.
+
+        `shared` has the digests of files that have other names elsewhere, such as a checkpoint's own; they are not read. Each new
+        name moves the time of their last change, so that they are recorded as a copy is: without it.
 
         Raises `ArtifactError` when there is no file, or one that an artifact cannot carry: a link, a device,
         ``manifest.json``.
@@ -119,7 +131,12 @@ class Manifest:
                     f"{name} cannot be part of an artifact: "
                     f"it must be a regular file with a portable name, and not {cls.FILE}"
                 )
-            files[name] = FileRecord.of(found, file_sha256(path))
+            known = (shared or {}).get(name)
+            files[name] = (
+                FileRecord.of(found, file_sha256(path))
+                if known is None
+                else FileRecord(size=found.st_size, sha256=known, mtime_ns=found.st_mtime_ns)
+            )
         if not files:
             raise ArtifactError("no file was written: an artifact has at least one")
         return cls(
@@ -134,7 +151,11 @@ class Manifest:
 
     def save(self, directory: Path) -> Path:
         """Writes ``manifest.json`` into `directory`."""
-        content = {"format": self.FORMAT, **asdict(self), "created": self.created.isoformat()}
+        files = {
+            name: {fact: value for fact, value in asdict(record).items() if value is not None}
+            for name, record in self.files.items()
+        }
+        content = {"format": self.FORMAT, **asdict(self), "files": files, "created": self.created.isoformat()}
         path = directory / self.FILE
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return path
@@ -161,7 +182,8 @@ def verify(directory: Path, full: bool = False) -> list[Problem]:
     Every listed file must be there, as a regular file inside of the directory, with its recorded size. Files up to
     `ALWAYS_READ_BYTES` are read and their hashes compared at each call. So are larger ones, unless their time stamps are the
     recorded ones: the modification time and, of the very file that was published, the time of its last change of any kind. A
-    change under the old size and the old modification time is thus missed in a copy only. Unlisted files are problems where an
+    change under the old size and the old modification time is thus missed in a copy, and in a file that the artifact shares with
+    its checkpoint, only. Unlisted files are problems where an
     artifact would be read differently with them (`COMPANIONS`).
 
     With `full` every file is read, and every unlisted file is a problem.

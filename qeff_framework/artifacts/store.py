@@ -40,8 +40,9 @@ _NEVER = datetime.fromtimestamp(0, UTC)
 _HIDDEN_PREFIX = ".qeff-staging-"
 _SET_HOME = "Set QEFF_HOME to a writable directory"
 
-#: Fills an empty directory; everything that it leaves there becomes the artifact.
-Builder = Callable[[Path], None]
+#: Fills an empty directory; everything that it leaves there becomes the artifact. It may return digests of files by name, which
+#: are then not read for the manifest: of large files that it has found elsewhere and linked.
+Builder = Callable[[Path], Mapping[str, str] | None]
 #: Called once, when another process is building the same artifact and this one has to wait.
 OnWait = Callable[[], None]
 
@@ -326,21 +327,22 @@ def _acquire_now(lock: BaseFileLock) -> bool:
 def _build(recipe: _Recipe, target: Path, *, staging_parent: Path, staging_prefix: str, remedy: str) -> StoredArtifact:
     with staging_directory(staging_parent, prefix=staging_prefix, remedy=remedy) as staging:
         try:
-            recipe.builder(staging)
+            shared = recipe.builder(staging)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             with os_errors_explained(f"cannot build {recipe.what} in {staging_parent}", remedy):
                 raise
         with os_errors_explained(f"cannot publish {recipe.what} as {target}", remedy):
-            _publish(recipe, staging, target)
+            # A builder is often the last expression of a lambda.
+            _publish(recipe, staging, target, shared if isinstance(shared, Mapping) else None)
     return replace(_described(target), built=True)
 
 
-def _publish(recipe: _Recipe, staging: Path, target: Path) -> None:
+def _publish(recipe: _Recipe, staging: Path, target: Path, shared: Mapping[str, str] | None) -> None:
     try:
         manifest = Manifest.describe(
-            staging, kind=recipe.kind, key=recipe.key, key_parts=recipe.key_parts, label=recipe.label
+            staging, kind=recipe.kind, key=recipe.key, key_parts=recipe.key_parts, label=recipe.label, shared=shared
         )
     except ArtifactError as error:
         raise ArtifactError(f"{recipe.what} is not published: {error}") from error

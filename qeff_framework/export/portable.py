@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from qeff_framework.artifacts.disk import require_space
 from qeff_framework.contracts import ExportedModel, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.export.position_limits import position_limits
+from qeff_framework.export.references import INLINE_BYTES, refer_to_files
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
 from qeff_framework.seam.isolation import exporting
 from qeff_framework.tasks import task_spec
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
-#: Smaller initializers stay inside the model file.
-_INLINE_BYTES = 1024
 
 Progress = Callable[[str], None]
 
@@ -41,7 +41,10 @@ def export_portable(
     unloaded: AbstractSet[str] = frozenset(),
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
-    """Exports `module` to ``model.onnx`` and ``model.onnx.data`` in `output_dir`; the module is left as it is.
+    """Exports `module` to ``model.onnx`` in `output_dir`; the module is left as it is.
+
+    Parameters that are deferred (`seam.deferred`) and lie in files of `output_dir` are referred to; all other weights are written
+    to ``model.onnx.data``. ``weight_files`` in the metadata names the files that are referred to.
 
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
     ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
@@ -52,6 +55,7 @@ def export_portable(
         UnsupportedModelError: the architecture does not fit the task, or needs what the seam cannot carry.
         ExportError: tracing or translating failed. The cause is chained.
         CheckpointError: the graph reads a weight that is `unloaded`.
+        ArtifactError: the disk has too little space for the weights that are written.
     """
     request = GraphRequest(pooling=resolve_pooling(pooling), extra_inputs=tuple(extra_inputs))
     build = task_spec(task).build_graph
@@ -61,9 +65,12 @@ def export_portable(
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         graph = build(module, request)
     refuse_unloaded(graph.model, module, unloaded)
-    progress("writing the ONNX model")
+    limits = position_limits(graph.model, has_cache=bool(graph.states))
     output_dir.mkdir(parents=True, exist_ok=True)
-    onnx_ir.save(graph.model, output_dir / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+    weight_files = refer_to_files(graph.model, output_dir)
+    _write_weights(graph.model, output_dir, progress)
+    progress("writing the ONNX model")
+    onnx_ir.save(graph.model, output_dir / MODEL_FILE)
     return ExportedModel(
         directory=output_dir,
         task=task,
@@ -73,10 +80,33 @@ def export_portable(
         states=graph.states,
         metadata={
             **_metadata(module),
-            "position_limits": position_limits(graph.model, has_cache=bool(graph.states)),
+            "position_limits": limits,
+            **({"weight_files": weight_files} if weight_files else {}),
             **graph.metadata,
         },
     )
+
+
+def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) -> None:
+    """Writes all weights that are not in a file yet to one, one after the other; small ones stay in the graph."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    values = [
+        value
+        for graph in graphs
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.nbytes > INLINE_BYTES
+        and not isinstance(value.const_value, onnx_ir.ExternalTensor)
+    ]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    if not tensors:
+        return
+    size = sum(tensor.nbytes for tensor in tensors)
+    require_space(directory, int(size), "writing the weights of the model")
+    progress(f"writing {len(tensors)} weights, {size / 1e9:.1f} GB")
+    written = onnx_ir.external_data.convert_tensors_to_external(tensors, directory, WEIGHTS_FILE)
+    for value, tensor in zip(values, written, strict=True):
+        value.const_value = tensor
 
 
 def _spec(value: onnx_ir.Value) -> TensorSpec:

@@ -6,7 +6,7 @@ Only the finished graph tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -52,9 +52,11 @@ def refuse_unloaded(model: onnx_ir.Model, module: torch.nn.Module, names: Abstra
     """Raises `CheckpointError` if `model` reads a parameter or buffer of `module` among `names`."""
     if not names:
         return
+    from qeff_framework.seam.deferred import memory_of
+
     states = _states(module)
     # A tensor that the module has under two names stands in the graph under one of them.
-    twins = {states[name].data_ptr(): name for name in names if name in states}
+    twins = {memory_of(states[name]): name for name in names if name in states}
     used = [name for name, value in model.graph.initializers.items() if value.uses() or value.is_graph_output()]
     read = sorted({name if name in names else _twin(states.get(name), twins) for name in used} - {""})
     if read:
@@ -65,8 +67,10 @@ def refuse_unloaded(model: onnx_ir.Model, module: torch.nn.Module, names: Abstra
         )
 
 
-def _twin(state: torch.Tensor | None, twins: Mapping[int, str]) -> str:
-    return "" if state is None or not state.numel() else twins.get(state.data_ptr(), "")
+def _twin(state: torch.Tensor | None, twins: Mapping[Hashable, str]) -> str:
+    from qeff_framework.seam.deferred import memory_of
+
+    return "" if state is None or not state.numel() else twins.get(memory_of(state), "")
 
 
 def _states(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir
@@ -10,6 +10,7 @@ import torch
 
 from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.unloaded import placeholders
+from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.seam.norms import RMSNormMatch, effective_weight
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         """The same memory with its last two dimensions swapped."""
         return ModuleTensor(self.raw.mT, dtype=self.dtype, name=str(self.name), mapped_files=self._mapped_files)
 
+    def with_raw(self, tensor: torch.Tensor, dtype: torch.dtype) -> ModuleTensor:
+        """Another tensor under the same name."""
+        kind = onnx_ir.tensor_adapters.from_torch_dtype(dtype)
+        return ModuleTensor(tensor, dtype=kind, name=str(self.name), mapped_files=self._mapped_files)
+
     def numpy(self) -> NDArray[np.generic]:
         """The whole tensor; a view of the module's memory when the dtypes agree."""
-        array: NDArray[np.generic] = self.raw.to(self._torch_dtype).numpy(force=True)
+        array: NDArray[np.generic] = _read(self.raw).to(self._torch_dtype).numpy(force=True)
         return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
@@ -51,17 +57,26 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         file.writelines(self._chunks())
 
     def _chunks(self) -> Iterator[memoryview]:
-        tensor = self.raw.reshape(-1) if self.raw.is_contiguous() else self.raw
+        whole = _read(self.raw)
+        tensor = whole.reshape(-1) if whole.is_contiguous() else whole
         if tensor.numel() == 0:
             return
         rows = max(1, _CHUNK_BYTES * tensor.shape[0] // int(self.nbytes))
         for start in range(0, tensor.shape[0], rows):
             source = tensor[start : start + rows]
-            piece = source.to(self._torch_dtype).contiguous().numpy(force=True)
+            converted = source.to(self._torch_dtype).contiguous()
+            if self._torch_dtype == torch.bfloat16:  # NumPy has no such type.
+                converted = converted.view(torch.uint16)
+            piece = converted.numpy(force=True)
             yield piece.astype(piece.dtype.newbyteorder("<"), copy=False).data.cast("B")
             self._mapped_files.release(source)
         if not tensor.is_contiguous() and tensor.mT.is_contiguous():
             self._mapped_files.release(tensor.mT)
+
+
+def _read(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers, for as long as the caller needs them."""
+    return tensor.materialise() if isinstance(tensor, DeferredTensor) else tensor
 
 
 def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
@@ -72,11 +87,13 @@ def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> N
             value.const_value = ModuleTensor(weights[name], dtype=value.dtype, name=name, mapped_files=mapped_files)
 
 
-def store_transposed(model: onnx_ir.Model) -> bool:
+def store_transposed(
+    model: onnx_ir.Model, *, stays: Callable[[onnx_ir.TensorProtocol], bool] = lambda tensor: False
+) -> bool:
     """Stores a weight the way it is multiplied, where a ``Transpose`` is all that it is used for.
 
     Torch keeps linear weights as ``[out, in]``, those of experts as ``[expert, out, in]``; a runtime would fold the transposes
-    when it loads the model, and hold every weight twice while it does.
+    when it loads the model, and hold every weight twice while it does. A weight of which `stays` is true is left as it is.
     """
     changed = False
     for value in list(model.graph.initializers.values()):
@@ -84,7 +101,11 @@ def store_transposed(model: onnx_ir.Model) -> bool:
         tensor = value.const_value
         if not users or not isinstance(tensor, ModuleTensor) or len(tensor.shape) < 2:
             continue
-        if value.is_graph_output() or not all(_swaps_last_dimensions(node, len(tensor.shape)) for node in users):
+        if (
+            stays(tensor)
+            or value.is_graph_output()
+            or not all(_swaps_last_dimensions(node, len(tensor.shape)) for node in users)
+        ):
             continue
         value.const_value = tensor.transposed()
         value.shape = value.const_value.shape

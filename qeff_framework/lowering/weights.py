@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import DTypeLike, NDArray
 
+from qeff_framework.lowering.stored_weights import StoredWeight
+
 
 def weights(model: ir.Model) -> Iterator[ir.Value]:
     """The initializers that have a content, those of subgraphs included.
@@ -33,6 +35,8 @@ def content_key(tensor: ir.TensorProtocol) -> Hashable:
     """Equal for tensors with one content, without reading it: each graph that reads a file has tensor objects of its own."""
     if isinstance(tensor, ir.ExternalTensor):
         return (str(tensor.path), tensor.offset, tensor.length, tensor.dtype, tuple(tensor.shape.numpy()))
+    if isinstance(tensor, StoredWeight):
+        return tensor.key
     return id(tensor)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +30,15 @@ class ModelSource(Protocol):
 
     def load(self, auto_class: str) -> torch.nn.Module:
         """Returns the module in eval mode, float32, on the CPU. `auto_class`: the Transformers class that loads it."""
+
+    def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
+        """As `load`. Where the files allow it, weights are not read: `directory` gets the files that they lie in."""
+
+    def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
+        """Called when the export is written: removes the files of weights in its directory that are not named in `used`.
+
+        Returns digests of the other ones by name, as far as they are known.
+        """
 
     def unloaded(self) -> frozenset[str]:
         """Parameters and buffers of the loaded module that its checkpoint did not hold. A graph must not read them."""

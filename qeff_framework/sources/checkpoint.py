@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from qeff_framework.sources.loading_report import (
 )
 from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
+from qeff_framework.sources.references import PlacedShards, read_buffers, reading_nothing
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.thread_quiet import swallowed_stderr
@@ -76,6 +77,9 @@ class CheckpointSource:
         self.name = self._display_name(text)
         self._adapter_refused = False
         self._module: torch.nn.Module | None = None
+        #: A module whose parameters point into the files of `_placed`.
+        self._referring: torch.nn.Module | None = None
+        self._placed: PlacedShards | None = None
         self._report = LoadingReport(unloaded=frozenset(), notes=())
         self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self.identity)
         if self._overrides:
@@ -95,7 +99,7 @@ class CheckpointSource:
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
-            return {"files": {name: content_digest(path) for name, path in sorted(found.items())}, **parts}
+            return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
         chosen = ("gguf_file", "subfolder", "variant", "use_safetensors")
         selected = {name: self._arguments[name] for name in chosen if self._arguments.get(name) is not None}
         return {"hub": self._place.location, "commit": self._commit(), "selected": selected, **parts}
@@ -133,31 +137,93 @@ class CheckpointSource:
                 loader does not know; or the checkpoint needs code that was not trusted.
         """
         if self._module is None:
-            import transformers
-
             report(f"loading the weights of {self.name}")
             self._check_files()
-            config = self._config_object()
-            quantisation.dequantise(config, self.name)
-            arguments = {
-                **quantisation.loading_arguments(self._arguments),
-                **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
-                **self._loader_arguments(),
-                "config": config,
-                "dtype": "float32",
-                "output_loading_info": True,
-                # A mismatch is told with the names of the weights, which the loader's own error does not have.
-                "ignore_mismatched_sizes": True,
-            }
-            # The GGUF reader draws a progress bar that no setting turns off.
-            with captured_transformers() as said, swallowed_stderr():
+            arguments = self._model_arguments()
+            with captured_transformers() as said:
                 try:
-                    module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
+                    module, info = self._loaded(auto_class, arguments)
                 except Exception as error:
                     raise self._explained(error, auto_class, said) from error
             self._judge(module, info)
             self._module = checked_module(module)
         return self._module
+
+    def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
+        """As `load`, but weights of safetensors files are not read: `directory` gets the files, and parameters point into them.
+
+        A checkpoint that is quantised, of another format, or that the loader cannot take so is loaded as `load` does.
+        """
+        shards = {} if self._module is not None else self._shards()
+        if not shards:
+            return self.load(auto_class)
+        self._check_files()
+        placed = PlacedShards(shards, directory, name=self.name)
+        report(f"reading what the files of {self.name} hold")
+        arguments = self._model_arguments()
+        try:
+            with captured_transformers(), reading_nothing(placed):
+                module, info = self._loaded(auto_class, arguments)
+                read_buffers(module)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the loader tells it better with numbers
+            logger.info(
+                "the weights of %s are read, since they cannot be referred to: %s", self.name, first_line(error)
+            )
+            placed.remove()
+            return self.load(auto_class)
+        self._judge(module, info)
+        self._referring, self._placed = checked_module(module), placed
+        return self._referring
+
+    def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
+        """See `ModelSource`. Raises `CheckpointError` where a file was written to since the weights were looked at."""
+        return {} if self._placed is None else self._placed.keep(used)
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """What Transformers' loader of models is given."""
+        config = self._config_object()
+        quantisation.dequantise(config, self.name)
+        return {
+            **quantisation.loading_arguments(self._arguments),
+            **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
+            **self._loader_arguments(),
+            "config": config,
+            "dtype": "float32",
+            "output_loading_info": True,
+            # A mismatch is told with the names of the weights, which the loader's own error does not have.
+            "ignore_mismatched_sizes": True,
+        }
+
+    def _loaded(self, auto_class: str, arguments: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """What Transformers' loader returns: the module, and its report."""
+        import transformers
+
+        # The GGUF reader draws a progress bar that no setting turns off.
+        with swallowed_stderr():
+            module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
+        return module, info
+
+    def _shards(self) -> dict[Path, str]:
+        """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
+        if self._gguf or quantisation.is_stated(self._config_object()):
+            return {}
+        place = self._place
+        found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()
+        shards = [path for path in found if not path.name.endswith(".json")]
+        names = {path.name for path in shards}
+        if len(names) < len(shards) or any(path.suffix != ".safetensors" for path in shards):
+            return {}
+        return {path: _digest(path) for path in shards}
+
+    def _fetched_weights(self) -> tuple[Path, ...]:
+        """The safetensors files of a repository on the hub, fetched; empty where the loader may take others."""
+        if self._arguments.get("use_safetensors") is False or self._explicit_weights() is not None:
+            return ()
+        names = files.safetensors_names(self._arguments.get("variant"))
+        main = next((path for name in names if (path := self._optional_file(name)) is not None), None)
+        if main is None or main.suffix == ".safetensors":
+            return () if main is None else (main,)
+        return tuple(self._file(name) for name in files.shard_names(main))
 
     def refuse_changed(self, identity: Mapping[str, Any]) -> None:
         """Raises `CheckpointError` where files were written since `identity` was computed: the key is that of other contents."""
@@ -176,14 +242,15 @@ class CheckpointSource:
 
     def release(self) -> None:
         """The weights can be loaded again: give their memory back."""
-        self._module = None
+        self._module = self._referring = self._placed = None
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""
         # What was loaded tells more than the file, in which layers may have other numbers.
-        write_json(directory / files.CONFIG, self.config() if self._module is None else described_config(self._module))
-        if self._module is not None:
-            save_generation_config(self._module, directory)
+        module = self._referring if self._module is None else self._module
+        write_json(directory / files.CONFIG, self.config() if module is None else described_config(module))
+        if module is not None:
+            save_generation_config(module, directory)
         if self.tokenizer_problem() is not None:
             return
         report(f"reading the tokenizer of {self.name}")
@@ -473,6 +540,11 @@ class CheckpointSource:
         if self._gguf:
             return Path(self._gguf).stem
         return self._place.top.name if isinstance(self._place, LocalFolder) else text
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's content; of a blob in the hub's cache, its name."""
+    return files.blob_digest(path) or content_digest(path)
 
 
 def _check_folder(place: LocalFolder, gguf: str | None) -> None:

@@ -6,6 +6,8 @@ Nothing here imports torch or Transformers: a finished artifact is found without
 from __future__ import annotations
 
 import json
+import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -79,6 +81,28 @@ def weight_files(
     raise CheckpointError(f"{root} holds no weights: none of {', '.join(names)}{_other_weights(root, names)}")
 
 
+def safetensors_names(variant: str | None = None) -> tuple[str, str]:
+    """Names of the one file of weights, and of an index of several, that Transformers looks for first."""
+    return _with_variant(_SAFETENSORS, variant), _with_variant(_SAFETENSORS_INDEX, variant)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The shards that an index names.
+
+    Raises:
+        CheckpointError: it is no index, or names files outside of the checkpoint.
+    """
+    content = read_json(index)
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not isinstance(content.get("metadata"), dict):
+        raise CheckpointError(f"{index} is no index of shards: it lacks 'metadata' or 'weight_map'; {_AGAIN}")
+    names = sorted({str(name) for name in shards.values()})
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise CheckpointError(f"{index} names {outside[0]}, which lies outside of the checkpoint; {_AGAIN}")
+    return names
+
+
 def companion_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Name and path of the files beside the weights that configs and tokenizers are read from.
 
@@ -114,14 +138,7 @@ def _with_variant(name: str, variant: str | None) -> str:
 def _with_shards(root: Path, file: Path) -> tuple[Path, ...]:
     if not _is_index(file):
         return (file,)
-    index = read_json(file)
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not isinstance(index.get("metadata"), dict):
-        raise CheckpointError(f"{file} is no index of shards: it lacks 'metadata' or 'weight_map'; {_AGAIN}")
-    names = sorted({str(name) for name in shards.values()})
-    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if outside:
-        raise CheckpointError(f"{file} names {outside[0]}, which lies outside of the checkpoint; {_AGAIN}")
+    names = shard_names(file)
     absent = [name for name in names if not (root / name).is_file()]
     if absent:
         raise CheckpointError(
@@ -244,6 +261,21 @@ def safetensors_header(path: Path) -> Mapping[str, Mapping[str, Any]]:
     if size < needed:
         raise CheckpointError(f"{path} is cut: it has {size} of {needed} bytes; {_AGAIN}")
     return tensors
+
+
+def safetensors_data_start(path: Path) -> int:
+    """Where in a safetensors file the numbers begin, which ``data_offsets`` count from."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def blob_digest(path: Path) -> str | None:
+    """SHA-256 of a large file in the hub's cache, which is the name of its blob; `None` for files elsewhere."""
+    if not path.is_symlink():
+        return None
+    blob = Path(os.path.realpath(path))
+    in_cache = blob.parent.name == "blobs" and "snapshots" in path.absolute().parts
+    return blob.name if in_cache and blob.is_file() and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
 def check_gguf_file(path: Path) -> None:

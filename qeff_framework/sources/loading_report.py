@@ -50,6 +50,8 @@ def judge_loading(
         CheckpointError: nothing was loaded; weights have another shape; or a loaded weight has companions that were not read, as
             scales of a quantisation.
     """
+    from qeff_framework.seam.deferred import has_numbers
+
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(info["mismatched_keys"], key=lambda item: str(item[0]))
     if mismatched and not mismatch_allowed:
@@ -78,7 +80,7 @@ def judge_loading(
             f"{name} holds weights that {type(module).__name__} does not have; they are left out: {some(unexpected)}"
         )
     matrices = [key for key in sorted(loaded) if parameters[key].dim() > 1 and "bias" not in key.rpartition(".")[2]]
-    zero = [key for key in matrices if not _has_values(parameters[key])]
+    zero = [key for key in matrices if not has_numbers(parameters[key])]
     if zero:
         notes.append(f"{name} holds nothing but zeros for {some(zero)}; if its download was cut, download it again")
     return LoadingReport(unloaded=unloaded, notes=tuple(notes))
@@ -131,11 +133,6 @@ def conversion_failures(said: Iterable[str]) -> str:
 def some(names: Sequence[str], count: int = 4, separator: str = ", ") -> str:
     """The first `count` of `names`, and how many more there are."""
     return separator.join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _has_values(matrix: torch.Tensor) -> bool:
-    """Whether one number is not zero. The first row settles it for all but strange matrices."""
-    return bool(matrix[:1].any()) or bool(matrix.any())
 
 
 def _stands_beside(key: str, module: torch.nn.Module, loaded: set[str]) -> bool:

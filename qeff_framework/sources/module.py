@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,16 @@ class ModuleSource:
         del auto_class  # the module is loaded
         _refuse_own_attention(self._module)
         return checked_module(self._module)
+
+    def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
+        """The module itself."""
+        del directory
+        return self.load(auto_class)
+
+    def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
+        """No files lie behind a module."""
+        del used
+        return {}
 
     def unloaded(self) -> frozenset[str]:
         """None: the caller's weights are what they are."""

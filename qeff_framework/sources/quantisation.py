@@ -33,6 +33,11 @@ def dequantise(config: Any, name: str) -> None:
             part.quantization_config = {**content, "dequantize": True}
 
 
+def is_stated(config: Any) -> bool:
+    """Whether a Transformers `config` says that the checkpoint is quantised."""
+    return any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
+
+
 def loading_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a GGUF file is loaded with, so that its weights do not stay in their blocks."""
     import transformers

@@ -134,14 +134,14 @@ def test_files_that_change_while_they_are_read(
 ) -> None:
     """The key was made for other contents."""
     model = QEFFAutoModel.from_pretrained(checkpoint)
-    loaded = CheckpointSource.load
+    loaded = CheckpointSource.load_for_export
 
-    def load_and_overwrite(source: CheckpointSource, auto_class: str) -> torch.nn.Module:
-        module = loaded(source, auto_class)
+    def load_and_overwrite(source: CheckpointSource, auto_class: str, directory: Path) -> torch.nn.Module:
+        module = loaded(source, auto_class, directory)
         (checkpoint / "generation_config.json").write_text("{}")
         return module
 
-    monkeypatch.setattr(CheckpointSource, "load", load_and_overwrite)
+    monkeypatch.setattr(CheckpointSource, "load_for_export", load_and_overwrite)
     with pytest.raises(CheckpointError, match="changed while they were read"):
         model.export()
     assert not list((store_root / "exports").glob("*"))

@@ -1,0 +1,301 @@
+"""Loading a portable graph: weights that it refers to in a checkpoint's own files become weights as the compilers want them.
+
+In the file a weight may be 16 bits wide, lie transposed, or be joined from several; the graph says so in standard ops. Here these
+ops become part of the weight, which is computed, a piece at a time, when a backend reads or writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qeff_framework.errors import ArtifactCorruptError
+from qeff_framework.lowering.values import graph_of
+
+#: Between the name of a weight and a number, in the names of what it is made from.
+STORED = ".stored."
+#: Most bytes of a weight that exist a second time while it is converted.
+_CHUNK_BYTES = 16 * 2**20
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """Numbers of a file."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+
+    def rows(self, start: int, stop: int) -> Array:
+        row = math.prod(self.shape[1:])
+        # NumPy has no bfloat16 of its own.
+        dtype = np.dtype(np.uint16) if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy()
+        count = row * (stop - start)
+        try:
+            found = np.fromfile(self.path, dtype, count, offset=self.offset + start * row * dtype.itemsize)
+        except OSError as error:
+            raise ArtifactCorruptError(f"the weights in {self.path} cannot be read: {error}") from error
+        if found.size != count:
+            raise ArtifactCorruptError(
+                f"the weights in {self.path} are not all there any more: the file is shorter than it was when it was exported. "
+                "Export again from a complete checkpoint"
+            )
+        return found.reshape(stop - start, *self.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cast:
+    """float32 of what is stored in 16 bits."""
+
+    source: _Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType.FLOAT
+
+    def rows(self, start: int, stop: int) -> Array:
+        return _widened(self.source.rows(start, stop), self.source.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """Parts one behind the other along an axis."""
+
+    parts: tuple[_Stored, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        return (
+            *first[: self.axis],
+            sum(part.shape[self.axis] for part in self.parts),
+            *first[self.axis + 1 :],
+        )
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return self.parts[0].dtype
+
+    def rows(self, start: int, stop: int) -> Array:
+        if self.axis:
+            return np.concatenate([part.rows(start, stop) for part in self.parts], axis=self.axis)
+        found, first = [], 0
+        for part in self.parts:
+            last = first + part.shape[0]
+            if start < last and stop > first:
+                found.append(part.rows(max(start, first) - first, min(stop, last) - first))
+            first = last
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Turned:
+    """Axes in another order."""
+
+    source: _Stored
+    permutation: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape[axis] for axis in self.permutation)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return self.source.dtype
+
+    def rows(self, start: int, stop: int) -> Array:
+        if self.permutation[0] == 0:
+            return self.source.rows(start, stop).transpose(self.permutation)
+        return self.source.rows(0, self.source.shape[0]).transpose(self.permutation)[start:stop]
+
+
+_Stored = _File | _Cast | _Joined | _Turned
+
+
+class StoredWeight(ir.LazyTensor):
+    """A weight that is made from numbers of files each time that it is read."""
+
+    def __init__(self, source: _Stored, name: str) -> None:
+        super().__init__(
+            lambda: ir.Tensor(self._whole(), dtype=source.dtype, name=name),
+            dtype=source.dtype,
+            shape=ir.Shape(source.shape),
+            name=name,
+        )
+        self._source = source
+
+    @property
+    def key(self) -> _Stored:
+        """Equal for weights that are made alike from the same bytes."""
+        return self._source
+
+    def turned(self, permutation: Sequence[int]) -> StoredWeight:
+        """The same weight with its axes in another order."""
+        return StoredWeight(_turned(self._source, permutation), str(self.name))
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Writes little-endian bytes, a piece at a time."""
+        file.writelines(_little_endian(piece) for piece in self._pieces())
+
+    def _whole(self) -> Array:
+        shape = self._source.shape
+        dtype = np.dtype(np.uint16) if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy()
+        result = np.empty(shape, dtype)
+        first = 0
+        for piece in self._pieces():
+            result[first : first + len(piece)] = piece
+            first += len(piece)
+        return result.view(self.dtype.numpy())
+
+    def _pieces(self) -> Iterator[Array]:
+        rows = self._source.shape[0]
+        size = max(1, int(self.nbytes))
+        step = max(1, _CHUNK_BYTES * rows // size)
+        source: _Stored = self._source
+        cast = isinstance(source, _Cast)
+        inner = source.source if isinstance(source, _Cast) else source
+        if isinstance(inner, _Turned) and inner.permutation[0] != 0:
+            # All of a turned matrix is read for each of its rows: once, and as narrow as it is stored.
+            whole = inner.rows(0, rows)
+            for start in range(0, rows, step):
+                piece = whole[start : start + step]
+                yield _widened(piece, inner.dtype) if cast else piece
+            return
+        for start in range(0, rows, step):
+            yield source.rows(start, min(rows, start + step))
+
+
+def load_portable(path: Path) -> ir.Model:
+    """The model in a file, with its weights as `fold_stored_weights` makes them."""
+    model = ir.load(path)
+    fold_stored_weights(model)
+    return model
+
+
+def fold_stored_weights(model: ir.Model) -> bool:
+    """Makes casts, joins and transposes of stored weights a part of them; says whether there were any.
+
+    A transpose is folded where all that reads a weight reads it transposed: torch stores ``[out, in]``, and products want
+    ``[in, out]``. Weights are not read.
+    """
+    changed = False
+    for node in list(model.graph):
+        if node.domain or node.op_type not in ("Cast", "Concat", "Transpose") or len(node.outputs) != 1:
+            continue
+        if not all(_is_stored_part(value) for value in node.inputs):
+            continue
+        source = _applied(node)
+        if source is not None:
+            _replace(model, node, source)
+            changed = True
+    for value in list(model.graph.initializers.values()):
+        changed |= _fold_transposes(value)
+    for value in model.graph.initializers.values():
+        # The readers of onnx and onnx_ir refuse files with several names, as those of a checkpoint have.
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = StoredWeight(_source_of(value.const_value), str(value.name))
+    return changed
+
+
+def _is_stored_part(value: ir.Value | None) -> bool:
+    return (
+        value is not None
+        and STORED in str(value.name)
+        and isinstance(value.const_value, (ir.ExternalTensor, StoredWeight))
+    )
+
+
+def _applied(node: ir.Node) -> _Stored | None:
+    sources = [_source_of(value.const_value) for value in node.inputs if value is not None]
+    if node.op_type == "Concat":
+        return _Joined(parts=tuple(sources), axis=node.attributes["axis"].as_int())
+    if node.op_type == "Transpose":
+        return _turned(sources[0], node.attributes["perm"].as_ints())
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if node.attributes["to"].as_int() == ir.DataType.FLOAT.value and sources[0].dtype in halves:
+        return _Cast(source=sources[0])
+    return None
+
+
+def _source_of(tensor: ir.TensorProtocol | None) -> _Stored:
+    if isinstance(tensor, StoredWeight):
+        return tensor.key
+    if not isinstance(tensor, ir.ExternalTensor):
+        raise TypeError(f"{tensor!r} does not lie in a file")
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    return _File(path=Path(tensor.path), offset=tensor.offset or 0, shape=shape, dtype=tensor.dtype)
+
+
+def _turned(source: _Stored, permutation: Sequence[int]) -> _Stored:
+    """Casts stay outermost, so that what is moved is narrow."""
+    if isinstance(source, _Cast):
+        return _Cast(source=_turned(source.source, permutation))
+    return _Turned(source=source, permutation=tuple(permutation))
+
+
+def _replace(model: ir.Model, node: ir.Node, source: _Stored) -> None:
+    """Puts a weight in the place of `node`, under the name of its result, and removes what only it has read."""
+    old, inputs = node.outputs[0], [value for value in node.inputs if value is not None]
+    name = str(old.name)
+    value = ir.Value(name=name, type=old.type, shape=ir.Shape(source.shape), const_value=StoredWeight(source, name))
+    value.type = ir.TensorType(source.dtype)
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph_of(node).remove(node, safe=True)
+    for item in inputs:
+        if not item.uses():
+            model.graph.initializers.pop(str(item.name), None)
+    model.graph.register_initializer(value)
+
+
+def _fold_transposes(value: ir.Value) -> bool:
+    tensor = value.const_value
+    users = [node for node, _ in value.uses()]
+    if not users or value.is_graph_output() or not isinstance(tensor, (ir.ExternalTensor, StoredWeight)):
+        return False
+    rank = len(tensor.shape)
+    if rank < 2 or not all(_swaps_last_axes(node, rank) for node in users):
+        return False
+    permutation = (*range(rank - 2), rank - 1, rank - 2)
+    weight = StoredWeight(_turned(_source_of(tensor), permutation), str(value.name))
+    value.const_value, value.shape = weight, weight.shape
+    for node in users:
+        node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+        graph_of(node).remove(node, safe=True)
+    return True
+
+
+def _swaps_last_axes(node: ir.Node, rank: int) -> bool:
+    if node.op_type != "Transpose" or node.domain:
+        return False
+    given = node.attributes.get("perm")
+    order = list(range(rank))[::-1] if given is None else list(given.as_ints())
+    return order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _little_endian(piece: Array) -> memoryview:
+    ordered: Array = np.ascontiguousarray(piece).astype(piece.dtype.newbyteorder("<"), copy=False)
+    return ordered.data.cast("B")
+
+
+def _widened(array: Array, dtype: ir.DataType) -> Array:
+    if dtype == ir.DataType.BFLOAT16:
+        # The upper half of a float32.
+        wide = array.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return array.astype(np.float32)

@@ -1,0 +1,243 @@
+"""Loading a checkpoint without reading its weights: the shards lie in the export, and the module's parameters point into them.
+
+`PlacedShards` puts the safetensors files of a checkpoint into a directory, as hard links where the file system allows it, else
+as copies. `reading_nothing` lets the loader of Transformers make deferred tensors of what lies there. All else that the
+loader does, it does as always: names, conversions, ties, the report of what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from qeff_framework.artifacts import content_digest, renew_digest
+from qeff_framework.artifacts.disk import require_space
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.files import safetensors_data_start, safetensors_header
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.seam.deferred import DeferredTensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    path: Path
+    is_link: bool
+    digest: str
+    #: Size, modification time and inode of the file in the export.
+    facts: tuple[int, int, int]
+
+
+class PlacedShards:
+    """The shards of a checkpoint in the directory of an export.
+
+    Args:
+        shards: the files, and the digest that the export's key has for each.
+        directory: where they are put, under their own names.
+
+    Raises:
+        CheckpointError: a shard is not what its digest says any more.
+        ArtifactError: they must be copied, and the disk has too little space.
+    """
+
+    def __init__(self, shards: Mapping[Path, str], directory: Path, *, name: str) -> None:
+        self._name = name
+        self._placed: dict[str, _Placed] = {}
+        pending = dict(shards)
+        for shard, digest in shards.items():
+            source, target = Path(os.path.realpath(shard)), directory / shard.name
+            is_link = self._link(source, target, digest)
+            if not is_link:
+                require_space(
+                    directory, sum(path.stat().st_size for path in pending), f"a copy of the weights of {name}"
+                )
+                shutil.copyfile(source, target)
+            del pending[shard]
+            found = _facts(target)
+            self._placed[str(source)] = _Placed(path=target, is_link=is_link, digest=digest, facts=found)
+
+    def path_of(self, file: str | os.PathLike[str]) -> Path | None:
+        """Where a file of the checkpoint lies in the export; `None` for other files."""
+        placed = self._placed.get(os.path.realpath(file))
+        return None if placed is None else placed.path
+
+    def keep(self, used: Collection[str]) -> dict[str, str]:
+        """Removes the shards that are not named in `used`; returns the digests of those that are, where they need no reading.
+
+        Raises:
+            CheckpointError: a shard was written to since it was placed.
+        """
+        digests = {}
+        for placed in self._placed.values():
+            if placed.path.name not in used:
+                placed.path.unlink(missing_ok=True)
+                continue
+            if _facts(placed.path) != placed.facts:
+                raise self._changed(placed.path)
+            if placed.is_link:
+                digests[placed.path.name] = placed.digest
+            elif content_digest(placed.path) != placed.digest:
+                raise self._changed(placed.path)
+        return digests
+
+    def remove(self) -> None:
+        """Takes all shards away again."""
+        for placed in self._placed.values():
+            placed.path.unlink(missing_ok=True)
+
+    def _link(self, source: Path, target: Path, digest: str) -> bool:
+        """Whether the file could be linked, as it was when its digest was computed."""
+        before = _facts(source)
+        try:
+            os.link(source, target)
+        except OSError as error:
+            # Another file system, one without hard links, a file of another user, too many links.
+            logger.info("%s is copied, not linked: %s", source, error)
+            return False
+        if _facts(target) != before:
+            raise self._changed(source)
+        # The new name has moved the time of the last change, by which digests are remembered.
+        renew_digest(source, digest)
+        return True
+
+    def _changed(self, path: Path) -> CheckpointError:
+        return CheckpointError(
+            f"{path.name} of {self._name} changed while it was exported; run again when the checkpoint is complete"
+        )
+
+
+def read_buffers(module: torch.nn.Module) -> None:
+    """Reads the buffers of a module: they are small, and a trace takes them for constants."""
+    from qeff_framework.seam.deferred import DeferredTensor
+
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if isinstance(buffer, DeferredTensor):
+                setattr(owner, name, buffer.materialise())
+
+
+_placed_shards: ContextVar[PlacedShards | None] = ContextVar("placed_shards", default=None)
+
+
+@contextmanager
+def reading_nothing(placed: PlacedShards) -> Iterator[None]:
+    """While the body runs, this thread's loading through Transformers makes deferred tensors of the shards in `placed`.
+
+    Where the process has put a reader of its own in the library, the shards are read by that.
+    """
+    token = _placed_shards.set(placed)
+    try:
+        with _READER.installed():
+            yield
+    finally:
+        _placed_shards.reset(token)
+
+
+class _Reader:
+    """Stands for safetensors' ``safe_open`` in the loader: the same in threads in which `reading_nothing` is not active."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stands in the loader while one of its users is in the body."""
+        import safetensors
+        from transformers import modeling_utils
+
+        library: Any = modeling_utils
+        with self._lock:
+            if getattr(library, "safe_open", None) is safetensors.safe_open:
+                library.safe_open = self
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and library.safe_open is self:
+                    library.safe_open = safetensors.safe_open
+
+    def __call__(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        import safetensors
+
+        placed = _placed_shards.get()
+        path = None if placed is None else placed.path_of(filename)
+        return safetensors.safe_open(filename, *args, **kwargs) if path is None else _DeferredFile(path)
+
+
+_READER = _Reader()
+
+
+class _DeferredFile:
+    """What the loader uses of a safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._header = safetensors_header(path)
+        self._start = safetensors_data_start(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is open."""
+
+    def keys(self) -> Sequence[str]:
+        return list(self._header)
+
+    def metadata(self) -> Mapping[str, str]:
+        return {"format": "pt"}
+
+    def get_slice(self, name: str) -> _DeferredSlice:
+        return _DeferredSlice(self._path, self._start, self._header[name])
+
+    def get_tensor(self, name: str) -> DeferredTensor:
+        tensor: DeferredTensor = self.get_slice(name)[...]
+        return tensor
+
+
+class _DeferredSlice:
+    """A tensor that the loader asks for with ``[...]``."""
+
+    def __init__(self, path: Path, start: int, entry: Mapping[str, Any]) -> None:
+        self._path, self._start, self._entry = path, start, entry
+
+    def get_shape(self) -> list[int]:
+        return list(self._entry["shape"])
+
+    def get_dtype(self) -> str:
+        return str(self._entry["dtype"])
+
+    def __getitem__(self, index: Any) -> Any:
+        from safetensors.torch import _TYPES  # Torch's types by their names in the format.
+
+        from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
+
+        types: Mapping[str, Any] = _TYPES
+        stored = StoredTensor(
+            path=self._path,
+            offset=self._start + self._entry["data_offsets"][0],
+            shape=tuple(self._entry["shape"]),
+            dtype=types[self.get_dtype()],
+        )
+        tensor = DeferredTensor.of_file(stored)
+        return tensor if index is Ellipsis else tensor[index]
+
+
+def _facts(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ino)

@@ -1,0 +1,175 @@
+"""Checkpoints whose weights are not read: their files lie in the export, and everything is as if they had been read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from qeff_framework import QEFFAutoModelForCausalLM
+from qeff_framework.artifacts import Manifest, content_digest, manifest, verify
+from qeff_framework.artifacts.digests import file_sha256
+from qeff_framework.errors import ArtifactError, CheckpointError
+from qeff_framework.seam.deferred import DeferredTensor
+from qeff_framework.sources import CheckpointSource
+from qeff_framework.sources.references import PlacedShards
+from tests.tiny_models import tiny_causal_lm
+
+AUTO = "AutoModelForCausalLM"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where an export is written."""
+    path = tmp_path / "export"
+    path.mkdir()
+    return path
+
+
+def refuse_links(*paths: object) -> NoReturn:
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "mixtral"])
+def test_every_parameter_is_what_the_loader_reads(model_type: str, directory: Path, tmp_path: Path) -> None:
+    """Norms with an offset and tied weights, transposed weights, and experts that are stacked from several tensors."""
+    module = tiny_causal_lm(model_type, tie_word_embeddings=True)[0]
+    module.to(torch.bfloat16).save_pretrained(tmp_path / "tiny", max_shard_size="20KB")
+    source = CheckpointSource(tmp_path / "tiny", {})
+    referring = source.load_for_export(AUTO, directory)
+    read = CheckpointSource(tmp_path / "tiny", {}).load(AUTO)
+
+    deferred = dict(referring.named_parameters(remove_duplicate=False))
+    assert all(isinstance(parameter, DeferredTensor) for parameter in deferred.values())
+    for name, wanted in read.named_parameters(remove_duplicate=False):
+        assert torch.equal(deferred[name].materialise(), wanted), name  # type: ignore[operator]
+    assert all(torch.equal(buffer, referring.get_buffer(name)) for name, buffer in read.named_buffers())
+    assert deferred["lm_head.weight"] is referring.get_input_embeddings().weight  # type: ignore[operator]
+    assert len(list(directory.iterdir())) > 1
+
+
+def test_files_are_linked_and_a_changed_checkpoint_is_exported_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = checkpoint / "model.safetensors"
+    exported = QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
+
+    link = exported.directory / "model.safetensors"
+    assert link.samefile(shard)
+    assert not (exported.directory / "model.onnx.data").exists()
+    assert Manifest.load(exported.directory).files["model.safetensors"].sha256 == content_digest(shard)
+    # Another name moves the time of the file's last change, and is no reason to read it.
+    os.link(shard, checkpoint.parent / "another name")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "ALWAYS_READ_BYTES", 0)
+        patch.setattr(manifest, "file_sha256", refuse_reading_of("model.safetensors"))
+        assert not verify(exported.directory)
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    again = QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
+    assert again.directory != exported.directory
+    assert not verify(again.directory)
+    assert [problem.file for problem in verify(exported.directory)] == ["model.safetensors"]
+
+
+def refuse_reading_of(name: str) -> Callable[[Path], str]:
+    def read(path: Path) -> str:
+        assert path.name != name
+        return file_sha256(path)
+
+    return read
+
+
+def test_without_links_there_is_one_copy(checkpoint: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    source = CheckpointSource(checkpoint, {})
+    source.load_for_export(AUTO, directory)
+
+    assert not source.keep_weights({"model.safetensors"})  # The copy is read for the manifest.
+    assert not (directory / "model.safetensors").samefile(checkpoint / "model.safetensors")
+    assert content_digest(directory / "model.safetensors") == content_digest(checkpoint / "model.safetensors")
+
+
+def test_a_copy_without_space_is_refused_before_it_is_made(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    usage: Any = namedtuple("usage", "total used free")  # noqa: PYI024
+    monkeypatch.setattr(os, "link", refuse_links)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1))
+    monkeypatch.setattr(shutil, "copyfile", refuse_links)
+
+    with pytest.raises(
+        ArtifactError, match=r"a copy of the weights of tiny needs 0\.0 GB, and the disk of .* has 0\.0 GB left"
+    ):
+        QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
+    assert not list((store_root / "exports").glob("*"))
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(checkpoint: Path, directory: Path) -> None:
+    shard = checkpoint / "model.safetensors"
+    source = CheckpointSource(checkpoint, {})
+    source.load_for_export(AUTO, directory)
+    os.truncate(shard, shard.stat().st_size - 1)
+
+    with pytest.raises(CheckpointError, match="changed while it was exported"):
+        source.keep_weights({"model.safetensors"})
+
+
+def test_a_file_that_is_replaced_meanwhile_is_kept_as_it_was(checkpoint: Path, directory: Path) -> None:
+    shard = checkpoint / "model.safetensors"
+    wanted = content_digest(shard)
+    placed = PlacedShards({shard: wanted}, directory, name="tiny")
+    other = checkpoint / "download"
+    other.write_bytes(b"another checkpoint")
+    other.replace(shard)
+
+    assert placed.keep({"model.safetensors"}) == {"model.safetensors": wanted}
+    assert content_digest(directory / "model.safetensors") == wanted
+
+
+def test_what_fails_leaves_the_checkpoint_alone(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    shard = checkpoint / "model.safetensors"
+    before = shard.read_bytes()
+    monkeypatch.setattr("qeff_framework.export.portable.causal_lm_model", refuse_links)
+
+    with pytest.raises(OSError, match="cross-device"):
+        QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
+    assert shard.stat().st_nlink == 1
+    assert shard.read_bytes() == before
+    assert not [path for path in (store_root / "staging").iterdir() if path.is_dir()]
+
+
+def test_files_of_other_formats_are_read(checkpoint: Path, directory: Path) -> None:
+    module = CheckpointSource(checkpoint, {}).load(AUTO)
+    torch.save(module.state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+
+    read = CheckpointSource(checkpoint, {}).load_for_export(AUTO, directory)
+
+    assert not any(isinstance(parameter, DeferredTensor) for parameter in read.parameters())
+    assert not list(directory.iterdir())
+
+
+def test_a_blob_of_the_hub_has_its_digest_for_a_name(checkpoint: Path) -> None:
+    snapshot, blobs = checkpoint / "snapshots" / ("0" * 40), checkpoint / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    digest = "ab" * 32
+    shutil.copy(checkpoint / "config.json", snapshot)
+    (checkpoint / "model.safetensors").rename(blobs / digest)
+    (snapshot / "model.safetensors").symlink_to(Path("../../blobs") / digest)
+
+    files = CheckpointSource(snapshot, {}).identity()["files"]
+
+    assert files["model.safetensors"] == digest
+    assert files["config.json"] == content_digest(checkpoint / "config.json")
