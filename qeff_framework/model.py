@@ -267,7 +267,7 @@ class QEFFBaseModel:
             BackendError: the backend cannot be selected.
             CompileError: the compiler refused.
         """
-        relay = registry.get(backend, extensions=extensions)
+        relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         specializations = shapes.specializations()
@@ -314,6 +314,7 @@ class QEFFBaseModel:
                     options=compile_options,
                     output_dir=output_dir,
                     dry_run=dry_run,
+                    backend=relay.name,
                     log_dir=store.root / "logs",
                     progress=report,
                 )
@@ -462,8 +463,8 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         or not getattr(shapes, "has_compute_contexts", False),
         "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
-        "mxfp6_matmul=True": can.mxfp6_matmul or not options.mxfp6_matmul,
-        "mxint8_kv_cache=True": can.mxint8_kv_cache or not options.mxint8_kv_cache,
+        "mxfp6_matmul=True": can.mxfp6_matmul or not getattr(options, "mxfp6_matmul", False),
+        "mxint8_kv_cache=True": can.mxint8_kv_cache or not getattr(options, "mxint8_kv_cache", False),
         "dry_run=True": can.dry_run or not dry_run,
     }
     refused = [what for what, possible in asked.items() if not possible]
@@ -530,7 +531,7 @@ def _finish_artifact(
             "fingerprint": fingerprint,
         },
         sdk_versions=fingerprint,
-        qpc_config=compiled.qpc_config,
+        qpc_config=compiled.qconfig,
     )
 
 

@@ -61,6 +61,8 @@ DEFAULT_VARIABLE = "QEFF_BACKEND"
 EXTENSIONS_VARIABLE = "QEFF_EXTENSIONS"
 
 BackendStatus = Literal["available", "blocked", "incompatible", "conflict"]
+#: What a backend is selected for.
+Stage = Literal["compile", "execute"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,11 @@ class Registry:
         return checked_probe(descriptor, f"backend '{descriptor.name}' ({self._origin_of(name)})")
 
     def get(
-        self, name: str | Backend | type[Backend] | None = None, *, extensions: Sequence[str] | None = None
+        self,
+        name: str | Backend | type[Backend] | None = None,
+        *,
+        extensions: Sequence[str] | None = None,
+        stage: Stage | None = None,
     ) -> Relay:
         """Selects a backend and returns its relay, ready to be called.
 
@@ -160,6 +166,7 @@ class Registry:
             name: a backend name, ``"distribution:name"`` when several packages provide it, a descriptor, or `None` for
                 ``QEFF_BACKEND`` or else the best of what works here (see `choose`).
             extensions: names of extensions that wrap the hooks; `None` reads ``QEFF_EXTENSIONS``.
+            stage: what the relay is for. A backend that splits its implementation is imported only as far as that needs.
 
         Raises:
             BackendError: one of its subclasses says whether the backend is absent, blocked, incompatible or broken.
@@ -173,9 +180,12 @@ class Registry:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
         loaded = self.extensions(extensions)
+        split = descriptor.execute_implementation
+        compiles = not split or stage != "execute"
         return Relay(
             descriptor,
-            implementation=_load_implementation(descriptor, origin),
+            implementation=_load(descriptor, descriptor.implementation, origin) if compiles else None,
+            execute_implementation=_load(descriptor, split, origin) if split and stage != "compile" else None,
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),
@@ -442,8 +452,9 @@ def _check_api(descriptor: Backend, origin: str) -> None:
         )
 
 
-def _load_implementation(descriptor: Backend, origin: str) -> object:
-    module_name, _, attribute = descriptor.implementation.partition(":")
+def _load(descriptor: Backend, target: str, origin: str) -> object:
+    """The hooks at `target`, ``"package.module:Class"``."""
+    module_name, _, attribute = target.partition(":")
     try:
         implementation = getattr(importlib.import_module(module_name), attribute)
         return implementation() if isinstance(implementation, type) else implementation
@@ -451,7 +462,7 @@ def _load_implementation(descriptor: Backend, origin: str) -> object:
         raise
     except BaseException as error:
         raise BackendBrokenError(
-            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {target} could "
             f"not be loaded: {error_line(error)}; `qeff doctor {descriptor.name}` shows what is missing"
         ) from error
 

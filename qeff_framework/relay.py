@@ -7,7 +7,7 @@ answered by another backend, and a failed registration is thrown away with its m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import pluggy
@@ -40,6 +40,9 @@ from qeff_framework.plugin_api import Backend
 T = TypeVar("T")
 
 _MARK = f"{PROJECT}_impl"
+#: Hooks of the two classes of a backend that splits its implementation.
+EXECUTE_HOOKS = ("execute",)
+COMPILE_HOOKS = tuple(name for name in HOOKS if name not in EXECUTE_HOOKS)
 
 
 class Relay:
@@ -50,6 +53,7 @@ class Relay:
         descriptor: Backend | None,
         *,
         implementation: object,
+        execute_implementation: object = None,
         extensions: Mapping[str, object],
         origin: str,
         extension_origins: Mapping[str, str] | None = None,
@@ -67,8 +71,14 @@ class Relay:
         for name, extension in extensions.items():
             package = (extension_origins or {}).get(name, "an unknown package")
             self._register(extension, f"extension '{name}' ({package})", ExtensionError)
-        if descriptor is not None:
+        if descriptor is None:
+            return
+        if not descriptor.execute_implementation:
             self._register(implementation, self._told, BackendIncompatibleError)
+            return
+        for plugin, hooks in ((implementation, COMPILE_HOOKS), (execute_implementation, EXECUTE_HOOKS)):
+            if plugin is not None:
+                self._register(plugin, self._told, BackendIncompatibleError, hooks=hooks)
 
     @property
     def name(self) -> str:
@@ -138,22 +148,30 @@ class Relay:
             raise BackendError(f"{self._told} returned {type(result).__name__} from {hook}, not {expected.__name__}")
         return result
 
-    def _register(self, plugin: object, told: str, error_type: type[BackendIncompatibleError | ExtensionError]) -> None:
-        problems = _lint(plugin)
+    def _register(
+        self,
+        plugin: object,
+        told: str,
+        error_type: type[BackendIncompatibleError | ExtensionError],
+        *,
+        hooks: Sequence[str] = HOOKS,
+    ) -> None:
+        problems = _lint(plugin, hooks)
         if not problems:
             try:
                 # Validated as it is, and called through functions that name it when it fails.
-                self._manager.register(plugin, name=told)
+                name = f"{told}: {', '.join(hooks)}"
+                self._manager.register(plugin, name=name)
                 self._manager.check_pending()
                 self._manager.unregister(plugin)
-                self._manager.register(guarded_hooks(plugin, told, error_type), name=told)
+                self._manager.register(guarded_hooks(plugin, told, error_type), name=name)
                 return
             except pluggy.PluginValidationError as error:
                 problems.append(" ".join(str(error).split()))
         raise error_type(f"{told} does not match the hook specifications: {'; '.join(problems)}")
 
 
-def _lint(plugin: object) -> list[str]:
+def _lint(plugin: object, hooks: Sequence[str]) -> list[str]:
     """What pluggy accepts or ignores in silence, and would fail or do nothing later."""
     problems: list[str] = []
     found = 0
@@ -168,6 +186,12 @@ def _lint(plugin: object) -> list[str]:
         found += 1
         if name not in HOOKS:
             problems.append(f"unknown hook '{name}', the hooks are {', '.join(HOOKS)}")
+            continue
+        if name not in hooks:
+            problems.append(
+                f"{name}() of {type(plugin).__name__} would not be called: the descriptor's execute_implementation has the hook "
+                "execute, and implementation the other ones"
+            )
             continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD

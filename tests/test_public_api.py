@@ -15,7 +15,7 @@ PUBLIC = {
     "qeff_framework.plugin_api": """
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions
         CompileRequest CompiledModel EXTENSION_GROUP ExecuteRequest ExecutionError ExecutionSession ExportError ExportRequest
-        ExportedModel InputError OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status TOOLKITS Task
+        ExportedModel InputError MicroscalingOptions OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status TOOLKITS Task
         TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option
     """,
     "qeff_framework.lowering": """

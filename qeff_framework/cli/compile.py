@@ -98,9 +98,9 @@ def compile_model(
     texts = compile_texts(args)
     backend = args.backend or registry.choose()
     descriptor = registry.descriptor(backend)
-    _check_options(
-        texts, texts_by_name(getattr(args, "runtime_options", [])), registry.get(backend, extensions=()), args.task
-    )
+    # A program that is run afterwards must not be compiled for a backend that cannot be loaded to run it.
+    relay = registry.get(backend, extensions=(), stage=None if hasattr(args, "runtime_options") else "compile")
+    _check_options(texts, texts_by_name(getattr(args, "runtime_options", [])), relay, args.task)
     model = open_model(args)
     check_task(model.task)
     options = typed_options(texts, [model.shapes, descriptor.options])
