@@ -16,7 +16,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qeff_framework.cli import backends, cache, compile, coverage, doctor, export, generate, inspect  # noqa: A004 - named like the subcommands
+from qeff_framework.cli import (
+    backends,
+    cache,
+    compile,  # noqa: A004 - named like the subcommand
+    coverage,
+    doctor,
+    export,
+    generate,
+    inspect,
+    new_backend,
+)
 from qeff_framework.cli.arguments import Parser, add_common
 from qeff_framework.cli.command_result import CommandResult, to_json
 from qeff_framework.cli.progress import shown_progress
@@ -59,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (backends, doctor, export, compile, generate, inspect, cache, coverage):
+    for module in (backends, doctor, export, compile, generate, inspect, cache, coverage, new_backend):
         module.add_to(subparsers)
     return parser
 
