@@ -75,9 +75,7 @@ def _relay_for(
     compiled: CompiledModel, backend: str | Backend | type[Backend] | None, extensions: Sequence[str] | None
 ) -> Relay:
     try:
-        relay = registry.get(
-            compiled.backend if backend is None else backend, extensions=extensions, stage="execute"
-        )
+        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions, stage="execute")
     except BackendNotInstalledError as error:
         raise BackendNotInstalledError(
             f"{error}; {compiled.directory} was compiled for it. A backend that is a class of your own is passed as "
@@ -101,4 +99,4 @@ def _check_program_paths(compiled: CompiledModel) -> None:
 
 
 def _was_compiled_since(compiled: CompiledModel) -> bool:
-    return bool(compiled.dry_run_result) and compiled.path(compiled.bundle_result).is_file()
+    return bool(compiled.dry_run_result) and compiled.path(compiled.dry_run_result).is_file()
