@@ -31,6 +31,7 @@ from qeff_framework.contracts import (
 from qeff_framework.errors import ExecutionError, OptionError
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
+from qeff_framework.plugin_source import source_digest
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
@@ -159,8 +160,10 @@ class QEFFBaseModel:
         export_dir: str | os.PathLike[str] | None = None,
         *,
         extra_inputs: tuple[str, ...] = (),
+        rebuild: bool = False,
     ) -> ExportedModel:
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
+        takes_part = bool(transforms) or relay.has_export
         # An artifact without the tokenizer must not be found again where the tokenizer can be loaded.
         problem = self._source.tokenizer_problem()
         identity = self._source.identity()
@@ -170,6 +173,7 @@ class QEFFBaseModel:
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
+            **(_source_identity(relay) if takes_part else {}),
             "libraries": _versions(_EXPORT_LIBRARIES),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
@@ -215,6 +219,8 @@ class QEFFBaseModel:
                 build,
                 destination=Path(export_dir) if export_dir is not None else None,
                 on_wait=lambda: report(f"waiting for another process that exports {self.name}"),
+                # An export in which the backend has no part is the same for every backend.
+                rebuild=rebuild and takes_part,
             )
         finally:
             self._source.release()
@@ -246,6 +252,7 @@ class QEFFBaseModel:
         *,
         compile_dir: str | os.PathLike[str] | None = None,
         dry_run: bool = False,
+        rebuild: bool = False,
         extensions: Sequence[str] | None = None,
         **options: Any,
     ) -> CompiledModel:
@@ -255,6 +262,8 @@ class QEFFBaseModel:
             backend: name of an installed backend; `None` takes ``QEFF_BACKEND`` or the best one that works here.
             compile_dir: put the artifact there instead of into the artifact store.
             dry_run: write every input file of the compiler and run nothing; for backends that can.
+            rebuild: compile even if the program exists, and export again where the backend has a part in the export. What
+                exists is replaced once the new program is complete.
             extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
             **options: the task's sizes (``prefill_seq_len``, ``ctx_len``, ``batch_size``, ... or ``seq_len``) and the
                 backend's options (``num_cores``, ...). Unknown names fail before any work starts.
@@ -275,7 +284,7 @@ class QEFFBaseModel:
         store = Store()
         if compile_dir is not None:
             store.check_destination("compiled", Path(compile_dir))
-        exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs())
+        exported = self._export(relay, compile_options, extra_inputs=shapes.extra_inputs(), rebuild=rebuild)
         _check_position_limits(exported, specializations, given=options)
         transforms = relay.transform(
             TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
@@ -285,6 +294,7 @@ class QEFFBaseModel:
             "export": self._export_identity(exported),
             "backend": relay.name,
             "fingerprint": fingerprint_of_backend,
+            **_source_identity(relay),
             "transforms": [_transform_identity(transform) for transform in transforms],
             **_extension_identities(relay, "compile"),
             "specializations": [dataclasses.asdict(item) for item in specializations],
@@ -330,6 +340,7 @@ class QEFFBaseModel:
             build,
             destination=destination,
             on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
+            rebuild=rebuild,
         )
         self._close_runner()
         self.compiled = CompiledModel.load(stored.path)
@@ -424,6 +435,12 @@ def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
         if getattr(extension, "changes_program", True) and any(hasattr(extension, hook) for hook in hooks)
     }
     return {"extensions": found} if found else {}
+
+
+def _source_identity(relay: Relay) -> dict[str, str]:
+    """What stands in a key for the backend's code where its version says nothing about it."""
+    modules = relay.source_modules
+    return {"source": identity_or_nonce(lambda: source_digest(modules), f"backend '{relay.name}'")} if modules else {}
 
 
 def _patches(config: Mapping[str, Any]) -> dict[str, str]:

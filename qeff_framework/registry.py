@@ -31,6 +31,8 @@ from qeff_framework.errors import (
     BackendNotInstalledError,
     BackendUnavailableError,
     ExtensionError,
+    UnknownBackendError,
+    UnknownExtensionError,
 )
 from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
@@ -39,6 +41,7 @@ from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
     is_backend_name,
+    is_editable,
     origin_of,
     package_name,
     package_summary,
@@ -176,9 +179,11 @@ class Registry:
             name = self.choose()
         if isinstance(name, str):
             descriptor, origin = self.descriptor(name), self._origin_of(name)
+            changes = normalize(name) in self._registered or is_editable(self._select(name))
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
+            changes = True
         loaded = self.extensions(extensions)
         split = descriptor.execute_implementation
         compiles = not split or stage != "execute"
@@ -189,6 +194,7 @@ class Registry:
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),
+            source_modules=_modules_of(descriptor) if changes else (),
         )
 
     def core(self, *, extensions: Sequence[str] | None = None) -> Relay:
@@ -272,7 +278,7 @@ class Registry:
             if name not in available:
                 near = difflib.get_close_matches(name, available, n=1, cutoff=CLOSE)
                 hint = f", did you mean '{near[0]}'?" if near else f"; installed: {', '.join(sorted(available))}"
-                raise ExtensionError(f"no extension named '{printable(name)}' is installed{hint}")
+                raise UnknownExtensionError(f"no extension named '{printable(name)}' is installed{hint}")
             entry, *twins = available[name]
             if twins:
                 providers = ", ".join(sorted(origin_of(twin) for twin in (entry, *twins)))
@@ -347,7 +353,7 @@ class Registry:
             and (not distribution or normalize(package_name(entry)) == normalize(distribution))
         ]
         if not named:
-            raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._registered]))
+            raise UnknownBackendError(_not_installed(name, bare, [*entries], [*self._registered]))
         speaking = [entry for entry in named if entry.group == BACKEND_GROUP]
         if not speaking:
             majors = ", ".join(sorted(f"v{entry.group.rpartition('.v')[2]}" for entry in named))
@@ -406,11 +412,15 @@ def _blocked_by(entry: EntryPoint) -> str:
 def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], registered: Sequence[str]) -> str:
     names = sorted({entry.name for entry in entries} | set(registered))
     near = difflib.get_close_matches(normalize(bare), names, n=1)
-    suggestion = f", did you mean '{near[0]}'?" if near else ""
-    package = f"qeff-{normalize(bare).replace('_', '-')}-backend"
+    installed = f"(installed: {', '.join(map(printable, names)) or 'none'})"
+    if near:
+        return f"no backend named '{asked}' is installed, did you mean '{printable(near[0])}'? {installed}"
+    told = f"no backend named '{asked}' is installed {installed}; backends are packages"
+    # A text that cannot name a backend names no package either.
     return (
-        f"no backend named '{asked}' is installed{suggestion} (installed: {', '.join(names) or 'none'}); "
-        f"backends are packages, usually named like `pip install {package}`"
+        f"{told}, usually named like `pip install qeff-{normalize(bare).replace('_', '-')}-backend`"
+        if is_backend_name(bare)
+        else told
     )
 
 
@@ -450,6 +460,11 @@ def _check_api(descriptor: Backend, origin: str) -> None:
             f"backend '{descriptor.name}' ({origin}) was built for plugin API {descriptor.api}, this qeff_framework speaks "
             f"{API_VERSION}; upgrade the older of the two packages"
         )
+
+
+def _modules_of(descriptor: Backend) -> tuple[str, ...]:
+    targets = (descriptor.implementation, descriptor.execute_implementation)
+    return (type(descriptor).__module__, *(target.partition(":")[0] for target in targets if target))
 
 
 def _load(descriptor: Backend, target: str, origin: str) -> object:

@@ -57,12 +57,17 @@ class Relay:
         extensions: Mapping[str, object],
         origin: str,
         extension_origins: Mapping[str, str] | None = None,
+        source_modules: Sequence[str] = (),
     ) -> None:
         from qeff_framework.export.hooks import CoreHooks
 
         self.descriptor = descriptor
         #: Distribution and version, for messages.
         self.origin = origin
+        #: Modules of the backend whose source may change while the backend's versions stay: it is part of cache keys.
+        self.source_modules = tuple(source_modules)
+        #: Whether the backend answers the export hook, or wraps it.
+        self.has_export = hasattr(getattr(implementation, "export", None), _MARK)
         #: The extensions that wrap the hooks, by name.
         self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)

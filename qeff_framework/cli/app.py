@@ -30,7 +30,7 @@ from qeff_framework.cli import (
 from qeff_framework.cli.arguments import Parser, add_common
 from qeff_framework.cli.command_result import CommandResult, to_json
 from qeff_framework.cli.progress import shown_progress
-from qeff_framework.errors import OptionError, QEFFError
+from qeff_framework.errors import OptionError, QEFFError, UnknownBackendError, UnknownExtensionError
 from qeff_framework.plugin_answers import is_crash
 from qeff_framework.plugin_metadata import printable_lines
 
@@ -136,7 +136,7 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
         traceback.print_exception(error)
     hint = "" if (expected and not is_crash(error)) or args.debug else "; --debug shows the traceback"
     print(f"qeff: error: {printable_lines(message)}{hint}", file=sys.stderr)
-    return USAGE if isinstance(error, OptionError) else FAILURE
+    return USAGE if isinstance(error, (OptionError, UnknownBackendError, UnknownExtensionError)) else FAILURE
 
 
 @contextlib.contextmanager
