@@ -328,6 +328,8 @@ class ExportRequest:
     #: Names of parameters and buffers of `module` that its checkpoint did not hold. They contain random values: a graph that
     #: reads one must be refused by an error that names it.
     unloaded: frozenset[str] = frozenset()
+    #: Key of the export in the artifact store: what has the same key is the same.
+    key: str = ""
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 
@@ -349,6 +351,8 @@ class CompileRequest:
     dry_run: bool = False
     #: Name of the backend that is asked.
     backend: str = ""
+    #: Key of the program in the artifact store: what has the same key is the same.
+    key: str = ""
     #: Where the log of a compiler that failed is kept, since `output_dir` is removed then. It may not exist yet.
     log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None

@@ -181,6 +181,8 @@ class QEFFBaseModel:
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
         }
 
+        key = cache_key(parts)
+
         def build(output_dir: Path) -> None:
             module = self.module
             if isinstance(self._source, CheckpointSource):
@@ -196,6 +198,7 @@ class QEFFBaseModel:
                 output_dir=output_dir,
                 extra_inputs=extra_inputs,
                 unloaded=self._source.unloaded(),
+                key=key,
                 progress=report,
                 **self._export_arguments(),
             )
@@ -214,7 +217,7 @@ class QEFFBaseModel:
             stored = Store().get_or_build(
                 "exports",
                 self.name,
-                cache_key(parts),
+                key,
                 parts,
                 build,
                 destination=Path(export_dir) if export_dir is not None else None,
@@ -325,6 +328,7 @@ class QEFFBaseModel:
                     output_dir=output_dir,
                     dry_run=dry_run,
                     backend=relay.name,
+                    key=key,
                     log_dir=store.root / "logs",
                     progress=report,
                 )

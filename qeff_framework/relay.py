@@ -24,7 +24,7 @@ from qeff_framework.contracts import (
     TransformRequest,
 )
 from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
-from qeff_framework.guarded_hooks import HOOKS, guarded_hooks
+from qeff_framework.guarded_hooks import HOOKS, guarded_hooks, hook_name, marked_methods
 from qeff_framework.guarded_session import guard_session
 from qeff_framework.hookspecs import PROJECT, BackendHooks
 from qeff_framework.options import CompileOptions, RuntimeOptions
@@ -39,7 +39,6 @@ from qeff_framework.plugin_api import Backend
 
 T = TypeVar("T")
 
-_MARK = f"{PROJECT}_impl"
 #: Hooks of the two classes of a backend that splits its implementation.
 EXECUTE_HOOKS = ("execute",)
 COMPILE_HOOKS = tuple(name for name in HOOKS if name not in EXECUTE_HOOKS)
@@ -67,7 +66,7 @@ class Relay:
         #: Modules of the backend whose source may change while the backend's versions stay: it is part of cache keys.
         self.source_modules = tuple(source_modules)
         #: Whether the backend answers the export hook, or wraps it.
-        self.has_export = hasattr(getattr(implementation, "export", None), _MARK)
+        self.has_export = "export" in [hook_name(*method) for method in marked_methods(implementation)]
         #: The extensions that wrap the hooks, by name.
         self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)
@@ -179,16 +178,9 @@ class Relay:
 def _lint(plugin: object, hooks: Sequence[str]) -> list[str]:
     """What pluggy accepts or ignores in silence, and would fail or do nothing later."""
     problems: list[str] = []
-    found = 0
-    for name in dir(type(plugin)):
-        method = inspect.getattr_static(type(plugin), name)
-        if not callable(method):
-            continue
-        if not hasattr(method, _MARK):
-            if name in HOOKS:
-                problems.append(f"{name}() is named like a hook but is not marked with @hookimpl")
-            continue
-        found += 1
+    marked = dict(marked_methods(plugin))
+    for method_name, marks in marked.items():
+        name, method = hook_name(method_name, marks), inspect.getattr_static(type(plugin), method_name)
         if name not in HOOKS:
             problems.append(f"unknown hook '{name}', the hooks are {', '.join(HOOKS)}")
             continue
@@ -203,6 +195,11 @@ def _lint(plugin: object, hooks: Sequence[str]) -> list[str]:
         if [(p.name, p.kind, p.default) for p in parameters] != [("request", plain, inspect.Parameter.empty)]:
             written = ", ".join(str(parameter) for parameter in parameters)
             problems.append(f"{name}({written}) must take exactly one plain argument named 'request'")
-    if not found and not problems:
+    problems += [
+        f"{name}() is named like a hook but is not marked with @hookimpl"
+        for name in HOOKS
+        if name not in marked and callable(inspect.getattr_static(type(plugin), name, None))
+    ]
+    if not marked and not problems:
         problems.append("it has no method marked with @hookimpl")
     return problems

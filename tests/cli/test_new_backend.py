@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import sysconfig
-import venv
-from pathlib import Path
 
 import pytest
 
 from qeff_framework.plugin_api import API_VERSION
-from tests.cli.conftest import Result
+from tests.chained_environment import ChainedEnvironment
 
 
 @pytest.mark.parametrize("name", ["4chip", "a b", "../up", "auto", "", "a.b", "x" * 70])
@@ -31,17 +26,7 @@ def test_a_folder_with_content_is_left_alone(qeff, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.fixture
-def chained(tmp_path) -> Path:
-    """The Python of a new environment that sees what this one has, and into which pip can install."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    site = tmp_path / "venv" / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    (site / "chain.pth").write_text("\n".join(path for path in sys.path if path and Path(path).is_dir()))
-    return python
-
-
-def test_what_is_generated_passes_its_own_tests(qeff, tmp_path, chained, environment):
+def test_what_is_generated_passes_its_own_tests(qeff, tmp_path):
     """Both variants, installed as an author installs them, without a package index."""
     folders = []
     for name, variant in (("acme", "external"), ("My-NPU", "python")):
@@ -53,32 +38,13 @@ def test_what_is_generated_passes_its_own_tests(qeff, tmp_path, chained, environ
         assert not any(f"@{word}@" in text for text in texts.values() for word in ("name", "Name", "package", "api"))
         assert f'api = "{API_VERSION}"' in texts["descriptor.py"]
 
-    del environment["PYTHONPATH"]
-    install = [
-        "pip",
-        "--disable-pip-version-check",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-    ]
-    editable = [part for folder in folders for part in ("-e", str(folder))]
-
-    def run(*argv: str) -> Result:
-        done = subprocess.run(
-            [chained, "-m", *argv], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    installed = run(*install, *editable)
-    assert installed.code == 0, installed.err
-    tested = run(
-        "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *(str(folder / "tests") for folder in folders)
-    )
-    assert tested.code == 0, tested.out
-    assert "9 passed" in tested.out
-    told = run("qeff_framework", "doctor", "acme", "--json")
-    assert told.code == 0, told.err
-    [found] = json.loads(told.out)["backends"]
+    environment = ChainedEnvironment.create(tmp_path / "environment")
+    environment.install(folders)
+    tests = [str(folder / "tests") for folder in folders]
+    tested = environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *tests)
+    assert tested.returncode == 0, tested.stdout
+    assert "9 passed" in tested.stdout
+    told = environment.run("qeff_framework", "doctor", "acme", "--json")
+    assert told.returncode == 0, told.stderr
+    [found] = json.loads(told.stdout)["backends"]
     assert {check["name"]: check["status"] for check in found["checks"]} == {"compiler": "ok", "onnxruntime": "ok"}
