@@ -238,14 +238,39 @@ class CompiledModel(_JsonFile):
     #: Compile options with defaults filled in.
     options: Mapping[str, Any] = field(default_factory=dict)
     program: Mapping[str, Any] = field(default_factory=dict)
-    #: Of a dry run: the file that is there once somebody has compiled the bundle, relative to `directory`. "" for a backend whose
-    #: bundles cannot be run where they were compiled.
-    bundle_result: str = ""
-    #: What the backend adds to ``qpc_config`` in ``qconfig.json``, for people and tools.
-    qpc_config: Mapping[str, Any] = field(default_factory=dict)
+    #: Of a dry run: the file that is there once somebody has run the compiler on its inputs, relative to `directory`. "" for a
+    #: backend whose dry runs cannot be completed in place.
+    dry_run_result: str = ""
+    #: What the backend adds to the description of the program in ``qconfig.json``, for people and tools. It must be JSON.
+    qconfig: Mapping[str, Any] = field(default_factory=dict)
     #: Names of the transforms that were applied to the ONNX graph, in order, as ``name@version``.
     transforms: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_request(cls, request: CompileRequest, *, program: Mapping[str, Any], **changed: Any) -> Self:
+        """The answer to `request`, with the interface of the export and everything else as the request says.
+
+        Args:
+            request: what the compile hook was called with.
+            program: see `program` of this class.
+            **changed: other fields that differ from the request, for instance `states` that the compiler has renamed.
+        """
+        exported = request.exported
+        answer: dict[str, Any] = {
+            "directory": request.output_dir,
+            "backend": request.backend,
+            "task": exported.task,
+            "specializations": request.specializations,
+            "inputs": exported.inputs,
+            "outputs": exported.outputs,
+            "states": exported.states,
+            "options": asdict(request.options),
+            "program": program,
+            "transforms": request.transforms,
+            "metadata": exported.metadata,
+        }
+        return cls(**answer | changed)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -262,8 +287,8 @@ class CompiledModel(_JsonFile):
                 states=tuple(StateSpec(**item) for item in content["states"]),
                 options=content["options"],
                 program=content["program"],
-                bundle_result=content.get("bundle_result", ""),
-                qpc_config=content.get("qpc_config", {}),
+                dry_run_result=content.get("dry_run_result", ""),
+                qconfig=content.get("qconfig", {}),
                 transforms=tuple(content["transforms"]),
                 metadata=content["metadata"],
             )
@@ -303,6 +328,8 @@ class ExportRequest:
     #: Names of parameters and buffers of `module` that its checkpoint did not hold. They contain random values: a graph that
     #: reads one must be refused by an error that names it.
     unloaded: frozenset[str] = frozenset()
+    #: Key of the export in the artifact store: what has the same key is the same.
+    key: str = ""
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 
@@ -322,30 +349,17 @@ class CompileRequest:
     output_dir: Path
     #: Write every input file of the compiler, run nothing. Only for backends that declare the capability.
     dry_run: bool = False
+    #: Name of the backend that is asked.
+    backend: str = ""
+    #: Key of the program in the artifact store: what has the same key is the same.
+    key: str = ""
     #: Where the log of a compiler that failed is kept, since `output_dir` is removed then. It may not exist yet.
     log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None
 
-    def result(self, *, backend: str, program: Mapping[str, Any]) -> CompiledModel:
-        """The compiled model, with the interface of the export and everything else as this request says.
-
-        Args:
-            backend: name of the backend that has compiled it.
-            program: see `CompiledModel.program`.
-        """
-        return CompiledModel(
-            directory=self.output_dir,
-            backend=backend,
-            task=self.exported.task,
-            specializations=self.specializations,
-            inputs=self.exported.inputs,
-            outputs=self.exported.outputs,
-            states=self.exported.states,
-            options=asdict(self.options),
-            program=program,
-            transforms=self.transforms,
-            metadata=self.exported.metadata,
-        )
+    def result(self, *, program: Mapping[str, Any], **changed: Any) -> CompiledModel:
+        """The answer to this request, see `CompiledModel.from_request`."""
+        return CompiledModel.from_request(self, program=program, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,9 +473,9 @@ class Capabilities:
     continuous_batching: bool = False
     #: ``num_devices > 1``.
     multi_device: bool = False
-    #: ``mxfp6_matmul``.
+    #: ``mxfp6_matmul``, for a backend whose options derive from `MicroscalingOptions`.
     mxfp6_matmul: bool = False
-    #: ``mxint8_kv_cache``.
+    #: ``mxint8_kv_cache``, likewise.
     mxint8_kv_cache: bool = False
     #: ``num_speculative_tokens``.
     speculative_decoding: bool = False

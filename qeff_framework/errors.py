@@ -22,6 +22,10 @@ class BackendNotInstalledError(BackendError):
     """No installed package provides a backend of this name."""
 
 
+class UnknownBackendError(BackendNotInstalledError):
+    """The name that a caller gave is not that of an installed backend."""
+
+
 class BackendBlockedError(BackendError):
     """The backend is installed, but an environment variable keeps it from being used."""
 
@@ -44,6 +48,10 @@ class BackendUnavailableError(BackendError):
 
 class ExtensionError(QEFFError):
     """A requested extension is not installed, could not be loaded, or returned something that breaks the contract of its hook."""
+
+
+class UnknownExtensionError(ExtensionError):
+    """The name that a caller gave is not that of an installed extension."""
 
 
 # --- what the user asked for ----------------------------------------------------------------------------------------

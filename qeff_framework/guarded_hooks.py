@@ -6,7 +6,8 @@ exception is blamed on the plugin that raised it, and on nobody that it passes; 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,15 +67,28 @@ def guarded_hooks(plugin: object, told: str | None, error_type: type[QEFFError],
     """
     owner = _Plugin(told=told, error_type=error_type, check=check)
     guarded = _Hooks()
-    for name in HOOKS:
-        method = getattr(plugin, name, None)
-        marks = getattr(method, _MARK, None)
-        if marks is None:
-            continue
+    for method_name, marks in marked_methods(plugin):
+        name = hook_name(method_name, marks)
+        method = getattr(plugin, method_name)
         function = (_wrapper if marks.get("wrapper") else _answer)(method, name, owner)
         setattr(function, _MARK, marks)
-        setattr(guarded, name, function)
+        setattr(guarded, method_name, function)
     return guarded
+
+
+def marked_methods(plugin: object) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and marks of each method that is marked with `hookimpl`."""
+    found = []
+    for name in dir(type(plugin)):
+        marks = getattr(inspect.getattr_static(type(plugin), name), _MARK, None)
+        if isinstance(marks, Mapping):
+            found.append((name, marks))
+    return found
+
+
+def hook_name(method_name: str, marks: Mapping[str, Any]) -> str:
+    """The hook that a marked method implements: a plugin may have two for one hook, which `hookimpl(specname=...)` names."""
+    return marks.get("specname") or method_name
 
 
 def _wrapper(method: Any, name: str, owner: _Plugin) -> Any:

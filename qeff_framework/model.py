@@ -31,6 +31,7 @@ from qeff_framework.contracts import (
 from qeff_framework.errors import ExecutionError, OptionError
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
+from qeff_framework.plugin_source import source_digest
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
@@ -75,6 +76,8 @@ class _ExportPlan:
     identity: Any
     #: Why the artifact carries no tokenizer.
     tokenizer_problem: str | None
+    #: The backend has a part in the export, so that it is not the same for every backend.
+    takes_part: bool
     parts: Mapping[str, Any]
     key: str
 
@@ -170,6 +173,7 @@ class QEFFBaseModel:
     def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> _ExportPlan:
         """Everything about an export that is known before any work."""
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
+        takes_part = bool(transforms) or relay.has_export
         # An artifact without the tokenizer must not be found again where the tokenizer can be loaded.
         problem = self._source.tokenizer_problem()
         identity = self._source.identity()
@@ -179,6 +183,7 @@ class QEFFBaseModel:
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
+            **(_source_identity(relay) if takes_part else {}),
             "libraries": _versions(_EXPORT_LIBRARIES),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
@@ -191,11 +196,14 @@ class QEFFBaseModel:
             extra_inputs=extra_inputs,
             identity=identity,
             tokenizer_problem=problem,
+            takes_part=takes_part,
             parts=parts,
             key=cache_key(parts),
         )
 
-    def _export(self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None) -> ExportedModel:
+    def _export(
+        self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
+    ) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
         def build(output_dir: Path) -> Mapping[str, str]:
@@ -214,6 +222,7 @@ class QEFFBaseModel:
                 output_dir=output_dir,
                 extra_inputs=plan.extra_inputs,
                 unloaded=self._source.unloaded(),
+                key=plan.key,
                 progress=report,
                 **self._export_arguments(),
             )
@@ -239,6 +248,8 @@ class QEFFBaseModel:
                 build,
                 destination=Path(export_dir) if export_dir is not None else None,
                 on_wait=lambda: report(f"waiting for another process that exports {self.name}"),
+                # An export in which the backend has no part is the same for every backend.
+                rebuild=rebuild and plan.takes_part,
             )
         finally:
             self._source.release()
@@ -270,6 +281,7 @@ class QEFFBaseModel:
         *,
         compile_dir: str | os.PathLike[str] | None = None,
         dry_run: bool = False,
+        rebuild: bool = False,
         extensions: Sequence[str] | None = None,
         **options: Any,
     ) -> CompiledModel:
@@ -279,6 +291,8 @@ class QEFFBaseModel:
             backend: name of an installed backend; `None` takes ``QEFF_BACKEND`` or the best one that works here.
             compile_dir: put the artifact there instead of into the artifact store.
             dry_run: write every input file of the compiler and run nothing; for backends that can.
+            rebuild: compile even if the program exists, and export again where the backend has a part in the export. What
+                exists is replaced once the new program is complete.
             extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
             **options: the task's sizes (``prefill_seq_len``, ``ctx_len``, ``batch_size``, ... or ``seq_len``) and the
                 backend's options (``num_cores``, ...). Unknown names fail before any work starts.
@@ -291,7 +305,7 @@ class QEFFBaseModel:
             BackendError: the backend cannot be selected.
             CompileError: the compiler refused.
         """
-        relay = registry.get(backend, extensions=extensions)
+        relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         specializations = shapes.specializations()
@@ -308,6 +322,7 @@ class QEFFBaseModel:
             "export": plan.key,
             "backend": relay.name,
             "fingerprint": fingerprint_of_backend,
+            **_source_identity(relay),
             "transforms": [_transform_identity(transform) for transform in transforms],
             **_extension_identities(relay, "compile"),
             "specializations": [dataclasses.asdict(item) for item in specializations],
@@ -318,7 +333,7 @@ class QEFFBaseModel:
         destination = Path(compile_dir) if compile_dir is not None else None
         if destination is not None:
             store.check_destination("compiled", destination, key)
-        exported = self._export(plan)
+        exported = self._export(plan, rebuild=rebuild)
         _check_position_limits(exported, specializations, given=options)
 
         def build(output_dir: Path) -> None:
@@ -340,6 +355,8 @@ class QEFFBaseModel:
                     options=compile_options,
                     output_dir=output_dir,
                     dry_run=dry_run,
+                    backend=relay.name,
+                    key=key,
                     log_dir=store.root / "logs",
                     progress=report,
                 )
@@ -355,6 +372,7 @@ class QEFFBaseModel:
             build,
             destination=destination,
             on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
+            rebuild=rebuild,
         )
         self._close_runner()
         self.compiled = CompiledModel.load(stored.path)
@@ -445,6 +463,12 @@ def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
     return {"extensions": found} if found else {}
 
 
+def _source_identity(relay: Relay) -> dict[str, str]:
+    """What stands in a key for the backend's code where its version says nothing about it."""
+    modules = relay.source_modules
+    return {"source": identity_or_nonce(lambda: source_digest(modules), f"backend '{relay.name}'")} if modules else {}
+
+
 def _patches(config: Mapping[str, Any]) -> dict[str, str]:
     """What stands in a key for functions that the process has put in place of those of the libraries."""
     model_type = str(config.get("model_type", ""))
@@ -482,8 +506,8 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         or not getattr(shapes, "has_compute_contexts", False),
         "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
-        "mxfp6_matmul=True": can.mxfp6_matmul or not options.mxfp6_matmul,
-        "mxint8_kv_cache=True": can.mxint8_kv_cache or not options.mxint8_kv_cache,
+        "mxfp6_matmul=True": can.mxfp6_matmul or not getattr(options, "mxfp6_matmul", False),
+        "mxint8_kv_cache=True": can.mxint8_kv_cache or not getattr(options, "mxint8_kv_cache", False),
         "dry_run=True": can.dry_run or not dry_run,
     }
     refused = [what for what, possible in asked.items() if not possible]
@@ -550,7 +574,7 @@ def _finish_artifact(
             "fingerprint": fingerprint,
         },
         sdk_versions=fingerprint,
-        qpc_config=compiled.qpc_config,
+        qpc_config=compiled.qconfig,
     )
 
 

@@ -1,8 +1,8 @@
 """Option schemas: one frozen, keyword-only dataclass per backend, checked before any work starts.
 
-A backend subclasses `CompileOptions` (what changes the program; part of the cache key) and `RuntimeOptions` (where
-and how it is run; not part of any key). Each field is documented by ``metadata={"help": ...}``, see `option`;
-`choices` and `minimum` are checked, anything beyond that belongs into ``__post_init__``, which raises `ValueError`.
+A backend subclasses `CompileOptions` or `MicroscalingOptions` (what changes the program; part of the cache key) and
+`RuntimeOptions` (where and how it is run; not part of any key). Each field is documented by ``metadata={"help": ...}``, see
+`option`; `choices` and `minimum` are checked, anything beyond that belongs into ``__post_init__``, which raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ class CompileOptions:
 
     num_devices: int = option(1, "accelerators that one program is spread over", minimum=1)
     num_cores: int = option(16, "compute cores used on each device; a simulator uses at most the host's", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroscalingOptions(CompileOptions):
+    """Base of the options of a backend whose compiler stores tensors in Microscaling (MX) formats.
+
+    Every backend takes these options at `False`, which asks for nothing, so that a call can be used with several backends.
+    """
+
     mxfp6_matmul: bool = option(False, "store constant MatMul weights as MXFP6")
     mxint8_kv_cache: bool = option(False, "store the KV cache as MXINT8")
 
@@ -138,6 +147,9 @@ def parse_options(
     problems: list[str] = []
     accepted: dict[str, Any] = {}
     for name, value in values.items():
+        if name not in fields and name in _ASKS_FOR_NOTHING_AT_FALSE and issubclass(schema, CompileOptions):
+            problems += _refused_format(name, value, owner, from_text=from_text)
+            continue
         if name not in fields:
             place = (misplaced or {}).get(name)
             unknown = _unknown(name, [*fields, *also_known], owner, elsewhere or {})
@@ -154,6 +166,20 @@ def parse_options(
         except (ValueError, TypeError) as error:
             problems.append(str(error))
     raise OptionError(f"{owner}: " + "; ".join(problems))
+
+
+#: Compile options that a backend without them takes at `False`.
+_ASKS_FOR_NOTHING_AT_FALSE = {f.name for f in dataclasses.fields(MicroscalingOptions)} - {
+    f.name for f in dataclasses.fields(CompileOptions)
+}
+
+
+def _refused_format(name: str, value: object, owner: str, *, from_text: bool) -> list[str]:
+    if from_text and isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if not isinstance(value, bool):
+        return [f"option '{name}' must be bool, got {type(value).__name__} {value!r}"]
+    return [f"{owner} does not support {name}=True; leave it out or choose another one"] if value else []
 
 
 def _unknown(name: str, known: Sequence[str], owner: str, elsewhere: Mapping[str, Sequence[str]]) -> str:

@@ -115,6 +115,11 @@ def check_descriptor(descriptor: Backend, origin: str) -> None:
         ),
         ("capabilities", _are_capabilities, "an instance of Capabilities with fields of the right types"),
         ("implementation", lambda value: isinstance(value, str) and ":" in value, "text like 'package.module:Class'"),
+        (
+            "execute_implementation",
+            lambda value: isinstance(value, str) and (value == "" or ":" in value),
+            "text like 'package.module:Class'",
+        ),
     )
     wrong = [
         f"{name} is {printable(repr(getattr(descriptor, name, None)), longest=60)}, not {what}"
@@ -289,7 +294,7 @@ def check_compiled(compiled: CompiledModel, request: CompileRequest, name: str, 
         )
     problems += _interface_problems(exported, compiled)
     problems += _state_problems(compiled.states, compiled.inputs, compiled.outputs)
-    problems += _json_problems(compiled, ("program", "qpc_config", "metadata"))
+    problems += _json_problems(compiled, ("program", "qconfig", "metadata"))
     problems += _file_problems(compiled, request.output_dir)
     _refuse(problems, f"{told} returned a program that does not fit its request")
 
@@ -317,8 +322,8 @@ def _file_problems(compiled: CompiledModel, directory: Path) -> list[str]:
         problems.append(
             f"its program names {_shown(named[0])}: the directory is published under another name, so name files relative to it"
         )
-    if compiled.bundle_result and not is_inside(compiled.bundle_result, directory):
-        problems.append(f"its bundle_result {compiled.bundle_result!r} is not a path inside of its directory")
+    if compiled.dry_run_result and not is_inside(compiled.dry_run_result, directory):
+        problems.append(f"its dry_run_result {compiled.dry_run_result!r} is not a path inside of its directory")
     return problems
 
 

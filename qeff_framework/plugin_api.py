@@ -51,7 +51,7 @@ from qeff_framework.errors import (
     UnsupportedModelError,
 )
 from qeff_framework.hookspecs import hookimpl
-from qeff_framework.options import CompileOptions, RuntimeOptions, option
+from qeff_framework.options import CompileOptions, MicroscalingOptions, RuntimeOptions, option
 
 if TYPE_CHECKING:
     # Not in `__all__`: ``import *`` must stay light.
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from qeff_framework import toolchains as toolchains  # noqa: PLC0414 -- re-exported
 
 #: ``major.minor`` of this surface. The major is also in the entry-point group.
-API_VERSION = "1.1"
+API_VERSION = "1.2"
 
 BACKEND_GROUP = "qeff_framework.backends.v1"
 EXTENSION_GROUP = "qeff_framework.extensions.v1"
@@ -101,6 +101,9 @@ class Backend:
     capabilities: ClassVar[Capabilities]
     #: ``"package.module:Class"`` with the hook implementations; instantiated without arguments on first use.
     implementation: ClassVar[str]
+    #: The same for a class with the hook `execute` alone, where running a program must not import what compiling needs.
+    #: `implementation` has the other hooks then. "": it has all of them.
+    execute_implementation: ClassVar[str] = ""
 
     def probe(self) -> Probe:
         """Looks at this machine: what can be compiled and executed here, and the remedy where it cannot.
@@ -179,6 +182,7 @@ __all__ = [
     "ExportRequest",
     "ExportedModel",
     "InputError",
+    "MicroscalingOptions",
     "OptionError",
     "Probe",
     "QEFFError",

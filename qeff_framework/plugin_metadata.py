@@ -5,6 +5,7 @@ Every field of a package's metadata but the name may be absent, and files may be
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,15 @@ def package_summary(entry: EntryPoint) -> str:
 def origin_of(entry: EntryPoint) -> str:
     """Returns name and version of the package, for messages."""
     return f"{package_name(entry)} {package_version(entry)}".strip()
+
+
+def is_editable(entry: EntryPoint) -> bool:
+    """Whether the package is an editable install: its files may change while its version stays."""
+    try:
+        text = entry.dist.read_text("direct_url.json") if entry.dist else None
+        return json.loads(text or "{}")["dir_info"]["editable"] is True
+    except Exception:  # noqa: BLE001 - whatever a damaged file leads to
+        return False
 
 
 def _field(entry: EntryPoint, name: str) -> str:

@@ -31,6 +31,8 @@ from qeff_framework.errors import (
     BackendNotInstalledError,
     BackendUnavailableError,
     ExtensionError,
+    UnknownBackendError,
+    UnknownExtensionError,
 )
 from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
@@ -40,6 +42,7 @@ from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
     is_backend_name,
+    is_editable,
     origin_of,
     package_name,
     package_summary,
@@ -62,6 +65,8 @@ DEFAULT_VARIABLE = "QEFF_BACKEND"
 EXTENSIONS_VARIABLE = "QEFF_EXTENSIONS"
 
 BackendStatus = Literal["available", "blocked", "incompatible", "conflict"]
+#: What a backend is selected for.
+Stage = Literal["compile", "execute"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,7 @@ class Registry:
         name: str | Backend | type[Backend] | None = None,
         *,
         extensions: Sequence[str] | None = None,
+        stage: Stage | None = None,
         tried: bool = False,
     ) -> Relay:
         """Selects a backend and returns its relay, ready to be called.
@@ -176,6 +182,7 @@ class Registry:
             name: a backend name, ``"distribution:name"`` when several packages provide it, a descriptor, or `None` for
                 ``QEFF_BACKEND`` or else the best of what works here (see `choose`).
             extensions: names of extensions that wrap the hooks; `None` reads ``QEFF_EXTENSIONS``.
+            stage: what the relay is for. A backend that splits its implementation is imported only as far as that needs.
             tried: import descriptor and implementation in a process of their own first, see `descriptor`.
 
         Raises:
@@ -186,16 +193,24 @@ class Registry:
             name = self.choose()
         if isinstance(name, str):
             descriptor, origin = self.descriptor(name, tried=tried), self._origin_of(name)
+            changes = normalize(name) in self._registered or is_editable(self._select(name))
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
+            changes = True
         loaded = self.extensions(extensions)
+        split = descriptor.execute_implementation
+        compiles = not split or stage != "execute"
         return Relay(
             descriptor,
-            implementation=_load_implementation(descriptor, origin, tried=tried),
+            implementation=_load(descriptor, descriptor.implementation, origin, tried=tried) if compiles else None,
+            execute_implementation=(
+                _load(descriptor, split, origin, tried=tried) if split and stage != "compile" else None
+            ),
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),
+            source_modules=_modules_of(descriptor) if changes else (),
         )
 
     def core(self, *, extensions: Sequence[str] | None = None) -> Relay:
@@ -279,7 +294,7 @@ class Registry:
             if name not in available:
                 near = difflib.get_close_matches(name, available, n=1, cutoff=CLOSE)
                 hint = f", did you mean '{near[0]}'?" if near else f"; installed: {', '.join(sorted(available))}"
-                raise ExtensionError(f"no extension named '{printable(name)}' is installed{hint}")
+                raise UnknownExtensionError(f"no extension named '{printable(name)}' is installed{hint}")
             entry, *twins = available[name]
             if twins:
                 providers = ", ".join(sorted(origin_of(twin) for twin in (entry, *twins)))
@@ -354,7 +369,7 @@ class Registry:
             and (not distribution or normalize(package_name(entry)) == normalize(distribution))
         ]
         if not named:
-            raise BackendNotInstalledError(_not_installed(name, bare, [*entries], [*self._registered]))
+            raise UnknownBackendError(_not_installed(name, bare, [*entries], [*self._registered]))
         speaking = [entry for entry in named if entry.group == BACKEND_GROUP]
         if not speaking:
             majors = ", ".join(sorted(f"v{entry.group.rpartition('.v')[2]}" for entry in named))
@@ -413,11 +428,15 @@ def _blocked_by(entry: EntryPoint) -> str:
 def _not_installed(asked: str, bare: str, entries: Sequence[EntryPoint], registered: Sequence[str]) -> str:
     names = sorted({entry.name for entry in entries} | set(registered))
     near = difflib.get_close_matches(normalize(bare), names, n=1)
-    suggestion = f", did you mean '{near[0]}'?" if near else ""
-    package = f"qeff-{normalize(bare).replace('_', '-')}-backend"
+    installed = f"(installed: {', '.join(map(printable, names)) or 'none'})"
+    if near:
+        return f"no backend named '{asked}' is installed, did you mean '{printable(near[0])}'? {installed}"
+    told = f"no backend named '{asked}' is installed {installed}; backends are packages"
+    # A text that cannot name a backend names no package either.
     return (
-        f"no backend named '{asked}' is installed{suggestion} (installed: {', '.join(names) or 'none'}); "
-        f"backends are packages, usually named like `pip install {package}`"
+        f"{told}, usually named like `pip install qeff-{normalize(bare).replace('_', '-')}-backend`"
+        if is_backend_name(bare)
+        else told
     )
 
 
@@ -459,12 +478,18 @@ def _check_api(descriptor: Backend, origin: str) -> None:
         )
 
 
-def _load_implementation(descriptor: Backend, origin: str, *, tried: bool) -> object:
-    module_name, _, attribute = descriptor.implementation.partition(":")
+def _modules_of(descriptor: Backend) -> tuple[str, ...]:
+    targets = (descriptor.implementation, descriptor.execute_implementation)
+    return (type(descriptor).__module__, *(target.partition(":")[0] for target in targets if target))
+
+
+def _load(descriptor: Backend, target: str, origin: str, *, tried: bool) -> object:
+    """The hooks at `target`, ``"package.module:Class"``."""
+    module_name, _, attribute = target.partition(":")
     if tried and (problem := import_problem(module_name)):
         raise BackendBrokenError(
-            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
-            f"not be loaded: {problem}"
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {target} could not be loaded: "
+            f"{problem}"
         )
     try:
         implementation = getattr(importlib.import_module(module_name), attribute)
@@ -473,7 +498,7 @@ def _load_implementation(descriptor: Backend, origin: str, *, tried: bool) -> ob
         raise
     except BaseException as error:
         raise BackendBrokenError(
-            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {descriptor.implementation} could "
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {target} could "
             f"not be loaded: {error_line(error)}; `qeff doctor {descriptor.name}` shows what is missing"
         ) from error
 

@@ -7,7 +7,7 @@ answered by another backend, and a failed registration is thrown away with its m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pluggy
@@ -24,7 +24,7 @@ from qeff_framework.contracts import (
     TransformRequest,
 )
 from qeff_framework.errors import BackendError, BackendIncompatibleError, ExtensionError
-from qeff_framework.guarded_hooks import HOOKS, guarded_hooks
+from qeff_framework.guarded_hooks import HOOKS, guarded_hooks, hook_name, marked_methods
 from qeff_framework.guarded_session import GuardedSession, guard_session
 from qeff_framework.hookspecs import PROJECT, BackendHooks
 from qeff_framework.options import CompileOptions, RuntimeOptions
@@ -37,9 +37,11 @@ from qeff_framework.plugin_answers import (
 )
 from qeff_framework.plugin_api import Backend
 
-_MARK = f"{PROJECT}_impl"
 #: What the hooks return, beside `transform`.
 _RESULTS: Final[Mapping[str, type]] = {"export": ExportedModel, "compile": CompiledModel, "execute": ExecutionSession}
+#: Hooks of the two classes of a backend that splits its implementation.
+EXECUTE_HOOKS = ("execute",)
+COMPILE_HOOKS = tuple(name for name in HOOKS if name not in EXECUTE_HOOKS)
 
 
 class Relay:
@@ -50,15 +52,21 @@ class Relay:
         descriptor: Backend | None,
         *,
         implementation: object,
+        execute_implementation: object = None,
         extensions: Mapping[str, object],
         origin: str,
         extension_origins: Mapping[str, str] | None = None,
+        source_modules: Sequence[str] = (),
     ) -> None:
         from qeff_framework.export.hooks import CoreHooks
 
         self.descriptor = descriptor
         #: Distribution and version, for messages.
         self.origin = origin
+        #: Modules of the backend whose source may change while the backend's versions stay: it is part of cache keys.
+        self.source_modules = tuple(source_modules)
+        #: Whether the backend answers the export hook, or wraps it.
+        self.has_export = "export" in [hook_name(*method) for method in marked_methods(implementation)]
         #: The extensions that wrap the hooks, by name.
         self.extensions = dict(extensions)
         self._manager = pluggy.PluginManager(PROJECT)
@@ -67,8 +75,14 @@ class Relay:
         for name, extension in extensions.items():
             package = (extension_origins or {}).get(name, "an unknown package")
             self._register(extension, f"extension '{name}' ({package})", ExtensionError)
-        if descriptor is not None:
+        if descriptor is None:
+            return
+        if not descriptor.execute_implementation:
             self._register(implementation, self._told, BackendIncompatibleError)
+            return
+        for plugin, hooks in ((implementation, COMPILE_HOOKS), (execute_implementation, EXECUTE_HOOKS)):
+            if plugin is not None:
+                self._register(plugin, self._told, BackendIncompatibleError, hooks=hooks)
 
     @property
     def name(self) -> str:
@@ -150,46 +164,58 @@ class Relay:
             return guard_session(result, request, told)
         return result
 
-    def _register(self, plugin: object, told: str, error_type: type[BackendIncompatibleError | ExtensionError]) -> None:
-        problems = _lint(plugin)
+    def _register(
+        self,
+        plugin: object,
+        told: str,
+        error_type: type[BackendIncompatibleError | ExtensionError],
+        *,
+        hooks: Sequence[str] = HOOKS,
+    ) -> None:
+        problems = _lint(plugin, hooks)
         if not problems:
             try:
                 # Validated as it is, and called through functions that name it when it fails.
-                self._manager.register(plugin, name=told)
+                name = f"{told}: {', '.join(hooks)}"
+                self._manager.register(plugin, name=name)
                 self._manager.check_pending()
                 self._manager.unregister(plugin)
-                self._manager.register(guarded_hooks(plugin, told, error_type, self._checked), name=told)
+                self._manager.register(guarded_hooks(plugin, told, error_type, self._checked), name=name)
                 return
             except pluggy.PluginValidationError as error:
                 problems.append(" ".join(str(error).split()))
         raise error_type(f"{told} does not match the hook specifications: {'; '.join(problems)}")
 
 
-def _lint(plugin: object) -> list[str]:
+def _lint(plugin: object, hooks: Sequence[str]) -> list[str]:
     """What pluggy accepts or ignores in silence, and would fail or do nothing later."""
     problems: list[str] = []
-    found = 0
-    for name in dir(type(plugin)):
-        method = inspect.getattr_static(type(plugin), name)
-        if not callable(method):
-            continue
-        if not hasattr(method, _MARK):
-            if name in HOOKS:
-                problems.append(f"{name}() is named like a hook but is not marked with @hookimpl")
-            continue
-        found += 1
-        if getattr(method, _MARK).get("hookwrapper"):
+    marked = dict(marked_methods(plugin))
+    for method_name, marks in marked.items():
+        name, method = hook_name(method_name, marks), inspect.getattr_static(type(plugin), method_name)
+        if marks.get("hookwrapper"):
             problems.append(
-                f"{name}() is marked with hookwrapper=True; mark it with wrapper=True and return its result"
+                f"{method_name}() is marked with hookwrapper=True; mark it with wrapper=True and return its result"
             )
         if name not in HOOKS:
             problems.append(f"unknown hook '{name}', the hooks are {', '.join(HOOKS)}")
+            continue
+        if name not in hooks:
+            problems.append(
+                f"{name}() of {type(plugin).__name__} would not be called: the descriptor's execute_implementation has the hook "
+                "execute, and implementation the other ones"
+            )
             continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
         plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
         if [(p.name, p.kind, p.default) for p in parameters] != [("request", plain, inspect.Parameter.empty)]:
             written = ", ".join(str(parameter) for parameter in parameters)
             problems.append(f"{name}({written}) must take exactly one plain argument named 'request'")
-    if not found and not problems:
+    problems += [
+        f"{name}() is named like a hook but is not marked with @hookimpl"
+        for name in HOOKS
+        if name not in marked and callable(inspect.getattr_static(type(plugin), name, None))
+    ]
+    if not marked and not problems:
         problems.append("it has no method marked with @hookimpl")
     return problems

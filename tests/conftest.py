@@ -25,11 +25,13 @@ SLOW = frozenset(
         "cli/test_app.py",
         "cli/test_coverage.py",
         "cli/test_generate.py",
+        "cli/test_new_backend.py",
         "coverage/test_families_subset.py",
         "coverage/test_parity.py",
         "coverage/test_processes.py",
         "coverage/test_reference.py",
         "docs/test_examples.py",
+        "examples/test_examples.py",
         "export/test_encoder.py",
         "export/test_position_limits.py",
         "export/test_seq2seq_lm.py",
@@ -53,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.standin)
         if "qnn_backend/htp/" in path:
             item.add_marker(pytest.mark.htp)
-        if path == "test_packaging.py":
+        if path in ("test_packaging.py", "examples/test_examples.py"):
             item.add_marker(pytest.mark.network)
 
 

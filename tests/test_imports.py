@@ -20,6 +20,7 @@ CORE = ROOT / "qeff_framework"
 #: What backends may import.
 PUBLIC = {"plugin_api", *TOOLKITS}
 BACKENDS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -31,9 +32,9 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda path: path.name)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EXAMPLES], ids=lambda path: path.name)
 def test_a_backend_imports_the_plugin_api_and_its_toolkits_only(backend: Path) -> None:
-    files = list(backend.rglob("*.py"))
+    files = list((backend / "src").rglob("*.py"))
     assert files
     for file in files:
         names = {name for name in imported(file) if name.split(".")[0] == "qeff_framework"}

@@ -225,3 +225,18 @@ def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFF
         load_compiled(compiled.directory)
     with pytest.raises(OptionError, match="'side_file' is an option of the compilation.*-O"):
         load_compiled(compiled.directory, backend=RecordingBackend, side_file="x")
+
+
+def test_an_edited_hook_does_not_return_yesterdays_program(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = model.compile(RecordingBackend, **SIZES).directory
+    assert model.compile(RecordingBackend, **SIZES).directory == first
+    exported = model.export().directory
+    monkeypatch.setattr("qeff_framework.model.source_digest", lambda modules: "of an edited file")
+    assert model.compile(RecordingBackend, **SIZES).directory != first
+    assert model.export().directory == exported
+
+    compiled = RecordingHooks.compiled
+    model.compile(RecordingBackend, **SIZES, rebuild=True)
+    assert RecordingHooks.compiled == compiled + 1

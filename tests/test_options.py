@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from qeff_framework.errors import OptionError
-from qeff_framework.options import CompileOptions, describe_options, option, parse_options
+from qeff_framework.options import CompileOptions, MicroscalingOptions, describe_options, option, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
-class AcmeOptions(CompileOptions):
+class AcmeOptions(MicroscalingOptions):
     target: str = option("a1", "chip", choices=("a1", "a2"))
     ratio: float = option(0.5, "share", minimum=0)
     lengths: int | tuple[int, ...] = option(8, "lengths")
@@ -101,6 +101,17 @@ def test_text_is_read_by_the_type_of_the_field() -> None:
 def test_unreadable_text_is_refused(text: dict[str, str]) -> None:
     with pytest.raises(OptionError, match=f"option '{next(iter(text))}' must be"):
         parse_options(AcmeOptions, text, owner="backend 'acme'", from_text=True)
+
+
+def test_formats_that_a_backend_lacks_are_taken_at_false_only() -> None:
+    def parsed(value: object, **how: bool) -> CompileOptions:
+        return parse_options(CompileOptions, {"mxfp6_matmul": value}, owner="backend 'plain'", **how)
+
+    assert parsed(False) == parsed("false", from_text=True) == CompileOptions()
+    with pytest.raises(OptionError, match="backend 'plain' does not support mxfp6_matmul=True; leave it out"):
+        parsed(True)
+    with pytest.raises(OptionError, match="must be bool, got str 'no'"):
+        parsed("no", from_text=True)
 
 
 def test_description_has_a_row_for_each_field() -> None:

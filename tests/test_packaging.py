@@ -33,6 +33,10 @@ def test_wheels_hold_the_package_and_nothing_else(site: Path) -> None:
     assert not names & {"tests", "docs", "benchmarks", "plugins"}
     assert (site / "qeff_framework" / "py.typed").exists()
     assert (site / "ort_sim_backend" / "py.typed").exists()
+    templates = Path("qeff_framework", "backend_template")
+    files = {path.relative_to(ROOT) for path in (ROOT / templates).rglob("*.tmpl")}
+    assert files == {path.relative_to(site) for path in (site / templates).rglob("*.tmpl")}
+    assert templates / "common" / ".github" / "workflows" / "ci.yml.tmpl" in files
 
 
 def test_generate_from_the_wheels(site: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_compiler_may_call_the_states_otherwise(request_: CompileRequest) -> N
         ({"directory": Path("elsewhere")}, "not the output_dir"),
         ({"program": {"file": Path("x")}}, "its program is not JSON"),
         ({"metadata": {"x": {1, 2}}}, "its metadata is not JSON"),
-        ({"bundle_result": "../elsewhere"}, "bundle_result '../elsewhere' is not a path inside"),
+        ({"dry_run_result": "../elsewhere"}, "dry_run_result '../elsewhere' is not a path inside"),
     ],
 )
 def test_a_program_that_does_not_fit_is_not_published(

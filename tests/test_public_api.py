@@ -15,8 +15,8 @@ PUBLIC = {
     "qeff_framework.plugin_api": """
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions
         CompileRequest CompiledModel EXTENSION_GROUP ExecuteRequest ExecutionError ExecutionSession ExportError ExportRequest
-        ExportedModel InputError OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status TOOLKITS Task
-        TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option prompt_ids
+        ExportedModel InputError MicroscalingOptions OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status
+        TOOLKITS Task TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option prompt_ids
     """,
     "qeff_framework.lowering": """
         Activation AttentionNode AttentionOps BindSizes CausalMaskNode CausalMaskOps CompressedProducts Computation ConstantProduct

@@ -17,7 +17,7 @@ from qeff_framework.errors import (
     BackendUnavailableError,
     ExtensionError,
 )
-from qeff_framework.registry import Registry
+from qeff_framework.registry import Registry, Stage
 from tests.fake_distributions import echo_backend, was_imported, write_distribution
 
 
@@ -245,3 +245,49 @@ def test_extensions_are_off_unless_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_unknown_extension() -> None:
     with pytest.raises(ExtensionError, match="did you mean 'timing'"):
         Registry().extensions(["timin"])
+
+
+# --- two implementation classes ---------------------------------------------------------------------------------------
+
+SPLIT = """
+from qeff_framework.plugin_api import Backend, Capabilities
+
+
+class Descriptor(Backend):
+    name = "halves"
+    capabilities = Capabilities(tasks=frozenset({{"causal-lm"}}))
+    implementation = "qeff_halves_compiling:Hooks"
+    execute_implementation = "qeff_halves_running:Hooks"
+"""
+HALF = """
+from qeff_framework.plugin_api import hookimpl
+
+
+class Hooks:
+    @hookimpl
+    def {hook}(self, request):
+        return "{hook}"
+"""
+
+
+def halves(site: Path, compiling: str = "compile", running: str = "execute") -> None:
+    for module, hook in (("qeff_halves_compiling", compiling), ("qeff_halves_running", running)):
+        (site / f"{module}.py").write_text(HALF.format(hook=hook))
+    echo_backend(site, "halves", source=SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("stage", "imported"), [("compile", ["compiling"]), ("execute", ["running"]), (None, ["compiling", "running"])]
+)
+def test_only_the_half_that_a_stage_needs_is_imported(site: Path, stage: Stage | None, imported: list[str]) -> None:
+    halves(site)
+    assert Registry().get("halves", stage=stage).name == "halves"
+    assert sorted(name for name in sys.modules if name.startswith("qeff_halves_") and name.endswith("ing")) == [
+        f"qeff_halves_{half}" for half in imported
+    ]
+
+
+def test_a_hook_in_the_wrong_half_is_refused(site: Path) -> None:
+    halves(site, compiling="execute")
+    with pytest.raises(BackendIncompatibleError, match=r"execute\(\) of Hooks would not be called"):
+        Registry().get("halves", stage="compile")

@@ -359,3 +359,32 @@ def test_a_class_is_no_transform() -> None:
 
     with pytest.raises(BackendError, match="a class is no such object"):
         relay_of(Hooks()).transform(TransformRequest(stage="onnx", task="causal-lm", options=None))
+
+
+def test_an_extension_may_answer_a_hook_and_wrap_it(tmp_path: Path) -> None:
+    """As a store does that is read before something is built and written afterwards."""
+    told: list[str] = []
+
+    class Hooks:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            told.append("built")
+            return compiled(request)
+
+    class Store:
+        kept: CompiledModel | None = None
+
+        @hookimpl(tryfirst=True)
+        def compile(self, request: CompileRequest) -> CompiledModel | None:
+            return self.kept
+
+        @hookimpl(wrapper=True, specname="compile")
+        def keep(self, request: CompileRequest) -> Generator[None, CompiledModel, CompiledModel]:
+            self.kept = yield
+            told.append("kept")
+            return self.kept
+
+    relay = relay_of(Hooks(), store=Store())
+    for _ in range(2):
+        assert relay.compile(compile_request(tmp_path)).directory == tmp_path
+    assert told == ["built", "kept", "kept"]

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,6 +117,8 @@ class Store:
         builder: Builder,
         destination: Path | None = None,
         on_wait: OnWait | None = None,
+        *,
+        rebuild: bool = False,
     ) -> StoredArtifact:
         """The intact artifact with this `key`, built only if there is none.
 
@@ -126,6 +128,8 @@ class Store:
         3. What meanwhile was published is returned. A damaged artifact is removed, with a warning in the log.
         4. `builder` fills an empty staging directory. When it raises, the directory is removed and the error goes on.
         5. The manifest is written, everything is forced to the disk, and one rename publishes the directory.
+
+        With `rebuild` it is built even if there is one, which stays in place until the new one is complete.
 
         With `destination` the artifact is published there. It may exist if it is empty or holds this artifact, intact;
         anything else there is left alone and is an error. Raises `ArtifactError` when there is no place to write to,
@@ -143,8 +147,8 @@ class Store:
             builder=builder,
         )
         if destination is None:
-            return self._in_store(recipe, on_wait)
-        return self._at_destination(recipe, destination.resolve(), on_wait)
+            return self._in_store(recipe, on_wait, rebuild=rebuild)
+        return self._at_destination(recipe, destination.resolve(), on_wait, rebuild=rebuild)
 
     def check_destination(self, kind: str, destination: Path, key: str | None = None) -> None:
         """Raises `ArtifactError` if no artifact of `kind` can be published at `destination`.
@@ -212,15 +216,17 @@ class Store:
 
     # --- in the store -------------------------------------------------------------------------------------------------
 
-    def _in_store(self, recipe: _Recipe, on_wait: OnWait | None) -> StoredArtifact:
-        if found := self._intact(recipe):
+    def _in_store(self, recipe: _Recipe, on_wait: OnWait | None, *, rebuild: bool) -> StoredArtifact:
+        if not rebuild and (found := self._intact(recipe)):
             return found
         target = self.path_of(recipe.kind, recipe.label, recipe.key)
         self._prepare(recipe.kind)
         with self._exclusive(_lock_name(recipe.kind, recipe.key), _waiting(recipe.what, on_wait)):
-            if found := self._intact(recipe):
+            if not rebuild and (found := self._intact(recipe)):
                 return found
             for damaged in self._candidates(recipe):
+                if not _problems(damaged, recipe.key):
+                    continue
                 _log.warning(
                     "%s is damaged (%s): it is removed and built again from its source",
                     damaged,
@@ -228,7 +234,14 @@ class Store:
                 )
                 self._discard(damaged)
             self.sweep()
-            return _build(recipe, target, staging_parent=self.root / _STAGING, staging_prefix="", remedy=_SET_HOME)
+            return _build(
+                recipe,
+                target,
+                staging_parent=self.root / _STAGING,
+                staging_prefix="",
+                remedy=_SET_HOME,
+                replaced=self._candidates,
+            )
 
     def _candidates(self, recipe: _Recipe) -> Sequence[Path]:
         suffix = f"-{recipe.key[:_KEY_DIGITS]}"
@@ -287,18 +300,28 @@ class Store:
 
     # --- at a destination that the user chose -------------------------------------------------------------------------
 
-    def _at_destination(self, recipe: _Recipe, target: Path, on_wait: OnWait | None) -> StoredArtifact:
-        if _holds(target, recipe.key):
+    def _at_destination(
+        self, recipe: _Recipe, target: Path, on_wait: OnWait | None, *, rebuild: bool
+    ) -> StoredArtifact:
+        if _holds(target, recipe.key) and not rebuild:
             return _used(target)
         self._prepare()
         lock_name = f"destination-{cache_key({'path': str(target)})[:_KEY_DIGITS]}.lock"
         with self._exclusive(lock_name, _waiting(str(target), on_wait)):
-            if _holds(target, recipe.key):
+            holds = _holds(target, recipe.key)
+            if holds and not rebuild:
                 return _used(target)
             remedy = f"Choose another directory than {target}"
             with _parents(target, remedy) as parent:
                 sweep(parent, prefix=_HIDDEN_PREFIX)
-                return _build(recipe, target, staging_parent=parent, staging_prefix=_HIDDEN_PREFIX, remedy=remedy)
+                return _build(
+                    recipe,
+                    target,
+                    staging_parent=parent,
+                    staging_prefix=_HIDDEN_PREFIX,
+                    remedy=remedy,
+                    replaced=lambda _: [target] if holds else [],
+                )
 
 
 def open_artifact(path: Path, full: bool = False) -> StoredArtifact:
@@ -324,7 +347,16 @@ def _acquire_now(lock: BaseFileLock) -> bool:
     return True
 
 
-def _build(recipe: _Recipe, target: Path, *, staging_parent: Path, staging_prefix: str, remedy: str) -> StoredArtifact:
+def _build(
+    recipe: _Recipe,
+    target: Path,
+    *,
+    staging_parent: Path,
+    staging_prefix: str,
+    remedy: str,
+    replaced: Callable[[_Recipe], Sequence[Path]],
+) -> StoredArtifact:
+    """Builds and publishes; `replaced` names the artifacts that the new one takes the place of, once it is complete."""
     with staging_directory(staging_parent, prefix=staging_prefix, remedy=remedy) as staging:
         try:
             shared = recipe.builder(staging)
@@ -335,19 +367,41 @@ def _build(recipe: _Recipe, target: Path, *, staging_parent: Path, staging_prefi
                 raise
         with os_errors_explained(f"cannot publish {recipe.what} as {target}", remedy):
             # A builder is often the last expression of a lambda.
-            _publish(recipe, staging, target, shared if isinstance(shared, Mapping) else None)
+            manifest = _described_by(recipe, staging, shared if isinstance(shared, Mapping) else None)
+            manifest.save(staging)
+            sync_tree(staging)
+            with _moved_aside(replaced(recipe), staging_parent, staging_prefix, remedy):
+                _publish(staging, target)
     return replace(_described(target), built=True)
 
 
-def _publish(recipe: _Recipe, staging: Path, target: Path, shared: Mapping[str, str] | None) -> None:
+@contextmanager
+def _moved_aside(paths: Sequence[Path], parent: Path, prefix: str, remedy: str) -> Iterator[None]:
+    """Takes `paths` away for the body, deletes them after it, and puts them back if it fails."""
+    with ExitStack() as stack:
+        moved = []
+        try:
+            for path in paths:
+                aside = stack.enter_context(staging_directory(parent, prefix=prefix, remedy=remedy)) / path.name
+                path.rename(aside)
+                moved.append((path, aside))
+            yield
+        except BaseException:
+            for path, aside in moved:
+                aside.rename(path)
+            raise
+
+
+def _described_by(recipe: _Recipe, staging: Path, shared: Mapping[str, str] | None) -> Manifest:
     try:
-        manifest = Manifest.describe(
+        return Manifest.describe(
             staging, kind=recipe.kind, key=recipe.key, key_parts=recipe.key_parts, label=recipe.label, shared=shared
         )
     except ArtifactError as error:
         raise ArtifactError(f"{recipe.what} is not published: {error}") from error
-    manifest.save(staging)
-    sync_tree(staging)
+
+
+def _publish(staging: Path, target: Path) -> None:
     # Windows renames onto no directory, POSIX onto an empty one; removing it first fails, as it should, if it is not empty.
     if target.is_dir():
         target.rmdir()

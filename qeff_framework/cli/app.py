@@ -25,12 +25,13 @@ from qeff_framework.cli import (
     export,
     generate,
     inspect,
+    new_backend,
     test_backend,
 )
 from qeff_framework.cli.arguments import Parser, add_common
 from qeff_framework.cli.command_result import CommandResult, to_json
 from qeff_framework.cli.progress import shown_progress
-from qeff_framework.errors import OptionError, QEFFError
+from qeff_framework.errors import OptionError, QEFFError, UnknownBackendError, UnknownExtensionError
 from qeff_framework.plugin_answers import is_crash
 from qeff_framework.plugin_metadata import printable_lines
 
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (backends, doctor, export, compile, generate, inspect, cache, coverage, test_backend):
+    for module in (backends, doctor, export, compile, generate, inspect, cache, coverage, new_backend, test_backend):
         module.add_to(subparsers)
     return parser
 
@@ -136,7 +137,7 @@ def _fail(error: Exception, args: argparse.Namespace) -> int:
         traceback.print_exception(error)
     hint = "" if (expected and not is_crash(error)) or args.debug else "; --debug shows the traceback"
     print(f"qeff: error: {printable_lines(message)}{hint}", file=sys.stderr)
-    return USAGE if isinstance(error, OptionError) else FAILURE
+    return USAGE if isinstance(error, (OptionError, UnknownBackendError, UnknownExtensionError)) else FAILURE
 
 
 @contextlib.contextmanager

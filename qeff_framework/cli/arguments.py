@@ -45,6 +45,7 @@ _NO_OPTIONS = {
     "dry_run": "; use --dry-run",
     "extensions": "; use --extension",
     "path": "",
+    "rebuild": "; use qeff compile --rebuild",
     "self": "",
 }
 

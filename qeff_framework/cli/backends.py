@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_subcommand
 from qeff_framework.cli.command_result import CommandResult
-from qeff_framework.cli.tables import table
-from qeff_framework.errors import OptionError
+from qeff_framework.cli.tables import facts, table
+from qeff_framework.errors import BackendBrokenError, BackendError, OptionError
+from qeff_framework.plugin_metadata import printable
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -28,11 +29,11 @@ def add_to(subparsers: Any) -> None:
         "backends",
         run,
         summary="list the installed backends",
-        description="Lists the installed backends from package metadata: none of them is imported. "
-        "Whether one works here is told by `qeff doctor`.",
-        examples=["qeff backends --json", "qeff backends ort_sim --options"],
+        description="Lists the installed backends from package metadata: none of them is imported. With NAME, says what that one "
+        "is and can be asked for, from its descriptor. Whether it works here is told by `qeff doctor`.",
+        examples=["qeff backends --json", "qeff backends ort_sim", "qeff backends ort_sim --options"],
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only this backend")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this backend; loads its descriptor")
     parser.add_argument(
         "--options",
         action="store_true",
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
         if args.name is None:
             raise OptionError("--options lists the options of one backend; name it: qeff backends NAME --options")
         return _options(args.name)
-    return _listing(list_backends() if args.name is None else named(args.name))
+    return _listing(list_backends()) if args.name is None else _described(named(args.name))
 
 
 def named(name: str) -> Sequence[InstalledBackend]:
@@ -82,6 +83,46 @@ def _listing(backends: Sequence[InstalledBackend]) -> CommandResult:
         document={"backends": [dataclasses.asdict(backend) for backend in backends]},
         text=table(("NAME", "PACKAGE", "VERSION", "STATUS", "SUMMARY"), rows) if rows else NOTHING_INSTALLED,
     )
+
+
+def _described(backends: Sequence[InstalledBackend]) -> CommandResult:
+    found = [{**dataclasses.asdict(backend), **_descriptor_facts(backend)} for backend in backends]
+    shown = [
+        facts(
+            {
+                "name": item["name"],
+                "summary": item["descriptor_summary"] or item["summary"],
+                "package": f"{item['distribution']} {item['version']}",
+                "status": f"{item['status']}: {item['reason']}" if item["reason"] else item["status"],
+                "plugin API": item["api"] or f"v{item['api_major']}",
+                "tasks": ", ".join(item["tasks"]),
+                "capabilities": ", ".join(item["capabilities"]),
+            }
+        )
+        for item in found
+    ]
+    return CommandResult(document={"backends": found}, text="\n\n".join(shown))
+
+
+def _descriptor_facts(backend: InstalledBackend) -> dict[str, Any]:
+    """What its descriptor says; empty, and with the reason, for a backend whose descriptor cannot be used."""
+    from qeff_framework.registry import registry
+
+    nothing: dict[str, Any] = {"descriptor_summary": "", "api": "", "tasks": [], "capabilities": []}
+    if backend.status != "available":
+        return nothing
+    try:
+        descriptor = registry.descriptor(backend.name)
+    except BackendError as error:
+        broken = isinstance(error, BackendBrokenError)
+        return {**nothing, "status": "broken" if broken else "incompatible", "reason": str(error)}
+    can = descriptor.capabilities
+    return {
+        "descriptor_summary": printable(descriptor.summary),
+        "api": descriptor.api,
+        "tasks": sorted(can.tasks),
+        "capabilities": [field.name for field in dataclasses.fields(can) if getattr(can, field.name) is True],
+    }
 
 
 def _options(name: str) -> CommandResult:

@@ -48,12 +48,13 @@ def add_to(subparsers: Any) -> None:
         action="store_true",
         help="write every input file of the compiler, run nothing; for backends that can",
     )
+    parser.add_argument("--rebuild", action="store_true", help="compile even if the program exists, and replace it")
     add_compile_options(parser)
 
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Compiles."""
-    compiled = compile_model(args, output=args.output, dry_run=args.dry_run)
+    compiled = compile_model(args, output=args.output, dry_run=args.dry_run, rebuild=args.rebuild)
     specializations = [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
     document = {
         "backend": compiled.backend,
@@ -82,6 +83,7 @@ def compile_model(
     *,
     output: Path | None = None,
     dry_run: bool = False,
+    rebuild: bool = False,
     reads_texts: bool = False,
     check_task: Callable[[str], None] = lambda task: None,
 ) -> CompiledModel:
@@ -98,15 +100,17 @@ def compile_model(
     texts = compile_texts(args)
     backend = args.backend or registry.choose()
     descriptor = registry.descriptor(backend)
-    _check_options(
-        texts, texts_by_name(getattr(args, "runtime_options", [])), registry.get(backend, extensions=()), args.task
-    )
+    # A program that is run afterwards must not be compiled for a backend that cannot be loaded to run it.
+    relay = registry.get(backend, extensions=(), stage=None if hasattr(args, "runtime_options") else "compile")
+    _check_options(texts, texts_by_name(getattr(args, "runtime_options", [])), relay, args.task)
     model = open_model(args)
     check_task(model.task)
     options = typed_options(texts, [model.shapes, descriptor.options])
     if reads_texts:
         model.require_tokenizer()
-    return model.compile(backend, compile_dir=output, dry_run=dry_run, extensions=args.extension, **options)
+    return model.compile(
+        backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
+    )
 
 
 def notes_of(metadata: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -159,7 +159,9 @@ def _write_page(file: Path, section: Section) -> None:
 
 
 def _progress_line(report: Report, number: int, total: int) -> str:
-    told = f": {report.error}" if report.error else ""
+    from qeff_framework.coverage.table import reason
+
+    told = f": {reason(report)}" if report.error else ""
     return f"{number} of {total}  {report.model_type}  {report.outcome}  {report.seconds:.1f} s{told}"
 
 

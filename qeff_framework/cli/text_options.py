@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qeff_framework.errors import OptionError
-from qeff_framework.options import parse_options
+from qeff_framework.options import MicroscalingOptions, parse_options
 
 
 def typed_options(texts: Mapping[str, str], schemas: Sequence[type]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def typed_options(texts: Mapping[str, str], schemas: Sequence[type]) -> dict[str
     """
     hints = {
         field.name: typing.get_type_hints(schema)[field.name]
-        for schema in reversed(schemas)
+        for schema in reversed([*schemas, MicroscalingOptions])  # which every backend takes, at least at false
         for field in dataclasses.fields(schema)
     }
     return {name: _read(name, text, hints[name]) if name in hints else text for name, text in texts.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from qeff_framework.coverage.families import coverage_of
-from qeff_framework.coverage.processes import CheckError, first_line, where
+from qeff_framework.coverage.processes import CheckError, message, where
 from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
 from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 
@@ -233,7 +233,7 @@ def _stage(name: str, facts: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         facts["stage"] = name
         facts["where"] = where(error)
-        raise CheckError(first_line(error), facts) from error
+        raise CheckError(message(error), facts) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

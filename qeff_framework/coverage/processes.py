@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.registry import list_backends
 
 Outcome = Literal["pass", "refused", "fail", "no reference"]
 
@@ -207,7 +208,7 @@ def _work(sender: Connection, check: Check, model_type: str, folder: Path) -> No
     except CheckError as verdict:
         sender.send((verdict.facts, str(verdict)))
     except Exception as error:  # noqa: BLE001  (whatever a family raises is the result)
-        sender.send(({"where": where(error)}, first_line(error)))
+        sender.send(({"where": where(error)}, message(error)))
 
 
 def _redirect_output(file: Path) -> None:
@@ -227,9 +228,22 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
+def message(error: BaseException) -> str:
+    """Type and whole text of an exception; `first_line` of it is what a table shows."""
+    return f"{type(error).__name__}: {str(error).strip()}"
+
+
 def where(error: BaseException) -> str:
-    """The innermost line of Transformers in the traceback, relative to the package."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/transformers/" in frame.filename]
-    return f"{frames[-1].filename.rpartition('/transformers/')[2]}:{frames[-1].lineno}" if frames else "qeff_framework"
+    """The innermost line of the traceback in Transformers (by file) or in a backend (by module), else ``qeff_framework``."""
+    packages = {backend.target.partition(":")[0].partition(".")[0] for backend in list_backends()} | {"transformers"}
+    found = "qeff_framework"
+    raised: BaseException | None = error
+    while raised is not None:
+        for frame, line in traceback.walk_tb(raised.__traceback__):
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if package in packages:
+                module = str(frame.f_globals["__name__"])
+                inner = Path(frame.f_code.co_filename).as_posix().rpartition(f"/{package}/")[2]
+                found = f"{inner if package == 'transformers' else module}:{line}"
+        raised = raised.__cause__
+    return found

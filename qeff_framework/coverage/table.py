@@ -103,8 +103,9 @@ def row(report: Report, task: str) -> tuple[str, ...]:
 
 
 def reason(report: Report) -> str:
-    """The error in one line, without memory addresses, which differ from run to run."""
-    text = re.sub(r"\b0x[0-9a-f]{6,}", "0x...", " ".join((report.error or "").split()))
+    """The error's first line, without memory addresses, which differ from run to run."""
+    first_line = (report.error or "").partition("\n")[0]
+    text = re.sub(r"\b0x[0-9a-f]{6,}", "0x...", " ".join(first_line.split()))
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rstrip()} ..."
 
 

@@ -54,7 +54,7 @@ def load_compiled(
     compiled = CompiledModel.load(directory)
     _check_program_paths(compiled)
     if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
-        remedy = "compile the bundle where the compiler is, or " if compiled.bundle_result else ""
+        remedy = "compile the bundle where the compiler is, or " if compiled.dry_run_result else ""
         raise ExecutionError(
             f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
         )
@@ -75,7 +75,7 @@ def _relay_for(
     compiled: CompiledModel, backend: str | Backend | type[Backend] | None, extensions: Sequence[str] | None
 ) -> Relay:
     try:
-        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions)
+        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions, stage="execute")
     except BackendNotInstalledError as error:
         raise BackendNotInstalledError(
             f"{error}; {compiled.directory} was compiled for it. A backend that is a class of your own is passed as "
@@ -99,4 +99,4 @@ def _check_program_paths(compiled: CompiledModel) -> None:
 
 
 def _was_compiled_since(compiled: CompiledModel) -> bool:
-    return bool(compiled.bundle_result) and compiled.path(compiled.bundle_result).is_file()
+    return bool(compiled.dry_run_result) and compiled.path(compiled.dry_run_result).is_file()

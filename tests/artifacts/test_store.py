@@ -56,6 +56,31 @@ def test_an_artifact_is_built_once_and_found_again(get, store, builder):
     assert nothing_unfinished(store)
 
 
+@pytest.mark.parametrize("chosen", [False, True], ids=["in the store", "at a destination"])
+def test_a_rebuild_replaces_what_is_there_once_it_is_complete(store, tmp_path, chosen):
+    key, destination = cache_key({"model": "x"}), tmp_path / "chosen" if chosen else None
+
+    def built(text: str, *, fails: bool = False, rebuild: bool = True) -> Path:
+        def build(directory: Path) -> None:
+            (directory / "program").write_text(text)
+            if fails:
+                raise ArtifactError("no")
+
+        artifact = store.get_or_build("compiled", "m", key, {"model": "x"}, build, destination, rebuild=rebuild)
+        return artifact.path / "program"
+
+    program = built("first")
+    assert built("second", rebuild=False).read_text() == "first"
+    with pytest.raises(ArtifactError, match="no"):
+        built("second", fails=True)
+    assert program.read_text() == "first"
+    assert built("second") == program
+    assert program.read_text() == "second"
+    assert verify(program.parent, full=True) == []
+    assert nothing_unfinished(store)
+    assert [path.name for path in tmp_path.glob("chosen*")] == ["chosen"] * chosen
+
+
 def test_the_key_decides_and_the_label_does_not(get, builder):
     same = [get(label="gpt2"), get(label="openai/gpt2")]
     other = [get({"model": "other"}), get(kind="exports")]

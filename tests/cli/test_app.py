@@ -78,10 +78,7 @@ def test_wrong_usage_is_2_with_one_message(qeff, argv):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["backends", "ort_simm"], "did you mean 'ort_sim'?"),
-        (["doctor", "nonexistent"], "no backend named 'nonexistent'"),
         (["export", "./nonexistent"], "does not exist"),
-        (["compile", "./nonexistent", "--backend", "ort_simm"], "did you mean 'ort_sim'?"),
         (["compile", "./nonexistent", "--backend", "ort_sim"], "does not exist"),
         (["generate", "./nonexistent", "--backend", "ort_sim", "--prompt", "x"], "does not exist"),
         (["generate", "./nonexistent", "--prompts-file", "./nonexistent.txt"], "cannot be read"),
@@ -99,6 +96,23 @@ def test_failure_is_1_with_one_message(qeff, argv, told):
     assert result.out == ""
     assert len(result.err.splitlines()) == 1
     assert result.err.startswith("qeff: error: ")
+    assert told in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["backends", "ort_simm"], "did you mean 'ort_sim'?"),
+        (["doctor", "nonexistent"], "no backend named 'nonexistent'"),
+        (["compile", "./nonexistent", "--backend", "ort_simm"], "did you mean 'ort_sim'?"),
+        (["coverage", "llama", "--backend", "ort_simm"], "did you mean 'ort_sim'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_unknown_backend_is_2(qeff, argv, told):
+    result = qeff(*argv)
+
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
     assert told in result.err
 
 

@@ -88,6 +88,18 @@ def test_one_name(three_backends):
     assert [item["name"] for item in result.json["backends"]] == ["first"]
 
 
+def test_one_name_says_what_its_descriptor_says(model_qeff, three_backends):
+    told = model_qeff("backends", "toy")
+
+    assert told.code == 0
+    facts = dict(line.split(maxsplit=1) for line in told.out.splitlines() if not line.startswith("plugin API"))
+    assert facts["summary"] == "counts"
+    assert (facts["tasks"], facts["capabilities"]) == ("causal-lm", "dry_run")
+    broken = run_process(three_backends, "backends", "broken", "--json").json["backends"][0]
+    assert (broken["status"], broken["summary"], broken["tasks"]) == ("broken", "made by a test", [])
+    assert "ImportError: libbroken.so is missing" in broken["reason"]
+
+
 def test_options_of_one_backend(model_qeff):
     text = model_qeff("backends", "toy", "--options")
     document = model_qeff("backends", "toy", "--options", "--json").json

@@ -126,11 +126,28 @@ def test_stages_are_plain_lines_where_there_is_no_terminal(model_qeff, llama):
     assert any(line.startswith("compile took ") for line in lines)
 
 
-def test_unknown_extension_is_1(model_qeff, llama):
-    result = model_qeff("compile", llama, "--backend", "toy", "--extension", "timming")
+def test_misspelt_names_are_2(model_qeff, llama):
+    extension = model_qeff("compile", llama, "--backend", "toy", "--extension", "timming")
+    backend = model_qeff("compile", llama, "--backend", "ortsim")
 
-    assert result.code == 1
-    assert "did you mean 'timing'?" in result.err
+    assert (extension.code, backend.code) == (2, 2)
+    assert "did you mean 'timing'?" in extension.err
+    assert "no backend named 'ortsim' is installed, did you mean 'ort_sim'? (installed: " in backend.err
+    assert "pip install" not in backend.err
+
+
+def test_rebuild_replaces_the_program(model_qeff, llama):
+    argv = ["compile", llama, "--backend", "toy", "-O", "level=5", "--json"]
+    first = Path(model_qeff(*argv).json["directory"]) / "program.txt"
+    inode = first.stat().st_ino
+
+    assert model_qeff(*argv).code == 0
+    assert first.stat().st_ino == inode
+    again = model_qeff(*argv, "--rebuild")
+    assert Path(again.json["directory"]) == first.parent
+    assert first.stat().st_ino != inode
+    assert "compiling tiny-llama for toy" in again.err
+    assert "exporting" not in again.err
 
 
 def test_pooling_belongs_to_encoders(model_qeff, llama):

@@ -81,6 +81,6 @@ def test_what_transformers_cannot_do_is_no_failure_of_the_export(store_root: Pat
 
 
 def test_a_stage_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckError, match="BackendNotInstalledError") as caught:
+    with pytest.raises(CheckError, match="UnknownBackendError") as caught:
         check_parity("distilbert", task="encoder", backend="nonesuch")
     assert caught.value.facts["stage"] == "compile"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from qeff_framework.coverage.processes import Report
+from qeff_framework.coverage.processes import Report, message, where
+from qeff_framework.errors import ExecutionError
+from tests.fake_distributions import write_distribution
 
 SWEEP = """
 import os, sys, time
@@ -51,7 +54,7 @@ def test_a_type_that_hangs_or_dies_costs_only_its_own_line(swept: tuple[dict[str
         "hangs": "no result within 5 s",
         "dies": "the process ended with exit code 3: terminate called",
         "fails": "differs",
-        "raises": "ValueError: no",
+        "raises": "ValueError: no\nmore",
         "works": None,
     }
     assert {name: report.facts.get("stage") for name, report in reports.items()} == {
@@ -107,3 +110,24 @@ def test_only_what_the_export_refuses_on_purpose_is_refused(stage: str | None, e
     report = Report(model_type="x", ok=False, seconds=1.0, error=error, facts={"stage": stage} if stage else {})
     assert report.outcome == outcome
     assert Report.from_json(report.to_json()).outcome == outcome
+
+
+def test_an_error_in_a_backend_is_laid_where_it_was_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def run():\n    return {}['missing']\n"
+    group = {"qeff_framework.backends.v1": {"faulty": "qeff_faulty_module:Nothing"}}
+    write_distribution(tmp_path, "qeff-faulty", entry_points=group, modules={"qeff_faulty_module": source})
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    from qeff_faulty_module import run  # type: ignore[import-not-found]
+
+    def step() -> None:
+        try:
+            run()
+        except KeyError as error:
+            raise ExecutionError("the step failed:\nrow 3") from error
+
+    with pytest.raises(ExecutionError) as caught:
+        step()
+    assert where(caught.value) == "qeff_faulty_module:2"
+    assert message(caught.value) == "ExecutionError: the step failed:\nrow 3"
+    assert where(ValueError("raised nowhere")) == "qeff_framework"

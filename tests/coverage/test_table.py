@@ -17,7 +17,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 RUN = Run(task="causal-lm", backend="toy", versions={"transformers": "5.24.0", "toy": "1"})
 REPORTS = [
     Report(model_type="b", ok=True, seconds=1.0, facts={"class": "B", "logit_error": 1.23e-5}),
-    Report(model_type="a", ok=False, seconds=1.0, error="x | y [1](z)\nat 0x7f77c7d06b50", facts={"stage": "export"}),
+    Report(
+        model_type="a",
+        ok=False,
+        seconds=1.0,
+        error="x | y [1](z) at 0x7f77c7d06b50\nand more",
+        facts={"stage": "export"},
+    ),
     Report(model_type="r", ok=False, seconds=1.0, error="UnsupportedModelError: no", facts={"stage": "export"}),
     Report(model_type="c", ok=False, seconds=1.0, error="needs an image", facts={"stage": "reference"}),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from qeff_framework.plugin_api import CompileOptions, OptionError, RuntimeOptions, option
+from qeff_framework.plugin_api import CompileOptions, MicroscalingOptions, OptionError, RuntimeOptions, option
 from qnn_backend import targets
 from qnn_backend.aic.options import AicOptions, AicRuntimeOptions
 from qnn_backend.htp.options import HtpOptions, HtpRuntimeOptions
@@ -35,7 +35,7 @@ class QnnOptions(HtpOptions, AicOptions):
 
     def _foreign(self, other: type[CompileOptions], whose: str) -> list[str]:
         """Options of the other kind of target that were set."""
-        common = {field.name for field in dataclasses.fields(CompileOptions)}
+        common = {field.name for field in dataclasses.fields(MicroscalingOptions)}
         return [
             f"option '{field.name}' is one {whose} and means nothing for target {self.target}"
             for field in dataclasses.fields(other)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
@@ -68,8 +67,11 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         minutes = options.compile_timeout_minutes
         toolchain = Toolchain(request, name="qaic", time_limit_minutes=minutes, limit_option="compile_timeout_minutes")
         arguments = _run(compiler, bundle, toolchain)
-    result = request.result(backend="qaic", program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)})
-    return replace(result, bundle_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}")
+    return request.result(
+        backend="qaic",
+        program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)},
+        dry_run_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}",
+    )
 
 
 def _compiler(sdk: Sdk) -> Path:

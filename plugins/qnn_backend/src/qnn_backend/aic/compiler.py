@@ -66,10 +66,11 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         "generator_arguments": bundle.generator_arguments(_ROOT, model_library=_needs_library(description)),
         "sdk": description,
     }
-    return dataclasses.replace(
-        request.result(backend="qnn", program=program),
-        bundle_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
-        qpc_config={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
+    return request.result(
+        backend="qnn",
+        program=program,
+        dry_run_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
+        qconfig={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
     )
 
 

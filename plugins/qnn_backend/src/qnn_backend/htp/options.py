@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import MicroscalingOptions, RuntimeOptions, option
 from qnn_backend.htp.pass_names import SWITCHABLE
 
 _BITS = {"fp16": 16, "a16w8": 8, "w8": 8, "w4": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
-class HtpOptions(CompileOptions):
+class HtpOptions(MicroscalingOptions):
     """Options of `compile` for a chip with an NPU."""
 
     precision: str = option(
