@@ -62,7 +62,7 @@ SAMPLER_CANDIDATES = 512
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 #: Files and folders that an artifact carries so that it runs without the checkpoint.
-COMPANIONS = ("config.json", "generation_config.json", "tokenizer")
+COMPANIONS = ("config.json", "generation_config.json", "tokenizer", "processor")
 
 #: ``transform`` is called once for each of these.
 TransformStage = Literal["torch", "onnx"]
@@ -238,6 +238,9 @@ class CompiledModel(_JsonFile):
     #: Compile options with defaults filled in.
     options: Mapping[str, Any] = field(default_factory=dict)
     program: Mapping[str, Any] = field(default_factory=dict)
+    #: An artifact of several programs: the directory of each by its name, relative to `directory`. Each holds a compiled model of
+    #: its own, with specializations, inputs, outputs and states. Empty for an artifact that is one program.
+    programs: Mapping[str, str] = field(default_factory=dict)
     #: Of a dry run: the file that is there once somebody has run the compiler on its inputs, relative to `directory`. "" for a
     #: backend whose dry runs cannot be completed in place.
     dry_run_result: str = ""
@@ -287,6 +290,7 @@ class CompiledModel(_JsonFile):
                 states=tuple(StateSpec(**item) for item in content["states"]),
                 options=content["options"],
                 program=content["program"],
+                programs=content.get("programs", {}),
                 dry_run_result=content.get("dry_run_result", ""),
                 qconfig=content.get("qconfig", {}),
                 transforms=tuple(content["transforms"]),
@@ -294,6 +298,16 @@ class CompiledModel(_JsonFile):
             )
         except (KeyError, TypeError) as error:
             raise cls._damaged(directory, f"lacks or misnames a field: {error}") from error
+
+    def parts(self) -> dict[str, CompiledModel]:
+        """The compiled model of each program by its name; itself under "" where the artifact is one program."""
+        return {name: self.program_of(name) for name in self.programs} or {"": self}
+
+    def program_of(self, name: str) -> CompiledModel:
+        """One program of an artifact that has several. Raises `ArtifactError` where it has none of this name."""
+        if name not in self.programs:
+            raise ArtifactError(f"{self.directory} has no program '{name}', only {', '.join(self.programs) or 'one'}")
+        return type(self).load(self.path(self.programs[name]))
 
 
 # --- requests: the single argument of each hook ---------------------------------------------------------------------
@@ -328,6 +342,11 @@ class ExportRequest:
     #: Names of parameters and buffers of `module` that its checkpoint did not hold. They contain random values: a graph that
     #: reads one must be refused by an error that names it.
     unloaded: frozenset[str] = frozenset()
+    #: Models of several programs: which one this is, such as ``"vision"`` or ``"language"``. "" for a model of one program.
+    program: str = ""
+    #: What the graph of this program is made for: the tensors of one image by name (``"vision"``), or the form of the features
+    #: that come from another program (``"language"``).
+    program_inputs: Mapping[str, Any] = field(default_factory=dict)
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""
     #: Called with a short text when a long step starts.

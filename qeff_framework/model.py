@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -72,6 +72,9 @@ class _ExportPlan:
     relay: Relay
     transforms: Sequence[Transform]
     extra_inputs: tuple[str, ...]
+    #: Of a model of several programs, see `ExportRequest.program`.
+    program: str
+    program_inputs: Mapping[str, Any]
     #: Of the source, see `ModelSource.identity`.
     identity: Any
     #: Why the artifact carries no tokenizer.
@@ -80,6 +83,16 @@ class _ExportPlan:
     takes_part: bool
     parts: Mapping[str, Any]
     key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """One program of an artifact that will be compiled."""
+
+    #: "" for the only program of an artifact.
+    name: str
+    plan: _ExportPlan
+    specializations: tuple[Specialization, ...]
 
 
 class QEFFBaseModel:
@@ -170,7 +183,15 @@ class QEFFBaseModel:
         """
         return self._export(self._plan_export(registry.core(extensions=extensions), None), export_dir)
 
-    def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> _ExportPlan:
+    def _plan_export(
+        self,
+        relay: Relay,
+        options: object,
+        *,
+        extra_inputs: tuple[str, ...] = (),
+        program: str = "",
+        program_inputs: Mapping[str, Any] | None = None,
+    ) -> _ExportPlan:
         """Everything about an export that is known before any work."""
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         takes_part = bool(transforms) or relay.has_export
@@ -189,11 +210,14 @@ class QEFFBaseModel:
             **_patches(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
+            **({"program": program, "program_inputs": _key_of_inputs(program_inputs or {})} if program else {}),
         }
         return _ExportPlan(
             relay=relay,
             transforms=transforms,
             extra_inputs=extra_inputs,
+            program=program,
+            program_inputs=program_inputs or {},
             identity=identity,
             tokenizer_problem=problem,
             takes_part=takes_part,
@@ -215,13 +239,15 @@ class QEFFBaseModel:
                 # The module belongs to the caller, and the next backend must find it as it was.
                 module = copy.deepcopy(module)
             applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]
-            report(f"exporting {self.name} to portable ONNX")
+            report(f"exporting {self.name} to portable ONNX{f': {plan.program}' if plan.program else ''}")
             request = ExportRequest(
                 module=module,
                 task=self.task,
                 output_dir=output_dir,
                 extra_inputs=plan.extra_inputs,
                 unloaded=self._source.unloaded(),
+                program=plan.program,
+                program_inputs=plan.program_inputs,
                 key=plan.key,
                 progress=report,
                 **self._export_arguments(),
@@ -308,61 +334,65 @@ class QEFFBaseModel:
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
-        specializations = shapes.specializations()
         key_of_options, fingerprint_of_backend = _key_of(compile_options), relay.fingerprint()
         store = Store()
         if compile_dir is not None:
             store.check_destination("compiled", Path(compile_dir))
-        plan = self._plan_export(relay, compile_options, extra_inputs=shapes.extra_inputs())
-        transforms = relay.transform(
-            TransformRequest(stage="onnx", task=self.task, options=compile_options, specializations=specializations)
-        )
+        programs = self._programs(relay, compile_options, shapes)
+        transforms = {
+            program.name: relay.transform(
+                TransformRequest(
+                    stage="onnx",
+                    task=self.task,
+                    options=compile_options,
+                    specializations=program.specializations,
+                )
+            )
+            for program in programs
+        }
+        identities = {program.name: _identity_of(program, transforms[program.name]) for program in programs}
         parts = {
             "format": COMPILE_FORMAT,
-            "export": plan.key,
             "backend": relay.name,
             "fingerprint": fingerprint_of_backend,
             **_source_identity(relay),
-            "transforms": [_transform_identity(transform) for transform in transforms],
             **_extension_identities(relay, "compile"),
-            "specializations": [dataclasses.asdict(item) for item in specializations],
             "options": key_of_options,
             "dry_run": dry_run,
+            **identities.get("", {"programs": identities}),
         }
         label, key = f"{relay.name}-{self.name}", cache_key(parts)
         destination = Path(compile_dir) if compile_dir is not None else None
         if destination is not None:
             store.check_destination("compiled", destination, key)
-        exported = self._export(plan, rebuild=rebuild)
-        _check_position_limits(exported, specializations, given=options)
+        exports = {program.name: self._export(program.plan, rebuild=rebuild) for program in programs}
+        for program in programs:
+            _check_position_limits(exports[program.name], program.specializations, given=options)
 
         def build(output_dir: Path) -> None:
-            from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
-            from qeff_framework.lowering.stored_weights import load_portable
-
-            report(f"compiling {self.name} for {relay.name}")
-            model = load_portable(exported.model_path)
-            applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
-            source = (
-                without_prompt_lengths(exported) if f"{ShortTexts.name}@{ShortTexts.version}" in applied else exported
-            )
-            compiled = relay.compile(
-                CompileRequest(
-                    exported=source,
-                    model=model,
-                    transforms=applied,
-                    specializations=specializations,
+            def compile_program(program: Program, directory: Path) -> CompiledModel:
+                request = functools.partial(
+                    CompileRequest,
+                    specializations=program.specializations,
                     options=compile_options,
-                    output_dir=output_dir,
+                    output_dir=directory,
                     dry_run=dry_run,
                     backend=relay.name,
                     key=key,
                     log_dir=store.root / "logs",
                     progress=report,
                 )
-            )
+                report(f"compiling {self.name} for {relay.name}{f': {program.name}' if program.name else ''}")
+                return _compiled_program(relay, exports[program.name], transforms[program.name], request)
+
             final_dir = destination or store.path_of("compiled", label, key)
-            _finish_artifact(compiled, exported, relay, applied, compile_options, final_dir, dry_run=dry_run)
+            if programs[0].name == "":
+                compiled = compile_program(programs[0], output_dir)
+            else:
+                compiled = _joined(programs, compile_program, relay.name, self.task, output_dir)
+            # The last program is the one that the others work for.
+            main = programs[-1]
+            _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir)
 
         stored = store.get_or_build(
             "compiled",
@@ -378,6 +408,11 @@ class QEFFBaseModel:
         self.compiled = CompiledModel.load(stored.path)
         self._backend = None if backend is None or isinstance(backend, str) else backend
         return self.compiled
+
+    def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
+        """The programs of the artifact: one without a name, unless a task has several. The last is the main one."""
+        plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs())
+        return [Program(name="", plan=plan, specializations=shapes.specializations())]
 
     def _parse(self, relay: Relay, options: Mapping[str, Any]) -> tuple[Any, Any]:
         """Splits the keywords into the task's sizes and the backend's options; reports every problem of both at once."""
@@ -531,15 +566,72 @@ def _check_position_limits(
             )
 
 
+def _identity_of(program: Program, transforms: Sequence[Transform]) -> dict[str, Any]:
+    """What stands in a key for one program."""
+    return {
+        "export": program.plan.key,
+        "transforms": [_transform_identity(transform) for transform in transforms],
+        "specializations": [dataclasses.asdict(item) for item in program.specializations],
+    }
+
+
+def _compiled_program(
+    relay: Relay, exported: ExportedModel, transforms: Sequence[Transform], request: Callable[..., CompileRequest]
+) -> CompiledModel:
+    """Lowers and compiles one export; `request` lacks what only the lowering tells."""
+    from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
+    from qeff_framework.lowering.stored_weights import load_portable
+
+    model = load_portable(exported.model_path)
+    applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
+    shortened = f"{ShortTexts.name}@{ShortTexts.version}" in applied
+    source = without_prompt_lengths(exported) if shortened else exported
+    asked = request(exported=source, model=model, transforms=applied)
+    compiled = relay.compile(asked)
+    return dataclasses.replace(
+        compiled,
+        transforms=applied,
+        options=dataclasses.asdict(asked.options),
+        metadata={**exported.metadata, **compiled.metadata, "dry_run": asked.dry_run},
+    )
+
+
+def _joined(
+    programs: Sequence[Program],
+    compile_program: Callable[[Program, Path], CompiledModel],
+    backend: str,
+    task: Task,
+    directory: Path,
+) -> CompiledModel:
+    """Compiles each program into a directory of its own, and describes all of them."""
+    places = {program.name: f"programs/{program.name}" for program in programs}
+    for program in programs:
+        place = directory / places[program.name]
+        place.mkdir(parents=True)
+        compiled = compile_program(program, place)
+        compiled.save()
+    return CompiledModel(
+        directory=directory,
+        backend=backend,
+        task=task,
+        specializations=(),
+        inputs=(),
+        outputs=(),
+        programs=places,
+        dry_run_result=f"{places[programs[-1].name]}/{compiled.dry_run_result}" if compiled.dry_run_result else "",
+        qconfig=compiled.qconfig,
+        transforms=compiled.transforms,
+        options=compiled.options,
+        metadata=compiled.metadata,
+    )
+
+
 def _finish_artifact(
     compiled: CompiledModel,
     exported: ExportedModel,
+    specializations: tuple[Specialization, ...],
     relay: Relay,
-    transforms: tuple[str, ...],
-    options: object,
     final_dir: Path,
-    *,
-    dry_run: bool,
 ) -> None:
     """Adds what every artifact carries, whatever backend made it."""
     directory = compiled.directory
@@ -549,13 +641,7 @@ def _finish_artifact(
             shutil.copytree(origin, directory / name)
         elif origin.is_file():
             shutil.copy2(origin, directory / name)
-    complete = dataclasses.replace(
-        compiled,
-        transforms=transforms,
-        options=dataclasses.asdict(options),  # type: ignore[call-overload]
-        metadata={**exported.metadata, **compiled.metadata, "dry_run": dry_run},
-    )
-    complete.save()
+    compiled.save()
     fingerprint = relay.fingerprint()
     create_and_dump_qconfigs(
         directory,
@@ -563,10 +649,10 @@ def _finish_artifact(
         export_dir=exported.directory,
         compile_dir=final_dir,
         torch_transforms=exported.transforms,
-        onnx_transforms=transforms,
-        specializations=compiled.specializations,
+        onnx_transforms=compiled.transforms,
+        specializations=specializations,
         onnx_path=exported.model_path,
-        compiler_options=complete.options,
+        compiler_options=compiled.options,
         backend={
             "name": relay.name,
             "distribution": relay.distribution,
@@ -576,6 +662,23 @@ def _finish_artifact(
         sdk_versions=fingerprint,
         qpc_config=compiled.qconfig,
     )
+
+
+def _key_of_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a graph is made for, for its key: contents of tensors but for those that are inputs of the graph."""
+    return {
+        name: {"shape": list(value.shape), "dtype": str(value.dtype), "values": _digest_of_constant(name, value)}
+        if hasattr(value, "shape")
+        else key_value(value, name)
+        for name, value in inputs.items()
+    }
+
+
+def _digest_of_constant(name: str, tensor: Any) -> str:
+    import hashlib
+
+    # Pixels are an input: only their shape is part of the graph.
+    return "" if name == "pixel_values" else hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _read_config(directory: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ of the Qualcomm stack know.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
@@ -308,3 +308,55 @@ class EncoderShapes:
             Specialization(name=f"encode_{length}", dims={"batch_size": self.batch_size, "seq_len": length})
             for length in self.lengths
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextShapes(CausalLMShapes):
+    """Sizes of a vision-language model's programs: one for each size of image, and those of a causal language model."""
+
+    img_size: int | tuple[int, ...] | None = option(
+        None, "height and width of square images in pixels; several sizes give one image program each"
+    )
+    height: int | tuple[int, ...] | None = option(
+        None, "height of images in pixels, with width; several sizes give one image program each"
+    )
+    width: int | tuple[int, ...] | None = option(None, "width of images in pixels, one for each height")
+    num_images: int = option(1, "images of one prompt at most", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that contradict each other, as for text."""
+        super().__post_init__()
+        if self.img_size is not None and (self.height is not None or self.width is not None):
+            raise ValueError("img_size is height and width at once; leave it out, or leave height and width out")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width belong together; give both, or img_size for square images")
+        heights, widths = _several(self.height), _several(self.width)
+        if len(heights) != len(widths):
+            raise ValueError(
+                f"height has {len(heights)} sizes and width has {len(widths)}; give one width for each height"
+            )
+        if self.include_sampler or self.num_speculative_tokens is not None or self.has_compute_contexts:
+            raise ValueError(
+                "include_sampler, num_speculative_tokens, comp_ctx_lengths and ccl_enabled are for models of text alone; leave "
+                "them out"
+            )
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each size of image that is asked for; empty for the checkpoint's own."""
+        if self.img_size is not None:
+            return tuple((size, size) for size in _several(self.img_size))
+        return tuple(zip(_several(self.height), _several(self.width), strict=True))
+
+    def language_specializations(self, vision_size: int) -> tuple[Specialization, ...]:
+        """Those of the language model; `vision_size` image tokens fit into the prompt of a row, and none into a decode step."""
+        return tuple(
+            replace(entry, dims={**entry.dims, "vision_size": 1 if entry.name.startswith("decode") else vision_size})
+            for entry in self.specializations()
+        )
+
+
+def _several(sizes: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    if sizes is None:
+        return ()
+    return (sizes,) if isinstance(sizes, int) else sizes

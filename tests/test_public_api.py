@@ -8,9 +8,9 @@ import pytest
 
 PUBLIC = {
     "qeff_framework": """
-        QEFFAutoModel QEFFAutoModelForCausalLM QEFFAutoModelForFeatureExtraction QEFFAutoModelForQuestionAnswering
-        QEFFAutoModelForSeq2SeqLM QEFFAutoModelForSequenceClassification QEFFAutoModelForTokenClassification QEFFBaseModel
-        QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
+        QEFFAutoModel QEFFAutoModelForCausalLM QEFFAutoModelForFeatureExtraction QEFFAutoModelForImageTextToText
+        QEFFAutoModelForQuestionAnswering QEFFAutoModelForSeq2SeqLM QEFFAutoModelForSequenceClassification
+        QEFFAutoModelForTokenClassification QEFFBaseModel QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
     """,
     "qeff_framework.plugin_api": """
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions

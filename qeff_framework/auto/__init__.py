@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
 from qeff_framework.auto.model import QEFFAutoModel
 from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
@@ -14,6 +15,7 @@ __all__ = [
     "QEFFAutoModel",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForImageTextToText",
     "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",

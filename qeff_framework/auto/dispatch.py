@@ -46,8 +46,9 @@ def task_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> Tas
     """The task of a checkpoint or a module; `config` in place of its own.
 
     The head that the checkpoint was saved with decides (``architectures``). A config without it is taken for a causal
-    LM if Transformers has a causal-LM class, and no masked-LM class, for its model type: encoders such as BERT have
-    both. An encoder-decoder is one in its config (``is_encoder_decoder``).
+    LM if Transformers has a causal-LM class, and no masked-LM class, for its model type (encoders such as BERT have
+    both), then for a vision-language model if it has such a class. An encoder-decoder is one in its config
+    (``is_encoder_decoder``).
 
     Raises:
         UnsupportedModelError: its head is that of no task, or it reads something else than text.
@@ -124,6 +125,8 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
             and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         ):
             return "causal-lm"
+        if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            return "image-text-to-text"
         _refuse_other_inputs(config, architectures)
         return "encoder"
     for spec, mapping in heads:
@@ -242,7 +245,7 @@ def _listed(inputs: Iterable[str]) -> str:
 
 
 def _tasks_in_words() -> str:
-    return f"the tasks of this version read text alone: {', '.join(spec.models for spec in task_specs())}"
+    return f"the tasks of this version are those of {', '.join(spec.models for spec in task_specs())}"
 
 
 def _told(config: Mapping[str, Any]) -> str:

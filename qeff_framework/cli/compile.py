@@ -55,7 +55,7 @@ def add_to(subparsers: Any) -> None:
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Compiles."""
     compiled = compile_model(args, output=args.output, dry_run=args.dry_run, rebuild=args.rebuild)
-    specializations = [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
+    specializations = [{"name": name, "dims": dict(item.dims)} for name, item in named_specializations(compiled)]
     document = {
         "backend": compiled.backend,
         "task": compiled.task,
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
         "backend": compiled.backend,
         "task": compiled.task,
         "model": document["model"],
-        "programs": specialization_lines(compiled.specializations),
+        "programs": specialization_lines(compiled),
         "directory": str(compiled.directory),
         "note": "a dry run: the compiler's inputs, nothing that can be run" if args.dry_run else "",
         "warning": "\n".join(notes_of(compiled.metadata).get("warnings", ())),
@@ -174,8 +174,18 @@ def _checked_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> A
     )
 
 
-def specialization_lines(specializations: tuple[Specialization, ...]) -> str:
-    """One line for each program."""
+def named_specializations(compiled: CompiledModel) -> list[tuple[str, Specialization]]:
+    """The specializations of all programs; where there are several, with the program's name in front."""
+    return [
+        (f"{program}/{item.name}" if program else item.name, item)
+        for program, part in compiled.parts().items()
+        for item in part.specializations
+    ]
+
+
+def specialization_lines(compiled: CompiledModel) -> str:
+    """One line for each specialization."""
     return "\n".join(
-        f"{item.name}: {', '.join(f'{name}={value}' for name, value in item.dims.items())}" for item in specializations
+        f"{name}: {', '.join(f'{dim}={value}' for dim, value in item.dims.items())}"
+        for name, item in named_specializations(compiled)
     )

@@ -17,7 +17,13 @@ from qeff_framework.cli.arguments import (
 )
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
-from qeff_framework.cli.generate_input import given_context, given_conversations, given_prompts, given_settings
+from qeff_framework.cli.generate_input import (
+    given_context,
+    given_conversations,
+    given_images,
+    given_prompts,
+    given_settings,
+)
 from qeff_framework.cli.results.request import ResultsRequest
 from qeff_framework.errors import ArtifactError, OptionError
 from qeff_framework.tasks import task_spec
@@ -43,6 +49,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
             'qeff generate gpt2-compiled --prompt "one" "two" --json',
             'qeff generate chat-model --chat --system "Answer briefly." --prompt "Who wrote Faust?"',
+            'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
@@ -66,6 +73,14 @@ def add_to(subparsers: Any) -> None:
         "--chat-template-kwargs",
         metavar="JSON",
         help='further variables of the chat template, {"enable_thinking": false}',
+    )
+    prompts.add_argument(
+        "--image",
+        metavar="FILE",
+        nargs="+",
+        action="append",
+        default=[],
+        help="vision-language models: the images of a prompt; once for each prompt, in their order",
     )
     context = prompts.add_mutually_exclusive_group()
     context.add_argument(
@@ -123,7 +138,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and runs."""
     prompts, context = given_prompts(args), given_context(args)
     conversations = given_conversations(args, prompts)
-    settings = given_settings(args)
+    settings, images = given_settings(args), given_images(args, prompts)
 
     def check_task(task: str) -> None:
         _check_task(task, args, has_context=context is not None, has_settings=bool(settings))
@@ -131,7 +146,13 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     compiled = _artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
     check_task(compiled.task)
     request = ResultsRequest(
-        texts=prompts, prompts=conversations, context=context, settings=settings, args=args, progress=progress
+        texts=prompts,
+        prompts=conversations,
+        images=images,
+        context=context,
+        settings=settings,
+        args=args,
+        progress=progress,
     )
     with _load(args, compiled) as runner:
         return task_spec(compiled.task).show_results(runner, request)
@@ -145,6 +166,12 @@ def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_s
             "the program answers questions about a text; give it with --context TEXT or --context-file FILE"
             if spec.needs_context
             else f"the program is for {task}: --context is for question answering; leave it out"
+        )
+    if args.image and not spec.reads_images:
+        raise OptionError(f"the program is for {task}: --image is for vision-language models; leave it out")
+    if spec.reads_images and (args.chat or args.messages_file is not None):
+        raise OptionError(
+            "the chat template renders the prompts of vision-language models; leave --chat and --messages-file out"
         )
     of_generation = has_settings or args.stream or args.chat or args.messages_file is not None
     if of_generation and not spec.generates_text:

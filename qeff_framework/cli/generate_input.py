@@ -56,6 +56,33 @@ def given_context(args: argparse.Namespace) -> str | None:
     return _read(args.context_file, "context") if args.context_file is not None else context
 
 
+def given_images(args: argparse.Namespace, prompts: Sequence[str]) -> list[list[Any]]:
+    """The images of each prompt, opened; empty where none were given."""
+    if not args.image:
+        return []
+    if len(args.image) != len(prompts):
+        raise OptionError(
+            f"{len(prompts)} prompts and {len(args.image)} times --image were given; give --image once for each prompt, with "
+            "all of its images"
+        )
+    return [[_opened(file) for file in of_prompt] for of_prompt in args.image]
+
+
+def _opened(file: str) -> Any:
+    """An image in RGB."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise OptionError(
+            "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]'"
+        ) from error
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"the image {file} cannot be read: {error}; give a PNG, JPEG or the like") from error
+
+
 def _read(file: str, what: str) -> str:
     try:
         return read_input(file)

@@ -83,10 +83,12 @@ def _load(path: Path) -> ExportedModel | CompiledModel:
 
 
 def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
+    from qeff_framework.cli.compile import named_specializations
     from qeff_framework.contracts import CompiledModel
 
     compiled = subject if isinstance(subject, CompiledModel) else None
     qconfig = _qconfig(subject.directory)
+    parts: Mapping[str, ExportedModel | CompiledModel] = {"": subject} if compiled is None else compiled.parts()
     return {
         "kind": "compiled" if compiled else "export",
         "directory": str(subject.directory),
@@ -95,12 +97,10 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
         "model": subject.metadata.get("model_name", ""),
         "architecture": subject.metadata.get("architecture", ""),
         "dry_run": bool(subject.metadata.get("dry_run", False)),
-        "specializations": [{"name": item.name, "dims": dict(item.dims)} for item in compiled.specializations]
+        "specializations": [{"name": name, "dims": dict(item.dims)} for name, item in named_specializations(compiled)]
         if compiled
         else [],
-        "inputs": [asdict(item) for item in subject.inputs],
-        "outputs": [asdict(item) for item in subject.outputs],
-        "states": [asdict(item) for item in subject.states],
+        **_interface(parts),
         "transforms": {
             "torch": _torch_transforms(qconfig) if compiled else list(subject.transforms),
             "onnx": list(subject.transforms) if compiled else [],
@@ -108,6 +108,21 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
         "options": dict(compiled.options) if compiled else {},
         "program": dict(compiled.program) if compiled else {},
         "metadata": dict(subject.metadata),
+    }
+
+
+def _interface(parts: Mapping[str, ExportedModel | CompiledModel]) -> dict[str, Any]:
+    """Inputs, outputs and states; where there are several programs, with the program's name in front."""
+
+    def named(program: str, item: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+        return {**item, **{field: f"{program}/{item[field]}" for field in fields if program}}
+
+    return {
+        "inputs": [named(name, asdict(item), "name") for name, part in parts.items() for item in part.inputs],
+        "outputs": [named(name, asdict(item), "name") for name, part in parts.items() for item in part.outputs],
+        "states": [
+            named(name, asdict(item), "input", "output") for name, part in parts.items() for item in part.states
+        ],
     }
 
 

@@ -19,6 +19,7 @@ from qeff_framework.export.interface import (
     FULL_BATCH,
     KEPT_LOGITS,
     SEQ,
+    VISION,
     rename_dims,
     rename_interface,
 )
@@ -30,9 +31,11 @@ from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
+from qeff_framework.images.rows import VISION_EMBEDS
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.image_inputs import NO_IMAGES, NO_IMAGES_IN_STEP, ImageInputs, ImagesOfStep
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.mask_plan import MaskPlan
@@ -54,8 +57,12 @@ _BATCH, _SEQ, _CTX = 2, 3, 8
 _FULL_BATCH, _COMPUTE_CTX, _KEPT_LOGITS = 5, 6, 4
 
 
-def causal_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
+def causal_lm_graph(
+    module: PreTrainedModel, request: GraphRequest, *, images: ImageInputs = NO_IMAGES
+) -> PortableGraph:
     """The graph over the weights of `module`.
+
+    `images`: the inputs of a vision-language model, behind those of ``request.extra_inputs``.
 
     ``reread_lengths`` in its metadata: a text that has grown to one of these lengths is read anew.
     """
@@ -75,13 +82,14 @@ def causal_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableG
     if rotary:
         extra_inputs = (*extra_inputs, PROMPT_LENGTHS)
         rereading = reread_lengths(module, length_limits(rotary), cache_argument(module))
+    extra_inputs = (*extra_inputs, *images.names)
     weightless = weightless_copy(module)
     adapt(weightless, norms, rotary)
     with stage("probe run"):
-        plan = _probe(weightless)
+        plan = _probe(weightless, images)
         _check_extra_inputs(plan, extra_inputs)
     with stage("trace"):
-        program = _trace(weightless, plan, extra_inputs)
+        program = _trace(weightless, plan, extra_inputs, images)
     weights = graph_weights(module, norms)
     with stage("translation to ONNX"):
         model = translate(program, weights)
@@ -95,14 +103,16 @@ def causal_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableG
     return PortableGraph(model=model, states=states, metadata=metadata)
 
 
-def _trace(weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...]) -> torch.export.ExportedProgram:
+def _trace(
+    weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], images: ImageInputs
+) -> torch.export.ExportedProgram:
     """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
-    example, axes = _example(plan.states, extra_inputs)
-    program = trace(_CausalLMGraph(weightless, plan, extra_inputs), example, axes)
+    example, axes = _example(plan.states, extra_inputs, images)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images), example, axes)
     require_no_text_length(program)
     if token_counting(program) is None:
         return program
-    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, PositionalArangeMode), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, PositionalArangeMode), example, axes)
     require_given_positions(program)
     return program
 
@@ -124,12 +134,14 @@ class _CausalLMGraph(torch.nn.Module):
         model: PreTrainedModel,
         plan: _Plan,
         extra_inputs: tuple[str, ...],
+        images: ImageInputs,
         arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
         self.extra_inputs = extra_inputs
+        self.images = images
         self.arange_mode = arange_mode
 
     def forward(
@@ -162,7 +174,15 @@ class _CausalLMGraph(torch.nn.Module):
         cache = SeamCache(length, held)
         with looping(self.model, self.plan.loops, held) as looped:
             scope = Scope(masks=self.plan.masks, step=step, token_lengths=token_lengths)
-            logits = _last_logits(self.model, scope, input_ids, cache, kept, self.arange_mode(position_ids))
+            logits = _last_logits(
+                self.model,
+                scope,
+                input_ids,
+                cache,
+                kept,
+                self.arange_mode(position_ids),
+                images=self.images.of_step(extra, input_ids),
+            )
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
@@ -175,9 +195,10 @@ def _slots(states: Mapping[StateId, torch.Tensor]) -> int:
 class _ProbeGraph(torch.nn.Module):
     """The same step over a cache that records states."""
 
-    def __init__(self, model: PreTrainedModel, recorder: LoopRecorder) -> None:
+    def __init__(self, model: PreTrainedModel, recorder: LoopRecorder, images: ImageInputs) -> None:
         super().__init__()
         self.model = model
+        self.images = images
         self.masks = MaskPlan()
         self.cache = SeamCache(_CTX, loops=recorder)
 
@@ -185,7 +206,9 @@ class _ProbeGraph(torch.nn.Module):
         """Returns logits ``[B, 1, V]``."""
         step = Step(position_ids=position_ids, kv_positions=torch.arange(_CTX))
         scope = Scope(masks=self.masks, step=step, token_lengths=position_ids + 1)
-        return _last_logits(self.model, scope, input_ids, self.cache)
+        batch, tokens = input_ids.shape
+        extra = {name: self.images.example(name, batch, tokens, _CTX) for name in self.images.names}
+        return _last_logits(self.model, scope, input_ids, self.cache, images=self.images.of_step(extra, input_ids))
 
 
 def _last_logits(
@@ -195,29 +218,30 @@ def _last_logits(
     cache: Cache,
     kept_logits: torch.Tensor | None = None,
     arange_mode: AbstractContextManager[object] | None = None,
+    *,
+    images: ImagesOfStep = NO_IMAGES_IN_STEP,
 ) -> torch.Tensor:
     """One step of `scope` over `cache`; see `last_logits`."""
     position_ids = scope.given_step.position_ids
 
     def run() -> torch.Tensor:
-        with forward_scope(scope), arange_mode or nullcontext():
+        with forward_scope(scope), arange_mode or nullcontext(), images.mode:
             logits: torch.Tensor = model(
                 input_ids=input_ids,
-                position_ids=position_ids.clamp(min=0),
                 use_cache=True,
-                **{cache_argument(model): cache},
+                **{"position_ids": position_ids.clamp(min=0), **images.arguments, cache_argument(model): cache},
             ).logits
         return logits
 
     return last_logits(model, position_ids, run, kept_logits)
 
 
-def _probe(weightless: PreTrainedModel) -> _Plan:
+def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     recorder = LoopRecorder()
-    graph = _ProbeGraph(weightless, recorder)
+    graph = _ProbeGraph(weightless, recorder, images)
     with recorder.watching(weightless), refusing_lookahead(graph.masks, weightless.config):
-        logits = probe(graph, _example_tokens())
+        logits = probe(graph, _example_tokens(token_id=images.token_id))
     graph.masks.finish_recording()
     states = graph.cache.shapes()
     if not states:
@@ -226,18 +250,19 @@ def _probe(weightless: PreTrainedModel) -> _Plan:
         raise UnsupportedModelError("it makes its attention masks by itself, from token counts instead of positions")
     asking, writing = graph.masks.attention_calls, len({shape.id.layer for shape in states if shape.id.role == "key"})
     if graph.masks.forms and asking == 0 and fall_back_to_eager(weightless):
-        return _probe(weightless)
+        return _probe(weightless, images)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its layers bypasses the attention interface"
         )
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return _Plan(masks=graph.masks, states=states, loops=_probe_loops(weightless, recorder.owners(weightless), states))
+    loops = _probe_loops(weightless, recorder.owners(weightless), states, images)
+    return _Plan(masks=graph.masks, states=states, loops=loops)
 
 
 def _probe_loops(
-    weightless: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...]
+    weightless: PreTrainedModel, owners: Mapping[int, str], states: tuple[StateShape, ...], images: ImageInputs
 ) -> tuple[LoopSite, ...]:
     """Runs two steps of unequal length to see what the modules with recurrent states are called with."""
     if not owners:
@@ -246,7 +271,7 @@ def _probe_loops(
     calls = []
     for length in (_SEQ, _SEQ + 2):
         with recorded_calls(weightless, names) as recorded:
-            probe(_ProbeGraph(weightless, LoopRecorder()), _example_tokens(length))
+            probe(_ProbeGraph(weightless, LoopRecorder(), images), _example_tokens(length, images.token_id))
         calls.append(recorded)
     short, long = calls
     return tuple(
@@ -263,19 +288,21 @@ def _probe_loops(
 
 
 def _check_extra_inputs(plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
-    asked = [name for name in extra_inputs if name != PROMPT_LENGTHS]
+    asked = [name for name in extra_inputs if name in EXTRA_INPUTS]
     if asked and any(shape.id.role not in SLOTTED for shape in plan.states):
         raise UnsupportedModelError(
             "its convolution or recurrent states have no form for continuous batching, speculative decoding and compute contexts"
         )
 
 
-def _example_tokens(length: int = _SEQ) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.zeros((_BATCH, length), dtype=torch.int64)
+def _example_tokens(length: int = _SEQ, token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.full((_BATCH, length), token_id)
     return tokens, torch.arange(length).expand(_BATCH, -1).contiguous()
 
 
-def _example(shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _example(
+    shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...], images: ImageInputs
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Arguments of the trace, and which of their dimensions are symbolic."""
     names = (BATCH, SEQ, CTX, FULL_BATCH, COMPUTE_CTX, KEPT_LOGITS)
     batch, seq, ctx, full_batch, compute_ctx, kept = (torch.export.Dim(name, min=1) for name in names)
@@ -287,12 +314,16 @@ def _example(shapes: tuple[StateShape, ...], extra_inputs: tuple[str, ...]) -> t
         "num_logits_to_keep": (torch.zeros((_KEPT_LOGITS, 1), dtype=torch.int64), {0: kept}),
         PROMPT_LENGTHS: (torch.full((_BATCH, 1), _SEQ), {0: batch}),
     }
+    dims = {BATCH: batch, SEQ: seq, CTX: ctx, VISION: torch.export.Dim(VISION, min=1)}
+    for name in images.names:
+        axes_of_input = {axis: dims[dim] for axis, dim in images.axes(name).items()}
+        examples[name] = (images.example(name, _BATCH, _SEQ, _CTX), axes_of_input)
     extras = [examples[name][0] for name in extra_inputs]
     extra_axes = [examples[name][1] for name in extra_inputs]
     token_axes = {0: batch, 1: seq}
     state_axes = [{0: row_axis, 2: ctx} if shape.id.role in SLOTTED else {0: row_axis} for shape in shapes]
     axes = (token_axes, token_axes, extra_axes, state_axes)
-    return (*_example_tokens(), extras, states), axes
+    return (*_example_tokens(token_id=images.token_id), extras, states), axes
 
 
 def _name_interface(
@@ -314,6 +345,8 @@ def _name_interface(
         "num_logits_to_keep": (KEPT_LOGITS, number.get("num_logits_to_keep", 0)),
     }
     extra_dims = {dim: (place, 0) for dim, place in (found_in[name] for name in extra_inputs if name in found_in)}
+    if VISION_EMBEDS in number:
+        extra_dims[VISION] = (number[VISION_EMBEDS], 1)
     slotted = next((number for number, shape in enumerate(shapes) if shape.id.role in SLOTTED), None)
     context = {} if slotted is None else {CTX: (first_state + slotted, 2)}
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1), **context, **extra_dims})

@@ -33,5 +33,7 @@ class CoreHooks:
             pooling=request.pooling,
             extra_inputs=request.extra_inputs,
             unloaded=request.unloaded,
+            program=request.program,
+            program_inputs=request.program_inputs,
             progress=request.progress,
         )

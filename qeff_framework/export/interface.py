@@ -15,6 +15,9 @@ FULL_BATCH, KEPT_LOGITS, COMPUTE_CTX = "full_batch_size", "num_logits_to_keep", 
 #: Tokens that an encoder reads in a step; slots for its output that the decoder keeps.
 ENCODER_SEQ, ENCODER_CTX = "encoder_seq_len", "encoder_ctx_len"
 
+#: Image tokens of a row.
+VISION = "vision_size"
+
 
 def strip_module_prefix(model: onnx_ir.Model) -> None:
     """Gives weights the names that they have in the checkpoint: the tracer sees the model as attribute ``model`` of a wrapper."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir
@@ -39,6 +40,8 @@ def export_portable(
     pooling: str | Callable[..., Any] | None = None,
     extra_inputs: Sequence[str] = (),
     unloaded: AbstractSet[str] = frozenset(),
+    program: str = "",
+    program_inputs: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
     """Exports `module` to ``model.onnx`` in `output_dir`; the module is left as it is.
@@ -48,6 +51,7 @@ def export_portable(
 
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
     ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
+    `program` and `program_inputs` are for models of several programs, see `contracts.ExportRequest`.
     `unloaded` names parameters and buffers whose values the checkpoint did not hold.
 
     Raises:
@@ -57,7 +61,12 @@ def export_portable(
         CheckpointError: the graph reads a weight that is `unloaded`.
         ArtifactError: the disk has too little space for the weights that are written.
     """
-    request = GraphRequest(pooling=resolve_pooling(pooling), extra_inputs=tuple(extra_inputs))
+    request = GraphRequest(
+        pooling=resolve_pooling(pooling),
+        extra_inputs=tuple(extra_inputs),
+        program=program,
+        program_inputs=program_inputs,
+    )
     build = task_spec(task).build_graph
     progress("tracing the model")
     with exporting(), _naming_architecture(module, task), tracking_unloaded(unloaded):

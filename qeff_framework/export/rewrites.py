@@ -17,6 +17,8 @@ def rewrite_untranslatable(program: torch.export.ExportedProgram) -> None:
             _unsqueeze_parts(graph, node)
         elif node.target is _ATEN.erfinv.default:
             _newton_erfinv(graph, node)
+        elif node.target in (_ATEN.squeeze.dim, _ATEN.squeeze.dims):
+            _squeeze_axes_of_one(graph, node)
     graph.lint()
     program.graph_module.recompile()
 
@@ -35,6 +37,21 @@ def _unsqueeze_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         parts = _call(graph, _ATEN.view_as_real.default, source)
         wider = _call(graph, _ATEN.unsqueeze.default, parts, dim if dim >= 0 else dim - 1)
         result = _call(graph, _ATEN.view_as_complex.default, wider)
+    _replace(graph, node, result)
+
+
+def _squeeze_axes_of_one(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Torch leaves an axis that is longer than 1 where it is; ONNX refuses to squeeze it."""
+    source, asked = node.args[0], node.args[1]
+    value = source.meta.get("val") if isinstance(source, torch.fx.Node) else None
+    if not isinstance(source, torch.fx.Node) or not isinstance(value, torch.Tensor):
+        return
+    axes: list[int] = [asked] if isinstance(asked, int) else [*asked]  # type: ignore[misc]
+    kept = [axis for axis in axes if not (isinstance(value.shape[axis], int) and value.shape[axis] != 1)]
+    if len(kept) == len(axes):
+        return
+    with graph.inserting_before(node):
+        result = _call(graph, _ATEN.squeeze.dims, source, kept) if kept else _call(graph, _ATEN.alias.default, source)
     _replace(graph, node, result)
 
 

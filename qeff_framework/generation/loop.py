@@ -37,6 +37,7 @@ from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.step_inputs import StepInputs
 from qeff_framework.generation.stopping import StopRules
 from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
+from qeff_framework.images.rows import TOKEN_TYPES, RowImages
 from qeff_framework.tokenization.chat import ChatOptions
 from qeff_framework.tokenization.tokenizer import TextTokenizer, as_text_tokenizer
 
@@ -148,14 +149,18 @@ class TextGenerator:
         stopping_criteria: Sequence[Any] | None = None,
         on_token: Callable[[int, int], None] | None = None,
         on_step: Callable[[Step], None] | None = None,
+        images: Sequence[RowImages] | None = None,
     ) -> GenerationOutput:
         """Generates for prompts of token ids of any lengths: at most `batch_size`, with continuous batching any number.
 
         `logits_processor` and `stopping_criteria` are Transformers' lists; they are called per row, see `ProcessedSelector`
         and `StopRules`. `streamer` is one of Transformers' streamers: it gets the prompt, then token after token, and takes
-        one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`.
+        one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`. `images` holds what
+        belongs to the images of each prompt.
         """
         run = self._start(prompts, settings, logits_processor, stopping_criteria)
+        for row, of_row in zip(run.rows, images or (), strict=bool(images)):
+            row.images = of_row
         if streamer is not None:
             _feed_prompt(streamer, run.rows)
         with closing(self._steps(run)) as steps:
@@ -379,12 +384,20 @@ class TextGenerator:
 
     def _place_chunk(self, run: _Run, row: Row, place: int) -> None:
         start = row.prefilled
-        tokens = row.unread(self._prefill.shape.width)
+        width = self._prefill.shape.width
+        if row.images is not None and TOKEN_TYPES in self.shape.image_inputs:
+            width = row.images.chunk(start, width)
+        tokens = row.unread(width)
+        self._place_images(self._prefill, place, row, start, len(tokens))
         self._prefill.place(place, tokens, start, accepted=tokens[max(len(row.prompt) - start, 0) :])
         self._prefill.prompt_lengths[place, 0] = row.prompt_length
         row.prefilled += len(tokens)
         if run.sampler is not None and row.is_prefilled:
             run.sampler.draw(self._prefill, place, row)
+
+    def _place_images(self, inputs: StepInputs, place: int, row: Row, start: int, count: int) -> None:
+        if inputs.images is not None and row.images is not None:
+            inputs.images.place(place, row.images, start, count)
 
     def _run_decode(
         self,
@@ -407,6 +420,7 @@ class TextGenerator:
         for row, drafted in zip(active, drafts, strict=True):
             tokens = [row.generated[-1], *drafted]
             inputs.place(row.lane, tokens, row.position, accepted=tokens)
+            self._place_images(inputs, row.lane, row, row.position, len(tokens))
             inputs.prompt_lengths[row.lane, 0] = row.prompt_length
             if run.sampler is not None:
                 run.sampler.draw(inputs, row.lane, row)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
 from qeff_framework.errors import InputError
+from qeff_framework.images.rows import IMAGE_INPUTS, VISION_INDEX
 from qeff_framework.tasks import task_spec, task_specs
 
 _TOKENS = ("input_ids", "position_ids")
@@ -27,6 +28,8 @@ class StepShape:
     contexts: tuple[int, ...]
     #: Numbers of tokens that the encoder reads, one program each, ascending; empty without an encoder.
     sources: tuple[int, ...] = ()
+    #: Image tokens of a row at most; 0 in a model that reads text alone.
+    vision: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class ProgramShape:
     candidates: int | None = None
     #: Token ids that the encoder knows; `None` without an encoder or when the program does not tell.
     source_vocab_size: int | None = None
+    #: Inputs that belong to images, by name; empty in a model that reads text alone.
+    image_inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     @property
     def decode(self) -> StepShape:
@@ -90,7 +95,7 @@ class ProgramShape:
             )
         if task_spec(compiled.task).is_encoder_decoder:
             return cls._of_encoder_decoder(compiled)
-        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, *SAMPLER_INPUTS))
+        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, *IMAGE_INPUTS, *SAMPLER_INPUTS))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
@@ -122,9 +127,12 @@ class ProgramShape:
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,
             position_dtype=fed["position_ids"].dtype,
-            reusable=PROMPT_LENGTHS not in fed and all(state.kind in ("kv", "sampler") for state in compiled.states),
+            # Equal tokens stand for other images.
+            reusable=not {PROMPT_LENGTHS, VISION_INDEX} & fed.keys()
+            and all(state.kind in ("kv", "sampler") for state in compiled.states),
             reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
             candidates=_candidates(fed),
+            image_inputs={name: fed[name] for name in IMAGE_INPUTS if name in fed},
         )
 
     @classmethod
@@ -187,13 +195,18 @@ def _common(entries: list[Mapping[str, int]], name: str) -> int:
 
 
 def _steps(entries: list[Mapping[str, int]], ctx_len: int) -> list[StepShape]:
-    contexts: dict[tuple[int, int, int], list[int]] = {}
+    contexts: dict[tuple[int, int, int, int], list[int]] = {}
     for dims in entries:
-        kind = dims.get("batch_size", 0), dims.get("seq_len", 0), dims.get("num_logits_to_keep", 1)
+        kind = (
+            dims.get("batch_size", 0),
+            dims.get("seq_len", 0),
+            dims.get("num_logits_to_keep", 1),
+            dims.get("vision_size", 0),
+        )
         contexts.setdefault(kind, []).append(dims.get("comp_ctx_lengths", ctx_len))
     return [
-        StepShape(rows=rows, width=width, kept=kept, contexts=tuple(sorted(lengths)))
-        for (rows, width, kept), lengths in contexts.items()
+        StepShape(rows=rows, width=width, kept=kept, vision=vision, contexts=tuple(sorted(lengths)))
+        for (rows, width, kept, vision), lengths in contexts.items()
     ]
 
 

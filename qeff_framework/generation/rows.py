@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from qeff_framework.images.rows import RowImages
+
 #: Why a row ended: its end-of-sequence token, a stop string, the caller's criteria, the time limit or the token limit.
 FinishReason = Literal["eos", "stop_string", "stopping_criteria", "max_time", "length"]
 
@@ -37,6 +39,8 @@ class Row:
     prompt_length: int = 0
     #: What the encoder reads; empty without an encoder.
     source: Sequence[int] = ()
+    #: What belongs to its images; `None` in a model that reads text alone.
+    images: RowImages | None = None
 
     def __post_init__(self) -> None:
         if self.lane < 0:

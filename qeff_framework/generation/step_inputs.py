@@ -9,6 +9,7 @@ import numpy as np
 
 from qeff_framework.contracts import PROMPT_LENGTHS
 from qeff_framework.generation.program_shape import ProgramShape, StepShape
+from qeff_framework.images.rows import ImageStepInputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,13 @@ class StepInputs:
         if shape.candidates is not None:
             self.sampling = _sampling(step.rows, shape.candidates)
             common |= {"last_accepted_output_tokens": self._accepted, **self.sampling}
+        #: What belongs to images; `None` in a model that reads text alone.
+        self.images: ImageStepInputs | None = None
+        if step.vision:
+            self.images = ImageStepInputs(
+                shape.image_inputs, rows=step.rows, width=step.width, vision_size=step.vision, ctx_len=shape.ctx_len
+            )
+            common |= self.images.arrays
         has_contexts = "comp_ctx_lengths" in shape.extra_inputs
         #: One feed for each compute context: they share all arrays but the one whose length says how much is read.
         self._feeds: list[tuple[int, Feed]] = [
@@ -82,6 +90,8 @@ class StepInputs:
         self._positions.fill(-1)
         self._accepted.fill(-1)
         self.prompt_lengths.fill(0)
+        if self.images is not None:
+            self.images.clear()
 
     def place_sources(self, sources: Sequence[Sequence[int]], pad: int) -> None:
         """Places what the encoder reads for each row; rows beyond `sources` are padding."""

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qeff_framework.artifacts import open_artifact
-from qeff_framework.contracts import CompiledModel, ExecuteRequest
+from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
 from qeff_framework.errors import BackendNotInstalledError, ExecutionError, OptionError
 from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
 from qeff_framework.plugin_answers import texts_in
 from qeff_framework.progress import report
 from qeff_framework.registry import normalize, registry
+from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
@@ -52,12 +53,10 @@ def load_compiled(
     directory = Path(path)
     open_artifact(directory, full=verify == "full")
     compiled = CompiledModel.load(directory)
-    _check_program_paths(compiled)
-    if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
-        remedy = "compile the bundle where the compiler is, or " if compiled.dry_run_result else ""
-        raise ExecutionError(
-            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
-        )
+    programs = compiled.parts()
+    for program in programs.values():
+        _check_program_paths(program)
+        _check_is_compiled(program, directory)
     relay = _relay_for(compiled, backend, extensions)
     options = parse_options(
         relay.backend.runtime_options,
@@ -67,7 +66,15 @@ def load_compiled(
     )
     relay.check_runtime(options, compiled.options)
     report(f"loading the program for {relay.name}")
-    session = relay.execute(ExecuteRequest(compiled=compiled, options=options))
+    sessions: dict[str, ExecutionSession] = {}
+    try:
+        for name, program in programs.items():
+            sessions[name] = relay.execute(ExecuteRequest(compiled=program, options=options))
+    except BaseException:
+        for loaded in sessions.values():
+            loaded.close()
+        raise
+    session: ExecutionSession = sessions[""] if "" in sessions else ProgramSessions(compiled, sessions)
     return task_spec(compiled.task).runner(session)
 
 
@@ -96,6 +103,14 @@ def _check_program_paths(compiled: CompiledModel) -> None:
     for text in texts_in(compiled.program):
         if text and "\0" not in text and os.path.lexists(compiled.directory / text):
             compiled.path(text)
+
+
+def _check_is_compiled(compiled: CompiledModel, directory: Path) -> None:
+    if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
+        remedy = "compile the bundle where the compiler is, or " if compiled.dry_run_result else ""
+        raise ExecutionError(
+            f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
+        )
 
 
 def _was_compiled_since(compiled: CompiledModel) -> bool:

@@ -293,6 +293,17 @@ class CheckpointSource:
         arguments = self._loader_arguments(self._tokenizer_config())
         return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
+    def processor(self) -> Any:
+        """The processor of Transformers that prepares images or sound. Raises `CheckpointError` where none can be loaded."""
+        import transformers
+
+        try:
+            with quiet_transformers():
+                load: Any = transformers.AutoProcessor.from_pretrained
+                return load(self._location, **self._loader_arguments())
+        except Exception as error:
+            raise CheckpointError(f"the processor of {self.name} cannot be loaded: {first_line(error)}") from error
+
     def _has_tokenizer_files(self) -> bool:
         if self._gguf or not isinstance(self._place, LocalFolder):
             return True

@@ -11,6 +11,7 @@ from qeff_framework.errors import OptionError
 from qeff_framework.tasks import (
     causal_lm,
     encoder,
+    image_text_to_text,
     question_answering,
     seq2seq_lm,
     sequence_classification,
@@ -25,6 +26,7 @@ _TASKS: tuple[TaskSpec, ...] = (
     token_classification.SPEC,
     question_answering.SPEC,
     seq2seq_lm.SPEC,
+    image_text_to_text.SPEC,
 )
 
 

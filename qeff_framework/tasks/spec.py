@@ -48,6 +48,8 @@ class TaskSpec:
     generates_text: bool = False
     #: Prompts are questions about a text, which must be given too.
     needs_context: bool = False
+    #: Prompts may come with images.
+    reads_images: bool = False
     #: How ``qeff coverage`` checks model types; `None` for a task that is covered together with another.
     coverage_path: str | None = None
 

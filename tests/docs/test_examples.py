@@ -16,12 +16,13 @@ from qeff_framework.plugin_api import hookimpl
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.fake_distributions import write_distribution
+from tests.image_models import built, llava, picture, saved_llava
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.tiny_models import tiny_classifier, tiny_question_answering, tiny_seq2seq_lm, tiny_token_classifier
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
-DOCUMENTS = ["README.md", "docs/usage.md"]
+DOCUMENTS = ["README.md", "docs/usage.md", "docs/images.md"]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,14 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             save_tiny_checkpoint(tmp_path_factory.mktemp("reader"), module=tiny_question_answering("distilbert"))
         ),
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
+        "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
+
+
+def _saved_llava(folder: Path) -> Path:
+    saved_llava(built(llava)[0], folder)
+    return folder
 
 
 def substitute(text: str, substitutes: dict[str, str]) -> str:
@@ -65,6 +72,7 @@ def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, mo
     found = commands(document)
     assert found
     monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "photo.jpg", shade=100)
     for command in found:
         arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
         if arguments[0] == "coverage":

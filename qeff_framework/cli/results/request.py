@@ -19,6 +19,8 @@ class ResultsRequest:
     texts: Sequence[str]
     #: Text generation: the texts, or conversations that the chat template renders.
     prompts: Sequence[Any]
+    #: Vision-language models: the images of each prompt; empty where none were given.
+    images: Sequence[Sequence[Any]]
     #: Question answering: the text that holds the answers.
     context: str | None
     #: Settings of a generation config.

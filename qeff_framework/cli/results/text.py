@@ -32,7 +32,10 @@ def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandR
         if alone:
             progress.clear()
             print(label(first, prompts), end="", flush=True)
-        outputs.append(runner.generate(prompts=group, stream=alone, **request.settings))
+        further = dict(request.settings)
+        if request.images:
+            further["images"] = request.images[first : first + len(group)]
+        outputs.append(runner.generate(prompts=group, stream=alone, **further))
         if shown and not alone:
             progress.clear()
             for index, text in enumerate(outputs[-1].generated_texts, first):
@@ -42,9 +45,11 @@ def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandR
 
 def _prompts_at_once(compiled: CompiledModel, count: int) -> int:
     """With continuous batching prompts take turns by themselves."""
-    if any("full_batch_size" in item.dims for item in compiled.specializations):
+    # Of several programs the last is the one that generates.
+    specializations = [*compiled.parts().values()][-1].specializations
+    if any("full_batch_size" in item.dims for item in specializations):
         return count
-    return min(item.dims["batch_size"] for item in compiled.specializations)
+    return min(item.dims["batch_size"] for item in specializations)
 
 
 def _groups(prompts: Sequence[Any], batch_size: int) -> Iterator[tuple[int, Sequence[Any]]]:

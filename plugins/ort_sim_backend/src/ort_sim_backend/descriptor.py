@@ -36,6 +36,7 @@ class OrtSimBackend(Backend):
                 "token-classification",
                 "question-answering",
                 "seq2seq-lm",
+                "image-text-to-text",
             }
         ),
         continuous_batching=True,

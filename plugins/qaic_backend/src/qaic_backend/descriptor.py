@@ -24,6 +24,7 @@ class QaicBackend(Backend):
                 "token-classification",
                 "question-answering",
                 "seq2seq-lm",
+                "image-text-to-text",
             }
         ),
         continuous_batching=True,

@@ -1,0 +1,185 @@
+"""Text from images and text, with vision-language models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from qeff_framework.auto.task_model import TaskModel
+from qeff_framework.contracts import Task
+from qeff_framework.errors import CheckpointError, OptionError, UnsupportedModelError
+from qeff_framework.model import Program
+from qeff_framework.shapes import ImageTextShapes
+from qeff_framework.sources import CheckpointSource, ModelSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.contracts import Specialization
+    from qeff_framework.images.units import Unit
+    from qeff_framework.relay import Relay
+
+#: The program of the language model, and that of the images; of several sizes each has a program of its own.
+LANGUAGE, VISION = "language", "vision"
+
+
+class QEFFAutoModelForImageTextToText(TaskModel):
+    """A vision-language model, as two programs in one artifact: ``vision`` encodes an image, ``language`` generates text.
+
+    ``compile`` takes ``img_size`` (or ``height`` and ``width``; lists for several sizes), ``num_images=1`` of a prompt at most,
+    and what causal LMs take: ``prefill_seq_len=32, ctx_len=128, batch_size=1, full_batch_size``. ``generate`` takes what the
+    checkpoint's processor returns, or images and prompts; see
+    `qeff_framework.runtime.image_text.CompiledImageTextToText.generate`.
+
+    Args:
+        model: a Transformers module in float32, or a source that can load one.
+        processor: the processor of a module that was built in memory, for the sizes of its tensors; a checkpoint brings its own.
+        kv_offload: two programs, the cache stays with the one of the language model. One program is not supported.
+
+    Example::
+
+        model = QEFFAutoModelForImageTextToText.from_pretrained("llava-hf/llava-1.5-7b-hf")
+        model.compile(backend="ort_sim", prefill_seq_len=128, ctx_len=1024)
+        print(model.generate(images=[photo], prompts=["What is this?"]).generated_texts)
+    """
+
+    task: ClassVar[Task] = "image-text-to-text"
+    transformers_class = "AutoModelForImageTextToText"
+    shapes = ImageTextShapes
+
+    def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None, kv_offload: bool = True) -> None:
+        if not kv_offload:
+            raise OptionError("kv_offload=False, one program for images and text, is not supported; leave it out")
+        super().__init__(model)
+        self._processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        processor: Any = None,
+        kv_offload: bool = True,
+        **hf_kwargs: Any,
+    ) -> Self:
+        """Takes a checkpoint; see `QEFFBaseModel.from_pretrained` and the class."""
+        source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
+        cls._check_architecture(source)
+        return cls(source, processor=processor, kv_offload=kv_offload)
+
+    @property
+    def processor(self) -> Any:
+        """The processor that was given, or the checkpoint's.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be loaded here.
+        """
+        if self._processor is None:
+            if not isinstance(self._source, CheckpointSource):
+                raise CheckpointError(
+                    f"{self.name} is a module in memory, which carries no processor; pass processor=..."
+                )
+            self._processor = self._source.processor()
+        return self._processor
+
+    def _programs(self, relay: Relay, options: object, shapes: ImageTextShapes) -> list[Program]:
+        sizes = shapes.image_sizes or (self._own_image_size(),)
+        found: dict[str, Program] = {}
+        forms: list[Mapping[str, Any]] = []
+        most = 0
+        for height, width in sizes:
+            units = self._image_units(height, width)
+            plan = self._plan_export(relay, options, program=VISION, program_inputs=_tensors(units[0]))
+            # What the language model is made for is known once an image has been encoded.
+            exported = self._export(plan)
+            forms.append(exported.metadata["image_features"])
+            most = max(most, len(units) * int(exported.metadata["image_tokens"]))
+            entry = _image_specialization(exported.metadata["image_tokens"])
+            name = VISION if len(sizes) == 1 else f"{VISION}-{height}x{width}"
+            found[name] = Program(name=name, plan=plan, specializations=(entry,))
+        if any(form != forms[0] for form in forms):
+            raise UnsupportedModelError("its image features have another form for each size of image")
+        language = self._plan_export(
+            relay, options, extra_inputs=shapes.extra_inputs(), program=LANGUAGE, program_inputs=forms[0]
+        )
+        self._check_blocks(shapes, most)
+        main = Program(
+            name=LANGUAGE,
+            plan=language,
+            specializations=shapes.language_specializations(most * shapes.num_images),
+        )
+        return [*found.values(), main]
+
+    def _check_blocks(self, shapes: ImageTextShapes, tokens: int) -> None:
+        """The tokens of an image that see each other must be read in one step."""
+        from qeff_framework.seam.image_inputs import sees_image_tokens_ahead
+
+        if sees_image_tokens_ahead(self._model_class()) and tokens > shapes.prefill_seq_len:
+            raise OptionError(
+                f"prefill_seq_len={shapes.prefill_seq_len} is less than the {tokens} tokens of an image, which see each other in "
+                f"{self.name} and must be read in one step; give prefill_seq_len={tokens} or more"
+            )
+
+    def _own_image_size(self) -> tuple[int, int]:
+        """The size of images that the config of the image encoder names."""
+        size = (self.config.get("vision_config") or {}).get("image_size")
+        if isinstance(size, int):
+            return size, size
+        if isinstance(size, (list, tuple)) and len(size) == 2:
+            return int(size[0]), int(size[1])
+        raise OptionError(
+            f"{self.name} takes images of any size, so the program's must be said; give height= and width=, or img_size="
+        )
+
+    def _image_units(self, height: int, width: int) -> list[Unit]:
+        """What the processor makes of an image of this size."""
+        import numpy as np
+
+        from qeff_framework.images.units import PIXELS, image_units
+        from qeff_framework.seam.image_features import encoder_inputs
+
+        processor = getattr(self.processor, "image_processor", self.processor)
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        # A shade: units that are empty are told apart from fillings by their contents.
+        image[:, :, 0] = np.arange(width, dtype=np.uint8)[None]
+        tensors = dict(processor(images=[image], return_tensors="pt"))
+        names = encoder_inputs(self._model_class())
+        units = image_units({name: tensors[name] for name in tensors if name in names})
+        if not units or any(unit[PIXELS].shape != units[0][PIXELS].shape for unit in units):
+            raise UnsupportedModelError(
+                f"its processor makes of an image of {height}x{width} tensors of several shapes, which one program cannot take"
+            )
+        return units
+
+    def _model_class(self) -> Any:
+        """The class of Transformers, without its weights."""
+        if not isinstance(self._source, CheckpointSource):
+            return type(self.module)
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPING
+
+        names = [*(self.config.get("architectures") or ()), MAPPING.get(str(self.config.get("model_type")))]
+        found = next((getattr(transformers, name) for name in names if name and hasattr(transformers, name)), None)
+        # Code that the checkpoint brings along is known once it is loaded.
+        return found if found is not None else type(self.module)
+
+    def _complete_export(self, directory: Path) -> Mapping[str, Any]:
+        """Adds the processor, so that ``qeff generate --image`` needs no checkpoint."""
+        if self._processor is None and not isinstance(self._source, CheckpointSource):
+            return {}
+        self.processor.save_pretrained(directory / "processor")
+        return {}
+
+
+def _tensors(unit: Unit) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(value.copy()) for name, value in unit.items()}
+
+
+def _image_specialization(tokens: int) -> Specialization:
+    from qeff_framework.contracts import Specialization
+
+    return Specialization(name="image", dims={"batch_size": 1, "image_tokens": tokens})

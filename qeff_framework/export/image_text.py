@@ -1,0 +1,34 @@
+"""The graphs of a vision-language model: its image encoder, and the language model beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qeff_framework.errors import ExportError
+from qeff_framework.export.causal_lm import causal_lm_graph
+from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.vision import vision_graph
+from qeff_framework.images.rows import ROPE_POSITIONS
+from qeff_framework.seam.image_features import FeatureForm
+from qeff_framework.seam.image_inputs import ImageInputs
+from qeff_framework.seam.rope_positions import merge_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def image_text_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
+    """The program that is asked for: ``"vision"``, see `vision_graph`, or ``"language"``, with the inputs of `images.rows`."""
+    if request.program.startswith("vision"):
+        return vision_graph(module, request)
+    if request.program != "language":
+        raise ExportError(
+            "a vision-language model is exported as the programs 'vision' and 'language'; compile() asks for them"
+        )
+    form = FeatureForm.from_json(request.program_inputs)
+    images = ImageInputs.of(module, form)
+    graph = causal_lm_graph(module, request, images=images)
+    metadata = {**graph.metadata, "image_token_id": images.token_id}
+    if ROPE_POSITIONS in images.names:
+        metadata["merge_size"] = merge_size(module, images.token_id)
+    return PortableGraph(model=graph.model, states=graph.states, metadata=metadata)

@@ -1,0 +1,101 @@
+"""The images of one prompt, as the steps of a language model need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.images.rope_positions import rope_positions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Inputs of the language program:
+#: ``[B, V, F]`` float32: the features of each row's image tokens, in the order of its images.
+VISION_EMBEDS = "vision_embeds"
+#: ``[B, S]`` int64: which of them stands in the place of a token, -1 at tokens of text and at padding.
+VISION_INDEX = "vision_index"
+#: ``[3, B, S]`` int64: where a token stands in time, height and width, for rotary embeddings of several axes.
+ROPE_POSITIONS = "rope_position_ids"
+#: ``[B, ctx_len]`` int64: the kind of token in each slot of the cache, for masks in which the tokens of an image see each other.
+TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
+IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowImages:
+    """What belongs to one prompt."""
+
+    #: ``[N, F]``: features of its image tokens, in order.
+    embeds: NDArray[np.float32]
+    #: ``[P]``: which of them stands in the place of a token, -1 at text.
+    index: NDArray[np.int64]
+    #: ``[3, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
+    rope: tuple[NDArray[np.int64], int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[int],
+        embeds: NDArray[np.float32],
+        image_token_id: int,
+        *,
+        grids: Sequence[Sequence[int]] = (),
+        merge_size: int = 0,
+    ) -> RowImages:
+        """`merge_size` is 0 for models whose positions have one axis."""
+        is_image = np.asarray(ids) == image_token_id
+        index = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int64)
+        rope = rope_positions(ids, image_token_id, grids, merge_size) if merge_size else None
+        return cls(embeds=embeds, index=index, rope=rope)
+
+    def chunk(self, start: int, width: int) -> int:
+        """How many of the next `width` tokens a step may read so that no image is cut in two."""
+        stop = start + width
+        if stop >= len(self.index) or self.index[stop] < 0 or self.index[stop - 1] < 0:
+            return width
+        first = stop
+        while first > start and self.index[first - 1] >= 0:
+            first -= 1
+        return first - start
+
+
+class ImageStepInputs:
+    """The arrays of one kind of step, allocated once and filled anew for each step."""
+
+    def __init__(self, fed: Mapping[str, Any], *, rows: int, width: int, vision_size: int, ctx_len: int) -> None:
+        #: By name, as the session takes them.
+        self.arrays: dict[str, NDArray[Any]] = {}
+        sizes = {"batch_size": rows, "seq_len": width, "vision_size": vision_size, "ctx_len": ctx_len}
+        for name in IMAGE_INPUTS:
+            if name in fed:
+                shape = [size if isinstance(size, int) else sizes[size] for size in fed[name].shape]
+                self.arrays[name] = np.full(shape, -1 if name == VISION_INDEX else 0, dtype=fed[name].dtype)
+        #: Whose features each row holds: they stay over all chunks of a prompt.
+        self._owners: list[RowImages | None] = [None] * rows
+
+    def clear(self) -> None:
+        """Makes every place text."""
+        self.arrays[VISION_INDEX].fill(-1)
+
+    def place(self, row: int, images: RowImages, start: int, count: int) -> None:
+        """What belongs to `count` tokens of a prompt, or behind it, from position `start` on."""
+        prompt = len(images.index)
+        known = max(0, min(prompt - start, count))
+        self.arrays[VISION_INDEX][row, :known] = images.index[start : start + known]
+        embeds = self.arrays[VISION_EMBEDS]
+        if known and self._owners[row] is not images and len(images.embeds):
+            embeds[row, : len(images.embeds)] = images.embeds
+            self._owners[row] = images
+        if images.rope is not None:
+            positions, shift = images.rope
+            target = self.arrays[ROPE_POSITIONS]
+            target[:, row, :known] = positions[:, start : start + known]
+            target[:, row, known:count] = np.arange(start + known, start + count) + shift
+        if TOKEN_TYPES in self.arrays and known:
+            kinds = self.arrays[TOKEN_TYPES]
+            kinds[row].fill(0)
+            kinds[row, :prompt] = images.index >= 0

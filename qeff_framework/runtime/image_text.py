@@ -1,0 +1,266 @@
+"""Text from images and text, with loaded programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.contracts import ExecutionSession
+from qeff_framework.errors import InputError
+from qeff_framework.images.rows import RowImages
+from qeff_framework.images.units import PIXELS, image_units
+from qeff_framework.runtime.program_sessions import ProgramSessions
+from qeff_framework.runtime.runner import CompiledRunner
+from qeff_framework.runtime.text_generation import generation_defaults
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qeff_framework.generation import GenerationOutput
+    from qeff_framework.images.units import Unit
+
+_LANGUAGE, _VISION, _EMBEDS = "language", "vision", "vision_embeds"
+_OF_TEXT = ("input_ids", "attention_mask")
+
+
+class CompiledImageTextToText(CompiledRunner):
+    """Text generation from images and text."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        from qeff_framework.generation import TextGenerator
+
+        super().__init__(session)
+        if not isinstance(session, ProgramSessions):
+            raise InputError(f"{session.compiled.directory} holds no program for images")
+        self._vision = [
+            _ImageProgram(program) for name, program in session.sessions.items() if name.startswith(_VISION)
+        ]
+        language = session.sessions[_LANGUAGE]
+        self._facts: Mapping[str, Any] = language.compiled.metadata
+        self._generator = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor that the artifact carries. Needs Transformers, and what the processor itself needs, such as Pillow."""
+        directory = self.compiled.directory / "processor"
+        if not directory.is_dir():
+            raise InputError(f"{self.compiled.directory} carries no processor; pass processor=..., or what one returns")
+        from transformers import AutoProcessor
+
+        load: Any = AutoProcessor.from_pretrained
+        return load(directory)
+
+    def generate(
+        self,
+        processor: Any = None,
+        prompts: Sequence[str] | str | None = None,
+        *,
+        images: Sequence[Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        generation_len: int | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **settings: Any,
+    ) -> GenerationOutput:
+        """Generates text for prompts with images.
+
+        Args:
+            processor: the checkpoint's processor; `None` takes the one that the artifact carries. What a processor returns may
+                stand here too.
+            prompts: a text for each prompt.
+            images: the images of each prompt: one (a PIL image, an array ``[H, W, 3]``, a path or an address), a list, or `None`.
+                Of a single prompt the images alone.
+            inputs: instead of both, what a processor returns for one prompt or several: ``input_ids``, ``attention_mask``,
+                ``pixel_values`` and what belongs to it. It may be spread over keywords too.
+            stream: print the text while it is generated.
+            generation_len: new tokens per prompt at most; by default the checkpoint's limit, else what is left of ``ctx_len``.
+            generation_config: a Transformers `GenerationConfig`.
+            logits_processor: a Transformers `LogitsProcessorList`.
+            stopping_criteria: a Transformers `StoppingCriteriaList`.
+            **settings: single settings of a generation config, such as ``do_sample=True``.
+
+        Raises:
+            InputError: nothing to generate from, images of a size that no program was compiled for, more images than fit, or
+                image tokens without images.
+        """
+        if inputs is None and isinstance(processor, Mapping):
+            processor, inputs = None, processor
+        tensors = {
+            name: settings.pop(name) for name in list(settings) if name in _OF_TEXT or self._is_image_input(name)
+        }
+        given = [inputs] if inputs is not None else [tensors] if tensors else []
+        if (prompts is not None) + len(given) != 1:
+            raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")
+        if prompts is not None:
+            given = self._processed(processor or self.processor, prompts, images)
+        rows = [row for each in given for row in self._rows(each)]
+        generator = self._generator
+        generator.tokenizer = self.tokenizer
+        if generation_len is not None:
+            settings["generation_len"] = generation_len
+        resolved = generator.settings(generation_config, **settings)
+        return generator.generate_ids(
+            [ids for ids, _ in rows],
+            resolved,
+            images=[of_row for _, of_row in rows],
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            on_step=self._printer(len(rows)) if stream else None,
+        )
+
+    def _printer(self, count: int) -> Any:
+        import sys
+
+        from qeff_framework.generation.streaming import Printer
+
+        if self.tokenizer is None:
+            raise InputError(f"{self.no_tokenizer}; or leave stream=True out")
+        return Printer(self.tokenizer, count, sys.stdout).put
+
+    def _is_image_input(self, name: str) -> bool:
+        return any(name in program.names for program in self._vision) or name in ("token_type_ids", "mm_token_type_ids")
+
+    # --- what a processor makes of images and texts --------------------------------------------------------------------
+
+    def _processed(self, processor: Any, prompts: Sequence[str] | str, images: Any) -> list[Mapping[str, Any]]:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        per_prompt = _images_per_prompt(images, len(texts))
+        processed = []
+        for number, (text, of_text) in enumerate(zip(texts, per_prompt, strict=True)):
+            try:
+                rendered = _rendered(processor, text, len(of_text))
+                processed.append(processor(text=[rendered], images=of_text or None, return_tensors="np"))
+            except Exception as error:
+                raise InputError(
+                    f"the processor does not take prompt {number} with {len(of_text)} images: {error}"
+                ) from error
+        return processed
+
+    # --- rows ----------------------------------------------------------------------------------------------------------
+
+    def _rows(self, inputs: Mapping[str, Any]) -> list[tuple[list[int], RowImages]]:
+        """Token ids and images of each prompt of a processor's output."""
+        from qeff_framework.tokenization import normalize_inputs
+
+        prompts = normalize_inputs({name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}, None)
+        units = self._units(inputs)
+        encoded = [self._encoded(unit) for unit in units]
+        token_id = int(self._facts["image_token_id"])
+        rows, place = [], 0
+        for number, ids in enumerate(prompts):
+            wanted, taken = sum(token == token_id for token in ids), place
+            count = 0
+            while count < wanted and place < len(encoded):
+                count += len(encoded[place])
+                place += 1
+            if count != wanted:
+                raise InputError(
+                    f"prompt {number} has {wanted} image tokens (id {token_id}), and the images that are left give {count}; pass "
+                    "the processor's output as it is, with all its tensors"
+                )
+            rows.append((ids, self._row(ids, encoded[taken:place], units[taken:place])))
+        if place != len(encoded):
+            raise InputError(
+                f"{len(encoded)} images (or tiles of images) were given, and the prompts have places for {place}"
+            )
+        return rows
+
+    def _row(self, ids: list[int], encoded: list[NDArray[np.float32]], units: list[Unit]) -> RowImages:
+        room = self._generator.shape.prefill.vision
+        tokens = sum(map(len, encoded))
+        if tokens > room:
+            raise InputError(
+                f"the images of a prompt have {tokens} tokens, the program has room for {room}; compile with more num_images"
+            )
+        width = sum(int(size) for size in self._vision[0].session.compiled.metadata["image_features"]["widths"])
+        embeds = np.concatenate(encoded) if encoded else np.zeros((0, width), dtype=np.float32)
+        grids = [unit["image_grid_thw"][0].tolist() for unit in units if "image_grid_thw" in unit]
+        return RowImages.of(
+            ids,
+            embeds,
+            int(self._facts["image_token_id"]),
+            grids=grids,
+            merge_size=int(self._facts.get("merge_size", 0)),
+        )
+
+    def _units(self, inputs: Mapping[str, Any]) -> list[Unit]:
+        if inputs.get(PIXELS) is None:
+            return []
+        names = {name for program in self._vision for name in program.names}
+        return image_units({name: value for name, value in inputs.items() if name in names})
+
+    def _encoded(self, unit: Unit) -> NDArray[np.float32]:
+        """The features of one image, by the program that was made for its size."""
+        program = next((program for program in self._vision if program.takes(unit)), None)
+        if program is None:
+            told = ", ".join(program.told for program in self._vision)
+            raise InputError(
+                f"an image has {PIXELS} {list(unit[PIXELS].shape)}, the programs were compiled for {told}; resize the image, or "
+                "compile with its height and width"
+            )
+        return program(unit)
+
+
+class _ImageProgram:
+    """The program for one size of image."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        self.session = session
+        #: What the unit that it was made for looked like.
+        self._example: Mapping[str, Any] = session.compiled.metadata["image"]
+        self.names = tuple(self._example)
+
+    @property
+    def told(self) -> str:
+        """The size, for messages."""
+        return str(self._example[PIXELS]["shape"])
+
+    def takes(self, unit: Unit) -> bool:
+        """Whether the unit differs from the example in its pixels only."""
+        if list(unit[PIXELS].shape) != self._example[PIXELS]["shape"]:
+            return False
+        return all(_equals(example, unit.get(name)) for name, example in self._example.items() if name != PIXELS)
+
+    def __call__(self, unit: Unit) -> NDArray[np.float32]:
+        """Features ``[N, F]``, a copy."""
+        outputs = self.session.run({PIXELS: np.ascontiguousarray(unit[PIXELS], dtype=np.float32)})
+        return np.array(outputs[_EMBEDS], dtype=np.float32)
+
+
+def _equals(example: Mapping[str, Any], value: Any) -> bool:
+    if value is None or list(value.shape) != example["shape"]:
+        return False
+    values = example["values"]
+    return bool((np.asarray(value) == values).all()) if not isinstance(values, list) else value.tolist() == values
+
+
+def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in range(prompts)]
+    given = list(images) if isinstance(images, (list, tuple)) else [images]
+    if prompts == 1 and not any(isinstance(each, (list, tuple)) for each in given):
+        return [given]
+    if len(given) != prompts:
+        raise InputError(
+            f"{prompts} prompts and images for {len(given)} were given; give a list of images (or None) for each prompt"
+        )
+    return [[] if each is None else list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+
+
+def _rendered(processor: Any, text: str, images: int) -> str:
+    """The prompt with places for its images: by the chat template, else with the processor's image token in front."""
+    if getattr(processor, "chat_template", None):
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        rendered: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return rendered
+    token = getattr(processor, "image_token", None)
+    if not images or token is None or token in text:
+        return text
+    return f"{token * images}{text}"

@@ -1,0 +1,137 @@
+"""What the graph of a language model takes of images, beside tokens and positions."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.images.rows import ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
+from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_EXAMPLE_FEATURES = 7
+_ROPE_AXES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOfStep:
+    """What one forward pass gets of images."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    mode: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+
+NO_IMAGES_IN_STEP = ImagesOfStep()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInputs:
+    """The inputs of one model's graph."""
+
+    names: tuple[str, ...] = ()
+    form: FeatureForm | None = None
+    #: Name under which the forward takes the kinds of tokens.
+    token_types: str = ""
+    #: Id that stands in a text for an image token. Examples consist of it: Transformers compares its count with the features.
+    token_id: int = 0
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
+        """The inputs that a model needs, read from what its parts are called and take."""
+        names = [VISION_EMBEDS, VISION_INDEX]
+        if has_rope_axes(model):
+            names.append(ROPE_POSITIONS)
+        token_types = sees_image_tokens_ahead(type(model))
+        if token_types:
+            names.append(TOKEN_TYPES)
+        return cls(names=tuple(names), form=form, token_types=token_types, token_id=image_token_id(model))
+
+    def axes(self, name: str) -> Mapping[int, str]:
+        """The symbolic dimensions of an input."""
+        return {
+            VISION_EMBEDS: {0: "batch_size", 1: "vision_size"},
+            VISION_INDEX: {0: "batch_size", 1: "seq_len"},
+            ROPE_POSITIONS: {1: "batch_size", 2: "seq_len"},
+            TOKEN_TYPES: {0: "batch_size", 1: "ctx_len"},
+        }[name]
+
+    def example(self, name: str, batch: int, tokens: int, context: int) -> torch.Tensor:
+        """A value of the right shape."""
+        form = self._form()
+        if name == VISION_EMBEDS:
+            return torch.zeros(batch, _EXAMPLE_FEATURES, sum(form.widths))
+        if name == VISION_INDEX:
+            return torch.zeros((batch, tokens), dtype=torch.int64)
+        if name == ROPE_POSITIONS:
+            return torch.arange(tokens).expand(_ROPE_AXES, batch, -1).contiguous()
+        return torch.zeros((batch, context), dtype=torch.int64)
+
+    def of_step(self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor) -> ImagesOfStep:
+        """What the forward of one step gets."""
+        if not self.names:
+            return NO_IMAGES_IN_STEP
+        embeds, index = given[VISION_EMBEDS], given[VISION_INDEX]
+        require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
+        require(embeds.shape[0] == input_ids.shape[0])
+        require(index.shape[0] == input_ids.shape[0])
+        require(index.shape[1] == input_ids.shape[1])
+        rows = embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand(-1, -1, embeds.shape[2]))
+        arguments: dict[str, Any] = {ENCODER_OUTPUTS: {"image": self._form().output(rows.flatten(0, 1))}}
+        if ROPE_POSITIONS in self.names:
+            positions = given[ROPE_POSITIONS]
+            require(positions.shape[1] == input_ids.shape[0])
+            require(positions.shape[2] == input_ids.shape[1])
+            arguments["position_ids"] = positions
+        if self.token_types:
+            arguments[self.token_types] = given[TOKEN_TYPES]
+        return ImagesOfStep(arguments=arguments, mode=RowForEveryToken(index >= 0))
+
+    def _form(self) -> FeatureForm:
+        if self.form is None:
+            raise RuntimeError("a model without images has no image inputs")
+        return self.form
+
+
+NO_IMAGES = ImageInputs()
+
+
+def image_token_id(model: PreTrainedModel) -> int:
+    """The id that stands in a text for an image token. Raises `UnsupportedModelError` where the config names none."""
+    for name in ("image_token_id", "image_token_index"):
+        found = getattr(model.config, name, None)
+        if isinstance(found, int):
+            return found
+    raise UnsupportedModelError("its config names no image_token_id, the token that features are put in the place of")
+
+
+def sees_image_tokens_ahead(model_class: Any) -> str:
+    """Name under which a forward takes the kinds of tokens, by which it lets the tokens of an image see each other; "" for none.
+
+    Models whose positions have several axes take them to make these positions, and mask by nothing but the order of the tokens.
+    """
+    if getattr(model_class, "get_rope_index", None) or _part_has_rope_index(model_class):
+        return ""
+    parameters = inspect.signature(model_class.forward).parameters
+    return next((name for name in ("token_type_ids", "mm_token_type_ids") if name in parameters), "")
+
+
+def _part_has_rope_index(model_class: Any) -> bool:
+    """Whether the model without the head has it: ``XModel`` beside ``XForConditionalGeneration``."""
+    module = sys.modules.get(model_class.__module__)
+    name = model_class.__name__.replace("ForConditionalGeneration", "Model")
+    return hasattr(getattr(module, name, None), "get_rope_index")
+
+
+def has_rope_axes(model: PreTrainedModel) -> bool:
+    """Whether positions have several axes: the model has a method that makes them of the sizes of images."""
+    return any(hasattr(part, "get_rope_index") for part in (model, getattr(model, "model", None)))

@@ -1,0 +1,40 @@
+"""Index arithmetic that stays real while a model is traced.
+
+A tracer replaces every tensor by one without data, also those that depend on nothing but constants: positions, sizes of images,
+where windows begin. A model that reads such a tensor on the host (``tolist``, a loop over it, a slice up to it) cannot be traced
+then. This mode computes with real tensors whatever has only real tensors and numbers as arguments. What meets a traced tensor
+becomes a constant of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+_REAL = (torch.Tensor, torch.nn.Parameter)
+
+
+class ConstantsStayReal(TorchFunctionMode):
+    """Keeps what depends on constants only out of the trace."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Sees every call of the library while the mode is on."""
+        del types
+        given = dict(kwargs or {})
+        if all(_is_real(leaf) for leaf in pytree.tree_leaves((args, given))):
+            with _disable_current_modes():
+                return func(*args, **given)
+        return func(*args, **given)
+
+
+def _is_real(leaf: object) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return type(leaf) in _REAL and leaf.device.type != "meta"
+    return not isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool))

@@ -1,0 +1,185 @@
+"""Tiny vision-language models, and what Transformers generates with them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+IMAGE_TOKEN = 63
+NEW_TOKENS = 8
+_TEXT: Mapping[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+_VISION: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 7,
+}
+Image = dict[str, torch.Tensor]
+
+
+def llava() -> tuple[PreTrainedModel, Image]:
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**_VISION), text_config=LlamaConfig(**_TEXT), image_token_id=IMAGE_TOKEN
+    )
+    return LlavaForConditionalGeneration(config), {"pixel_values": torch.zeros(1, 3, 28, 28)}
+
+
+def gemma3() -> tuple[PreTrainedModel, Image]:
+    """The tokens of an image see each other, in windows too."""
+    text = Gemma3TextConfig(
+        **_TEXT,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+    )
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(**_VISION),
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        mm_tokens_per_image=4,
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration(config), {"pixel_values": torch.zeros(1, 3, 28, 28)}
+
+
+def qwen3_vl() -> tuple[PreTrainedModel, Image]:
+    """Positions of three axes, patches instead of images, and features for the first layers."""
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 16,
+    }
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen3VLConfig(
+        vision_config=vision,
+        text_config={**_TEXT, "rope_parameters": rope},
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=62,
+        vision_start_token_id=61,
+        vision_end_token_id=60,
+    )
+    image = {"pixel_values": torch.zeros(4 * 6, 3 * 2 * 16), "image_grid_thw": torch.tensor([[1, 4, 6]])}
+    return Qwen3VLForConditionalGeneration(config), image
+
+
+class Processor:
+    """Returns the tensors of an image, whatever the image."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def __call__(self, images: Any, return_tensors: str) -> Image:
+        assert return_tensors == "pt"
+        assert len(images) == 1
+        return self._image
+
+    def save_pretrained(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "processor_config.json").write_text("{}")
+
+
+def built(make: Callable[[], tuple[PreTrainedModel, Image]]) -> tuple[PreTrainedModel, Image]:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module, image = make()
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)  # so that the tokens depend on the whole prompt
+    module.eval().set_attn_implementation("eager")
+    return module, image
+
+
+def greedy(module: PreTrainedModel, prompt: list[int], images: list[Image]) -> list[int]:
+    ids = torch.tensor([prompt])
+    given: dict[str, Any] = {name: torch.cat([each[name] for each in images]) for name in (images[0] if images else ())}
+    known = inspect.signature(module.forward).parameters
+    given |= {name: (ids == IMAGE_TOKEN).long() for name in ("token_type_ids", "mm_token_type_ids") if name in known}
+    with torch.no_grad():
+        output = module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **given,
+        )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def shaded(image: Image, seed: int) -> Image:
+    """An image of the same size with random pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    return {**image, "pixel_values": torch.randn(image["pixel_values"].shape, generator=generator)}
+
+
+def saved_llava(module: PreTrainedModel, folder: Path) -> LlavaProcessor:
+    """Saves the model with a word-level tokenizer and an image processor."""
+    words = {f"w{index}": index for index in range(IMAGE_TOKEN)} | {"<image>": IMAGE_TOKEN}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w1", pad_token="w0")
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = LlavaProcessor(
+        image_processor=images,
+        tokenizer=fast,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    module.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def picture(path: Path, shade: int) -> Path:
+    pixels = np.random.default_rng(shade).integers(0, shade + 1, (40, 50, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,42 @@
+"""Vision-language models as two programs side by side on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qeff_framework import QEFFAutoModelForImageTextToText
+from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, shaded
+from tests.sdk_standins.qaic import StandinSdk
+
+
+@pytest.fixture(autouse=True)
+def _store(session_store: Path) -> None:
+    """Exports lie there."""
+
+
+def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., StandinSdk]) -> None:
+    standin()
+    module, image = built(gemma3)
+    picture = shaded(image, seed=1)
+    prompts = [[5, 6, *[IMAGE_TOKEN] * 4, 8, 9], [11, 12, 13, 14, 15, 16, 17, 18]]
+    model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
+    # Two programs that are loaded together share the cores of the device.
+    sizes: dict[str, Any] = {"num_cores": 8, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2, "img_size": 28}
+    compiled = model.compile(backend="qaic", **sizes)
+    inputs = {"input_ids": np.array(prompts), "attention_mask": np.ones((2, 8), dtype=np.int64), **picture}
+    output = model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None)
+    assert output.generated_ids == [greedy(module, prompts[0], [picture]), greedy(module, prompts[1], [])]
+    assert {name: (compiled.directory / place).is_dir() for name, place in compiled.programs.items()} == {
+        "vision": True,
+        "language": True,
+    }
+
+    bundle = model.compile(backend="qaic", dry_run=True, **sizes)
+    for program in bundle.parts().values():
+        assert list(program.directory.rglob("*.onnx"))
+        assert not list(program.directory.rglob("programqpc.bin"))
