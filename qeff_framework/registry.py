@@ -37,7 +37,7 @@ from qeff_framework.errors import (
 from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
 from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
-from qeff_framework.plugin_imports import import_problem
+from qeff_framework.plugin_imports import import_problem, try_imports
 from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
@@ -404,7 +404,10 @@ class Registry:
         for backend in self.installed():
             if backend.status != "available" and normalize(backend.name) not in self._registered:
                 yield backend.name, backend.reason
-        for name in self._usable_names():
+        names = self._usable_names()
+        with contextlib.suppress(BackendError, ValueError):  # Told below, for the one that it is about.
+            try_imports([self._select(name).module for name in names if normalize(name) not in self._registered])
+        for name in names:
             try:
                 yield name, self.probe(name)
             except BackendError as error:  # One that breaks here cannot be chosen; its reason is told.

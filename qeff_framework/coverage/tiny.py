@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from qeff_framework.contracts import Task
 
+#: Types whose eager attention is not the one to compare with, and why.
+_ATTENTION: Final[Mapping[str, str]] = {
+    "falcon": "sdpa",  # eager attention adds the biases of ALiBi twice
+}
+
 DEPTH_FIELDS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -50,7 +55,7 @@ def tiny_config(model_type: str, task: Task, changes: Mapping[str, Any] | None =
 
 
 def tiny_model(model_type: str, task: Task, seed: int = 0, changes: Mapping[str, Any] | None = None) -> torch.nn.Module:
-    """The model of `tiny_config` with random float32 weights, eager attention, in eval mode."""
+    """The model of `tiny_config` with random float32 weights, in eval mode. Attention is eager, but for types in `_ATTENTION`."""
     import torch
     import transformers
 
@@ -60,7 +65,9 @@ def tiny_model(model_type: str, task: Task, seed: int = 0, changes: Mapping[str,
     config = tiny_config(model_type, task, changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: torch.nn.Module = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model: torch.nn.Module = auto.from_config(
+            config, attn_implementation=_ATTENTION.get(model_type, "eager"), dtype=torch.float32
+        )
         randomise(model)
     return model.float().eval()
 

@@ -17,6 +17,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "big_bird": "big_bird",
     "dbrx": "dbrx",
     "deepseek_v4": "deepseek_v4",
+    "falcon": "falcon",
     "fnet": "fnet",
     "gpt_neo": "gpt_neo",
     "jetmoe": "jetmoe",
