@@ -36,6 +36,7 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "num_devices": 1,
         "num_cores": 3,
         "optimization_level": "extended",
+        "simulate": None,
         "precision": "fp32",
     }
     applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]
