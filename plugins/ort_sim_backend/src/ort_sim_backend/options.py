@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import MicroscalingOptions, RuntimeOptions, option
 
 #: Bits of a weight by value of `precision`, where weights are compressed.
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
@@ -17,7 +17,7 @@ AI100_CORES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrtSimOptions(CompileOptions):
+class OrtSimOptions(MicroscalingOptions):
     """Options of `compile`."""
 
     # ONNX Runtime's "all" also picks a data layout for the CPU at hand; a saved program would then be tied to that CPU.
@@ -38,8 +38,14 @@ class OrtSimOptions(CompileOptions):
     )
 
     def __post_init__(self) -> None:
-        """Refuses what a simulated device has not."""
+        """Refuses what a simulated device has not, and what the CPU has not."""
         if self.simulate is None:
+            formats = [name for name in ("mxfp6_matmul", "mxint8_kv_cache") if getattr(self, name)]
+            if formats:
+                raise ValueError(
+                    f"{' and '.join(f'{name}=True' for name in formats)}: the CPU does not have this format; leave it out, or "
+                    "simulate a device that has it with simulate='ai100'"
+                )
             return
         if self.precision != "fp32":
             raise ValueError(
