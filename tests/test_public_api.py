@@ -28,7 +28,7 @@ PUBLIC = {
         subgraphs weight_of weights
     """,
     "qeff_framework.sessions": """
-        BaseSession Shape StepSelector allocate check_positions check_rows check_specializations check_step describe_shapes
+        BaseSession Shape StepSelector allocate check_distinct_shapes check_positions check_rows check_specializations check_step describe_shapes
         host_inputs host_outputs resolve_shape state_buffers write_tokens
     """,
     "qeff_framework.testing": """

@@ -11,13 +11,14 @@ from qeff_framework.sessions.buffers import allocate, state_buffers, write_token
 from qeff_framework.sessions.checks import check_positions, check_rows, check_step
 from qeff_framework.sessions.selection import StepSelector
 from qeff_framework.sessions.shapes import Shape, describe_shapes, host_inputs, host_outputs, resolve_shape
-from qeff_framework.sessions.specializations import check_specializations
+from qeff_framework.sessions.specializations import check_distinct_shapes, check_specializations
 
 __all__ = [
     "BaseSession",
     "Shape",
     "StepSelector",
     "allocate",
+    "check_distinct_shapes",
     "check_positions",
     "check_rows",
     "check_specializations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from qeff_framework.contracts import ExportedModel, Specialization
@@ -37,6 +38,29 @@ def check_specializations(exported: ExportedModel, specializations: Sequence[Spe
                 f"the specializations give the retained state {spec.name} different sizes: "
                 f"{' and '.join(map(str, sorted(sizes)))}"
             )
+
+
+def check_distinct_shapes(exported: ExportedModel, specializations: Sequence[Specialization]) -> None:
+    """Checks that a device that knows a step by the shape of an input can tell all specializations apart.
+
+    Raises:
+        CompileError: two specializations give every input the same shape, or no single input has another shape in each of them.
+    """
+    for first, second in itertools.combinations(specializations, 2):
+        if all(resolve_shape(spec, first.dims) == resolve_shape(spec, second.dims) for spec in exported.inputs):
+            raise CompileError(
+                f"the specializations '{first.name}' and '{second.name}' give every input the same shape, so the device could "
+                "not tell them apart; leave one out"
+            )
+    if not any(
+        len({resolve_shape(spec, item.dims) for item in specializations}) == len(specializations)
+        for spec in exported.inputs
+    ):
+        names = ", ".join(item.name for item in specializations)
+        raise CompileError(
+            f"no single input has a different shape in each of the specializations {names}; the device tells them apart by one "
+            "input. Choose other lengths"
+        )
 
 
 def _check_dims(exported: ExportedModel, specialization: Specialization, backend: str) -> None:

@@ -73,9 +73,9 @@ def unloadable(checkpoint: Path, tmp_path: Path, store_root: Path) -> QEFFAutoMo
         ({"num_cores": "16"}, "'num_cores' must be int"),
         ({"prefill_seq_len": 64, "ctx_len": 32}, "prefill_seq_len=64 is greater than ctx_len=32"),
         ({"batch_size": 0}, "'batch_size' must be at least 1"),
-        ({"mxfp6_matmul": True}, "backend 'ort_sim' does not support mxfp6_matmul=True"),
+        ({"mxfp6_matmul": True}, "backend 'ort_sim': mxfp6_matmul=True: the CPU does not have this format"),
         ({"num_devices": 4}, "does not support num_devices=4"),
-        ({"mxint8_kv_cache": True}, "does not support mxint8_kv_cache=True"),
+        ({"mxint8_kv_cache": True}, "mxint8_kv_cache=True: the CPU does not have"),
         ({"dry_run": True}, "does not support dry_run"),
     ],
 )

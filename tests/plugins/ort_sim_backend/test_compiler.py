@@ -35,7 +35,10 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
     assert compiled.options == {
         "num_devices": 1,
         "num_cores": 3,
+        "mxfp6_matmul": False,
+        "mxint8_kv_cache": False,
         "optimization_level": "extended",
+        "simulate": None,
         "precision": "fp32",
     }
     applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]

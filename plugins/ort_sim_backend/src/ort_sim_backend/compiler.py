@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ort_sim_backend.in_place import states_updated_in_place
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
-from qeff_framework.sessions import check_specializations
+from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -21,6 +21,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     """Writes ``model.onnx`` and its weights. Raises `CompileError` when ONNX Runtime refuses the graph."""
     directory = request.output_dir
     check_specializations(request.exported, request.specializations, backend="ort_sim")
+    if request.options.simulate is not None:
+        check_distinct_shapes(request.exported, request.specializations)
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")

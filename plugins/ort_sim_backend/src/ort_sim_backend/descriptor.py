@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ort_sim_backend.options import OrtSimOptions, OrtSimRuntimeOptions
-from qeff_framework.plugin_api import Backend, Capabilities, Check, OptionError, Probe, RuntimeOptions, Status
+from qeff_framework.plugin_api import (
+    Backend,
+    Capabilities,
+    Check,
+    CompileOptions,
+    OptionError,
+    Probe,
+    RuntimeOptions,
+    Status,
+)
 from qeff_framework.toolchains import ProbeError, ask_python
 
 PROVIDER = "CPUExecutionProvider"
 #: First release whose GroupQueryAttention knows how many tokens of a chunk are padding.
 OLDEST_ONNXRUNTIME = (1, 32)
+
+#: What the message about a format of the device says beside its name.
+_WITHOUT_DEVICE = "a program in the CPU's own formats (simulate='ai100' has those of the device)"
 
 _ASK_ONNXRUNTIME = """
 import json, onnxruntime
@@ -43,6 +56,8 @@ class OrtSimBackend(Backend):
         speculative_decoding=True,
         on_device_sampling=True,
         compute_contexts=True,
+        mxfp6_matmul=True,
+        mxint8_kv_cache=True,
     )
     implementation = "ort_sim_backend.hooks:OrtSimHooks"
 
@@ -55,6 +70,12 @@ class OrtSimBackend(Backend):
         check = _check_onnxruntime()
         usable = check.status is Status.OK
         return Probe(can_compile=usable, can_execute=usable, hardware=False, rank=100, checks=(check,))
+
+    def capabilities_for(self, options: CompileOptions) -> Capabilities:
+        """The block formats belong to the simulated device; a CPU has none of them."""
+        if isinstance(options, OrtSimOptions) and options.simulate is not None:
+            return self.capabilities
+        return replace(self.capabilities, mxfp6_matmul=False, mxint8_kv_cache=False, scope=_WITHOUT_DEVICE)
 
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Refuses compressed weights unpacked: the kernels for them would first write every weight as float32, in each step."""

@@ -21,9 +21,16 @@ class OrtSimHooks:
         """The lowering passes; the torch module is taken as it is, so the export is shared with other backends."""
         if request.stage != "onnx":
             return []
+        options = request.options
+        if options.simulate is not None:
+            from ort_sim_backend.lowering.ai100 import ai100_passes
+
+            return ai100_passes(
+                request.specializations, mxfp6_matmul=options.mxfp6_matmul, mxint8_kv_cache=options.mxint8_kv_cache
+            )
         from ort_sim_backend.lowering import passes
 
-        return list(passes(request.options.precision))
+        return list(passes(options.precision))
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:

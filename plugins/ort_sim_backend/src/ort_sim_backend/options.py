@@ -6,21 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qeff_framework.plugin_api import CompileOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import MicroscalingOptions, RuntimeOptions, option
 
 #: Bits of a weight by value of `precision`, where weights are compressed.
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
 #: Weights with one scale.
 BLOCK_SIZE: Final = 32
+#: Compute cores of one Cloud AI 100 device.
+AI100_CORES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrtSimOptions(CompileOptions):
+class OrtSimOptions(MicroscalingOptions):
     """Options of `compile`."""
 
     # ONNX Runtime's "all" also picks a data layout for the CPU at hand; a saved program would then be tied to that CPU.
     optimization_level: str = option(
         "extended", "how much ONNX Runtime rewrites the graph at compile time", choices=("none", "basic", "extended")
+    )
+    simulate: str | None = option(
+        None,
+        "ai100: compute in the number formats of Cloud AI 100 and under its limits, to see what they do to accuracy: FP16, with "
+        "mxfp6_matmul and mxint8_kv_cache also those; slower than without",
+        choices=(None, "ai100"),
     )
     precision: str = option(
         "fp32",
@@ -28,6 +36,27 @@ class OrtSimOptions(CompileOptions):
         "activations; less memory and faster steps, other logits",
         choices=("fp32", *COMPRESSED_BITS),
     )
+
+    def __post_init__(self) -> None:
+        """Refuses what a simulated device has not, and what the CPU has not."""
+        if self.simulate is None:
+            formats = [name for name in ("mxfp6_matmul", "mxint8_kv_cache") if getattr(self, name)]
+            if formats:
+                raise ValueError(
+                    f"{' and '.join(f'{name}=True' for name in formats)}: the CPU does not have this format; leave it out, or "
+                    "simulate a device that has it with simulate='ai100'"
+                )
+            return
+        if self.precision != "fp32":
+            raise ValueError(
+                f"precision='{self.precision}' does not go with simulate='{self.simulate}', which has the device's formats: "
+                "leave precision out; mxfp6_matmul=True compresses the weights as the device does"
+            )
+        if self.num_cores > AI100_CORES:
+            raise ValueError(
+                f"num_cores={self.num_cores} is out of range for simulate='{self.simulate}': a device has at most "
+                f"{AI100_CORES} cores"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from qeff_framework.plugin_api import CompileError, ExportedModel, Specialization
-from qeff_framework.sessions import check_specializations, resolve_shape
+from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
 RETAINED_SUFFIX = "_RetainedState"
 
@@ -17,14 +16,7 @@ def check_program(exported: ExportedModel, specializations: Sequence[Specializat
     """Raises `CompileError` with the first thing that cannot work."""
     check_specializations(exported, specializations, backend="qaic")
     _check_state_names(exported)
-    for first, second in itertools.combinations(specializations, 2):
-        _check_distinct(exported, first, second)
-    if len(specializations) > 1 and not _telling_inputs(exported, specializations):
-        names = ", ".join(item.name for item in specializations)
-        raise CompileError(
-            f"no single input has a different shape in each of the specializations {names}; the device tells them apart by one "
-            "input. Choose other lengths"
-        )
+    check_distinct_shapes(exported, specializations)
 
 
 def check_operators(model: ir.Model) -> None:
@@ -47,19 +39,3 @@ def _check_state_names(exported: ExportedModel) -> None:
                 f"the retained state {state.input} has the output {state.output}; the compiler pairs it only with "
                 f"{state.input}{RETAINED_SUFFIX}"
             )
-
-
-def _check_distinct(exported: ExportedModel, first: Specialization, second: Specialization) -> None:
-    if all(resolve_shape(spec, first.dims) == resolve_shape(spec, second.dims) for spec in exported.inputs):
-        raise CompileError(
-            f"the specializations '{first.name}' and '{second.name}' give every input the same shape, so the device could "
-            "not tell them apart; leave one out"
-        )
-
-
-def _telling_inputs(exported: ExportedModel, specializations: Sequence[Specialization]) -> list[str]:
-    return [
-        spec.name
-        for spec in exported.inputs
-        if len({resolve_shape(spec, item.dims) for item in specializations}) == len(specializations)
-    ]
