@@ -86,7 +86,7 @@ def mutant(
         told = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         wanted = facts.pop("name", told)
         parts = {key: value for key, value in parts.items() if value is not None}
-        _MADE[f"{name}Hooks"] = type(f"{name}Hooks", (hooks,), {"backend": wanted, "__module__": __name__, **parts})
+        _MADE[f"{name}Hooks"] = type(f"{name}Hooks", (hooks,), {"__module__": __name__, **parts})
         descriptor = type(
             f"{name}Backend",
             (base,),
