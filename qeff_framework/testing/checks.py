@@ -32,6 +32,7 @@ GROUPS: Final[dict[str, str]] = {
     "capabilities": "what is claimed works, what is denied is refused",
     "errors": "types and texts of errors",
     "processes": "pickling, and work in fresh processes",
+    "generation": "tokens and embeddings of tiny models, against PyTorch in eager mode",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto import QEFFAutoModelForCausalLM
@@ -31,11 +32,11 @@ class SmallModel(QEFFAutoModelForCausalLM):
         super().__init__(_Source())  # type: ignore[arg-type]
         self._exported, self._identity = exported, identity
 
+    def _plan_export(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(key=self._identity)
+
     def _export(self, *_: Any, **__: Any) -> ExportedModel:
         return self._exported
-
-    def _export_identity(self, exported: ExportedModel) -> str:  # noqa: ARG002 -- there is no manifest to read it from
-        return self._identity
 
 
 def compile_publicly(subject: Subject, program: SmallProgram, home: Path, **changes: Any) -> CompiledModel:

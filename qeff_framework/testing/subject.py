@@ -205,11 +205,11 @@ class Subject:
             log_dir: see `CompileRequest.log_dir`.
             **changes: options beside those of the settings.
         """
-        import onnx_ir
+        from qeff_framework.lowering.stored_weights import load_portable
 
         exported, options = self.export(program), self.options(**changes)
         passes = self.passes(exported, program.specializations, options)
-        model = onnx_ir.load(exported.model_path)
+        model = load_portable(exported.model_path)
         applied = tuple(f"{each.name}@{each.version}" for each in passes if each(model))
         return self.compile_model(
             exported,
@@ -248,6 +248,8 @@ class Subject:
                     options=options,
                     output_dir=staging,
                     dry_run=dry_run,
+                    backend=self.relay.name,
+                    key=self._key(exported, specializations, options, dry_run=dry_run),
                     log_dir=log_dir or place / "logs",
                 )
             )
@@ -256,6 +258,19 @@ class Subject:
         published.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(published)
         return CompiledModel.load(published)
+
+    def _key(self, exported: ExportedModel, specializations: Any, options: Any, *, dry_run: bool) -> str:
+        """What stands for the key in the artifact store: the same for what is the same."""
+        from qeff_framework.artifacts import cache_key
+
+        return cache_key(
+            {
+                "export": exported.metadata["model_name"],
+                "specializations": [dataclasses.asdict(item) for item in specializations],
+                "options": repr(options),
+                "dry_run": dry_run,
+            }
+        )
 
     def open(self, compiled: CompiledModel, **changes: Any) -> ExecutionSession:
         """A session of `compiled`, which is closed with the subject at the latest."""

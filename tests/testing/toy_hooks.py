@@ -21,7 +21,6 @@ from tests.testing.toy_backend import ToyRuntimeOptions
 
 
 class ToyHooks:
-    backend: ClassVar[str] = "toy"
     session: ClassVar[Any] = None
 
     @hookimpl
@@ -36,7 +35,7 @@ class ToyHooks:
         return self.build(request)
 
     def check(self, request: CompileRequest) -> None:
-        check_specializations(request.exported, request.specializations, backend=self.backend)
+        check_specializations(request.exported, request.specializations, backend=request.backend)
 
     def build(self, request: CompileRequest) -> CompiledModel:
         import onnx_ir
@@ -49,7 +48,7 @@ class ToyHooks:
             load(target, level=level)
         except Exception as error:
             raise CompileError(f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}") from error
-        return request.result(backend=self.backend, program={"file": target.name, "level": level})
+        return request.result(program={"file": target.name, "level": level})
 
     @hookimpl
     def execute(self, request: ExecuteRequest) -> Any:

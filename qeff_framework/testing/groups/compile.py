@@ -255,11 +255,11 @@ def check_can_be_moved(subject: Subject) -> None:
 
 def compile_export(subject: Subject, exported: Any, program: SmallProgram) -> CompiledModel:
     """Compiles an export that checks do not share."""
-    import onnx_ir
+    from qeff_framework.lowering.stored_weights import load_portable
 
     options = subject.options()
     passes = subject.passes(exported, program.specializations, options)
-    model = onnx_ir.load(exported.model_path)
+    model = load_portable(exported.model_path)
     applied = tuple(f"{each.name}@{each.version}" for each in passes if each(model))
     return subject.compile_model(exported, model, program.specializations, options, applied=applied)
 

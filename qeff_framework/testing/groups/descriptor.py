@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qeff_framework.contracts import Capabilities, Probe, Status
 from qeff_framework.errors import OptionError, QEFFError
-from qeff_framework.options import CompileOptions, default_of, parse_options
+from qeff_framework.options import MicroscalingOptions, default_of, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.plugin_metadata import is_backend_name
 from qeff_framework.tasks import task_names
@@ -160,14 +160,27 @@ def _check_round_trip(told: str, schema: type, name: str, value: object) -> None
 
 @check("descriptor")
 def check_common_options(subject: Subject) -> None:
-    """The options that every backend takes keep their types and defaults."""
-    hints, common = typing.get_type_hints(subject.backend.options), typing.get_type_hints(CompileOptions)
-    for each in dataclasses.fields(CompileOptions):
-        require(hints[each.name] == common[each.name], f"option '{each.name}' has the type {hints[each.name]}")
+    """The options that every backend takes keep their types, and their defaults ask for nothing special."""
+    hints, common = typing.get_type_hints(subject.backend.options), typing.get_type_hints(MicroscalingOptions)
+    for each in dataclasses.fields(MicroscalingOptions):
+        if each.name in hints:
+            require(hints[each.name] == common[each.name], f"option '{each.name}' has the type {hints[each.name]}")
     found = subject.backend.options()
-    for name in ("num_devices", "mxfp6_matmul", "mxint8_kv_cache"):
-        wanted = getattr(CompileOptions(), name)
-        require(getattr(found, name) == wanted, f"the default of '{name}' is {getattr(found, name)!r}, not {wanted!r}")
+    for name, wanted in {"num_devices": 1, "mxfp6_matmul": False, "mxint8_kv_cache": False}.items():
+        given = getattr(found, name, wanted)
+        require(given == wanted, f"the default of '{name}' is {given!r}, not {wanted!r}")
+
+
+@check("descriptor")
+def check_options_fit_capabilities(subject: Subject) -> None:
+    """What is claimed can be asked for: MXFP6 and MXINT8 are options of a backend that claims them."""
+    names = {each.name for each in dataclasses.fields(subject.backend.options)}
+    for name in ("mxfp6_matmul", "mxint8_kv_cache"):
+        claimed = getattr(subject.backend.capabilities, name)
+        require(
+            not claimed or name in names,
+            f"{name} is claimed, but is no option: derive the options from MicroscalingOptions",
+        )
 
 
 @check("descriptor")

@@ -55,13 +55,10 @@ def check_one_provider(subject: Subject) -> None:
 
 @check("metadata")
 def check_description(subject: Subject) -> None:
-    """The package says in one line what it is, which Pythons it runs on, and under which licence it is."""
+    """The package says in one line what it is, and which Pythons it runs on."""
     summary = " ".join(_field(subject, "Summary")).strip()
     require(summary and summary != "UNKNOWN", "the package has no Summary: set `description` in pyproject.toml")
     require(_field(subject, "Requires-Python"), "the package has no Requires-Python: set `requires-python`")
-    licence = [*_field(subject, "License-Expression"), *_field(subject, "License")]
-    licence += [line for line in _field(subject, "Classifier") if line.startswith("License ::")]
-    require(licence, "the package names no licence: set `license` in pyproject.toml")
 
 
 @check("metadata")

@@ -39,9 +39,9 @@ def _names(passes: list[Transform]) -> list[str]:
 
 
 def _model(subject: Subject, layer: Layer) -> onnx_ir.Model:
-    import onnx_ir
+    from qeff_framework.lowering.stored_weights import load_portable
 
-    return onnx_ir.load(subject.export(layer.program).model_path)
+    return load_portable(subject.export(layer.program).model_path)
 
 
 def _digest(model: onnx_ir.Model) -> str:

@@ -26,6 +26,8 @@ class Mutant:
     settings: Settings = field(default_factory=Settings)
     #: Metadata of the package that provides it; `None` for one that is not installed.
     metadata: str | None = None
+    #: What is run over it; by default every case of the checks that must fail.
+    runs: tuple[str, ...] = ()
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -47,12 +49,17 @@ Requires-Dist: onnxruntime
 
 
 def mutant(
-    group: str, *fails: str, settings: Settings | None = None, metadata: str | None = None, **facts: Any
+    group: str,
+    *fails: str,
+    settings: Settings | None = None,
+    metadata: str | None = None,
+    runs: tuple[str, ...] = (),
+    **facts: Any,
 ) -> Callable[[type], type]:
     """Makes a backend of a class with one fault: a descriptor, hooks, a session, options, or a pass.
 
     A descriptor may bring `hooks` of its own. `fails` are the checks that must fail (``name`` or ``name[case]``), `facts` are further attributes of the descriptor.
-    `metadata` is that of the package that provides the backend, by default none does.
+    `metadata` is that of the package that provides the backend, by default none does. `runs` are the ids of what is run over it.
     """
 
     def register(cls: type) -> type:
@@ -79,7 +86,7 @@ def mutant(
         told = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         wanted = facts.pop("name", told)
         parts = {key: value for key, value in parts.items() if value is not None}
-        _MADE[f"{name}Hooks"] = type(f"{name}Hooks", (hooks,), {"backend": wanted, "__module__": __name__, **parts})
+        _MADE[f"{name}Hooks"] = type(f"{name}Hooks", (hooks,), {"__module__": __name__, **parts})
         descriptor = type(
             f"{name}Backend",
             (base,),
@@ -92,6 +99,7 @@ def mutant(
             backend=descriptor,
             settings=settings or Settings(),
             metadata=metadata,
+            runs=runs,
         )
         return cls
 

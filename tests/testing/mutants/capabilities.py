@@ -16,18 +16,24 @@ from qeff_framework.plugin_api import (
     CompileError,
     CompileOptions,
     CompileRequest,
+    MicroscalingOptions,
     TransformRequest,
 )
 from tests.testing.mutants import mutant
-from tests.testing.toy_backend import ToyBackend
+from tests.testing.toy_backend import ToyBackend, ToyOptions
 from tests.testing.toy_hooks import ToyHooks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MxOptions(ToyOptions, MicroscalingOptions):
+    """The toy's options and those of MX formats."""
 
 
 def claiming(**flags: bool) -> Capabilities:
     return dataclasses.replace(ToyBackend.capabilities, **flags)
 
 
-@mutant("capabilities", "denied[mxfp6_matmul]", "compressed[mxfp6_matmul]")
+@mutant("capabilities", "denied[mxfp6_matmul]", "compressed[mxfp6_matmul]", options=MxOptions)
 class GrantsWhatItDenies(ToyBackend):
     """Denies MXFP6 where it is listed, and grants it when it is asked for."""
 
@@ -47,17 +53,17 @@ class GrantsATaskThatItDenies(ToyBackend):
         return dataclasses.replace(self.capabilities, tasks=self.capabilities.tasks | {"seq2seq-lm"})
 
 
-@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True))
+@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True), options=MxOptions)
 class IgnoresMxfp6(ToyHooks):
     """Claims MXFP6 and stores float32."""
 
 
-@mutant("capabilities", "compressed[mxint8_kv_cache]", capabilities=claiming(mxint8_kv_cache=True))
+@mutant("capabilities", "compressed[mxint8_kv_cache]", capabilities=claiming(mxint8_kv_cache=True), options=MxOptions)
 class IgnoresMxint8(ToyHooks):
     """Claims MXINT8 and keeps a cache of float32."""
 
 
-@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True))
+@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True), options=MxOptions)
 class RefusesMxfp6(ToyHooks):
     """Claims MXFP6 and cannot compile it."""
 
@@ -80,7 +86,7 @@ class Coarse(GraphPass):
         return True
 
 
-@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True))
+@mutant("capabilities", "compressed[mxfp6_matmul]", capabilities=claiming(mxfp6_matmul=True), options=MxOptions)
 class RoundsToNothing(ToyHooks):
     """MXFP6 with a scale that leaves nothing of the weights."""
 

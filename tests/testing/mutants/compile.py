@@ -96,7 +96,7 @@ class NeedsItsExport(LinkedHooks):
         number = len(self.places)
         self.places[number] = str(request.exported.model_path)
         compiled = super().build(request)
-        return request.result(backend=self.backend, program={**compiled.program, "number": number})
+        return request.result(program={**compiled.program, "number": number})
 
 
 @mutant("compile", "writes_nowhere_else", "failure_leaves_nothing")
@@ -123,7 +123,7 @@ class WritesIntoTheExport(ToyHooks):
     """Keeps something beside the export, which other backends share."""
 
     def build(self, request: CompileRequest) -> CompiledModel:
-        with (request.exported.directory / f"{self.backend}.cache").open("ab") as file:
+        with (request.exported.directory / f"{request.backend}.cache").open("ab") as file:
             file.write(b"more")
         return super().build(request)
 
@@ -160,7 +160,7 @@ class SilentFallback(ToyHooks):
             if "QeffNoSuchOp" not in [node.op_type for node in request.model.graph]:
                 raise
             (request.output_dir / "program.onnx").write_bytes(b"nothing")
-            return request.result(backend=self.backend, program={"file": "program.onnx", "level": "none"})
+            return request.result(program={"file": "program.onnx", "level": "none"})
 
 
 @mutant("compile", *cases("refused_sizes", SIZES))

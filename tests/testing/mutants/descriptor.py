@@ -76,6 +76,15 @@ class SeveralDevicesByDefault(ToyOptions):
     num_devices: int = option(2, "accelerators that one program is spread over", minimum=1)
 
 
+@mutant(
+    "descriptor",
+    "options_fit_capabilities",
+    capabilities=dataclasses.replace(ToyBackend.capabilities, mxfp6_matmul=True),
+)
+class ClaimsMxfp6WithoutTheOption(ToyBackend):
+    """Nobody can ask for what it claims."""
+
+
 @mutant("descriptor", "options_do_not_hide")
 @dataclass(frozen=True, kw_only=True)
 class OptionNamedLikeASize(ToyOptions):

@@ -16,11 +16,6 @@ class PackageWithoutASummary(ToyBackend):
     """Nothing is said about the package."""
 
 
-@mutant("metadata", "description", metadata=without("License"))
-class PackageWithoutALicence(ToyBackend):
-    """Nobody may use it."""
-
-
 @mutant("metadata", "description", metadata=without("Requires-Python"))
 class PackageForAnyPython(ToyBackend):
     """An old Python installs it and fails."""
