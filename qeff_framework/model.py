@@ -76,7 +76,7 @@ class _ExportPlan:
     identity: Any
     #: Why the artifact carries no tokenizer.
     tokenizer_problem: str | None
-    #: The backend has a part in the export, so that it is not the same for every backend.
+    #: The backend has a part in it: a transform of the module, or a hook of its own.
     takes_part: bool
     parts: Mapping[str, Any]
     key: str
@@ -183,8 +183,8 @@ class QEFFBaseModel:
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
-            **(_source_identity(relay) if takes_part else {}),
             "libraries": _versions(_EXPORT_LIBRARIES),
+            **(_source_identity(relay) if takes_part else {}),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
             **self._export_key(),
