@@ -66,7 +66,7 @@ class Shapes(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _ExportPlan:
+class ExportPlan:
     """What will be exported, and the key under which it is found."""
 
     relay: Relay
@@ -170,7 +170,7 @@ class QEFFBaseModel:
         """
         return self._export(self._plan_export(registry.core(extensions=extensions), None), export_dir)
 
-    def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> _ExportPlan:
+    def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> ExportPlan:
         """Everything about an export that is known before any work."""
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         takes_part = bool(transforms) or relay.has_export
@@ -190,7 +190,7 @@ class QEFFBaseModel:
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
         }
-        return _ExportPlan(
+        return ExportPlan(
             relay=relay,
             transforms=transforms,
             extra_inputs=extra_inputs,
@@ -202,7 +202,7 @@ class QEFFBaseModel:
         )
 
     def _export(
-        self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
+        self, plan: ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
     ) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
@@ -355,7 +355,6 @@ class QEFFBaseModel:
                     options=compile_options,
                     output_dir=output_dir,
                     dry_run=dry_run,
-                    backend=relay.name,
                     key=key,
                     log_dir=store.root / "logs",
                     progress=report,

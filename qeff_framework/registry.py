@@ -204,7 +204,9 @@ class Registry:
         return Relay(
             descriptor,
             implementation=_load(descriptor, descriptor.implementation, origin, tried=tried) if compiles else None,
-            execute_implementation=_load(descriptor, split, origin, tried=tried) if split and stage != "compile" else None,
+            execute_implementation=_load(descriptor, split, origin, tried=tried)
+            if split and stage != "compile"
+            else None,
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),

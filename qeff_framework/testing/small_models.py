@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto import QEFFAutoModelForCausalLM
+from qeff_framework.model import ExportPlan
 from qeff_framework.testing.programs import CHUNK, CTX_LEN, ROWS
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import CompiledModel, ExportedModel
+    from qeff_framework.relay import Relay
     from qeff_framework.testing.programs import SmallProgram
     from qeff_framework.testing.subject import Subject
 
@@ -31,11 +33,20 @@ class SmallModel(QEFFAutoModelForCausalLM):
         super().__init__(_Source())  # type: ignore[arg-type]
         self._exported, self._identity = exported, identity
 
+    def _plan_export(self, relay: Relay, options: object, *, extra_inputs: tuple[str, ...] = ()) -> ExportPlan:  # noqa: ARG002
+        return ExportPlan(
+            relay=relay,
+            transforms=(),
+            extra_inputs=extra_inputs,
+            identity={},
+            tokenizer_problem=None,
+            takes_part=False,
+            parts={},
+            key=self._identity,
+        )
+
     def _export(self, *_: Any, **__: Any) -> ExportedModel:
         return self._exported
-
-    def _export_identity(self, exported: ExportedModel) -> str:  # noqa: ARG002 -- there is no manifest to read it from
-        return self._identity
 
 
 def compile_publicly(subject: Subject, program: SmallProgram, home: Path, **changes: Any) -> CompiledModel:

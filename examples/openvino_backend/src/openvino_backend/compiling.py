@@ -19,7 +19,7 @@ class OpenVinoCompiler:
         """The lowering passes."""
         from openvino_backend.lowering import passes
 
-        return passes() if request.stage == "onnx" else []
+        return passes(request) if request.stage == "onnx" else []
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:
