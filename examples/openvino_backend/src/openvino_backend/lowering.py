@@ -16,6 +16,7 @@ from qeff_framework.lowering import (
     RemoveUnused,
     ScatterUpdates,
     is_weight,
+    made_by,
     operand,
     static_shape,
 )
@@ -38,7 +39,8 @@ class ExpandedProducts(GraphPass):
         for node in [node for node in model.graph.all_nodes() if node.op_type == "MatMul"]:
             left, right = operand(node, 0), operand(node, 1)
             stack = (static_shape(right) or ())[:-2]
-            if stack and is_weight(right) and (left.shape is None or tuple(left.shape)[:-2] != stack):
+            is_expanded = made_by(left, "Expand") is not None or tuple(left.shape or ())[:-2] == stack
+            if stack and is_weight(right) and not is_expanded:
                 edit = GraphEditor(model, node)
                 node.replace_input_with(0, edit.op("Expand", left, edit.int64s(*stack, 1, 1)))
                 changed = True
