@@ -313,6 +313,10 @@ class CompiledModel(_JsonFile):
 # --- requests: the single argument of each hook ---------------------------------------------------------------------
 
 
+def _sizes(specializations: Sequence[Specialization], dimension: str) -> tuple[int, ...]:
+    return tuple(sorted({item.dims[dimension] for item in specializations if dimension in item.dims}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformRequest:
     """Asks for the transforms of one stage. `stage` ``"torch"``: before the export; ``"onnx"``: lowering, after it."""
@@ -323,6 +327,10 @@ class TransformRequest:
     options: Any
     #: Empty for stage ``"torch"``.
     specializations: tuple[Specialization, ...] = ()
+
+    def sizes(self, dimension: str) -> tuple[int, ...]:
+        """The values of a dimension, such as ``"ctx_len"``, over the specializations: ascending, each once."""
+        return _sizes(self.specializations, dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +383,10 @@ class CompileRequest:
     #: Where the log of a compiler that failed is kept, since `output_dir` is removed then. It may not exist yet.
     log_dir: Path | None = None
     progress: Callable[[str], None] = lambda message: None
+
+    def sizes(self, dimension: str) -> tuple[int, ...]:
+        """The values of a dimension, such as ``"ctx_len"``, over the specializations: ascending, each once."""
+        return _sizes(self.specializations, dimension)
 
     def result(self, *, program: Mapping[str, Any], **changed: Any) -> CompiledModel:
         """The answer to this request, see `CompiledModel.from_request`."""

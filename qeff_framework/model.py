@@ -66,7 +66,7 @@ class Shapes(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _ExportPlan:
+class ExportPlan:
     """What will be exported, and the key under which it is found."""
 
     relay: Relay
@@ -79,7 +79,7 @@ class _ExportPlan:
     identity: Any
     #: Why the artifact carries no tokenizer.
     tokenizer_problem: str | None
-    #: The backend has a part in the export, so that it is not the same for every backend.
+    #: The backend has a part in it: a transform of the module, or a hook of its own.
     takes_part: bool
     parts: Mapping[str, Any]
     key: str
@@ -91,7 +91,7 @@ class Program:
 
     #: "" for the only program of an artifact.
     name: str
-    plan: _ExportPlan
+    plan: ExportPlan
     specializations: tuple[Specialization, ...]
 
 
@@ -191,7 +191,7 @@ class QEFFBaseModel:
         extra_inputs: tuple[str, ...] = (),
         program: str = "",
         program_inputs: Mapping[str, Any] | None = None,
-    ) -> _ExportPlan:
+    ) -> ExportPlan:
         """Everything about an export that is known before any work."""
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         takes_part = bool(transforms) or relay.has_export
@@ -204,15 +204,15 @@ class QEFFBaseModel:
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
-            **(_source_identity(relay) if takes_part else {}),
             "libraries": _versions(_EXPORT_LIBRARIES),
+            **(_source_identity(relay) if takes_part else {}),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
             **({"program": program, "program_inputs": _key_of_inputs(program_inputs or {})} if program else {}),
         }
-        return _ExportPlan(
+        return ExportPlan(
             relay=relay,
             transforms=transforms,
             extra_inputs=extra_inputs,
@@ -226,7 +226,7 @@ class QEFFBaseModel:
         )
 
     def _export(
-        self, plan: _ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
+        self, plan: ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
     ) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
@@ -377,7 +377,6 @@ class QEFFBaseModel:
                     options=compile_options,
                     output_dir=directory,
                     dry_run=dry_run,
-                    backend=relay.name,
                     key=key,
                     log_dir=store.root / "logs",
                     progress=report,

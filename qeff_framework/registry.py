@@ -173,8 +173,8 @@ class Registry:
         name: str | Backend | type[Backend] | None = None,
         *,
         extensions: Sequence[str] | None = None,
-        stage: Stage | None = None,
         tried: bool = False,
+        stage: Stage | None = None,
     ) -> Relay:
         """Selects a backend and returns its relay, ready to be called.
 
@@ -182,8 +182,8 @@ class Registry:
             name: a backend name, ``"distribution:name"`` when several packages provide it, a descriptor, or `None` for
                 ``QEFF_BACKEND`` or else the best of what works here (see `choose`).
             extensions: names of extensions that wrap the hooks; `None` reads ``QEFF_EXTENSIONS``.
-            stage: what the relay is for. A backend that splits its implementation is imported only as far as that needs.
             tried: import descriptor and implementation in a process of their own first, see `descriptor`.
+            stage: what the relay is for. A backend that splits its implementation is imported only as far as that needs.
 
         Raises:
             BackendError: one of its subclasses says whether the backend is absent, blocked, incompatible or broken.
@@ -204,9 +204,9 @@ class Registry:
         return Relay(
             descriptor,
             implementation=_load(descriptor, descriptor.implementation, origin, tried=tried) if compiles else None,
-            execute_implementation=(
-                _load(descriptor, split, origin, tried=tried) if split and stage != "compile" else None
-            ),
+            execute_implementation=_load(descriptor, split, origin, tried=tried)
+            if split and stage != "compile"
+            else None,
             extensions=loaded,
             origin=origin,
             extension_origins=self.extension_origins(loaded),
@@ -491,8 +491,7 @@ def _load(descriptor: Backend, target: str, origin: str, *, tried: bool) -> obje
     module_name, _, attribute = target.partition(":")
     if tried and (problem := import_problem(module_name)):
         raise BackendBrokenError(
-            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {target} could not be loaded: "
-            f"{problem}"
+            f"backend '{descriptor.name}' ({origin}) is installed but its implementation {target} could not be loaded: {problem}"
         )
     try:
         implementation = getattr(importlib.import_module(module_name), attribute)

@@ -6,6 +6,7 @@ answered by another backend, and a failed registration is thrown away with its m
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -119,7 +120,8 @@ class Relay:
 
     def compile(self, request: CompileRequest) -> CompiledModel:
         """Runs the compile hook."""
-        compiled: CompiledModel = self._answer("compile", request)
+        # Whoever makes a request may not know whom it reaches.
+        compiled: CompiledModel = self._answer("compile", dataclasses.replace(request, backend=self.name))
         return compiled
 
     def execute(self, request: ExecuteRequest) -> ExecutionSession:

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, StateSpec, TensorSpec
+from qeff_framework.contracts import (
+    CompiledModel,
+    CompileRequest,
+    ExportedModel,
+    Specialization,
+    StateSpec,
+    TensorSpec,
+)
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
+from qeff_framework.options import CompileOptions
 
 INPUTS = (TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "seq_len")),)
 STATES = (StateSpec(input="past_key.0", output="past_key.0_RetainedState"),)
@@ -94,3 +103,34 @@ def test_names_inside_are_full_paths_also_where_the_directory_is_behind_a_link(t
         directory=tmp_path / "link", backend="acme", task="encoder", specializations=(), inputs=(), outputs=()
     )
     assert compiled.path("program/a.bin") == tmp_path / "link" / "program" / "a.bin"
+
+
+def test_an_answer_copies_what_the_request_says_and_takes_what_differs(tmp_path: Path) -> None:
+    dims = ({"seq_len": 4, "ctx_len": 16}, {"seq_len": 1, "ctx_len": 16})
+    state = StateSpec(input="past.0", output="past.0_RetainedState")
+    exported = ExportedModel(
+        directory=tmp_path, task="causal-lm", model_file="m", inputs=(), outputs=(), states=(state,), metadata={"a": 1}
+    )
+    nothing: Any = None
+    request = CompileRequest(
+        exported=exported,
+        model=nothing,
+        transforms=("Fuse@1",),
+        specializations=tuple(Specialization(name=str(i), dims=item) for i, item in enumerate(dims)),
+        options=CompileOptions(num_cores=2),
+        output_dir=tmp_path,
+        backend="acme",
+    )
+    assert [request.sizes(name) for name in ("seq_len", "ctx_len", "batch_size")] == [(1, 4), (16,), ()]
+    renamed = (StateSpec(input="past_0", output="past_0_out"),)
+    compiled = CompiledModel.from_request(request, program={"file": "x"}, states=renamed)
+    assert (compiled.backend, compiled.transforms, compiled.specializations) == (
+        "acme",
+        ("Fuse@1",),
+        request.specializations,
+    )
+    assert compiled.options == {"num_devices": 1, "num_cores": 2}
+    assert (compiled.states, compiled.metadata) == (renamed, {"a": 1})
+    assert CompiledModel.from_request(request, program={}) == request.result(program={})
+    compiled.save()
+    assert CompiledModel.load(tmp_path) == compiled

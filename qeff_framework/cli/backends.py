@@ -112,7 +112,7 @@ def _descriptor_facts(backend: InstalledBackend) -> dict[str, Any]:
     if backend.status != "available":
         return nothing
     try:
-        descriptor = registry.descriptor(backend.name)
+        descriptor = registry.descriptor(backend.name, tried=True)
     except BackendError as error:
         broken = isinstance(error, BackendBrokenError)
         return {**nothing, "status": "broken" if broken else "incompatible", "reason": str(error)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.cli.arguments import add_subcommand
 from qeff_framework.cli.backends import NOTHING_INSTALLED, named
 from qeff_framework.cli.command_result import CommandResult
+from qeff_framework.cli.environment import environment_checks
 from qeff_framework.cli.tables import facts, table
 from qeff_framework.contracts import Check, Probe, Status
 from qeff_framework.errors import BackendBrokenError, BackendIncompatibleError, QEFFError
@@ -45,6 +46,8 @@ class Finding:
     #: That of the metadata, or ``"broken"``; ``"available"`` when its descriptor could be loaded and asked.
     status: str
     reason: str = ""
+    #: What to do where the status is not ``"available"``.
+    remedy: str = ""
     #: The original exception of a broken backend, with its traceback.
     exception: str = ""
     can_compile: bool = False
@@ -80,8 +83,9 @@ def add_to(subparsers: Any) -> None:
         "doctor",
         run,
         summary="check what each backend can do here",
-        description="Loads every installed backend, or only NAME, and asks it what it can do on this machine. "
-        "The exit code is 0 if one of them can compile or execute.",
+        description="Loads every installed backend, or only NAME, and asks it what it can do on this machine. Looks for versions "
+        "that do not fit, packages that are there twice and devices without a backend. Each finding has a remedy; the output can "
+        "be pasted into a bug report. The exit code is 0 if one of the backends can compile or execute.",
         examples=["qeff doctor", "qeff doctor ort_sim --json"],
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this backend")
@@ -91,12 +95,16 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     """Examines the backends."""
     from qeff_framework.registry import list_backends
 
-    findings = [_examine(backend) for backend in (list_backends() if args.name is None else named(args.name))]
+    asked = list_backends() if args.name is None else named(args.name)
+    findings = [replace(found, remedy=_remedy(found)) for found in map(_examine, asked)]
     surroundings = _surroundings()
-    text = [facts(surroundings), "", *(_told(finding, verbose=args.verbose or args.debug) for finding in findings)]
+    checks = environment_checks(hardware_is_used=any(found.hardware and found.usable for found in findings))
+    text = [facts(surroundings), "", *_check_lines(checks), *([""] if checks else [])]
+    text += [_told(finding, verbose=args.verbose or args.debug) for finding in findings]
     return CommandResult(
         document={
             "environment": surroundings,
+            "checks": [asdict(check) for check in checks],
             "backends": [
                 {**asdict(finding), "usable": finding.usable, "verdict": finding.verdict} for finding in findings
             ],
@@ -154,15 +162,32 @@ def _with_implementation(found: Finding, probe: Probe) -> Finding:
     )
 
 
+def _remedy(finding: Finding) -> str:
+    """What to do about a backend that cannot be used at all."""
+    package = finding.distribution
+    return {
+        "blocked": "change or unset that variable",
+        "incompatible": f"install versions that fit together: pip install --upgrade {package} qeff-framework",
+        "conflict": f"uninstall all but one of these packages, or name it as '{package}:{finding.name}'",
+        "broken": f"repair what the error names, or reinstall: pip install --force-reinstall {package}",
+    }.get(finding.status, "")
+
+
+def _check_lines(checks: Sequence[Check]) -> list[str]:
+    lines: list[str] = []
+    told = table(("", "", ""), [(check.status, check.name, check.detail) for check in checks]).splitlines()[1:]
+    for check, line in zip(checks, told, strict=True):
+        lines.append(f"  {line}")
+        if check.status is not Status.OK and check.remedy:
+            lines.append(f"           -> {check.remedy}")
+    return lines
+
+
 def _told(finding: Finding, *, verbose: bool) -> str:
     lines = [f"{finding.name} ({finding.distribution} {finding.version}): {finding.verdict}"]
-    rows = [(check.status, check.name, check.detail) for check in finding.checks]
-    if rows:
-        told = table(("", "", ""), rows).splitlines()[1:]
-        for check, line in zip(finding.checks, told, strict=True):
-            lines.append(f"  {line}")
-            if check.status is not Status.OK and check.remedy:
-                lines.append(f"           -> {check.remedy}")
+    if finding.remedy:
+        lines.append(f"           -> {finding.remedy}")
+    lines += _check_lines(finding.checks)
     if finding.exception:
         shown = finding.exception if verbose else finding.exception.strip().splitlines()[-1]
         lines.extend(f"  {line}" for line in shown.splitlines())
@@ -197,6 +222,7 @@ def _surroundings() -> dict[str, str]:
         **versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "store": place,
         **{name: value for name, value in sorted(os.environ.items()) if name.startswith("QEFF_")},
     }

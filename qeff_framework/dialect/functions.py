@@ -500,6 +500,11 @@ _BODIES = (
 )
 
 
+def texts() -> tuple[str, ...]:
+    """The bodies as they are written here, in ONNX's text format."""
+    return _BODIES
+
+
 @cache
 def functions() -> dict[str, onnx.FunctionProto]:
     """The body of every dialect op by op name."""

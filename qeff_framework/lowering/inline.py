@@ -12,7 +12,7 @@ from qeff_framework.lowering.passes import GraphPass
 
 
 class InlineDialect(GraphPass):
-    """Inlines the dialect ops `only`, by default all of them, and removes bodies that are called no more.
+    """Inlines the dialect ops `only`, or all but `keep`, by default all of them, and removes bodies that are called no more.
 
     When no dialect op is left the domain is removed as well: compilers refuse models that import one that they do not know.
     """
@@ -20,10 +20,14 @@ class InlineDialect(GraphPass):
     name = "InlineDialect"
     version = "2"
 
-    def __init__(self, only: Collection[Op] | None = None) -> None:
-        self._only = None if only is None else frozenset(only)
+    def __init__(self, only: Collection[Op] | None = None, *, keep: Collection[Op] = ()) -> None:
+        if only is not None and keep:
+            raise ValueError("InlineDialect takes only or keep, not both")
+        self._only = frozenset(Op) - frozenset(keep) if only is None else frozenset(only)
         if only is not None:
             self.version = f"{self.version} ({' '.join(sorted(only))})"
+        elif keep:
+            self.version = f"{self.version} (without {' '.join(sorted(keep))})"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a function of the dialect was inlined or removed."""
@@ -31,7 +35,7 @@ class InlineDialect(GraphPass):
         if not known and DOMAIN not in model.opset_imports:
             return False
         called = {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}
-        inlined = {name for name in called if self._only is None or name in self._only}
+        inlined = {name for name in called if name in self._only}
         if inlined:
             common_passes.InlinePass(criteria=lambda body: body.domain == DOMAIN and body.name in inlined)(model)
         kept = called - inlined

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto import QEFFAutoModelForCausalLM
+from qeff_framework.model import ExportPlan
 from qeff_framework.testing.programs import CHUNK, CTX_LEN, ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qeff_framework.contracts import CompiledModel, ExportedModel
+    from qeff_framework.relay import Relay
     from qeff_framework.testing.programs import SmallProgram
     from qeff_framework.testing.subject import Subject
 
@@ -32,8 +35,27 @@ class SmallModel(QEFFAutoModelForCausalLM):
         super().__init__(_Source())  # type: ignore[arg-type]
         self._exported, self._identity = exported, identity
 
-    def _plan_export(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(key=self._identity)
+    def _plan_export(
+        self,
+        relay: Relay,
+        options: object,  # noqa: ARG002
+        *,
+        extra_inputs: tuple[str, ...] = (),
+        program: str = "",
+        program_inputs: Mapping[str, Any] | None = None,
+    ) -> ExportPlan:
+        return ExportPlan(
+            relay=relay,
+            transforms=(),
+            extra_inputs=extra_inputs,
+            program=program,
+            program_inputs=program_inputs or {},
+            identity={},
+            tokenizer_problem=None,
+            takes_part=False,
+            parts={},
+            key=self._identity,
+        )
 
     def _export(self, *_: Any, **__: Any) -> ExportedModel:
         return self._exported

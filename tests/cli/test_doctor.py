@@ -131,3 +131,81 @@ def test_environment_is_described(qeff, tmp_path):
     described = result.json["environment"]
     assert described["store"] == str(tmp_path / "home")
     assert {"qeff-framework", "torch", "transformers", "onnx", "python", "QEFF_HOME"} <= set(described)
+
+
+# --- the environment ------------------------------------------------------------------------------------------------------
+
+
+def checks_of(result):
+    return {check["name"]: check for check in result.json["checks"]}
+
+
+def test_nothing_is_wrong_in_this_environment(qeff):
+    checks = checks_of(qeff("doctor", "ort_sim", "--json"))
+
+    assert {name for name, check in checks.items() if check["status"] == "failed"} == set()
+    assert checks["extension timing"]["status"] == "ok"
+
+
+def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, environment, tmp_path):
+    add(site, "picky", "x = 1")
+    metadata = site / "qeff_picky_backend-2.1.dist-info" / "METADATA"
+    needs = ["numpy<1", "nowhere-to-be-found>=2", "absent; extra == 'more'", "pluggy>=1"]
+    metadata.write_text(metadata.read_text() + "".join(f"Requires-Dist: {need}\n" for need in needs))
+    other = tmp_path / "other"
+    group = {BACKEND_GROUP: {"picky": "picky_module:x"}}
+    write_distribution(other, "qeff-picky-backend", "2.0", entry_points=group, modules={})
+    environment["PYTHONPATH"] += f":{other}"
+
+    result = run_process(environment, "doctor", "toy", "--json")
+
+    bad = {name: check["remedy"] for name, check in checks_of(result).items() if check["status"] != "ok"}
+    assert bad == {
+        "qeff-picky-backend needs numpy<1": "pip install 'numpy<1'",
+        "qeff-picky-backend needs nowhere-to-be-found>=2": "pip install 'nowhere-to-be-found>=2'",
+        "qeff-picky-backend is installed 2 times": "pip uninstall qeff-picky-backend, until it is gone, and install it once",
+    }
+    assert result.code == 0
+
+
+@pytest.mark.parametrize(("rank", "status"), [("hardware=False", "warning"), ("hardware=True", "ok")])
+def test_a_device_without_a_backend_is_told(qeff, tmp_path, monkeypatch, rank, status):
+    drivers, device = tmp_path / "drivers" / "acme_npu", tmp_path / "accel" / "accel0" / "device"
+    drivers.mkdir(parents=True)
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(drivers)
+    (device / "vendor").write_text("0x17cb\n")
+    (device / "device").write_text("0xa100\n")
+    monkeypatch.setattr("qeff_framework.cli.environment.ACCELERATORS", tmp_path / "accel")
+    site = tmp_path / "site"
+    add(
+        site,
+        "some",
+        DESCRIPTOR.replace('"toy"', '"some"').replace("hardware=False", rank).replace("toy_hooks", "some_hooks")
+        + "\nDescriptor = ToyBackend",
+    )
+    install_toy(site)
+    (site / "some_hooks.py").write_text((site / "toy_hooks.py").read_text())
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+    [check] = [each for name, each in checks_of(qeff("doctor", "some", "--json")).items() if name == "device accel0"]
+
+    assert (check["status"], check["detail"].partition(";")[0]) == (status, "driver acme_npu, 17cb:a100")
+    assert ("pip install qeff-acme-npu-backend" in check["remedy"]) == (status == "warning")
+
+
+def test_every_backend_that_cannot_be_used_has_a_remedy(site, environment):
+    add(site, "broken", "raise ImportError('libbroken.so is missing')")
+    add(site, "future", "x = 1", group="qeff_framework.backends.v9")
+    add(site, "twin", "x = 1")
+    write_distribution(site, "another-twin", entry_points={BACKEND_GROUP: {"twin": "twin_module:x"}}, modules={})
+    environment["QEFF_BACKEND_"] = "toy"
+
+    _, found = diagnosed(environment)
+    text = run_process(environment, "doctor").out
+
+    assert {item["status"] for item in found.values()} == {"available", "broken", "incompatible", "conflict", "blocked"}
+    assert all(item["remedy"] or item["status"] == "available" for item in found.values())
+    assert "-> repair what the error names, or reinstall: pip install --force-reinstall qeff-broken-backend" in text
+    assert "-> did you mean QEFF_BACKEND?" in text

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
 
+import onnx_ir
 import pytest
 
 from qeff_framework import cli
-from qeff_framework.auto import QEFFAutoModel
-from qeff_framework.plugin_api import hookimpl
+from qeff_framework.artifacts import Store
+from qeff_framework.plugin_api import Backend, Capabilities, CompiledModel, CompileRequest, Probe
+from tests.chained_environment import ChainedEnvironment
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
-from tests.fake_distributions import write_distribution
 from tests.image_models import built, llava, picture, saved_llava
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.tiny_models import tiny_classifier, tiny_question_answering, tiny_seq2seq_lm, tiny_token_classifier
@@ -85,51 +89,90 @@ def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, mo
 def test_links_lead_somewhere() -> None:
     import re
 
-    for document in ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    for document in ["README.md", "CONTRIBUTING.md", *pages]:
         text = (ROOT / document).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if "://" not in target:
                 assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
 
 
+BACKENDS = "docs/backends"
+
+
+@pytest.mark.parametrize("page", ["descriptor", "debugging", "extensions"])
+def test_python_about_backends(
+    page: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = blocks(f"{BACKENDS}/{page}.md", "python")
+    assert found
+    monkeypatch.chdir(tmp_path)
+    # A module of its own: dataclasses look up the one that they are defined in.
+    module = ModuleType(f"page_{page}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in found:
+        exec(compile(substitute(block.text, substitutes), page, "exec"), module.__dict__)
+
+
+def test_the_commands_about_backends_exist() -> None:
+    from qeff_framework.cli.app import build_parser
+
+    parser = build_parser()
+    found = [command for path in (ROOT / BACKENDS).glob("*.md") for command in commands(f"{BACKENDS}/{path.name}")]
+    assert len(found) > 8
+    for command in found:
+        parser.parse_args(shlex.split(command)[1:])
+
+
+def test_the_page_about_the_dialect_is_current() -> None:
+    from qeff_framework.dialect.page import page
+
+    written = (ROOT / BACKENDS / "dialect.md").read_text(encoding="utf-8")
+    assert written == page(), "run `python -m qeff_framework.dialect.page docs/backends/dialect.md`"
+
+
+def test_every_field_and_capability_is_explained() -> None:
+    """What a new field obliges authors to must not be left to the source."""
+    pages = {name: (ROOT / BACKENDS / f"{name}.md").read_text(encoding="utf-8") for name in ("capabilities", "hooks")}
+    for kind, page in ((Capabilities, "capabilities"), (CompileRequest, "hooks"), (CompiledModel, "hooks")):
+        missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in pages[page]]
+        assert not missing, f"{page}.md does not name {missing} of {kind.__name__}"
+    descriptor = (ROOT / BACKENDS / "descriptor.md").read_text(encoding="utf-8")
+    names = [*(field.name for field in dataclasses.fields(Probe)), *get_type_hints(Backend)]
+    assert [name for name in names if f"`{name}`" not in descriptor] == []
+
+
 def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.eager import eager_greedy
-    from tests.tiny_models import tiny_causal_lm
+    document = f"{BACKENDS}/tutorial.md"
+    found = [*blocks(document, "python"), *blocks(document, "toml")]
+    modules = ("__init__", "hooks", "compiler", "lowering")
+    package = tmp_path / "package"
+    assert {block.file_name for block in found} == {
+        "pyproject.toml",
+        *(f"acme_backend/{name}.py" for name in modules),
+        "tests/test_acme.py",
+    }
+    for block in found:
+        target = package / str(block.file_name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(block.text, encoding="utf-8")
 
-    document = "docs/writing_a_backend.md"
-    files = {block.file_name: block.text for block in blocks(document, "python")}
-    assert set(files) == {f"acme_backend/{name}.py" for name in ("__init__", "hooks", "compiler", "lowering")}
-    [pyproject] = blocks(document, "toml")
-    for name, text in files.items():
-        assert name is not None
-        target = tmp_path / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    import tomllib
+    environment = ChainedEnvironment.create(tmp_path / "environment")
+    environment.install([package])
+    listed = environment.run("qeff_framework", "backends", "acme", "--json")
+    assert json.loads(listed.stdout)["backends"][0]["descriptor_summary"] == "the ONNX reference evaluator"
 
-    project = tomllib.loads(pyproject.text)["project"]
-    write_distribution(tmp_path, project["name"], project["version"], entry_points=project["entry-points"], modules={})
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for its child process
+    # Its test runs here: importing torch and Transformers once more would take most of the time.
+    for path in (environment.site, package):
+        monkeypatch.syspath_prepend(str(path))
+    monkeypatch.setenv("PYTHONPATH", str(package))  # for its child process
+    namespace: dict[str, Any] = {}
+    exec((package / "tests" / "test_acme.py").read_text(encoding="utf-8"), namespace)
+    namespace["test_tokens_are_those_of_transformers"]()
 
-    from acme_backend.hooks import AcmeHooks  # type: ignore[import-not-found]
-    from acme_backend.lowering import passes  # type: ignore[import-not-found]
-
-    # As the document says in words.
-    AcmeHooks.transform = hookimpl(lambda self, request: passes(request) if request.stage == "onnx" else [])
-    module, _ = tiny_causal_lm("llama")
-    prompts = [[5, 17, 99, 23, 42, 7], [71, 3]]
-    model = QEFFAutoModel(module)
-    compiled = model.compile(backend="acme", note="first", prefill_seq_len=4, ctx_len=12, batch_size=2)
-    output = model.generate(prompts=prompts, generation_len=5, ignore_eos=True)
-    assert output.generated_ids == [eager_greedy(module, prompt, 5) for prompt in prompts]
-    assert (compiled.directory / "note.txt").read_text() == "first"
-    assert compiled.program["nodes"] > 50
-
-    import onnx_ir
-
-    graph = onnx_ir.load(compiled.directory / "model.onnx")
+    [artifact] = [item.path for item in Store().list() if item.label.startswith("acme-")]
+    graph = onnx_ir.load(artifact / "model.onnx")
     assert not graph.functions
     assert {node.domain for node in graph.graph} == {""}
-    qconfig = json.loads((compiled.directory / "qconfig.json").read_text())
-    assert "NormInModelType@1" in str(qconfig)
+    assert "NormInModelType@1" in (artifact / "qconfig.json").read_text(encoding="utf-8")
+    assert json.loads((artifact / "compiled.json").read_text(encoding="utf-8"))["program"]["nodes"] > 50

@@ -96,6 +96,11 @@ def test_some_ops_are_inlined_and_the_others_stay() -> None:
     some = lowered(model, (InlineDialect([Op.CAUSAL_MASK, Op.KV_UPDATE]),))
     assert {node.op_type for node in some.graph if node.domain} == {"Attention"}
     assert [function.name for function in some.functions.values()] == ["Attention"]
+    kept = lowered(model, (InlineDialect(keep=[Op.CAUSAL_MASK, Op.KV_UPDATE]),))
+    assert {node.op_type for node in kept.graph if node.domain == "qeff"} == {"CausalMask", "KVUpdate"}
+    assert len({one.version for one in (InlineDialect(), InlineDialect([Op.MOE]), InlineDialect(keep=[Op.MOE]))}) == 3
+    with pytest.raises(ValueError, match="only or keep"):
+        InlineDialect([Op.MOE], keep=[Op.MOE])
     every = lowered(some, (InlineDialect(),))
     assert not every.functions
     assert "qeff" not in every.opset_imports

@@ -19,7 +19,7 @@ class OpenVinoCompiler:
         """The lowering passes."""
         from openvino_backend.lowering import passes
 
-        return passes() if request.stage == "onnx" else []
+        return passes(request) if request.stage == "onnx" else []
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:
@@ -29,10 +29,7 @@ class OpenVinoCompiler:
         request.progress("writing the lowered model")
         model = request.output_dir / MODEL
         onnx_ir.save(request.model, model, external_data=f"{MODEL}.data", size_threshold_bytes=1024)
-        first = specializations[0].dims
-        bound = {
-            name: size for name, size in first.items() if all(item.dims.get(name) == size for item in specializations)
-        }
+        bound = {name: size for name, size in specializations[0].dims.items() if request.sizes(name) == (size,)}
         toolchain = Toolchain(
             request,
             name="openvino",

@@ -49,7 +49,7 @@ class OpenVinoSession(BaseSession):
         self._outputs = [spec.name for spec in host_outputs(compiled)]
         self.info = {
             "device": "CPU",
-            "simulator": "no",
+            "simulator": "yes",
             "runtime": f"openvino {ov.__version__}",
             "threads": str(threads),
         }
