@@ -25,7 +25,7 @@ def states_updated_in_place(model: ir.Model, states: Sequence[StateSpec]) -> lis
 
 
 def states_with_room(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
-    """Input names of the caches whose kernel wants room for a whole chunk, padding included, behind the slot of its first token."""
+    """Input names of the caches whose kernel wants room for a whole chunk behind the first slot that it writes."""
     outputs = {value.name: value.producer() for value in model.graph.outputs}
     writers = {state.input: outputs[state.output] for state in states}
     return [name for name, writer in writers.items() if writer is not None and writer.op_type == "GroupQueryAttention"]

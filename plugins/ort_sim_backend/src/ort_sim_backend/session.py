@@ -37,13 +37,19 @@ class OrtSession(BaseSession):
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
         self._session: Any = _load(compiled, threads, pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
-        roomy = frozenset(compiled.program["roomy"])
+        roomy = frozenset(compiled.program.get("roomy", ()))  # programs of older versions have none
         room = max((item.dims.get("seq_len", 1) for item in compiled.specializations), default=1) - 1
         #: What is bound for a state: the state itself, or a longer buffer of which it is the front part.
         self._buffers = {
             name: _with_room(state, room) if name in roomy else state for name, state in self.states.items()
         }
-        self.states.update({name: buffer[:, :, : self.states[name].shape[2]] for name, buffer in self._buffers.items() if name in roomy})
+        self.states.update(
+            {
+                name: buffer[:, :, : self.states[name].shape[2]]
+                for name, buffer in self._buffers.items()
+                if name in roomy
+            }
+        )
         self._in_place = [state for state in compiled.states if state.input in in_place]
         self._alternating = [state for state in compiled.states if state.input not in in_place]
         #: Second buffers of the states that cannot be overwritten while they are read; the two change places after each step.

@@ -9,9 +9,11 @@ from __future__ import annotations
 from ort_sim_backend.lowering.compressed_products import compressed_products
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
+from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
+from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
@@ -23,6 +25,9 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
     bits = COMPRESSED_BITS.get(precision)
     blocks = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
     return (
+        FastGelu(),
+        # In front of the attention, which takes rotated states in the kernel's order of axes.
+        RotaryEmbedding(),
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
@@ -41,9 +46,11 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
 
 __all__ = [
     "EncoderBranch",
+    "FastGelu",
     "FusedExperts",
     "GroupQueryAttention",
     "LazyValues",
+    "RotaryEmbedding",
     "SimplifiedRMSNorm",
     "TiedWeights",
     "compressed_products",

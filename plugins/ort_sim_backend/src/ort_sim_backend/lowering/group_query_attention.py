@@ -1,9 +1,9 @@
 """``Attention`` over two ``KVUpdate`` and a ``CausalMask`` becomes one GroupQueryAttention that writes its cache in place.
 
-The tokens of a row stand in front of its padding, which is what the kernel asks for (`query_seqlens`). It also wants room for the
-whole chunk, padding included, behind the row's first slot, and writes the slots of the tokens alone: the session's buffers are that
-much longer than `ctx_len`. Past and present must be the same buffer. Then the result equals the dialect's, and every slot that no
-token names keeps its content bit for bit.
+The tokens of a row stand in front of its padding, which is what the kernel asks for (`query_seqlens`). It also wants room for
+the whole chunk, padding included, behind the row's first slot, though it writes the slots of the tokens alone: the session's
+buffers are that much longer than `ctx_len`. Past and present must be the same buffer. Then the result equals the dialect's, and
+every slot that no token names keeps its content bit for bit.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
 from qeff_framework.lowering import (
+    DOMAIN,
     AttentionNode,
     CausalMaskNode,
     GraphEditor,
     GraphPass,
     KVUpdateNode,
+    RMSNormNode,
     constant_array,
     dialect_nodes,
     made_by,
@@ -32,6 +34,8 @@ from qeff_framework.lowering import (
 
 #: The kernel refuses other head sizes, but only when it runs.
 _HEAD_DIM_MULTIPLE = 8
+#: ``[B, H, S, D]`` to ``[B, S, H, D]`` and back.
+_HEADS_LAST = (0, 2, 1, 3)
 
 
 class GroupQueryAttention(GraphPass):
@@ -152,10 +156,13 @@ def _lower(edit: GraphEditor, match: _Match) -> None:
     }
     attended, *present = edit.ops("GroupQueryAttention", inputs, 3, CONTRIB, **attributes)
     attended.type = attention.query.type
+    if attention.query.shape is not None:
+        batch, _, tokens, _ = attention.query.shape
+        attended.shape = ir.Shape([batch, tokens, match.query_heads * match.head_dim])
     # The kernel leaves the rows of padding as the memory was: two runs would differ, and NaN cannot be ranked among experts.
     defined = edit.op("Where", rows.is_token, attended, edit.array(np.zeros((), np.float32)))
     by_head = edit.op("Reshape", defined, edit.int64s(0, 0, match.query_heads, match.head_dim))
-    edit.replace(attention.node, edit.op("Transpose", by_head, perm=(0, 2, 1, 3)))
+    edit.replace(attention.node, edit.op("Transpose", by_head, perm=_HEADS_LAST))
     for update, updated in zip((key_update, value_update), present, strict=True):
         edit.replace(update.node, updated)
 
@@ -191,5 +198,22 @@ def describe_rows(edit: GraphEditor, position_ids: ir.Value) -> Rows:
 
 def token_major(edit: GraphEditor, states: ir.Value) -> ir.Value:
     """``[B, H, S, D]`` as ``[B, S, H * D]``."""
-    by_token = edit.op("Transpose", states, perm=(0, 2, 1, 3))
-    return edit.op("Reshape", by_token, edit.int64s(0, 0, -1))
+    node = states.producer()
+    if node is not None and (node.domain, node.op_type) == (CONTRIB, "RotaryEmbedding") and len(node.inputs) == 4:
+        # The kernel takes both layouts.
+        return edit.op(node.op_type, token_major(edit, operand(node, 0)), *node.inputs[1:], domain=CONTRIB)
+    return edit.op("Reshape", _heads_last(edit, states), edit.int64s(0, 0, -1))
+
+
+def _heads_last(edit: GraphEditor, states: ir.Value) -> ir.Value:
+    """``[B, H, S, D]`` as ``[B, S, H, D]``: without a transpose where the states were computed in that order."""
+    transpose, norm = made_by(states, "Transpose"), RMSNormNode.making(states)
+    if transpose is not None and transpose.attributes.get_ints("perm") == _HEADS_LAST:
+        return operand(transpose, 0)
+    if norm is not None:
+        normed = edit.op(
+            norm.node.op_type, _heads_last(edit, norm.hidden), norm.weight, domain=DOMAIN, epsilon=norm.epsilon
+        )
+        normed.type = norm.output.type
+        return normed
+    return edit.op("Transpose", states, perm=_HEADS_LAST)
