@@ -68,7 +68,7 @@ class CompressedProducts(GraphPass):
         is_ranked = not self._ranked or (shape is not None and len(shape) == 3)
         if not is_ranked:
             left = edit.reshape(left, (1, -1, length))
-        levels, scales = (_initializer(edit.model, tensor) for tensor in self._compressed(product, blocks))
+        levels, scales = self.compressed(edit.model, product.weight, blocks, transposed=product.transposed)
         result = edit.op(
             "MatMulNBits",
             left,
@@ -88,14 +88,24 @@ class CompressedProducts(GraphPass):
             result = edit.reshape(result, require_shape(product.node.outputs[0]))
         return result if product.bias is None else edit.op("Add", result, product.bias)
 
-    def _compressed(self, product: ConstantProduct, blocks: WeightBlocks) -> Sequence[ir.TensorProtocol]:
-        """Levels ``[N, blocks, bytes]`` and scales ``[N, blocks]`` of the columns."""
-        source, transposed = weight_of(product.weight), product.transposed
+    def compressed(
+        self, model: ir.Model, weight: ir.Value, blocks: WeightBlocks, *, transposed: bool
+    ) -> Sequence[ir.Value]:
+        """Levels ``[N, blocks, bytes]`` and scales ``[N, blocks]`` of a weight, as initializers that all readers share.
+
+        Args:
+            model: gets the initializers.
+            weight: ``[K, N]``, or ``[N, K]`` if `transposed`.
+            blocks: how the K numbers of each of the N are cut.
+            transposed: the layout of `weight`.
+        """
+        source = weight_of(weight)
         key = (content_key(source), transposed, blocks)
         if key not in self._known:
-            length, columns = product.sizes
-            shape = (columns, blocks.count(length), blocks.bytes)
-            name = f"{product.weight.name}_{'transposed_' if transposed else ''}blocks"
+            rows, columns = (int(size) for size in source.shape.numpy())
+            length, count = (columns, rows) if transposed else (rows, columns)
+            shape = (count, blocks.count(length), blocks.bytes)
+            name = f"{weight.name}_{'transposed_' if transposed else ''}blocks"
 
             def content() -> NDArray[Any]:
                 array = source.numpy()
@@ -104,7 +114,7 @@ class CompressedProducts(GraphPass):
             levels = computed_tensor(name, shape, np.uint8, lambda: blocks.levels(content()))
             scales = computed_tensor(f"{name}_scales", shape[:2], np.float32, lambda: blocks.scales(content()))
             self._known[key] = (source, levels, scales)
-        return self._known[key][1:]
+        return [_initializer(model, tensor) for tensor in self._known[key][1:]]
 
 
 def _initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:

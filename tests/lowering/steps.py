@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -23,6 +23,12 @@ class Sequence:
     def batch(self) -> int:
         """Rows of every step."""
         return int(self.steps[0].shape[0])
+
+    def with_padding_behind(self) -> Sequence:
+        """The same tokens, in front of the padding of their row."""
+        orders = [np.argsort(step < 0, axis=1, kind="stable") for step in self.steps]
+        steps = [np.take_along_axis(step, order, axis=1) for step, order in zip(self.steps, orders, strict=True)]
+        return replace(self, steps=tuple(steps))
 
     def states(self) -> Arrays:
         """Caches full of old content, so that a slot that changes by mistake is seen. Slots that no step sees are NaN."""

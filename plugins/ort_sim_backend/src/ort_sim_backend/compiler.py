@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ort_sim_backend.in_place import states_updated_in_place
+from ort_sim_backend.in_place import states_updated_in_place, states_with_room
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
@@ -31,8 +31,13 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    in_place = states_updated_in_place(request.model, request.exported.states)
-    return request.result(backend="ort_sim", program={"model": MODEL_FILE, "in_place": in_place})
+    states = request.exported.states
+    program = {
+        "model": MODEL_FILE,
+        "in_place": states_updated_in_place(request.model, states),
+        "roomy": states_with_room(request.model, states),
+    }
+    return request.result(backend="ort_sim", program=program)
 
 
 def optimize(source: Path, target: Path, *, level: str) -> None:

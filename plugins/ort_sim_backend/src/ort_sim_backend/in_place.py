@@ -24,6 +24,13 @@ def states_updated_in_place(model: ir.Model, states: Sequence[StateSpec]) -> lis
     return [state.input for state in states if _overwrites(inputs[state.input], outputs[state.output])]
 
 
+def states_with_room(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
+    """Input names of the caches whose kernel wants room for a whole chunk behind the first slot that it writes."""
+    outputs = {value.name: value.producer() for value in model.graph.outputs}
+    writers = {state.input: outputs[state.output] for state in states}
+    return [name for name, writer in writers.items() if writer is not None and writer.op_type == "GroupQueryAttention"]
+
+
 def _overwrites(old: ir.Value, new: ir.Value) -> bool:
     writer = new.producer()
     if writer is None:

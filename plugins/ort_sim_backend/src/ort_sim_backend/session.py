@@ -37,6 +37,19 @@ class OrtSession(BaseSession):
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
         self._session: Any = _load(compiled, threads, pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
+        roomy = frozenset(compiled.program.get("roomy", ()))  # programs of older versions have none
+        room = max((item.dims.get("seq_len", 1) for item in compiled.specializations), default=1) - 1
+        #: What is bound for a state: the state itself, or a longer buffer of which it is the front part.
+        self._buffers = {
+            name: _with_room(state, room) if name in roomy else state for name, state in self.states.items()
+        }
+        self.states.update(
+            {
+                name: buffer[:, :, : self.states[name].shape[2]]
+                for name, buffer in self._buffers.items()
+                if name in roomy
+            }
+        )
         self._in_place = [state for state in compiled.states if state.input in in_place]
         self._alternating = [state for state in compiled.states if state.input not in in_place]
         #: Second buffers of the states that cannot be overwritten while they are read; the two change places after each step.
@@ -67,7 +80,7 @@ class OrtSession(BaseSession):
 
     def release(self) -> None:
         """Frees the weights and the buffers."""
-        self._session, self._steps, self._next_states = None, {}, {}
+        self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
 
     def _prepare(self, specialization: Specialization) -> _Step:
         inputs = allocate(host_inputs(self.compiled), specialization.dims)
@@ -78,8 +91,8 @@ class OrtSession(BaseSession):
         for name, buffer in outputs.items():
             _bind_output(binding, name, buffer)
         for state in self._in_place:
-            _bind_input(binding, state.input, self.states[state.input])
-            _bind_output(binding, state.output, self.states[state.input])
+            _bind_input(binding, state.input, self._buffers[state.input])
+            _bind_output(binding, state.output, self._buffers[state.input])
         return _Step(binding=binding, inputs=inputs, outputs=outputs)
 
 
@@ -90,6 +103,12 @@ def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.I
         return open_session(model, options)
     except Exception as error:
         raise ExecutionError(f"ONNX Runtime cannot load {model}: {reason(error)}") from error
+
+
+def _with_room(state: Array, room: int) -> Array:
+    """Zeros like the cache ``[B, H, C, D]`` with more slots: a chunk may begin in the last one, see `states_with_room`."""
+    batch, heads, slots, dim = state.shape
+    return np.zeros((batch, heads, slots + room, dim), state.dtype)
 
 
 # The session owns the buffers and binds their addresses. An OrtValue made from an array would share its memory without keeping it

@@ -7,11 +7,14 @@ standard ops, which ONNX Runtime inlines.
 from __future__ import annotations
 
 from ort_sim_backend.lowering.compressed_products import compressed_products
+from ort_sim_backend.lowering.compressed_tables import CompressedTables
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
+from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
+from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
@@ -22,12 +25,19 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
     """The passes for this value of the option `precision`, in the order in which they must run."""
     bits = COMPRESSED_BITS.get(precision)
     blocks = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
+    compressed: tuple[Transform, ...] = ()
+    if blocks is not None:
+        products = compressed_products(blocks)
+        compressed = (products, CompressedTables(products, blocks))
     return (
+        FastGelu(),
+        # In front of the attention, which takes rotated states in the kernel's order of axes.
+        RotaryEmbedding(),
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
-        *([] if blocks is None else [compressed_products(blocks)]),
+        *compressed,
         FusedExperts(blocks),
         TiedWeights(),
         EncoderBranch(),
@@ -40,10 +50,13 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
 
 
 __all__ = [
+    "CompressedTables",
     "EncoderBranch",
+    "FastGelu",
     "FusedExperts",
     "GroupQueryAttention",
     "LazyValues",
+    "RotaryEmbedding",
     "SimplifiedRMSNorm",
     "TiedWeights",
     "compressed_products",

@@ -1,7 +1,9 @@
 """``Attention`` over two ``KVUpdate`` and a ``CausalMask`` becomes one GroupQueryAttention that writes its cache in place.
 
-The kernel does what it is documented to do only when past and present are the same buffer, and `windows` says what else it asks
-for. With them the result equals the dialect's, and every slot that no token names keeps its content bit for bit.
+The tokens of a row stand in front of its padding, which is what the kernel asks for (`query_seqlens`). It also wants room for
+the whole chunk, padding included, behind the row's first slot, though it writes the slots of the tokens alone: the session's
+buffers are that much longer than `ctx_len`. Past and present must be the same buffer. Then the result equals the dialect's, and
+every slot that no token names keeps its content bit for bit.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
-from ort_sim_backend.lowering.windows import Windows, describe_windows
 from qeff_framework.lowering import (
+    DOMAIN,
     AttentionNode,
     CausalMaskNode,
     GraphEditor,
     GraphPass,
     KVUpdateNode,
+    RMSNormNode,
     constant_array,
     dialect_nodes,
     made_by,
@@ -30,13 +34,15 @@ from qeff_framework.lowering import (
 
 #: The kernel refuses other head sizes, but only when it runs.
 _HEAD_DIM_MULTIPLE = 8
+#: ``[B, H, S, D]`` to ``[B, S, H, D]`` and back.
+_HEADS_LAST = (0, 2, 1, 3)
 
 
 class GroupQueryAttention(GraphPass):
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
 
     name = "GroupQueryAttention"
-    version = "3"
+    version = "4"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether an attention was lowered."""
@@ -127,20 +133,19 @@ def _sizes(query: ir.Value, key_update: KVUpdateNode, value_update: KVUpdateNode
 
 def _lower(edit: GraphEditor, match: _Match) -> None:
     attention, key_update, value_update = match.attention, match.key_update, match.value_update
-    windows = _windows(edit, key_update.position_ids, key_update.cache)
-    cache_slot = _slots_of_heads(edit, windows, match.key_heads)
+    rows: Rows = edit.once(("rows", key_update.position_ids), lambda: describe_rows(edit, key_update.position_ids))
     inputs: list[ir.Value | None] = [
-        _by_slot(edit, _flat(edit, attention.query), windows),
-        _window_content(edit, key_update, windows, cache_slot),
-        _window_content(edit, value_update, windows, cache_slot),
+        token_major(edit, attention.query),
+        token_major(edit, key_update.updates),
+        token_major(edit, value_update.updates),
         key_update.cache,
         value_update.cache,
-        windows.last_slot,
-        windows.total,
+        rows.last_slot,
+        rows.most_slots,
         *[None] * 4,  # cos_cache, sin_cache, position_ids, attention_bias
         attention.sinks,
         *[None] * 4,  # k_scale, v_scale, q_norm_weight, k_norm_weight
-        windows.length,
+        rows.tokens,
     ]
     attributes = {
         "num_heads": match.query_heads,
@@ -149,45 +154,66 @@ def _lower(edit: GraphEditor, match: _Match) -> None:
         "softcap": attention.softcap,
         "local_window_size": match.window or -1,
     }
-    by_slot, *present = edit.ops("GroupQueryAttention", inputs, 3, CONTRIB, **attributes)
-    by_token = edit.op("GatherND", by_slot, windows.slot_of_token, batch_dims=1)
-    by_head = edit.op("Reshape", by_token, edit.int64s(0, 0, match.query_heads, match.head_dim))
-    edit.replace(attention.node, edit.op("Transpose", by_head, perm=(0, 2, 1, 3)))
+    attended, *present = edit.ops("GroupQueryAttention", inputs, 3, CONTRIB, **attributes)
+    attended.type = attention.query.type
+    if attention.query.shape is not None:
+        batch, _, tokens, _ = attention.query.shape
+        attended.shape = ir.Shape([batch, tokens, match.query_heads * match.head_dim])
+    # The kernel leaves the rows of padding as the memory was: two runs would differ, and NaN cannot be ranked among experts.
+    defined = edit.op("Where", rows.is_token, attended, edit.array(np.zeros((), np.float32)))
+    by_head = edit.op("Reshape", defined, edit.int64s(0, 0, match.query_heads, match.head_dim))
+    edit.replace(attention.node, edit.op("Transpose", by_head, perm=_HEADS_LAST))
     for update, updated in zip((key_update, value_update), present, strict=True):
         edit.replace(update.node, updated)
 
 
-def _windows(edit: GraphEditor, position_ids: ir.Value, cache: ir.Value) -> Windows:
-    capacity = cache.shape[2] if cache.shape is not None else cache
-    windows: Windows = edit.once(
-        ("windows", position_ids, capacity), lambda: describe_windows(edit, position_ids, cache)
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the kernel is told of the tokens of a step; B rows, S tokens a row, padding behind them."""
+
+    #: int32 ``[B]``: the last slot that the row uses after the step. A row of padding says 0: it writes nothing and is not read.
+    last_slot: ir.Value
+    #: int32 ``[B]``: tokens of the row that are no padding.
+    tokens: ir.Value
+    #: Bool ``[B, S, 1]``.
+    is_token: ir.Value
+    #: int32 scalar: the most slots that a row uses, at least S.
+    most_slots: ir.Value
+
+
+def describe_rows(edit: GraphEditor, position_ids: ir.Value) -> Rows:
+    """Reads the numbers off ``position_ids [B, S]``."""
+    axis, zero = edit.int64s(1), edit.int64(0)
+    last = edit.op("Max", edit.op("ReduceMax", position_ids, axis, keepdims=0), zero)
+    is_token = edit.op("GreaterOrEqual", position_ids, zero)
+    used = edit.op("Add", edit.op("ReduceMax", last, keepdims=0), edit.int64(1))
+    most = edit.op("Max", used, edit.op("Squeeze", edit.dim(position_ids, 1)))
+    return Rows(
+        last_slot=edit.cast(last, ir.DataType.INT32),
+        tokens=edit.op("ReduceSum", edit.cast(is_token, ir.DataType.INT32), axis, keepdims=0),
+        is_token=edit.op("Unsqueeze", is_token, edit.int64s(2)),
+        most_slots=edit.cast(most, ir.DataType.INT32),
     )
-    return windows
 
 
-def _slots_of_heads(edit: GraphEditor, windows: Windows, heads: int) -> ir.Value:
-    """Slot numbers for every head, ``[B, H, S, 1]``."""
-
-    def make() -> ir.Value:
-        return edit.op("Expand", windows.cache_slot, edit.int64s(1, heads, 1, 1))
-
-    slots: ir.Value = edit.once(("slots", windows.cache_slot, heads), make)
-    return slots
-
-
-def _flat(edit: GraphEditor, states: ir.Value) -> ir.Value:
+def token_major(edit: GraphEditor, states: ir.Value) -> ir.Value:
     """``[B, H, S, D]`` as ``[B, S, H * D]``."""
-    by_token = edit.op("Transpose", states, perm=(0, 2, 1, 3))
-    return edit.op("Reshape", by_token, edit.int64s(0, 0, -1))
+    node = states.producer()
+    if node is not None and (node.domain, node.op_type) == (CONTRIB, "RotaryEmbedding") and len(node.inputs) == 4:
+        # The kernel takes both layouts.
+        return edit.op(node.op_type, token_major(edit, operand(node, 0)), *node.inputs[1:], domain=CONTRIB)
+    return edit.op("Reshape", _heads_last(edit, states), edit.int64s(0, 0, -1))
 
 
-def _by_slot(edit: GraphEditor, tokens: ir.Value, windows: Windows) -> ir.Value:
-    """Tokens ``[B, S, N]`` in the order of the window's slots."""
-    return edit.op("GatherND", tokens, windows.token_of_slot, batch_dims=1)
-
-
-def _window_content(edit: GraphEditor, update: KVUpdateNode, windows: Windows, cache_slot: ir.Value) -> ir.Value:
-    """What the window holds after the step, ``[B, S, H * D]``: new tokens where there are some, else what the cache holds."""
-    tokens = _by_slot(edit, _flat(edit, update.updates), windows)
-    held = _flat(edit, edit.op("GatherND", update.cache, cache_slot, batch_dims=2))
-    return edit.op("Where", windows.written, tokens, held)
+def _heads_last(edit: GraphEditor, states: ir.Value) -> ir.Value:
+    """``[B, H, S, D]`` as ``[B, S, H, D]``: without a transpose where the states were computed in that order."""
+    transpose, norm = made_by(states, "Transpose"), RMSNormNode.making(states)
+    if transpose is not None and transpose.attributes.get_ints("perm") == _HEADS_LAST:
+        return operand(transpose, 0)
+    if norm is not None:
+        normed = edit.op(
+            norm.node.op_type, _heads_last(edit, norm.hidden), norm.weight, domain=DOMAIN, epsilon=norm.epsilon
+        )
+        normed.type = norm.output.type
+        return normed
+    return edit.op("Transpose", states, perm=_HEADS_LAST)
