@@ -26,6 +26,8 @@ from qeff_framework.sources.loading_report import (
     refuse_integer_weights,
 )
 from qeff_framework.sources.places import HubRepository, LocalFolder
+from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
+from qeff_framework.sources.quantized.loading import load_dequantised
 from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
 from qeff_framework.sources.references import PlacedShards, read_buffers, reading_nothing
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
@@ -77,6 +79,7 @@ class CheckpointSource:
         self.name = self._display_name(text)
         self._adapter_refused = False
         self._module: torch.nn.Module | None = None
+        self._packed: QuantizedCheckpoint | None = None
         #: A module whose parameters point into the files of `_placed`.
         self._referring: torch.nn.Module | None = None
         self._placed: PlacedShards | None = None
@@ -143,6 +146,8 @@ class CheckpointSource:
             with captured_transformers() as said:
                 try:
                     module, info = self._loaded(auto_class, arguments)
+                except CheckpointError:
+                    raise
                 except Exception as error:
                     raise self._explained(error, auto_class, said) from error
             self._judge(module, info)
@@ -182,7 +187,9 @@ class CheckpointSource:
     def _model_arguments(self) -> dict[str, Any]:
         """What Transformers' loader of models is given."""
         config = self._config_object()
-        quantisation.dequantise(config, self.name)
+        self._packed = self._packed_weights(config)
+        if self._packed is None:
+            quantisation.dequantise(config, self.name)
         return {
             **quantisation.loading_arguments(self._arguments),
             **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
@@ -200,6 +207,8 @@ class CheckpointSource:
 
         # The GGUF reader draws a progress bar that no setting turns off.
         with swallowed_stderr():
+            if self._packed is not None:
+                return load_dequantised(self._packed, auto_class, self._location, arguments["config"], arguments)
             module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
         return module, info
 
@@ -364,6 +373,17 @@ class CheckpointSource:
             explicit=self._explicit_weights(),
         )
 
+    def _fetched_weight_files(self) -> tuple[Path, ...]:
+        """The files of weights; those of a repository are fetched."""
+        if isinstance(self._place, LocalFolder):
+            return self._weight_files(self._place)
+        choices: dict[str, Any] = {
+            "variant": self._arguments.get("variant"),
+            "use_safetensors": self._arguments.get("use_safetensors"),
+            "explicit": self._explicit_weights(),
+        }
+        return files.fetched_weight_files(self._optional_file, self._file, **choices)
+
     def _explicit_weights(self) -> str | None:
         """The file of weights that the config names, where it does."""
         name = "transformers_weights"
@@ -523,10 +543,17 @@ class CheckpointSource:
             chosen["code_revision"] = code
         return chosen
 
+    def _packed_weights(self, config: Any) -> QuantizedCheckpoint | None:
+        """The weights of a checkpoint that is quantised by a method read here; takes the statement out of `config`."""
+        settings = None if self._gguf else quantisation.take_settings(config, self._arguments)
+        if settings is None:
+            return None
+        return QuantizedCheckpoint(settings, self._fetched_weight_files(), self.name)
+
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
         self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
-        if isinstance(self._place, LocalFolder) and not quantisation.is_quantised(module):
+        if isinstance(self._place, LocalFolder) and self._packed is None and not quantisation.is_quantised(module):
             read = self._weight_files(self._place)
             refuse_integer_weights(read, module, self.name, unread=info["unexpected_keys"])
 
