@@ -25,6 +25,7 @@ METHODS: Mapping[str, str] = {
     "fp8": "float8",
     "gptq": "gptq",
     "mxfp8": "float8",
+    "torchao": "torchao",
 }
 
 

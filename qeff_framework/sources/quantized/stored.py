@@ -29,7 +29,7 @@ class StoredTensors:
                 self._opened.update(dict.fromkeys(opened.keys(), opened))
                 self.metadata.update(opened.metadata() or {})
             elif path.suffix != ".json":
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                content = _loaded(path, name)
                 self._tensors.update({key: value for key, value in content.items() if isinstance(value, torch.Tensor)})
 
     def __iter__(self) -> Iterator[str]:
@@ -69,6 +69,17 @@ class StoredTensors:
         if key in self._opened:
             return tuple(self._opened[key].get_slice(key).get_shape())
         return tuple(self._tensors[key].shape)
+
+
+def _loaded(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} of {name} holds more than plain tensors, such as tensors of torchao's classes; save the checkpoint as "
+            f"safetensors ({type(error).__name__})"
+        ) from error
+    return content
 
 
 _SAFETENSORS_NAMES = {

@@ -30,11 +30,17 @@ def matrix(outputs: int = OUTPUTS, inputs: int = INPUTS) -> torch.Tensor:
     return weight * torch.linspace(0.5, 2, outputs).unsqueeze(1) + 0.3
 
 
-def keep(name: str, settings: dict[str, Any], packed: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+def keep(
+    name: str,
+    settings: dict[str, Any],
+    packed: dict[str, torch.Tensor],
+    weight: torch.Tensor,
+    header: dict[str, str] | None = None,
+) -> None:
     """Writes the packed tensors of a module "proj", every eighth row of what the library makes of them, and the settings."""
     tensors = {(key if key.startswith("proj") else f"proj.{key}"): value.contiguous() for key, value in packed.items()}
     tensors["expected"] = weight[::8].float().contiguous()
-    metadata = {"quantization_config": json.dumps(settings), "shape": json.dumps(list(weight.shape))}
+    metadata = {"quantization_config": json.dumps(settings), "shape": json.dumps(list(weight.shape))} | (header or {})
     save_file(tensors, SAMPLES / f"{name}.safetensors", metadata)
 
 
@@ -171,6 +177,29 @@ def bitsandbytes() -> None:
     keep("bitsandbytes_8bit", {"quant_method": "bitsandbytes", "load_in_8bit": True}, state, expected)
 
 
+def torchao() -> None:
+    """The classes of torchao that a CPU makes."""
+    from torchao import quantization
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    grouped = {"weight_dtype": torch.int4, "granularity": quantization.PerGroup(GROUP)}
+    cases = {
+        "int8": quantization.Int8WeightOnlyConfig(version=2),
+        "float8": quantization.Float8WeightOnlyConfig(),
+        "intx": quantization.IntxWeightOnlyConfig(**grouped),
+        "intx_asymmetric": quantization.IntxWeightOnlyConfig(
+            **grouped, mapping_type=quantization.MappingType.ASYMMETRIC
+        ),
+    }
+    for name, config in cases.items():
+        model = torch.nn.Sequential(torch.nn.Linear(INPUTS, OUTPUTS, bias=False))
+        model[0].weight.data = matrix()
+        quantization.quantize_(model, config)
+        weight = model[0].weight.data
+        tensors, header = flatten_tensor_state_dict({"proj.weight": weight})
+        keep(f"torchao_{name}", {"quant_method": "torchao"}, tensors, weight.dequantize(), header)
+
+
 def _without_package_files(name: str) -> None:
     """Lets modules of a package be imported whose ``__init__`` wants more than they do."""
     inside = name.replace(".", "/")
@@ -184,5 +213,5 @@ def _without_package_files(name: str) -> None:
 if __name__ == "__main__":
     SAMPLES.mkdir(exist_ok=True)
     _without_package_files("awq")
-    for chosen in sys.argv[1:] or ("awq", "gptq", "compressed_tensors", "bitsandbytes"):
+    for chosen in sys.argv[1:] or ("awq", "gptq", "compressed_tensors", "bitsandbytes", "torchao"):
         globals()[chosen]()

@@ -95,11 +95,13 @@ def test_scales_of_float8(
         ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "GPTQ.*'marlin'"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "compressed-tensors.*'marlin-24'"),
         ({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R1": {}}}}, "rotations"),
+        ({"quant_method": "torchao"}, "torchao.*proj.weight is a Int4Tensor.*Int8Tensor"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes', and none of its weights is packed"),
     ],
 )
 def test_layouts_that_are_not_read_are_named(settings: dict[str, Any], stated: str, tmp_path: Path) -> None:
-    save_file({"proj.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
+    header = {"proj.weight": '{"_type": "Int4Tensor", "_data": {}}'}
+    save_file({"proj.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors", header)
     with pytest.raises(CheckpointError, match=f"sample.*{stated}.*(without quantisation|out of the config)"):
         read_weight(tmp_path / "a.safetensors", settings)
 
