@@ -326,6 +326,20 @@ class TransformRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedMatrix:
+    """A matrix in blocks of adjacent inputs, as the dialect's op ``QuantizedMatMul`` takes it."""
+
+    #: ``[N, K]``: outputs and inputs.
+    shape: tuple[int, int]
+    #: 4 or 8.
+    bits: int
+    #: Inputs with one scale, a power of two; the last block may reach beyond K.
+    block_size: int
+    #: Returns levels uint8 ``[N, blocks, bytes]``, scales float32 ``[N, blocks]`` and zero points uint8 ``[N, blocks]``.
+    read: Callable[[], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """Asks for portable ONNX. `output_dir` exists and is empty; everything that is written there is kept."""
 
@@ -349,6 +363,8 @@ class ExportRequest:
     program_inputs: Mapping[str, Any] = field(default_factory=dict)
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""
+    #: Parameters of `module` that are to stay in the blocks of their checkpoint, by name; the module holds their numbers as well.
+    packed_matrices: Mapping[str, PackedMatrix] = field(default_factory=dict)
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 

@@ -35,5 +35,6 @@ class CoreHooks:
             unloaded=request.unloaded,
             program=request.program,
             program_inputs=request.program_inputs,
+            packed_matrices=request.packed_matrices,
             progress=request.progress,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
+from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.progress import report
 from qeff_framework.sources import adapters, files, quantisation, remote_code
@@ -99,6 +100,7 @@ class CheckpointSource:
         """
         self._refuse_adapter()
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
+        deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
@@ -245,13 +247,34 @@ class CheckpointSource:
         """Parameters and buffers of the module that the checkpoint did not hold; what they contain means nothing."""
         return self._report.unloaded
 
+    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:
+        """Parameters of `module` that stay in the checkpoint's blocks, where ``keep_quantized=True`` asks for it.
+
+        Raises:
+            CheckpointError: it does, and there is no such weight.
+        """
+        if not self._arguments.get(known.KEEP):
+            return {}
+        from qeff_framework.sources.quantized import gguf
+        from qeff_framework.sources.quantized.keeping import packed_matrices
+
+        weights = () if self._packed is None else self._packed.weights()
+        found = packed_matrices(gguf.weights(self._file(self._gguf)) if self._gguf else weights, module)
+        if not found:
+            raise CheckpointError(
+                f"keep_quantized=True cannot be done: {self.name} holds no matrix as levels of up to 8 bits in blocks of "
+                "adjacent inputs (AWQ, GPTQ without an order of activations, pack-quantized of compressed-tensors, Q4_0, Q5_0 "
+                "and Q8_0 of GGUF); leave it out"
+            )
+        return found
+
     def notes(self) -> tuple[str, ...]:
         """What loading found that is worth a warning."""
         return self._report.notes
 
     def release(self) -> None:
         """The weights can be loaded again: give their memory back."""
-        self._module = self._referring = self._placed = None
+        self._module = self._referring = self._placed = self._packed = None
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""

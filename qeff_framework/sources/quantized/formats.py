@@ -52,6 +52,10 @@ class QuantizedCheckpoint:
                 "are the dequantised ones, take quantization_config out of the config.json, else download the weights again"
             )
 
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """All that are packed."""
+        return tuple(self._weights.values())
+
     def state_dict(self, module: torch.nn.Module) -> dict[str, LazyTensor]:
         """All weights as float numbers by the names of the unquantised checkpoint, each made when the loader asks for it.
 

@@ -24,11 +24,18 @@ def read_weight(path: Path, settings: dict[str, Any]) -> torch.Tensor:
     return weights["proj.weight"][...]
 
 
+def settings_of(path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` in the header of a sample."""
+    with safe_open(path, framework="pt") as file:
+        settings: dict[str, Any] = json.loads(file.metadata()["quantization_config"])
+    return settings
+
+
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_a_weight_is_what_its_library_makes_of_it(path: Path) -> None:
+    weight = read_weight(path, settings_of(path))
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    weight = read_weight(path, json.loads(metadata["quantization_config"]))
     expected = load_file(path)["expected"]
     assert list(weight.shape) == json.loads(metadata["shape"])
     assert weight.dtype == torch.float32

@@ -10,6 +10,7 @@ from ort_sim_backend.lowering.compressed_products import compressed_products
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
+from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.tied_weights import TiedWeights
@@ -26,6 +27,7 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
+        KeptProducts(int8_activations=blocks is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *([] if blocks is None else [compressed_products(blocks)]),
         FusedExperts(blocks),
@@ -43,6 +45,7 @@ __all__ = [
     "EncoderBranch",
     "FusedExperts",
     "GroupQueryAttention",
+    "KeptProducts",
     "LazyValues",
     "SimplifiedRMSNorm",
     "TiedWeights",
