@@ -18,7 +18,7 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
 
     given: dict[str, Any] = {
         name: getattr(args, name)
-        for name in ("gguf_file", "revision", "trust_remote_code", "keep_quantized")
+        for name in ("gguf_file", "revision", "trust_remote_code", "keep_quantized", "adapter")
         if getattr(args, name)
     }
     task = args.task

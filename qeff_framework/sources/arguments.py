@@ -31,11 +31,13 @@ DTYPE = frozenset({"dtype", "torch_dtype"})
 TRUST = "trust_remote_code"
 #: Not passed on: whether packed weights stay in their blocks.
 KEEP = "keep_quantized"
+#: Not passed on: folder or hub id of a LoRA adapter that is merged into the weights.
+ADAPTER = "adapter"
 
 _WEIGHTS_GIVEN = "load the module with Transformers and pass it: QEFFAutoModel(module)"
 _ONE_HOST = "the weights are read by this process alone; leave it out"
 _KERNELS = "the graph is made from Transformers' own code; leave it out"
-_ADAPTER = "adapters are not applied; merge it into the weights with peft (merge_and_unload) and give the result"
+_ADAPTER = "give the adapter's folder or hub id: adapter=..."
 _OLD = "Transformers has no such argument any more; leave it out"
 #: Arguments of Transformers' loader that have no place here, with the remedy.
 REFUSED: Mapping[str, str] = {
@@ -50,7 +52,7 @@ REFUSED: Mapping[str, str] = {
 }
 #: Passed on to the model's own ``from_pretrained``, beside what every load takes.
 FOR_MODEL = ("variant", "use_safetensors", *sorted(DECIDING - {"config"}), *sorted(WITHOUT_EFFECT))
-KNOWN = FETCHING | SELECTING | DECIDING | WITHOUT_EFFECT | HOST_MEMORY | DTYPE | {TRUST, KEEP}
+KNOWN = FETCHING | SELECTING | DECIDING | WITHOUT_EFFECT | HOST_MEMORY | DTYPE | {TRUST, KEEP, ADAPTER}
 
 
 def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

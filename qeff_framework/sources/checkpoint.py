@@ -52,6 +52,10 @@ class CheckpointSource:
     def __init__(self, name_or_path: str | os.PathLike[str], load_arguments: Mapping[str, Any]) -> None:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
+        adapter = arguments.get(known.ADAPTER)
+        if adapters.is_adapter_folder(Path(text).expanduser()):
+            text, adapter = adapters.base_of_folder(Path(text).expanduser(), given=adapter), text
+        self._adapter = None if adapter is None else adapters.open_adapter(adapter, arguments)
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
             arguments.setdefault("gguf_file", path.name)
@@ -78,6 +82,8 @@ class CheckpointSource:
                 text, arguments, revision=arguments.get("revision"), subfolder=arguments.get("subfolder") or ""
             )
         self.name = self._display_name(text)
+        if self._adapter is not None:
+            self.name = f"{self.name}-{self._adapter.name}"
         self._adapter_refused = False
         self._module: torch.nn.Module | None = None
         self._packed: QuantizedCheckpoint | None = None
@@ -102,6 +108,8 @@ class CheckpointSource:
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
+        if self._adapter is not None:
+            parts["adapter"] = {path.name: content_digest(path) for path in self._adapter.files()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
             return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
@@ -153,13 +161,16 @@ class CheckpointSource:
                 except Exception as error:
                     raise self._explained(error, auto_class, said) from error
             self._judge(module, info)
+            if self._adapter is not None:
+                report(f"merging the adapter {self._adapter.name}")
+                self._adapter.merge(module)
             self._module = checked_module(module)
         return self._module
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """As `load`, but weights of safetensors files are not read: `directory` gets the files, and parameters point into them.
 
-        A checkpoint that is quantised, of another format, or that the loader cannot take so is loaded as `load` does.
+        A checkpoint that is quantised, that takes an adapter, that is of another format, or that the loader cannot take so is loaded as `load` does.
         """
         shards = {} if self._module is not None else self._shards()
         if not shards:
@@ -216,7 +227,7 @@ class CheckpointSource:
 
     def _shards(self) -> dict[Path, str]:
         """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
-        if self._gguf or quantisation.is_stated(self._config_object()):
+        if self._gguf or self._adapter is not None or quantisation.is_stated(self._config_object()):
             return {}
         place = self._place
         found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()
