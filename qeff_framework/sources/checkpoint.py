@@ -170,7 +170,8 @@ class CheckpointSource:
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """As `load`, but weights of safetensors files are not read: `directory` gets the files, and parameters point into them.
 
-        A checkpoint that is quantised, that takes an adapter, that is of another format, or that the loader cannot take so is loaded as `load` does.
+        A checkpoint that is quantised, that takes an adapter, that is of another format, or that the loader cannot take so is
+        loaded as `load` does.
         """
         shards = {} if self._module is not None else self._shards()
         if not shards:

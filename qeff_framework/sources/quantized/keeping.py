@@ -32,7 +32,9 @@ def packed_matrices(weights: Iterable[StoredWeight], module: torch.nn.Module) ->
         if _block_size(levels) is not None:
             rows = _row_digests(levels.dequantised())
             known[frozenset(rows)] = weight.levels, rows
-    found = {}
+    found: dict[str, PackedMatrix] = {}
+    if not known:
+        return found
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.dim() != 2:
             continue
