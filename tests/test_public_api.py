@@ -10,12 +10,12 @@ PUBLIC = {
     "qeff_framework": """
         QEFFAutoModel QEFFAutoModelForCausalLM QEFFAutoModelForFeatureExtraction QEFFAutoModelForImageTextToText
         QEFFAutoModelForQuestionAnswering QEFFAutoModelForSeq2SeqLM QEFFAutoModelForSequenceClassification
-        QEFFAutoModelForTokenClassification QEFFBaseModel QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
+        QEFFAutoModelForTokenClassification QEFFAutoPeftModelForCausalLM QEFFBaseModel QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
     """,
     "qeff_framework.plugin_api": """
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions
         CompileRequest CompiledModel EXTENSION_GROUP ExecuteRequest ExecutionError ExecutionSession ExportError ExportRequest
-        ExportedModel InputError MicroscalingOptions OptionError PackedMatrix Probe QEFFError RuntimeOptions Specialization StateSpec Status
+        ExportedModel InputError LowRankDelta MicroscalingOptions OptionError PackedMatrix Probe QEFFError RuntimeOptions Specialization StateSpec Status
         TOOLKITS Task TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option prompt_ids
     """,
     "qeff_framework.lowering": """

@@ -36,5 +36,6 @@ class CoreHooks:
             program=request.program,
             program_inputs=request.program_inputs,
             packed_matrices=request.packed_matrices,
+            adapters=request.adapters,
             progress=request.progress,
         )

@@ -23,17 +23,19 @@ CONFIG = "adapter_config.json"
 FILES = (CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
 
-def is_adapter_folder(path: Path) -> bool:
+def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder holds an adapter and no model."""
+    path = Path(path).expanduser()
     return (path / CONFIG).is_file() and not (path / CHECKPOINT_CONFIG).exists()
 
 
-def base_of_folder(path: Path, *, given: object) -> str:
+def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
     """Where the base model of the adapter in a folder lies, by its config.
 
     Raises:
         CheckpointError: the config names none, or an `adapter` was given beside this one.
     """
+    path = Path(path).expanduser()
     if given is not None:
         raise CheckpointError(
             f"{path} is an adapter itself, and adapter={given} is another one; give the base model and one adapter"

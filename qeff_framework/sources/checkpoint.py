@@ -53,8 +53,8 @@ class CheckpointSource:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
         adapter = arguments.get(known.ADAPTER)
-        if adapters.is_adapter_folder(Path(text).expanduser()):
-            text, adapter = adapters.base_of_folder(Path(text).expanduser(), given=adapter), text
+        if adapters.is_adapter_folder(text):
+            text, adapter = adapters.base_of_folder(text, given=adapter), text
         self._adapter = None if adapter is None else adapters.open_adapter(adapter, arguments)
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
@@ -85,6 +85,8 @@ class CheckpointSource:
         if self._adapter is not None:
             self.name = f"{self.name}-{self._adapter.name}"
         self._adapter_refused = False
+        #: Whether an export may refer to the weights in the files; else the module is loaded with numbers.
+        self.refers_to_files = self._adapter is None
         self._module: torch.nn.Module | None = None
         self._packed: QuantizedCheckpoint | None = None
         #: A module whose parameters point into the files of `_placed`.
@@ -228,7 +230,7 @@ class CheckpointSource:
 
     def _shards(self) -> dict[Path, str]:
         """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
-        if self._gguf or self._adapter is not None or quantisation.is_stated(self._config_object()):
+        if self._gguf or not self.refers_to_files or quantisation.is_stated(self._config_object()):
             return {}
         place = self._place
         found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()

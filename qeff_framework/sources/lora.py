@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import check_weight_files, read_json
 from qeff_framework.sources.places import Place
@@ -164,6 +165,32 @@ class LoraAdapter:
                 if match["part"].startswith("embedding"):
                     kept["is_embedding"] = tensor
         return {self._resolved(module, name): self._delta(module, name, found) for name, found in parts.items()}
+
+    def factors(self, module: torch.nn.Module) -> dict[str, LowRankDelta]:
+        """What it adds to the weights of `module`, by their names, where that is all that it does.
+
+        Raises:
+            CheckpointError: it changes more than products by low-rank sums, so that rows could not choose it; or it is for
+                another model.
+        """
+        import torch
+
+        deltas, more = self.deltas(module), []
+        for name, delta in deltas.items():
+            kinds = {"DoRA": delta.magnitude, "a bias": delta.bias, "an embedding": delta.is_embedding or None}
+            more += [f"{kind} of {name}" for kind, found in kinds.items() if found is not None]
+        # peft saves embeddings and heads beside their sums, whether they were trained or not.
+        replaced = self.replaced(module).items()
+        more += [name for name, value in replaced if not torch.equal(value, module.get_parameter(name).detach())]
+        if more:
+            raise CheckpointError(
+                f"the adapter {self.name} changes {more[0]}, and rows can choose among sums of low rank alone; merge this one: "
+                "from_pretrained(BASE, adapter=...)"
+            )
+        return {
+            f"{name}.weight": LowRankDelta(down=delta.down.numpy(), up=(delta.up * delta.scale).numpy())
+            for name, delta in deltas.items()
+        }
 
     # --- the config ---------------------------------------------------------------------------------------------------
 
