@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
         QEFFAutoModelForTokenClassification,
+        QEFFAutoPeftModelForCausalLM,
     )
     from qeff_framework.errors import QEFFError
     from qeff_framework.model import QEFFBaseModel
@@ -34,6 +35,7 @@ _HOMES = {
     "QEFFAutoModelForSeq2SeqLM": "auto",
     "QEFFAutoModelForSequenceClassification": "auto",
     "QEFFAutoModelForTokenClassification": "auto",
+    "QEFFAutoPeftModelForCausalLM": "auto",
     "QEFFBaseModel": "model",
     "QEFFError": "errors",
     "create_and_dump_qconfigs": "artifacts",
@@ -51,6 +53,7 @@ __all__ = [
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
     "QEFFAutoModelForTokenClassification",
+    "QEFFAutoPeftModelForCausalLM",
     "QEFFBaseModel",
     "QEFFError",
     "create_and_dump_qconfigs",

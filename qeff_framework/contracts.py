@@ -41,6 +41,12 @@ EXTRA_INPUTS = ("batch_index", "comp_ctx_lengths", "num_logits_to_keep")
 #: Where an export's metadata names `reread_lengths`, a text that has grown to one of them is read anew, as a prompt.
 PROMPT_LENGTHS = "prompt_lengths"
 
+#: Input of a causal LM's graph with several adapters, behind all others that are no states: ``lora_ids [B, 1]``, the adapter of
+#: each row. 0 is the model alone; the metadata's ``adapters`` has the id of each by its name.
+LORA_IDS = "lora_ids"
+#: What stands for the model alone among the names of adapters.
+BASE_ADAPTER = "base"
+
 #: Inputs of a causal LM's graph that ends in a sampler: it has all of them, in this order, and returns ``next_tokens [B, 1, 1]``
 #: instead of logits. ``last_accepted_output_tokens [B, S]``: the tokens of the step that belong to the answer, -1 elsewhere.
 #: ``[B, 1]``: ``repetition_penalties`` (1: none), ``presence_penalties`` (0: none), ``temperatures`` (0: the most likely token),
@@ -334,6 +340,30 @@ class TransformRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedMatrix:
+    """A matrix in blocks of adjacent inputs, as the dialect's op ``QuantizedMatMul`` takes it."""
+
+    #: ``[N, K]``: outputs and inputs.
+    shape: tuple[int, int]
+    #: 4 or 8.
+    bits: int
+    #: Inputs with one scale, a power of two; the last block may reach beyond K.
+    block_size: int
+    #: Returns levels uint8 ``[N, blocks, bytes]``, scales float32 ``[N, blocks]`` and zero points uint8 ``[N, blocks]``.
+    read: Callable[[], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankDelta:
+    """What an adapter adds to a matrix: ``up @ down``, scaled already."""
+
+    #: float32 ``[rank, in]``.
+    down: NDArray[Any]
+    #: float32 ``[out, rank]``.
+    up: NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """Asks for portable ONNX. `output_dir` exists and is empty; everything that is written there is kept."""
 
@@ -357,6 +387,11 @@ class ExportRequest:
     program_inputs: Mapping[str, Any] = field(default_factory=dict)
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""
+    #: Parameters of `module` that are to stay in the blocks of their checkpoint, by name; the module holds their numbers as well.
+    packed_matrices: Mapping[str, PackedMatrix] = field(default_factory=dict)
+    #: Causal LMs: adapters that the rows of a step choose among, by name, each as what it adds to parameters of `module` by their
+    #: names. The graph then has the input `LORA_IDS`, in which the first of them is 1.
+    adapters: Mapping[str, Mapping[str, LowRankDelta]] = field(default_factory=dict)
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 

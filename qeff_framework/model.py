@@ -249,6 +249,7 @@ class QEFFBaseModel:
                 program=plan.program,
                 program_inputs=plan.program_inputs,
                 key=plan.key,
+                packed_matrices=self._source.packed_matrices(module),
                 progress=report,
                 **self._export_arguments(),
             )

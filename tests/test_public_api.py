@@ -10,19 +10,19 @@ PUBLIC = {
     "qeff_framework": """
         QEFFAutoModel QEFFAutoModelForCausalLM QEFFAutoModelForFeatureExtraction QEFFAutoModelForImageTextToText
         QEFFAutoModelForQuestionAnswering QEFFAutoModelForSeq2SeqLM QEFFAutoModelForSequenceClassification
-        QEFFAutoModelForTokenClassification QEFFBaseModel QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
+        QEFFAutoModelForTokenClassification QEFFAutoPeftModelForCausalLM QEFFBaseModel QEFFError create_and_dump_qconfigs get_backend list_backends load_compiled
     """,
     "qeff_framework.plugin_api": """
         API_VERSION BACKEND_GROUP Backend BackendError BackendUnavailableError Capabilities Check CompileError CompileOptions
         CompileRequest CompiledModel EXTENSION_GROUP ExecuteRequest ExecutionError ExecutionSession ExportError ExportRequest
-        ExportedModel InputError MicroscalingOptions OptionError Probe QEFFError RuntimeOptions Specialization StateSpec Status
+        ExportedModel InputError LowRankDelta MicroscalingOptions OptionError PackedMatrix Probe QEFFError RuntimeOptions Specialization StateSpec Status
         TOOLKITS Task TensorSpec Transform TransformRequest UnsupportedModelError hookimpl option prompt_ids
     """,
     "qeff_framework.lowering": """
         Activation AttentionNode AttentionOps BindSizes CausalMaskNode CausalMaskOps CompressedProducts Computation ConstantProduct
-        DOMAIN DialectNode DialectPass ExpertOps FLOAT16_MIN FLOAT32_MIN FoldConstants Gate GatherRows GraphEditor GraphPass
+        DOMAIN DequantizedProducts DialectNode DialectPass ExpertOps FLOAT16_MIN FLOAT32_MIN FoldConstants Gate GatherRows GraphEditor GraphPass
         InlineDialect KVGatherNode KVUpdateNode LimitConstants Limits MaskPolicy MoENode ONNX_OPSET OneHotUpdates Op PassResult
-        PerGraph RMSNormNode RemoveUnused RotaryTables ScatterUpdates UnrollScan WeightBlocks add_initializer attach_function
+        PerGraph QuantizedMatMulNode RMSNormNode RemoveUnused RotaryTables ScatterUpdates UnrollScan WeightBlocks add_initializer attach_function
         bind_sizes computed_tensor constant_array constant_products content_key dialect_nodes graph_of has_subgraph is_weight
         made_by nodes_of operand readers replace_content require_shape same_dim specialized_graphs static_dim static_shape
         subgraphs weight_of weights

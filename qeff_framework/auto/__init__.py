@@ -6,6 +6,7 @@ from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
 from qeff_framework.auto.model import QEFFAutoModel
+from qeff_framework.auto.peft import QEFFAutoPeftModelForCausalLM
 from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
@@ -20,4 +21,5 @@ __all__ = [
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
     "QEFFAutoModelForTokenClassification",
+    "QEFFAutoPeftModelForCausalLM",
 ]

@@ -102,6 +102,14 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
         "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
     )
     group.add_argument(
+        "--adapter", metavar="ADAPTER", help="folder or hub id of a LoRA adapter that is merged into the weights"
+    )
+    group.add_argument(
+        "--keep-quantized",
+        action="store_true",
+        help="leave the weights of a quantised checkpoint in its blocks of 4 or 8 bits, where they are such",
+    )
+    group.add_argument(
         "--task",
         choices=("auto", *task_names()),
         default="auto",

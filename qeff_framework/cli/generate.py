@@ -200,7 +200,7 @@ def _artifact(args: argparse.Namespace) -> CompiledModel | None:
                 f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
                 "or give the model instead of the artifact"
             )
-    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code")
+    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code", "keep_quantized", "adapter")
     fixed = [*compile_texts(args), *(name for name in of_the_model if getattr(args, name))]
     if fixed:
         raise OptionError(

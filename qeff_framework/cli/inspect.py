@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -105,6 +106,7 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
             "torch": _torch_transforms(qconfig) if compiled else list(subject.transforms),
             "onnx": list(subject.transforms) if compiled else [],
         },
+        "packed_weights": _packed_weights(parts.values()),
         "options": dict(compiled.options) if compiled else {},
         "program": dict(compiled.program) if compiled else {},
         "metadata": dict(subject.metadata),
@@ -124,6 +126,15 @@ def _interface(parts: Mapping[str, ExportedModel | CompiledModel]) -> dict[str, 
             named(name, asdict(item), "input", "output") for name, part in parts.items() for item in part.states
         ],
     }
+
+
+def _packed_weights(parts: Iterable[ExportedModel | CompiledModel]) -> dict[str, Any]:
+    """Bits and size of blocks of the weights that stay as the checkpoint has packed them, by name."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        if all(name.partition("@")[0] != "DequantizedProducts" for name in part.transforms):
+            found |= part.metadata.get("packed_weights", {})
+    return found
 
 
 def _qconfig(directory: Path) -> Mapping[str, Any]:
@@ -171,6 +182,7 @@ def _text(document: Mapping[str, Any]) -> str:
         "states": _state_lines(document["inputs"], states),
         "torch transforms": "\n".join(document["transforms"]["torch"]),
         "onnx transforms": "\n".join(document["transforms"]["onnx"]),
+        "packed weights": _packed_lines(document["packed_weights"]),
         "options": "\n".join(f"{name}={value}" for name, value in document["options"].items()),
         "note": document["program"].get("note", ""),
         "versions": "\n".join(f"{name} {version}" for name, version in document["versions"].items()),
@@ -202,6 +214,16 @@ def _state_lines(inputs: Iterable[Mapping[str, Any]], states: Mapping[str, Mappi
         _tensor_line(f"{states[item['name']]['kind']} state", item) for item in inputs if item["name"] in states
     )
     return "\n".join(f"{count} x {line}" for line, count in counted.items())
+
+
+def _packed_lines(weights: Mapping[str, Mapping[str, int]]) -> str:
+    """Weights of the same place in several layers in one line."""
+    counted = Counter(
+        (re.sub(r"\b\d+\b", "*", name), form["bits"], form["block_size"]) for name, form in weights.items()
+    )
+    return "\n".join(
+        f"{count} x {name} in blocks of {size} with {bits} bits" for (name, bits, size), count in counted.items()
+    )
 
 
 def _pairs(dims: Mapping[str, Any]) -> str:

@@ -17,7 +17,9 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
     from qeff_framework.tasks import task_spec
 
     given: dict[str, Any] = {
-        name: getattr(args, name) for name in ("gguf_file", "revision", "trust_remote_code") if getattr(args, name)
+        name: getattr(args, name)
+        for name in ("gguf_file", "revision", "trust_remote_code", "keep_quantized", "adapter")
+        if getattr(args, name)
     }
     task = args.task
     if args.pooling is not None:

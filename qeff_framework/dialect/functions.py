@@ -485,6 +485,51 @@ MoEBias <{_GATE_ATTRIBUTES}> (hidden, expert_ids, expert_weights, up, down, up_b
 {{{_MOE_CHOICE}{_MOE_UP_BIAS}{_GATE}{_MOE_DOWN_BIAS}{_MOE_MIX}}}
 """
 
+# Levels in the order of the inputs, two in a byte of 4-bit ones. The last block of a row may reach beyond the inputs.
+_QUANTIZED_MATMUL = """
+QuantizedMatMul <bits: int, input_size: int> (hidden, levels, scales, zero_points) => (product)
+{
+    bits_value = Constant <value_int: int = @bits> ()
+    inputs_value = Constant <value_int: int = @input_size> ()
+    four = Constant <value_int = 4> ()
+    first = Constant <value_ints = [0]> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    column_axis = Constant <value_ints = [1]> ()
+    block_shape = Constant <value_ints = [0, 0, -1]> ()
+    row_shape = Constant <value_ints = [0, -1]> ()
+    two_in_a_byte = Equal (bits_value, four)
+    numbers = If (two_in_a_byte) <
+        then_branch = halves () => (unpacked) {
+            fifteen = Constant <value_int = 15> ()
+            four_bits = Constant <value_int = 4> ()
+            low_mask = CastLike (fifteen, levels)
+            shift = CastLike (four_bits, levels)
+            low = BitwiseAnd (levels, low_mask)
+            high = BitShift <direction = "RIGHT"> (levels, shift)
+            low_column = Unsqueeze (low, last_axis)
+            high_column = Unsqueeze (high, last_axis)
+            pairs = Concat <axis = -1> (low_column, high_column)
+            unpacked = Reshape (pairs, block_shape)
+        },
+        else_branch = bytes () => (whole) {
+            whole = Identity (levels)
+        }
+    >
+    typed = CastLike (numbers, scales)
+    typed_zeros = CastLike (zero_points, scales)
+    zero_column = Unsqueeze (typed_zeros, last_axis)
+    scale_column = Unsqueeze (scales, last_axis)
+    centred = Sub (typed, zero_column)
+    blocks = Mul (centred, scale_column)
+    padded_rows = Reshape (blocks, row_shape)
+    end = Reshape (inputs_value, last_axis)
+    rows = Slice (padded_rows, first, end, column_axis)
+    weight = Transpose <perm = [1, 0]> (rows)
+    weight_typed = CastLike (weight, hidden)
+    product = MatMul (hidden, weight_typed)
+}
+"""
+
 _BODIES = (
     _KV_UPDATE,
     _KV_UPDATE_CB,
@@ -497,6 +542,7 @@ _BODIES = (
     _RMS_NORM,
     _MOE,
     _MOE_BIAS,
+    _QUANTIZED_MATMUL,
 )
 
 

@@ -28,6 +28,7 @@ class Op(StrEnum):
     RMS_NORM = "RMSNorm"
     MOE = "MoE"
     MOE_BIAS = "MoEBias"
+    QUANTIZED_MATMUL = "QuantizedMatMul"
 
 
 class Activation(IntEnum):

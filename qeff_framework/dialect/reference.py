@@ -17,6 +17,7 @@ from qeff_framework.dialect.names import Activation, Gate
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Levels = NDArray[np.uint8]
 
 
 def kv_update(cache: Floats, updates: Floats, position_ids: Ints) -> Floats:
@@ -188,3 +189,25 @@ def _softmax(scores: Floats) -> Floats:
 def _weigh(weights: Floats, value: Floats) -> Floats:
     result: Floats = np.matmul(weights, np.repeat(value, weights.shape[1] // value.shape[1], axis=1))
     return result
+
+
+def quantized_matmul(
+    hidden: Floats, levels: Levels, scales: Floats, zero_points: Levels, *, bits: int, input_size: int
+) -> Floats:
+    """``hidden [..., K]`` times the matrix ``[K, N]`` that `quantized_matrix` gives: ``[..., N]``."""
+    product: Floats = hidden @ quantized_matrix(levels, scales, zero_points, bits=bits, input_size=input_size).astype(
+        hidden.dtype
+    )
+    return product
+
+
+def quantized_matrix(levels: Levels, scales: Floats, zero_points: Levels, *, bits: int, input_size: int) -> Floats:
+    """The matrix ``[K, N]`` whose column n has the numbers ``(level - zero point) * scale`` of the blocks of output n.
+
+    `levels` is ``[N, blocks, bytes]``, with two 4-bit levels in a byte, the first in its lower half, or one of 8 bits; `scales`
+    and `zero_points` are ``[N, blocks]``; `input_size` is K, and levels of the last block behind it take no part.
+    """
+    whole = levels if bits == 8 else np.stack([levels & 15, levels >> 4], axis=-1).reshape(*levels.shape[:2], -1)
+    centred = whole.astype(scales.dtype) - zero_points[..., None].astype(scales.dtype)
+    rows: Floats = (centred * scales[..., None]).reshape(len(levels), -1)[:, :input_size]
+    return rows.T

@@ -35,5 +35,7 @@ class CoreHooks:
             unloaded=request.unloaded,
             program=request.program,
             program_inputs=request.program_inputs,
+            packed_matrices=request.packed_matrices,
+            adapters=request.adapters,
             progress=request.progress,
         )

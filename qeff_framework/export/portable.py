@@ -13,8 +13,10 @@ import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qeff_framework.artifacts.disk import require_space
-from qeff_framework.contracts import ExportedModel, Task, TensorSpec
+from qeff_framework.contracts import ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
+from qeff_framework.export.adapter_products import add_adapters
+from qeff_framework.export.packed_products import keep_packed_products
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.export.position_limits import position_limits
@@ -42,6 +44,8 @@ def export_portable(
     unloaded: AbstractSet[str] = frozenset(),
     program: str = "",
     program_inputs: Mapping[str, Any] = MappingProxyType({}),
+    packed_matrices: Mapping[str, PackedMatrix] = MappingProxyType({}),
+    adapters: Mapping[str, Mapping[str, LowRankDelta]] = MappingProxyType({}),
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
     """Exports `module` to ``model.onnx`` in `output_dir`; the module is left as it is.
@@ -52,7 +56,8 @@ def export_portable(
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
     ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
     `program` and `program_inputs` are for models of several programs, see `contracts.ExportRequest`.
-    `unloaded` names parameters and buffers whose values the checkpoint did not hold.
+    `unloaded` names parameters and buffers whose values the checkpoint did not hold. `packed_matrices` are parameters that stay
+    in the blocks of their checkpoint. `adapters` are those that the rows of a step choose among, see `contracts.ExportRequest`.
 
     Raises:
         OptionError: `pooling` or the task is unknown.
@@ -74,6 +79,10 @@ def export_portable(
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         graph = build(module, request)
     refuse_unloaded(graph.model, module, unloaded)
+    if adapters:
+        with _naming_architecture(module, task):
+            add_adapters(graph.model, adapters, first_state=graph.states[0].input if graph.states else "")
+    kept = keep_packed_products(graph.model, packed_matrices)
     limits = position_limits(graph.model, has_cache=bool(graph.states))
     output_dir.mkdir(parents=True, exist_ok=True)
     weight_files = refer_to_files(graph.model, output_dir)
@@ -92,6 +101,8 @@ def export_portable(
             "position_limits": limits,
             **({"weight_files": weight_files} if weight_files else {}),
             **graph.metadata,
+            **({"adapters": {name: number for number, name in enumerate(adapters, start=1)}} if adapters else {}),
+            **({"packed_weights": _described(kept, packed_matrices)} if kept else {}),
         },
     )
 
@@ -116,6 +127,11 @@ def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) ->
     written = onnx_ir.external_data.convert_tensors_to_external(tensors, directory, WEIGHTS_FILE)
     for value, tensor in zip(values, written, strict=True):
         value.const_value = tensor
+
+
+def _described(names: Sequence[str], matrices: Mapping[str, PackedMatrix]) -> dict[str, dict[str, int]]:
+    """Bits and size of blocks by the name of the weight."""
+    return {name: {"bits": matrices[name].bits, "block_size": matrices[name].block_size} for name in names}
 
 
 def _spec(value: onnx_ir.Value) -> TensorSpec:

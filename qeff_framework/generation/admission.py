@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qeff_framework.contracts import BASE_ADAPTER
 from qeff_framework.errors import InputError
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.settings import GenerationSettings
 
 
-def admitted_rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
-    """One row for each prompt. Raises `InputError` for prompts that the program cannot take."""
+def admitted_rows(
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    shape: ProgramShape,
+    *,
+    adapters: str | Sequence[str | None] | None = None,
+) -> list[Row]:
+    """One row for each prompt. `adapters`: the adapter of each, or of all; `None` and "base" are the model alone.
+
+    Raises:
+        InputError: the program cannot take the prompts, or has no such adapters.
+    """
     if not prompts:
         raise InputError("no prompts were given; give at least one")
     if len(prompts) > shape.batch_size and shape.slots is None:
@@ -28,12 +39,14 @@ def admitted_rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings
         if shape.has_encoder:
             _check_source(index, source, shape)
     longest = max(map(len, prompts))
+    adapter_ids = _adapter_ids(adapters, len(prompts), shape)
     rows = [
         # Rows of one batch end together; with continuous batching each prompt has the context for itself.
         Row(
             index=index,
             prompt=list(prompt),
             source=list(sources[index]),
+            adapter=adapter_ids[index],
             limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
         )
         for index, prompt in enumerate(prompts)
@@ -48,6 +61,28 @@ def admitted_rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings
                 f"or compile with ctx_len={needed}"
             )
     return rows
+
+
+def _adapter_ids(adapters: str | Sequence[str | None] | None, count: int, shape: ProgramShape) -> list[int]:
+    if adapters is None:
+        return [0] * count
+    if isinstance(adapters, str):
+        adapters = [adapters] * count
+    if len(adapters) != count:
+        raise InputError(
+            f"prompt_to_adapter_mapping names {len(adapters)} adapters for {count} prompts; give one name for all, or one for "
+            "each"
+        )
+    known: dict[str | None, int] = {None: 0, BASE_ADAPTER: 0}
+    known.update(shape.adapters.items())
+    unknown = next((name for name in adapters if name not in known), None)
+    if unknown is not None:
+        held = f"the program holds {', '.join(shape.adapters)}" if shape.adapters else "the program holds none"
+        raise InputError(
+            f"prompt_to_adapter_mapping names the adapter {unknown!r}, and {held}; load it and compile again, or take "
+            f"{BASE_ADAPTER!r}, the model alone"
+        )
+    return [known[name] for name in adapters]
 
 
 def _check_prompt(index: int, prompt: Sequence[int], shape: ProgramShape) -> None:

@@ -112,6 +112,7 @@ class TextGenerator:
         on_token: Callable[[int, int], None] | None = None,
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
+        prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
         """Generates for texts, for conversations (lists of messages), for token ids, or for what a tokenizer returns.
@@ -136,6 +137,7 @@ class TextGenerator:
             stopping_criteria=stopping_criteria,
             on_token=on_token,
             on_step=printer.put if printer else None,
+            prompt_to_adapter_mapping=prompt_to_adapter_mapping,
         )
         return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
@@ -150,6 +152,7 @@ class TextGenerator:
         on_token: Callable[[int, int], None] | None = None,
         on_step: Callable[[Step], None] | None = None,
         images: Sequence[RowImages] | None = None,
+        prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
     ) -> GenerationOutput:
         """Generates for prompts of token ids of any lengths: at most `batch_size`, with continuous batching any number.
 
@@ -158,7 +161,7 @@ class TextGenerator:
         one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`. `images` holds what
         belongs to the images of each prompt.
         """
-        run = self._start(prompts, settings, logits_processor, stopping_criteria)
+        run = self._start(prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
         for row, of_row in zip(run.rows, images or (), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
@@ -184,6 +187,7 @@ class TextGenerator:
         stopping_criteria: Sequence[Any] | None = None,
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
+        prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
         **overrides: Any,
     ) -> TextStream:
         """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
@@ -191,7 +195,7 @@ class TextGenerator:
         tokenizer = self._needed_tokenizer("a text stream")
         tokenized = self._tokenized(prompt, settings, chat)
         _check_single(tokenized.ids, "a text stream")
-        run = self._start(tokenized.ids, settings, logits_processor, stopping_criteria)
+        run = self._start(tokenized.ids, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
 
         def finish() -> GenerationOutput:
             output = self._output(run)
@@ -251,10 +255,11 @@ class TextGenerator:
         settings: GenerationSettings | None,
         logits_processor: Sequence[Any] | None,
         stopping_criteria: Sequence[Any] | None,
+        prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
     ) -> _Run:
         """Checks everything that can be checked before the session is touched."""
         settings = settings if settings is not None else self.settings()
-        rows = admitted_rows(prompts, settings, self.shape)
+        rows = admitted_rows(prompts, settings, self.shape, adapters=prompt_to_adapter_mapping)
         selector: TokenSelector = GreedySelector()
         sampler: DeviceSampler | None = None
         if self.shape.candidates is not None:
@@ -391,6 +396,7 @@ class TextGenerator:
         self._place_images(self._prefill, place, row, start, len(tokens))
         self._prefill.place(place, tokens, start, accepted=tokens[max(len(row.prompt) - start, 0) :])
         self._prefill.prompt_lengths[place, 0] = row.prompt_length
+        self._prefill.lora_ids[place, 0] = row.adapter
         row.prefilled += len(tokens)
         if run.sampler is not None and row.is_prefilled:
             run.sampler.draw(self._prefill, place, row)
@@ -422,6 +428,7 @@ class TextGenerator:
             inputs.place(row.lane, tokens, row.position, accepted=tokens)
             self._place_images(inputs, row.lane, row, row.position, len(tokens))
             inputs.prompt_lengths[row.lane, 0] = row.prompt_length
+            inputs.lora_ids[row.lane, 0] = row.adapter
             if run.sampler is not None:
                 run.sampler.draw(inputs, row.lane, row)
         run.decode_steps += 1

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
+from qeff_framework.contracts import EXTRA_INPUTS, LORA_IDS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
 from qeff_framework.errors import InputError
 from qeff_framework.images.rows import IMAGE_INPUTS, VISION_INDEX
 from qeff_framework.tasks import task_spec, task_specs
@@ -59,6 +59,8 @@ class ProgramShape:
     source_vocab_size: int | None = None
     #: Inputs that belong to images, by name; empty in a model that reads text alone.
     image_inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    #: The ids of the adapters that the program holds, by name.
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def decode(self) -> StepShape:
@@ -95,7 +97,7 @@ class ProgramShape:
             )
         if task_spec(compiled.task).is_encoder_decoder:
             return cls._of_encoder_decoder(compiled)
-        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, *IMAGE_INPUTS, *SAMPLER_INPUTS))
+        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, LORA_IDS, *IMAGE_INPUTS, *SAMPLER_INPUTS))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
@@ -127,12 +129,13 @@ class ProgramShape:
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,
             position_dtype=fed["position_ids"].dtype,
-            # Equal tokens stand for other images.
-            reusable=not {PROMPT_LENGTHS, VISION_INDEX} & fed.keys()
+            # Equal tokens stand for other images, and have other keys and values with another adapter.
+            reusable=not {PROMPT_LENGTHS, VISION_INDEX, LORA_IDS} & fed.keys()
             and all(state.kind in ("kv", "sampler") for state in compiled.states),
             reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
             candidates=_candidates(fed),
             image_inputs={name: fed[name] for name in IMAGE_INPUTS if name in fed},
+            adapters=dict(compiled.metadata.get("adapters", {})) if LORA_IDS in fed else {},
         )
 
     @classmethod

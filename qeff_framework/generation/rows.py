@@ -41,6 +41,8 @@ class Row:
     source: Sequence[int] = ()
     #: What belongs to its images; `None` in a model that reads text alone.
     images: RowImages | None = None
+    #: The id of its adapter; 0 is the model alone.
+    adapter: int = 0
 
     def __post_init__(self) -> None:
         if self.lane < 0:

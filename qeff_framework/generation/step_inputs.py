@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.contracts import PROMPT_LENGTHS
+from qeff_framework.contracts import LORA_IDS, PROMPT_LENGTHS
 from qeff_framework.generation.program_shape import ProgramShape, StepShape
 from qeff_framework.images.rows import ImageStepInputs
 
@@ -35,6 +35,10 @@ class StepInputs:
         self.prompt_lengths = np.zeros((step.rows, 1), dtype=np.int64)
         if PROMPT_LENGTHS in shape.extra_inputs:
             common[PROMPT_LENGTHS] = self.prompt_lengths
+        #: ``[B, 1]``: the adapter of each row; 0 is the model alone.
+        self.lora_ids = np.zeros((step.rows, 1), dtype=np.int64)
+        if LORA_IDS in shape.extra_inputs:
+            common[LORA_IDS] = self.lora_ids
         if "num_logits_to_keep" in shape.extra_inputs:
             common["num_logits_to_keep"] = np.zeros((step.kept, 1), dtype=np.int64)
         #: The sampler's inputs beside `_accepted`; empty when the program returns logits.
@@ -90,6 +94,7 @@ class StepInputs:
         self._positions.fill(-1)
         self._accepted.fill(-1)
         self.prompt_lengths.fill(0)
+        self.lora_ids.fill(0)
         if self.images is not None:
             self.images.clear()
 

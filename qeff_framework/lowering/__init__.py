@@ -15,6 +15,7 @@ from qeff_framework.lowering.causal_mask import CausalMaskOps
 from qeff_framework.lowering.compressed_products import CompressedProducts
 from qeff_framework.lowering.computation import Computation
 from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
+from qeff_framework.lowering.dequantized_products import DequantizedProducts
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.experts import ExpertOps
 from qeff_framework.lowering.fold import FoldConstants
@@ -29,6 +30,7 @@ from qeff_framework.lowering.nodes import (
     KVGatherNode,
     KVUpdateNode,
     MoENode,
+    QuantizedMatMulNode,
     RMSNormNode,
     dialect_nodes,
 )
@@ -71,6 +73,7 @@ __all__ = [
     "CompressedProducts",
     "Computation",
     "ConstantProduct",
+    "DequantizedProducts",
     "DialectNode",
     "DialectPass",
     "ExpertOps",
@@ -90,6 +93,7 @@ __all__ = [
     "Op",
     "PassResult",
     "PerGraph",
+    "QuantizedMatMulNode",
     "RMSNormNode",
     "RemoveUnused",
     "RotaryTables",

@@ -12,7 +12,7 @@ from typing import ClassVar, Self, TypeVar
 import onnx_ir as ir
 
 from qeff_framework.dialect.names import DOMAIN, Gate, Op
-from qeff_framework.lowering.values import operand
+from qeff_framework.lowering.values import operand, require_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,13 @@ def dialect_nodes(graph: ir.Model | ir.Graph, node_type: type[AnyNode]) -> list[
 
 def _required_float(node: ir.Node, name: str) -> float:
     value = node.attributes.get_float(name)
+    if value is None:
+        raise ValueError(f"node {node.name} of type {node.op_type} has no attribute {name}")
+    return value
+
+
+def _required_int(node: ir.Node, name: str) -> int:
+    value = node.attributes.get_int(name)
     if value is None:
         raise ValueError(f"node {node.name} of type {node.op_type} has no attribute {name}")
     return value
@@ -231,3 +238,44 @@ class MoENode(DialectNode):
             down_bias=operand(node, 6) if has_bias else None,
             gate=Gate(**given),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedMatMulNode(DialectNode):
+    """``hidden [...,K]`` times a matrix ``[K,N]`` that lies in blocks of 4 or 8 bits; the layout is that of ``MatMulNBits``."""
+
+    ops = (Op.QUANTIZED_MATMUL,)
+
+    hidden: ir.Value
+    #: uint8 ``[N,blocks,bytes]``, for each output the levels of its inputs; of two in a byte the first has the low bits.
+    levels: ir.Value
+    #: ``[N,blocks]``.
+    scales: ir.Value
+    #: uint8 ``[N,blocks]``, one in a byte: the level that stands for 0.
+    zero_points: ir.Value
+    #: 4 or 8.
+    bits: int
+    #: K; the last block may reach beyond it.
+    input_size: int
+
+    @classmethod
+    def _parse(cls, node: ir.Node) -> Self:
+        return cls(
+            node=node,
+            hidden=operand(node, 0),
+            levels=operand(node, 1),
+            scales=operand(node, 2),
+            zero_points=operand(node, 3),
+            bits=_required_int(node, "bits"),
+            input_size=_required_int(node, "input_size"),
+        )
+
+    @property
+    def output_size(self) -> int:
+        """N."""
+        return require_shape(self.levels)[0]
+
+    @property
+    def block_size(self) -> int:
+        """Adjacent inputs with one scale."""
+        return require_shape(self.levels)[2] * 8 // self.bits

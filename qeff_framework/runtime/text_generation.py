@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class CompiledCausalLM(CompiledRunner):
         documents: Any = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
         **settings: Any,
     ) -> GenerationOutput:
         """Generates text: greedy, unless sampling is asked for. What else the checkpoint's generation config says, holds.
@@ -76,6 +77,8 @@ class CompiledCausalLM(CompiledRunner):
             documents: mappings with ``title`` and ``text``, for the chat template.
             chat_template: a Jinja template, or the name of one of the checkpoint's; by default the checkpoint's.
             chat_template_kwargs: further variables of the template, such as ``{"enable_thinking": False}``.
+            prompt_to_adapter_mapping: the name of each prompt's adapter, or of that of all, where the program holds some; `None`
+                and ``"base"`` are the model alone, which is the default.
             **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``; `None`
                 switches off what the checkpoint says.
 
@@ -120,6 +123,7 @@ class CompiledCausalLM(CompiledRunner):
                 chat_template=chat_template,
                 chat_template_kwargs=chat_template_kwargs or {},
             ),
+            prompt_to_adapter_mapping=prompt_to_adapter_mapping,
             **settings,
         )
 

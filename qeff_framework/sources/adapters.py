@@ -1,4 +1,4 @@
-"""Adapters (LoRA and its kin) in or beside a checkpoint: they are not applied, so they are refused.
+"""Adapters (LoRA and its kin): a folder of one as the model, and those beside the weights of a checkpoint, which are refused.
 
 Transformers applies them where peft happens to be installed and passes them over elsewhere. What a checkpoint computes must not
 depend on that.
@@ -7,16 +7,65 @@ depend on that.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.files import CONFIG as CHECKPOINT_CONFIG
 from qeff_framework.sources.files import read_json
-from qeff_framework.sources.places import Place
+from qeff_framework.sources.lora import LoraAdapter
+from qeff_framework.sources.places import HubRepository, LocalFolder, Place
 
 CONFIG = "adapter_config.json"
 #: What peft saves.
 FILES = (CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+
+
+def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a local folder holds an adapter and no model."""
+    path = Path(path).expanduser()
+    return (path / CONFIG).is_file() and not (path / CHECKPOINT_CONFIG).exists()
+
+
+def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
+    """Where the base model of the adapter in a folder lies, by its config.
+
+    Raises:
+        CheckpointError: the config names none, or an `adapter` was given beside this one.
+    """
+    path = Path(path).expanduser()
+    if given is not None:
+        raise CheckpointError(
+            f"{path} is an adapter itself, and adapter={given} is another one; give the base model and one adapter"
+        )
+    base = LoraAdapter(LocalFolder(path.resolve()), path.name).base
+    if base is None:
+        raise CheckpointError(
+            f"the adapter {path} does not say which model it is for; give both: from_pretrained(BASE, adapter={str(path)!r})"
+        )
+    if _looks_local(base) and not Path(base).expanduser().is_dir():
+        raise CheckpointError(
+            f"the adapter {path} is for the model '{base}', which is not there; give both: from_pretrained(BASE, "
+            f"adapter={str(path)!r})"
+        )
+    return base
+
+
+def open_adapter(name_or_path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> LoraAdapter:
+    """The adapter in a local folder, or on the hub. `arguments`: those of ``from_pretrained`` about fetching."""
+    text = os.fspath(name_or_path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return LoraAdapter(LocalFolder(path.resolve()), path.resolve().name)
+    if _looks_local(text):
+        raise CheckpointError(f"adapter folder {text} does not exist; give a folder with an {CONFIG}, or a hub id")
+    return LoraAdapter(HubRepository(text, arguments), text.rpartition("/")[2])
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
 
 
 def refuse_adapter(place: Place, name: str, *, alone: bool, names: Sequence[str] = FILES) -> None:
@@ -29,16 +78,12 @@ def refuse_adapter(place: Place, name: str, *, alone: bool, names: Sequence[str]
         found = {} if path is None else read_json(path)
     kind = f"adapter ({found['peft_type']})" if found.get("peft_type") else "adapter"
     base = found.get("base_model_name_or_path")
-    merge = (
-        "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER).merge_and_unload().save_pretrained(DIR), "
-        "with peft and the Auto class of the task"
-    )
     if alone:
         of_base = f" for the base model '{base}'" if base else ""
         raise CheckpointError(
-            f"{name} is no model but an {kind}{of_base}; merge it into its base and give the result: {merge}"
+            f"{name} is no model but an {kind}{of_base}; give both: from_pretrained({base or 'BASE'!r}, adapter={name!r})"
         )
     raise CheckpointError(
-        f"{name} holds an {kind} beside its weights, and adapters are not applied; take {', '.join(FILES)} out of it. "
-        f"If the weights do not hold it already, merge it then and give the result: {merge}"
+        f"{name} holds an {kind} beside its weights, which is applied when it is asked for alone; take {', '.join(FILES)} out "
+        "of it to another folder. If the weights do not hold it already, give both: from_pretrained(MODEL, adapter=FOLDER)"
     )

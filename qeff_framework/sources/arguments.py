@@ -29,11 +29,15 @@ WITHOUT_EFFECT = frozenset(
 HOST_MEMORY = frozenset({"device_map", "max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage"})
 DTYPE = frozenset({"dtype", "torch_dtype"})
 TRUST = "trust_remote_code"
+#: Not passed on: whether packed weights stay in their blocks.
+KEEP = "keep_quantized"
+#: Not passed on: folder or hub id of a LoRA adapter that is merged into the weights.
+ADAPTER = "adapter"
 
 _WEIGHTS_GIVEN = "load the module with Transformers and pass it: QEFFAutoModel(module)"
 _ONE_HOST = "the weights are read by this process alone; leave it out"
 _KERNELS = "the graph is made from Transformers' own code; leave it out"
-_ADAPTER = "adapters are not applied; merge it into the weights with peft (merge_and_unload) and give the result"
+_ADAPTER = "give the adapter's folder or hub id: adapter=..."
 _OLD = "Transformers has no such argument any more; leave it out"
 #: Arguments of Transformers' loader that have no place here, with the remedy.
 REFUSED: Mapping[str, str] = {
@@ -48,7 +52,7 @@ REFUSED: Mapping[str, str] = {
 }
 #: Passed on to the model's own ``from_pretrained``, beside what every load takes.
 FOR_MODEL = ("variant", "use_safetensors", *sorted(DECIDING - {"config"}), *sorted(WITHOUT_EFFECT))
-KNOWN = FETCHING | SELECTING | DECIDING | WITHOUT_EFFECT | HOST_MEMORY | DTYPE | {TRUST}
+KNOWN = FETCHING | SELECTING | DECIDING | WITHOUT_EFFECT | HOST_MEMORY | DTYPE | {TRUST, KEEP, ADAPTER}
 
 
 def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,6 +68,8 @@ def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         for name, value in given.items()
         if name in DTYPE and not _is_float32(value)
     ]
+    if not isinstance(given.get(KEEP, False), bool):
+        problems.append(f"{KEEP}={given[KEEP]!r} cannot be given: it is True or False")
     if isinstance(given.get("config"), (str, os.PathLike)):
         problems.append("config= takes a config, not its place; load it first: config=AutoConfig.from_pretrained(...)")
     if problems:

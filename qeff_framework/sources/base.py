@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qeff_framework.contracts import PackedMatrix
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class ModelSource(Protocol):
 
     def unloaded(self) -> frozenset[str]:
         """Parameters and buffers of the loaded module that its checkpoint did not hold. A graph must not read them."""
+
+    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:
+        """Parameters of `module` that are to stay in the blocks of the checkpoint, by name."""
 
     def notes(self) -> tuple[str, ...]:
         """What loading found that is worth a warning."""

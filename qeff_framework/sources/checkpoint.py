@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
+from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.progress import report
 from qeff_framework.sources import adapters, files, quantisation, remote_code
@@ -26,6 +27,8 @@ from qeff_framework.sources.loading_report import (
     refuse_integer_weights,
 )
 from qeff_framework.sources.places import HubRepository, LocalFolder
+from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
+from qeff_framework.sources.quantized.loading import load_dequantised
 from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
 from qeff_framework.sources.references import PlacedShards, read_buffers, reading_nothing
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
@@ -49,6 +52,10 @@ class CheckpointSource:
     def __init__(self, name_or_path: str | os.PathLike[str], load_arguments: Mapping[str, Any]) -> None:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
+        adapter = arguments.get(known.ADAPTER)
+        if adapters.is_adapter_folder(text):
+            text, adapter = adapters.base_of_folder(text, given=adapter), text
+        self._adapter = None if adapter is None else adapters.open_adapter(adapter, arguments)
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
             arguments.setdefault("gguf_file", path.name)
@@ -75,8 +82,13 @@ class CheckpointSource:
                 text, arguments, revision=arguments.get("revision"), subfolder=arguments.get("subfolder") or ""
             )
         self.name = self._display_name(text)
+        if self._adapter is not None:
+            self.name = f"{self.name}-{self._adapter.name}"
         self._adapter_refused = False
+        #: Whether an export may refer to the weights in the files; else the module is loaded with numbers.
+        self.refers_to_files = self._adapter is None
         self._module: torch.nn.Module | None = None
+        self._packed: QuantizedCheckpoint | None = None
         #: A module whose parameters point into the files of `_placed`.
         self._referring: torch.nn.Module | None = None
         self._placed: PlacedShards | None = None
@@ -96,7 +108,10 @@ class CheckpointSource:
         """
         self._refuse_adapter()
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
+        deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
+        if self._adapter is not None:
+            parts["adapter"] = {path.name: content_digest(path) for path in self._adapter.files()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
             return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
@@ -143,16 +158,22 @@ class CheckpointSource:
             with captured_transformers() as said:
                 try:
                     module, info = self._loaded(auto_class, arguments)
+                except CheckpointError:
+                    raise
                 except Exception as error:
                     raise self._explained(error, auto_class, said) from error
             self._judge(module, info)
+            if self._adapter is not None:
+                report(f"merging the adapter {self._adapter.name}")
+                self._adapter.merge(module)
             self._module = checked_module(module)
         return self._module
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """As `load`, but weights of safetensors files are not read: `directory` gets the files, and parameters point into them.
 
-        A checkpoint that is quantised, of another format, or that the loader cannot take so is loaded as `load` does.
+        A checkpoint that is quantised, that takes an adapter, that is of another format, or that the loader cannot take so is
+        loaded as `load` does.
         """
         shards = {} if self._module is not None else self._shards()
         if not shards:
@@ -182,7 +203,9 @@ class CheckpointSource:
     def _model_arguments(self) -> dict[str, Any]:
         """What Transformers' loader of models is given."""
         config = self._config_object()
-        quantisation.dequantise(config, self.name)
+        self._packed = self._packed_weights(config)
+        if self._packed is None:
+            quantisation.dequantise(config, self.name)
         return {
             **quantisation.loading_arguments(self._arguments),
             **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
@@ -200,12 +223,14 @@ class CheckpointSource:
 
         # The GGUF reader draws a progress bar that no setting turns off.
         with swallowed_stderr():
+            if self._packed is not None:
+                return load_dequantised(self._packed, auto_class, self._location, arguments["config"], arguments)
             module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
         return module, info
 
     def _shards(self) -> dict[Path, str]:
         """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
-        if self._gguf or quantisation.is_stated(self._config_object()):
+        if self._gguf or not self.refers_to_files or quantisation.is_stated(self._config_object()):
             return {}
         place = self._place
         found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()
@@ -236,13 +261,34 @@ class CheckpointSource:
         """Parameters and buffers of the module that the checkpoint did not hold; what they contain means nothing."""
         return self._report.unloaded
 
+    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:
+        """Parameters of `module` that stay in the checkpoint's blocks, where ``keep_quantized=True`` asks for it.
+
+        Raises:
+            CheckpointError: it does, and there is no such weight.
+        """
+        if not self._arguments.get(known.KEEP):
+            return {}
+        from qeff_framework.sources.quantized import gguf
+        from qeff_framework.sources.quantized.keeping import packed_matrices
+
+        weights = () if self._packed is None else self._packed.weights()
+        found = packed_matrices(gguf.weights(self._file(self._gguf)) if self._gguf else weights, module)
+        if not found:
+            raise CheckpointError(
+                f"keep_quantized=True cannot be done: {self.name} holds no matrix as levels of up to 8 bits in blocks of "
+                "adjacent inputs (AWQ, GPTQ without an order of activations, pack-quantized of compressed-tensors, Q4_0, Q5_0 "
+                "and Q8_0 of GGUF); leave it out"
+            )
+        return found
+
     def notes(self) -> tuple[str, ...]:
         """What loading found that is worth a warning."""
         return self._report.notes
 
     def release(self) -> None:
         """The weights can be loaded again: give their memory back."""
-        self._module = self._referring = self._placed = None
+        self._module = self._referring = self._placed = self._packed = None
 
     def save_companions(self, directory: Path) -> None:
         """Config, generation config and tokenizer, so that an artifact runs without the checkpoint."""
@@ -363,6 +409,17 @@ class CheckpointSource:
             use_safetensors=self._arguments.get("use_safetensors"),
             explicit=self._explicit_weights(),
         )
+
+    def _fetched_weight_files(self) -> tuple[Path, ...]:
+        """The files of weights; those of a repository are fetched."""
+        if isinstance(self._place, LocalFolder):
+            return self._weight_files(self._place)
+        choices: dict[str, Any] = {
+            "variant": self._arguments.get("variant"),
+            "use_safetensors": self._arguments.get("use_safetensors"),
+            "explicit": self._explicit_weights(),
+        }
+        return files.fetched_weight_files(self._optional_file, self._file, **choices)
 
     def _explicit_weights(self) -> str | None:
         """The file of weights that the config names, where it does."""
@@ -523,10 +580,17 @@ class CheckpointSource:
             chosen["code_revision"] = code
         return chosen
 
+    def _packed_weights(self, config: Any) -> QuantizedCheckpoint | None:
+        """The weights of a checkpoint that is quantised by a method read here; takes the statement out of `config`."""
+        settings = None if self._gguf else quantisation.take_settings(config, self._arguments)
+        if settings is None:
+            return None
+        return QuantizedCheckpoint(settings, self._fetched_weight_files(), self.name)
+
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
         self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
-        if isinstance(self._place, LocalFolder) and not quantisation.is_quantised(module):
+        if isinstance(self._place, LocalFolder) and self._packed is None and not quantisation.is_quantised(module):
             read = self._weight_files(self._place)
             refuse_integer_weights(read, module, self.name, unread=info["unexpected_keys"])
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,11 +67,7 @@ def weight_files(
     """
     if explicit is not None:
         return _with_shards(root, _present(root / explicit))
-    candidates = [
-        *([] if use_safetensors is False else [_SAFETENSORS, _SAFETENSORS_INDEX]),
-        *([] if use_safetensors else [_TORCH, _TORCH_INDEX]),
-    ]
-    names = [_with_variant(name, variant) for name in candidates]
+    names = _weight_names(variant, use_safetensors)
     for name in names:
         if (root / name).is_file():
             return _with_shards(root, root / name)
@@ -103,6 +99,29 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
+def fetched_weight_files(
+    find: Callable[[str], Path | None],
+    fetch: Callable[[str], Path],
+    *,
+    variant: str | None,
+    use_safetensors: bool | None,
+    explicit: str | None,
+) -> tuple[Path, ...]:
+    """Like `weight_files`, for a place whose files are fetched one by one: `find` returns `None` for a name that is not there.
+
+    Raises:
+        CheckpointError: there are no such files, or the index is damaged.
+    """
+    names = [explicit] if explicit is not None else _weight_names(variant, use_safetensors)
+    for name in names:
+        path = find(name)
+        if path is not None:
+            return (path, *(fetch(shard) for shard in (shard_names(path) if _is_index(path) else ())))
+    raise CheckpointError(
+        f"there are no weights: none of {', '.join(names)}; give a checkpoint as Transformers saves it"
+    )
+
+
 def companion_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Name and path of the files beside the weights that configs and tokenizers are read from.
 
@@ -128,6 +147,14 @@ def has_tokenizer_files(names: Iterable[str]) -> bool:
     stems = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece", "tekken")
     suffixes = (".model", ".tiktoken", ".spm")
     return any(name.startswith(stems) or name.endswith(suffixes) for name in names)
+
+
+def _weight_names(variant: str | None, use_safetensors: bool | None) -> list[str]:
+    candidates = [
+        *([] if use_safetensors is False else [_SAFETENSORS, _SAFETENSORS_INDEX]),
+        *([] if use_safetensors else [_TORCH, _TORCH_INDEX]),
+    ]
+    return [_with_variant(name, variant) for name in candidates]
 
 
 def _with_variant(name: str, variant: str | None) -> str:

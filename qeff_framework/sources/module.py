@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import InputError, UnsupportedModelError
 from qeff_framework.sources.configs import (
     checked_module,
@@ -83,6 +84,10 @@ class ModuleSource:
     def unloaded(self) -> frozenset[str]:
         """None: the caller's weights are what they are."""
         return frozenset()
+
+    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:  # noqa: ARG002 - see `ModelSource`
+        """None: a module holds numbers, whatever it was loaded from."""
+        return {}
 
     def notes(self) -> tuple[str, ...]:
         """None: nothing was loaded."""

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized.formats import METHODS
+
+_READABLE = f"{', '.join(sorted({*METHODS, 'mxfp4'}))}, or a GGUF file"
 
 
 def dequantise(config: Any, name: str) -> None:
@@ -21,7 +24,7 @@ def dequantise(config: Any, name: str) -> None:
         found = getattr(part, "quantization_config", None)
         if not found:
             continue
-        content: Mapping[str, Any] = found if isinstance(found, Mapping) else found.to_dict()
+        content = _content(found)
         method = _method(content)
         if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
             stated = f"quant_method '{method}'" if method else "a quantization_config without a quant_method"
@@ -29,8 +32,32 @@ def dequantise(config: Any, name: str) -> None:
                 f"the config.json of {name} states {stated}, which the installed Transformers does not know: it would read "
                 "unscaled numbers as weights; give the checkpoint without quantisation, or in a form that Transformers knows"
             )
-        if "dequantize" in inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method]).parameters:
-            part.quantization_config = {**content, "dequantize": True}
+        if "dequantize" not in inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method]).parameters:
+            raise CheckpointError(
+                f"the config.json of {name} states quant_method '{method}', whose packed weights only that method's own kernels "
+                f"read; give the model without quantisation, or in one of the formats that are read here: {_READABLE}"
+            )
+        part.quantization_config = {**content, "dequantize": True}
+
+
+def take_settings(config: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The ``quantization_config`` of a checkpoint whose packed weights are read here; taken out of the Transformers `config`.
+
+    `None` for any other checkpoint, and where `arguments` hold another quantisation than the checkpoint's.
+    """
+    parts = list({id(part): part for part in (config, config.get_text_config())}.values())
+    found = next((stated for part in parts if (stated := getattr(part, "quantization_config", None))), None)
+    if not found:
+        return None
+    content = _content(found)
+    method = str(_value(content.get("quant_method")))
+    given = arguments.get("quantization_config")
+    if method not in METHODS or (given and _value(_content(given).get("quant_method")) != method):
+        return None
+    for part in parts:
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return {**content, "quant_method": method}
 
 
 def is_stated(config: Any) -> bool:
@@ -57,5 +84,14 @@ def _method(content: Mapping[str, Any]) -> str:
     # bitsandbytes has two quantisers under one method.
     if content.get("load_in_8bit") or content.get("load_in_4bit"):
         return f"bitsandbytes_{'4' if content.get('load_in_4bit') else '8'}bit"
-    method = content.get("quant_method")
-    return str(getattr(method, "value", method) or "")
+    return str(_value(content.get("quant_method")) or "")
+
+
+def _content(stated: Any) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = stated if isinstance(stated, Mapping) else stated.to_dict()
+    return content
+
+
+def _value(method: Any) -> Any:
+    """Transformers keeps it as a member of an enumeration, a file as text."""
+    return getattr(method, "value", method)

@@ -18,7 +18,7 @@ from qeff_framework.dialect import reference
 from qeff_framework.dialect.functions import functions
 from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, VERSION, Activation, Gate
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, INT64, BOOL, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8
 
 #: Element types and ranks of the inputs of each op, and of its output.
 SIGNATURES = {
@@ -33,6 +33,7 @@ SIGNATURES = {
     "RMSNorm": ([(FLOAT, 3), (FLOAT, 1)], (FLOAT, 3)),
     "MoE": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3)], (FLOAT, 2)),
     "MoEBias": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3), (FLOAT, 2), (FLOAT, 2)], (FLOAT, 2)),
+    "QuantizedMatMul": ([(FLOAT, 3), (UINT8, 3), (FLOAT, 2), (UINT8, 2)], (FLOAT, 3)),
 }
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -287,6 +288,27 @@ def test_moe(gate, seed, tokens, chosen, biased, poison):
 
     expected = reference.moe(hidden, expert_ids, expert_weights, up, down, biases, gate=gate)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@examples
+@given(seed=st.integers(0, 1000), bits=st.sampled_from([4, 8]), inputs=st.integers(1, 40), outputs=st.integers(1, 5))
+def test_quantized_matmul(seed, bits, inputs, outputs):
+    rng, blocks = np.random.default_rng(seed), -(-inputs // 16)
+    levels = rng.integers(0, 256, (outputs, blocks, 16 * bits // 8), dtype=np.uint8)
+    scales, zero_points = normal(rng, outputs, blocks), rng.integers(0, 2**bits, (outputs, blocks), dtype=np.uint8)
+    hidden = normal(rng, 2, 3, inputs)
+
+    result = run("QuantizedMatMul", hidden, levels, scales, zero_points, bits=bits, input_size=inputs)
+
+    expected = reference.quantized_matmul(hidden, levels, scales, zero_points, bits=bits, input_size=inputs)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    # Number by number, as the definition of the op reads.
+    row, column = outputs - 1, inputs - 1
+    byte = levels[row].reshape(-1)[column * bits // 8]
+    level = byte if bits == 8 else byte >> 4 if column % 2 else byte & 15
+    number = (int(level) - int(zero_points[row, column // 16])) * scales[row, column // 16]
+    matrix = reference.quantized_matrix(levels, scales, zero_points, bits=bits, input_size=inputs)
+    assert matrix[column, row] == pytest.approx(number)
 
 
 def test_every_op_has_a_body_and_a_test():

@@ -17,15 +17,16 @@ from qeff_framework.lowering import (
     KVUpdateNode,
     MoENode,
     Op,
+    QuantizedMatMulNode,
     RMSNormNode,
     dialect_nodes,
 )
 
-VIEWS = (AttentionNode, CausalMaskNode, KVGatherNode, KVUpdateNode, MoENode, RMSNormNode)
+VIEWS = (AttentionNode, CausalMaskNode, KVGatherNode, KVUpdateNode, MoENode, QuantizedMatMulNode, RMSNormNode)
 #: Views name two inputs by what they are for; the bodies name them by what they are.
 OTHER_NAMES = {"bias": "mask"}
 FLOATS = {"scale": 0.25, "softcap": 3.0, "epsilon": 1e-5, "alpha": 1.7, "limit": 7.0, "offset": 1.0}
-INTS = {"window": 5, "chunk": 8, "activation": 3, "gated": 0, "interleaved": 1}
+INTS = {"window": 5, "chunk": 8, "activation": 3, "gated": 0, "interleaved": 1, "bits": 8, "input_size": 40}
 
 
 def node_of(op: Op, **left_out: object) -> ir.Node:

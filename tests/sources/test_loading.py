@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +177,6 @@ def test_an_unknown_quantisation_is_refused(checkpoint: Path, stated: dict[str, 
         load(checkpoint)
 
 
-def test_a_quantisation_whose_package_is_missing_is_told(checkpoint: Path) -> None:
-    change_json(checkpoint / "config.json", quantization_config={"quant_method": "vptq", "config_for_layers": {}})
-    with pytest.raises(CheckpointError, match="cannot be loaded as AutoModelForCausalLM: ImportError: .*vptq"):
-        load(checkpoint)
-
-
 def test_float8_weights_are_scaled(checkpoint: Path, edit_weights: Edit) -> None:
     wanted: dict[str, torch.Tensor] = {}
 
@@ -219,26 +213,32 @@ def test_the_advice_for_float8_can_be_followed() -> None:
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, module: Any, *, without: str = "") -> Path:
-    """A Llama of one layer as llama.cpp would write it, without a permutation of its heads and without a tokenizer's merges."""
+def write_gguf(path: Path, module: Any, *, without: str = "", packed: Mapping[str, tuple[Any, Any]] = {}) -> Path:
+    """A Llama as llama.cpp would write it, without a permutation of its heads and without a tokenizer's merges.
+
+    `packed`: bytes and type of what stands in place of a weight.
+    """
     import gguf
 
-    layer = "model.layers.0."
     names = {
         "model.embed_tokens.weight": "token_embd.weight",
         "model.norm.weight": "output_norm.weight",
         "lm_head.weight": "output.weight",
-        **{f"{layer}self_attn.{side}_proj.weight": f"blk.0.attn_{side}.weight" for side in "qkv"},
-        f"{layer}self_attn.o_proj.weight": "blk.0.attn_output.weight",
-        **{f"{layer}mlp.{part}_proj.weight": f"blk.0.ffn_{part}.weight" for part in ("gate", "up", "down")},
-        f"{layer}input_layernorm.weight": "blk.0.attn_norm.weight",
-        f"{layer}post_attention_layernorm.weight": "blk.0.ffn_norm.weight",
     }
+    for index in range(module.config.num_hidden_layers):
+        layer, block = f"model.layers.{index}.", f"blk.{index}."
+        names |= {
+            **{f"{layer}self_attn.{side}_proj.weight": f"{block}attn_{side}.weight" for side in "qkv"},
+            f"{layer}self_attn.o_proj.weight": f"{block}attn_output.weight",
+            **{f"{layer}mlp.{part}_proj.weight": f"{block}ffn_{part}.weight" for part in ("gate", "up", "down")},
+            f"{layer}input_layernorm.weight": f"{block}attn_norm.weight",
+            f"{layer}post_attention_layernorm.weight": f"{block}ffn_norm.weight",
+        }
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(48)
+    writer.add_embedding_length(module.config.hidden_size)
+    writer.add_block_count(module.config.num_hidden_layers)
+    writer.add_feed_forward_length(module.config.intermediate_size)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
@@ -249,7 +249,9 @@ def write_gguf(path: Path, module: Any, *, without: str = "") -> Path:
     writer.add_token_scores([0.0] * 128)
     writer.add_token_types([3, 3, 3, 2] + [1] * 124)
     for key, tensor in module.state_dict().items():
-        if key != without:
+        if key in packed:
+            writer.add_tensor(names[key], packed[key][0], raw_dtype=packed[key][1])
+        elif key != without:
             writer.add_tensor(names[key], tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -272,6 +274,47 @@ def test_a_gguf_file(tmp_path: Path, store_root: Path, monkeypatch: pytest.Monke
 
     partial = write_gguf(tmp_path / "b.gguf", module, without=f"{PROJECTION}.weight")
     assert load(partial).unloaded() == {f"{PROJECTION}.weight"}
+
+
+def test_every_type_of_gguf(tmp_path: Path, store_root: Path) -> None:
+    """A matrix of each type that the gguf package decodes, with any bytes whose scales are numbers."""
+    import gguf
+    import numpy as np
+
+    #: For files of llama.cpp that no model is published in.
+    unused = {"MXFP4", "NVFP4"}
+    kinds = [kind for kind in gguf.GGMLQuantizationType if kind.name not in unused and _is_decoded(kind)]
+    assert {"F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ4_XS", "IQ1_M"} <= {
+        kind.name for kind in kinds
+    }
+    parts = ("self_attn.v", "mlp.gate", "mlp.up", "mlp.down")
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": -(-len(kinds) // len(parts))}
+    module = tiny_causal_lm("llama", **sizes)[0]
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    names = [f"model.layers.{layer}.{part}_proj.weight" for layer in range(len(kinds)) for part in parts]
+    generator = np.random.default_rng(0)
+    packed, wanted = {}, {}
+    for kind, key in zip(kinds, names, strict=False):
+        elements, width = gguf.GGML_QUANT_SIZES[kind]
+        content = generator.integers(0, 60, (shapes[key][0], 256 // elements * width), dtype=np.uint8)
+        packed[key] = content, kind
+        wanted[key] = torch.from_numpy(gguf.quants.dequantize(content, kind).astype(np.float32))
+        assert torch.isfinite(wanted[key]).all()
+        assert wanted[key].abs().max() > 0
+    loaded = load(write_gguf(tmp_path / "a.gguf", module, packed=packed)).load("AutoModelForCausalLM").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+
+
+def _is_decoded(kind: Any) -> bool:
+    import gguf
+    import numpy as np
+
+    elements, width = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.quants.dequantize(np.zeros((1, 256 // elements * width), dtype=np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.04, 0.5, 0.9999])

@@ -12,6 +12,7 @@ from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
+from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
@@ -36,6 +37,7 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
+        KeptProducts(int8_activations=blocks is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
         FusedExperts(blocks),
@@ -55,6 +57,7 @@ __all__ = [
     "FastGelu",
     "FusedExperts",
     "GroupQueryAttention",
+    "KeptProducts",
     "LazyValues",
     "RotaryEmbedding",
     "SimplifiedRMSNorm",

@@ -16,6 +16,7 @@ from qeff_framework.lowering import (
     FLOAT16_MIN,
     AttentionOps,
     CausalMaskOps,
+    DequantizedProducts,
     ExpertOps,
     InlineDialect,
     LimitConstants,
@@ -37,6 +38,8 @@ def passes(
     longest = max((item.dims.get("seq_len", 1) for item in specializations), default=1)
     return [
         UnrollScan(longest),
+        # The compiler makes blocks of its own, from floating-point numbers.
+        DequantizedProducts(),
         RotaryTables.of(specializations),
         # Before the updates are lowered: it finds what is read by the updates that it is read from.
         CtxGather(hidden_index=0) if sub_functions else CtxGather(),

@@ -12,6 +12,7 @@ from qeff_framework.lowering import (
     AttentionOps,
     BindSizes,
     CausalMaskOps,
+    DequantizedProducts,
     FoldConstants,
     InlineDialect,
     MaskPolicy,
@@ -46,6 +47,8 @@ def passes(request: TransformRequest) -> list[Transform]:
     hidden = FLOAT32_MIN if "FiniteMasks" in options.disable_passes else masked
     every: list[Transform] = [
         UnrollScan(),
+        # The compiler makes blocks of its own, from floating-point numbers.
+        DequantizedProducts(),
         RotaryTables.of(request.specializations),
         StateUpdates(),
         OneHotUpdates(),

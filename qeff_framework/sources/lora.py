@@ -1,0 +1,331 @@
+"""LoRA adapters as peft saves them: what a folder holds, and its sum with the weights of the base model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.contracts import LowRankDelta
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.files import check_weight_files, read_json
+from qeff_framework.sources.places import Place
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_OLD_WEIGHTS = "adapter_model.bin"
+
+#: Fields of the config that decide nothing here, or that the weights tell as well.
+_READ = frozenset(
+    {
+        *(
+            "peft_type",
+            "task_type",
+            "base_model_name_or_path",
+            "auto_mapping",
+            "revision",
+            "inference_mode",
+            "peft_version",
+        ),
+        *(
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "use_rslora",
+            "use_dora",
+            "lora_bias",
+            "rank_pattern",
+            "alpha_pattern",
+            "bias",
+        ),
+        *(
+            "target_modules",
+            "exclude_modules",
+            "modules_to_save",
+            "layers_to_transform",
+            "layers_pattern",
+            "fan_in_fan_out",
+        ),
+        *("init_lora_weights", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config"),
+    }
+)
+#: Ways of starting a training that leave the weights of the base as they are.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PREFIX = "base_model.model."
+_FACTORS = re.compile(
+    r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.(?P<kind>weight|bias))?$"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoraDelta:
+    """What an adapter adds to one module: ``scale * up @ down``, of shape ``[out, in]``."""
+
+    #: ``[rank, in]``.
+    down: torch.Tensor
+    #: ``[out, rank]``.
+    up: torch.Tensor
+    scale: float
+    #: ``[out]``, added to the module's own, already scaled.
+    bias: torch.Tensor | None = None
+    #: DoRA: ``[out]``, the length of each row of the sum.
+    magnitude: torch.Tensor | None = None
+    #: Of an embedding ``[tokens, size]``, which is the transposed matrix.
+    is_embedding: bool = False
+
+
+class LoraAdapter:
+    """A LoRA adapter in a folder, or in a repository on the hub. Its weights are read when they are asked for."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        """`name` is what messages call it.
+
+        Raises:
+            CheckpointError: there is no adapter, it is of another kind than LoRA, or it computes what LoRA does not.
+        """
+        self.name = name
+        self._place = place
+        self.config = self._read_config()
+        self._check_config()
+
+    @property
+    def base(self) -> str | None:
+        """Where its base model lies, by its config."""
+        base = self.config.get("base_model_name_or_path")
+        return str(base) if base else None
+
+    def files(self) -> tuple[Path, Path]:
+        """Config and weights.
+
+        Raises:
+            CheckpointError: there are no weights.
+        """
+        found = self._place.optional_file(WEIGHTS) or self._place.optional_file(_OLD_WEIGHTS)
+        if found is None:
+            raise CheckpointError(
+                f"the adapter {self.name} holds no weights: neither {WEIGHTS} nor {_OLD_WEIGHTS}; download it again"
+            )
+        return self._place.file(CONFIG), found
+
+    def merge(self, module: torch.nn.Module) -> None:
+        """Adds the adapter to the weights of `module`, in place.
+
+        Raises:
+            CheckpointError: it is for another model.
+        """
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.replaced(module).items():
+                _own_parameter(module, name).copy_(value)
+            for name, delta in self.deltas(module).items():
+                _merge(module, name, delta)
+
+    def replaced(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Parameters of `module` that the adapter holds whole, by name: trained embeddings and heads, and biases.
+
+        Raises:
+            CheckpointError: `module` has no such parameter, or one of another shape.
+        """
+        found = {}
+        for key, tensor in self._tensors().items():
+            if _FACTORS.match(key):
+                continue
+            module_name, _, last = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".").rpartition(".")
+            name = f"{self._resolved(module, module_name)}.{last}"
+            parameter = dict(module.named_parameters(remove_duplicate=False)).get(name)
+            if parameter is None or parameter.shape != tensor.shape:
+                ours = "none" if parameter is None else list(parameter.shape)
+                raise CheckpointError(
+                    f"the adapter {self.name} holds {key} {list(tensor.shape)}, and the model has {ours} in its place; is "
+                    f"{self.base or 'the model that was given'} its base, with as many tokens as it was trained with?"
+                )
+            found[name] = tensor.float()
+        return found
+
+    def deltas(self, module: torch.nn.Module) -> dict[str, LoraDelta]:
+        """What it adds to the modules of `module`, by their names.
+
+        Raises:
+            CheckpointError: `module` has none of such a name, or it is of a kind that is not read here.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in self._tensors().items():
+            match = _FACTORS.match(key)
+            if match is not None:
+                part = "bias" if match["kind"] == "bias" else match["part"].removeprefix("embedding_")
+                kept = parts.setdefault(match["module"], {})
+                kept[part] = tensor.float()
+                if match["part"].startswith("embedding"):
+                    kept["is_embedding"] = tensor
+        return {self._resolved(module, name): self._delta(module, name, found) for name, found in parts.items()}
+
+    def factors(self, module: torch.nn.Module) -> dict[str, LowRankDelta]:
+        """What it adds to the weights of `module`, by their names, where that is all that it does.
+
+        Raises:
+            CheckpointError: it changes more than products by low-rank sums, so that rows could not choose it; or it is for
+                another model.
+        """
+        import torch
+
+        deltas, more = self.deltas(module), []
+        for name, delta in deltas.items():
+            kinds = {"DoRA": delta.magnitude, "a bias": delta.bias, "an embedding": delta.is_embedding or None}
+            more += [f"{kind} of {name}" for kind, found in kinds.items() if found is not None]
+        # peft saves embeddings and heads beside their sums, whether they were trained or not.
+        replaced = self.replaced(module).items()
+        more += [name for name, value in replaced if not torch.equal(value, module.get_parameter(name).detach())]
+        if more:
+            raise CheckpointError(
+                f"the adapter {self.name} changes {more[0]}, and rows can choose among sums of low rank alone; merge this one: "
+                "from_pretrained(BASE, adapter=...)"
+            )
+        return {
+            f"{name}.weight": LowRankDelta(down=delta.down.numpy(), up=(delta.up * delta.scale).numpy())
+            for name, delta in deltas.items()
+        }
+
+    # --- the config ---------------------------------------------------------------------------------------------------
+
+    def _read_config(self) -> Mapping[str, Any]:
+        try:
+            path = self._place.file(CONFIG)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{error}; give an adapter as peft saves it, with its {CONFIG}") from error
+        return read_json(path, with_field="peft_type")
+
+    def _check_config(self) -> None:
+        merging = (
+            "merge it into its base with peft (merge_and_unload) and give the result, where peft can merge this kind"
+        )
+        kind = str(self.config.get("peft_type", ""))
+        if kind != "LORA":
+            raise CheckpointError(f"the adapter {self.name} is of peft_type '{kind}', and LORA is read here; {merging}")
+        start = self.config.get("init_lora_weights", True)
+        if start not in _PLAIN_STARTS:
+            raise CheckpointError(
+                f"the adapter {self.name} states init_lora_weights={start!r}, by which peft changes the weights of the base as "
+                "well; save it with path_initial_model_for_weight_conversion, which makes a plain LoRA of it, or merge it into "
+                "its base with peft (merge_and_unload) and give the result"
+            )
+        unknown = sorted(name for name, value in self.config.items() if value and name not in _READ)
+        if unknown:
+            raise CheckpointError(
+                f"the adapter {self.name} states {', '.join(unknown)}, which is not read here; {merging}"
+            )
+
+    def _scale(self, module_name: str, rank: int) -> float:
+        alpha = _by_pattern(self.config.get("alpha_pattern") or {}, module_name, self.config.get("lora_alpha", 8))
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    # --- the weights --------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """By their names in the base model."""
+        import torch
+        from safetensors.torch import load_file
+
+        path = self.files()[1]
+        check_weight_files([path])
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+
+    def _resolved(self, module: torch.nn.Module, name: str) -> str:
+        """The name in `module`: one of both may lack the prefix of the model without its head."""
+        names = {found for found, _ in module.named_modules()}
+        prefix = str(getattr(module, "base_model_prefix", ""))
+        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+            if candidate in names:
+                return candidate
+        raise CheckpointError(
+            f"the adapter {self.name} is for a module {name}, which {type(module).__name__} does not have; give its base model: "
+            f"{self.base or 'its config names none'}"
+        )
+
+    def _delta(self, module: torch.nn.Module, name: str, parts: Mapping[str, torch.Tensor]) -> LoraDelta:
+        target = module.get_submodule(self._resolved(module, name))
+        weight = getattr(target, "weight", None)
+        absent = [part for part in ("A", "B") if part not in parts]
+        if absent:
+            raise CheckpointError(f"the adapter {self.name} lacks lora_{absent[0]} of {name}; download it again")
+        down, up = parts["A"], parts["B"]
+        if weight is None or weight.dim() != 2 or down.dim() != 2 or up.dim() != 2:
+            raise CheckpointError(
+                f"the adapter {self.name} adds to {name}, a {type(target).__name__}; those read here are linear layers and "
+                "embeddings: merge it into its base with peft (merge_and_unload) and give the result"
+            )
+        is_embedding = "is_embedding" in parts
+        shape = (up.shape[0], down.shape[1])
+        if tuple(weight.shape) != (shape[::-1] if is_embedding or _is_transposed(target) else shape):
+            raise CheckpointError(
+                f"the adapter {self.name} adds {list(shape)} to {name}, which is {list(weight.shape)}; give its base model: "
+                f"{self.base or 'its config names none'}"
+            )
+        magnitude = parts.get("magnitude_vector")
+        if magnitude is not None and is_embedding:
+            raise CheckpointError(
+                f"the adapter {self.name} is of DoRA for the embedding {name}, which is not read here; merge it into its base "
+                "with peft (merge_and_unload) and give the result"
+            )
+        scale = self._scale(name, down.shape[0])
+        bias = parts.get("bias")
+        return LoraDelta(
+            down=down,
+            up=up,
+            scale=scale,
+            bias=None if bias is None else bias * scale,
+            magnitude=None if magnitude is None else magnitude.flatten(),
+            is_embedding=is_embedding,
+        )
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The value of the first pattern that ends the name of a module."""
+    found: Iterator[Any] = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(found, default)
+
+
+def _is_transposed(target: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(target, Conv1D)
+
+
+def _merge(module: torch.nn.Module, name: str, delta: LoraDelta) -> None:
+    target = module.get_submodule(name)
+    weight = _own_parameter(module, f"{name}.weight")
+    turned = delta.is_embedding or _is_transposed(target)
+    matrix = weight.T if turned else weight
+    matrix += delta.scale * (delta.up @ delta.down)
+    if delta.magnitude is not None:
+        matrix *= (delta.magnitude / matrix.norm(dim=1)).unsqueeze(1)
+    if delta.bias is not None:
+        if getattr(target, "bias", None) is None:
+            raise CheckpointError(f"the adapter adds a bias to {name}, which has none; {_NO_BIAS}")
+        _own_parameter(module, f"{name}.bias").add_(delta.bias)
+
+
+_NO_BIAS = "train it without lora_bias, or merge it with peft (merge_and_unload)"
+
+
+def _own_parameter(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The parameter; where modules share it, this one is given its own, which alone the adapter changes."""
+    import torch
+
+    owner_name, _, last = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    parameter: torch.nn.Parameter = owner.get_parameter(last)
+    shared = [other for other, value in module.named_parameters(remove_duplicate=False) if value is parameter]
+    if len(shared) > 1:
+        parameter = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        setattr(owner, last, parameter)
+        config: Any = module.config
+        config.get_text_config().tie_word_embeddings = False
+    return parameter

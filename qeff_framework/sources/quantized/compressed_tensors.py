@@ -1,0 +1,128 @@
+"""compressed-tensors: integers and 8- or 4-bit floating-point numbers with scales, packed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized.floats import float_scales, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.integers import unpack_words
+from qeff_framework.sources.quantized.stored import StoredTensors
+from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
+
+#: Beside a weight, for the activations, which the portable graph computes as floating-point numbers.
+_ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
+_REMEDY = "give a checkpoint in a format without it, or the model without quantisation"
+
+
+def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
+    """The weights that have scales. `settings`: the ``quantization_config``.
+
+    Raises:
+        CheckpointError: weights are stored sparse, in the layout of one kernel, or are to be rotated while the model runs.
+    """
+    if settings.get("transform_config"):
+        raise CheckpointError(
+            f"{stored.name} is quantised by compressed-tensors with a transform_config, rotations that the model must compute "
+            f"while it runs; {_REMEDY}"
+        )
+    layout = str(settings.get("format", ""))
+    sparse = next((key for key in stored if key.endswith((".bitmask", ".compressed"))), None)
+    if layout.startswith("marlin") or sparse is not None:
+        what = f"the format '{layout}'" if sparse is None else "a sparse format"
+        raise CheckpointError(
+            f"{stored.name} is quantised by compressed-tensors in {what}, which is not read here; {_REMEDY}"
+        )
+    schemes = _schemes(settings)
+    for key in stored:
+        module, _, last = key.rpartition(".")
+        if last == "weight_packed":
+            yield _packed(stored, module, schemes)
+        elif last == "weight" and f"{module}.weight_scale" in stored:
+            yield StoredWeight(
+                name=key, sources=_sources(stored, module), read=partial(_plain, stored, module, schemes)
+            )
+
+
+def _schemes(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How weights are quantised, in each of the config's groups."""
+    groups = settings.get("config_groups") or {}
+    return [group["weights"] for group in groups.values() if isinstance(group, Mapping) and group.get("weights")]
+
+
+def _sources(stored: StoredTensors, module: str) -> tuple[str, ...]:
+    parts = ("weight", "packed", "scale", "shape", "zero_point", "global_scale", "g_idx")
+    own = (f"{module}.weight" if part == "weight" else f"{module}.weight_{part}" for part in parts)
+    beside = (f"{module}.{part}" for part in _ACTIVATIONS)
+    return tuple(key for key in (*own, *beside) if key in stored)
+
+
+def _plain(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> torch.Tensor:
+    """int8 or float8 ``[out, in]``, with a scale for the tensor, each row, or each block."""
+    name = f"{module}.weight"
+    numbers, scales = stored.read(name), float_scales(stored.read(f"{name}_scale"))
+    zero_name = f"{name}_zero_point"
+    structures = [tuple(scheme["block_structure"]) for scheme in schemes if scheme.get("block_structure")]
+    block = next((found for found in structures if _fits(found, numbers.shape, scales.shape)), None)
+    if zero_name in stored:
+        zeros = scaled(torch.ones(numbers.shape), stored.read(zero_name).float(), name=name, block=block)
+        return scaled(numbers.float() - zeros, scales, name=name, block=block)
+    return scaled(numbers, scales, name=name, block=block)
+
+
+def _fits(block: tuple[int, ...], shape: torch.Size, counts: torch.Size) -> bool:
+    return [-(-length // size) for length, size in zip(shape[-2:], block, strict=True)] == list(counts[-2:])
+
+
+def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> StoredWeight:
+    name, sources = f"{module}.weight", _sources(stored, module)
+    if stored.dtype(f"{name}_packed") == "U8":
+        return StoredWeight(name=name, sources=sources, read=partial(_float4, stored, module))
+    levels = partial(_levels, stored, module, schemes)
+    return StoredWeight(name=name, sources=sources, read=lambda: levels().dequantised(), levels=levels)
+
+
+def _float4(stored: StoredTensors, module: str) -> torch.Tensor:
+    """NVFP4 and MXFP4: two numbers in a byte, a scale for each group, and with NVFP4 a divisor for all of the scales."""
+    name = f"{module}.weight"
+    scales = float_scales(stored.read(f"{name}_scale"))
+    if f"{name}_global_scale" in stored:
+        scales = scales / stored.read(f"{name}_global_scale").float()
+    return scaled(unpack_e2m1(stored.read(f"{name}_packed")), scales, name=name)
+
+
+def _levels(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> GroupedLevels:
+    """int32 words along the inputs; a level is the signed number plus half of their range. Zero points lie along the outputs."""
+    name = f"{module}.weight"
+    packed, scales = stored.read(f"{name}_packed"), stored.read(f"{name}_scale").float()
+    outputs, inputs = (int(size) for size in stored.read(f"{name}_shape"))
+    stated_bits = sorted({int(scheme.get("num_bits", 8)) for scheme in schemes})
+    bits = next((bits for bits in stated_bits if -(-inputs * bits // 32) == packed.shape[1]), None)
+    if bits is None:
+        raise CheckpointError(
+            f"{stored.name} is quantised by compressed-tensors, and {name} [{outputs}, {inputs}] lies in {packed.shape[1]} "
+            f"words a row, which {stated_bits} bits of its config.json do not fit; save it again with a current "
+            "compressed-tensors, or give the model without quantisation"
+        )
+    scales = scales.reshape(1, 1).expand(outputs, 1) if scales.numel() == 1 else scales.reshape(outputs, -1)
+    middle, indices = 1 << (bits - 1), f"{name}_g_idx"
+    zero_points = torch.full(scales.shape, middle, dtype=torch.uint8)
+    if f"{name}_zero_point" in stored:
+        zeros = stored.read(f"{name}_zero_point")
+        zero_points = unpack_words(zeros.T.contiguous(), bits, outputs).T.contiguous()
+    groups = stored.read(indices).long() if indices in stored else None
+    # Without an order of activations every entry is -1.
+    ordered = groups is not None and bool((groups >= 0).all())
+    stated = next((int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")), -1)
+    return GroupedLevels(
+        levels=unpack_words(packed, bits, inputs),
+        scales=scales.contiguous(),
+        zero_points=zero_points,
+        bits=bits,
+        block_size=adjacent_block_size(inputs, scales.shape[1], stated, name),
+        groups=groups if ordered else None,
+    )

@@ -1,0 +1,62 @@
+"""FP8 with scales beside each weight: per tensor, per row, or per block as in DeepSeek; and FP4 experts beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized.floats import float_scales, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.stored import StoredTensors
+from qeff_framework.sources.quantized.weights import StoredWeight
+
+#: How the scales of a weight are named, after its own name.
+_SUFFIXES = ("_scale_inv", "_scale")
+#: How they are named in place of the last part of its name.
+_SIBLINGS = ("scale", "qscale_weight", "scale_inv")
+#: For the activations, which the portable graph computes as floating-point numbers.
+_ACTIVATIONS = ("activation_scale", "input_scale", "qscale_act")
+
+
+def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
+    """The weights of 8-bit floating-point numbers. `settings`: the ``quantization_config``.
+
+    Raises:
+        CheckpointError: such a weight has no scales.
+    """
+    stated = settings.get("weight_block_size")
+    block = (int(stated[0]), int(stated[1])) if stated else None
+    for key in stored:
+        is_float4 = stored.dtype(key) == "I8"
+        if not is_float4 and not stored.is_float8(key):
+            continue
+        scales = _scales_of(key, stored)
+        if scales is None and is_float4:
+            continue
+        if scales is None:
+            raise CheckpointError(
+                f"{stored.name} holds {key} as 8-bit numbers without scales beside it; download the checkpoint again, or give "
+                "the model without quantisation"
+            )
+        module = key.rpartition(".")[0]
+        beside = (f"{key}_{part}" for part in _ACTIVATIONS), (f"{module}.{part}" for part in _ACTIVATIONS)
+        yield StoredWeight(
+            name=key,
+            sources=(key, scales, *(found for names in beside for found in names if found in stored)),
+            read=partial(_weight, stored, key, scales, None if is_float4 else block),
+        )
+
+
+def _scales_of(key: str, stored: StoredTensors) -> str | None:
+    module = key.rpartition(".")[0]
+    candidates = (*(key + suffix for suffix in _SUFFIXES), *(f"{module}.{name}" for name in _SIBLINGS))
+    return next((name for name in candidates if name in stored and name != key), None)
+
+
+def _weight(stored: StoredTensors, key: str, scales: str, block: tuple[int, int] | None) -> torch.Tensor:
+    numbers = stored.read(key)
+    numbers = unpack_e2m1(numbers) if numbers.dtype == torch.int8 else numbers.float()
+    return scaled(numbers, float_scales(stored.read(scales)), name=key, block=block)

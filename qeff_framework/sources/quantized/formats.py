@@ -1,0 +1,90 @@
+"""The table of formats, and the state dict of a quantised checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qeff_framework.sources.quantized.stored import StoredTensors
+    from qeff_framework.sources.quantized.weights import LazyTensor, StoredWeight
+
+#: By a config's ``quant_method``, the file with the function `weights` that reads it.
+METHODS: Mapping[str, str] = {
+    "awq": "awq",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "fbgemm_fp8": "float8",
+    "fp8": "float8",
+    "gptq": "gptq",
+    "mxfp8": "float8",
+    "torchao": "torchao",
+}
+
+
+class QuantizedCheckpoint:
+    """The weights of a checkpoint in one of the formats of `METHODS`."""
+
+    def __init__(self, settings: Mapping[str, Any], files: Iterable[Path], name: str) -> None:
+        """`settings`: the ``quantization_config``. `files`: those that hold the weights. `name`: what messages call it.
+
+        Raises:
+            CheckpointError: the checkpoint is in a layout that is not read here, or is not packed at all.
+        """
+        from qeff_framework.sources.quantized.stored import StoredTensors
+
+        self.name = name
+        self.method = str(settings["quant_method"])
+        self._stored = StoredTensors(files, name)
+        module = importlib.import_module(f"{__package__}.{METHODS[self.method]}")
+        read: Callable[[Mapping[str, Any], StoredTensors], Iterator[StoredWeight]] = module.weights
+        self._weights = {weight.name: weight for weight in read(settings, self._stored)}
+        if not self._weights:
+            raise CheckpointError(
+                f"the config.json of {name} states quant_method '{self.method}', and none of its weights is packed; if they "
+                "are the dequantised ones, take quantization_config out of the config.json, else download the weights again"
+            )
+
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """All that are packed."""
+        return tuple(self._weights.values())
+
+    def state_dict(self, module: torch.nn.Module) -> dict[str, LazyTensor]:
+        """All weights as float numbers by the names of the unquantised checkpoint, each made when the loader asks for it.
+
+        `module` is the unquantised model, with or without values: some classes keep the weights of linear layers as
+        ``[in, out]``.
+        """
+        from qeff_framework.sources.quantized.weights import LazyTensor
+
+        used = {source for weight in self._weights.values() for source in weight.sources}
+        plain = {key: LazyTensor(partial(self._stored.read, key)) for key in self._stored if key not in used}
+        transposed = _transposed_modules(module)
+        packed = {
+            name: LazyTensor(partial(_read_transposed, weight) if _is_one_of(name, transposed) else weight.read)
+            for name, weight in self._weights.items()
+        }
+        return {**plain, **packed}
+
+
+def _read_transposed(weight: StoredWeight) -> torch.Tensor:
+    return weight.read().T.contiguous()
+
+
+def _transposed_modules(module: torch.nn.Module) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, part in module.named_modules() if isinstance(part, Conv1D)]
+
+
+def _is_one_of(name: str, modules: list[str]) -> bool:
+    """Whether `name` is the weight of one of `modules`; one of both may lack the prefix of the model without its head."""
+    owner = f".{name.removesuffix('.weight')}"
+    return any(owner.endswith(f".{module}") or f".{module}".endswith(owner) for module in modules)

@@ -1,0 +1,78 @@
+"""GPTQ: levels of 2, 3, 4 or 8 bits, packed along the inputs, with or without an order of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized.integers import unpack_words
+from qeff_framework.sources.quantized.stored import StoredTensors
+from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
+
+#: What is added to the zero points in the files.
+_ZERO_POINT_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+_BITS = (2, 3, 4, 8)
+
+
+def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
+    """The weights that are packed. `settings`: the ``quantization_config``.
+
+    Raises:
+        CheckpointError: a layout that is made for one kernel, such as that of Marlin.
+    """
+    layout = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
+    layout = "marlin" if settings.get("is_marlin_format") else layout
+    if layout not in _ZERO_POINT_OFFSETS:
+        raise CheckpointError(
+            f"{stored.name} is quantised by GPTQ in the layout '{layout}'; those read here are 'gptq' and 'gptq_v2': give a "
+            "checkpoint in one of them (the original of a repacked one is), or the model without quantisation"
+        )
+    offset = _ZERO_POINT_OFFSETS[layout]
+    for key in stored:
+        module, _, last = key.rpartition(".")
+        if last == "qweight":
+            levels = partial(_levels, stored, module, offset, int(settings.get("group_size", -1)))
+            yield StoredWeight(
+                name=f"{module}.weight",
+                sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")),
+                read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
+                levels=levels,
+            )
+
+
+def _levels(stored: StoredTensors, module: str, offset: int, group_size: int) -> GroupedLevels:
+    """``qweight`` is ``[in * bits / 32, out]``, ``qzeros`` ``[groups, out * bits / 32]``, ``scales`` ``[groups, out]``."""
+    scales = stored.read(f"{module}.scales").float().T.contiguous()
+    outputs, count = scales.shape
+    qweight, qzeros = (stored.read(f"{module}.{part}") for part in ("qweight", "qzeros"))
+    # A module may have other bits than the config states for most.
+    bits = qzeros.shape[1] * 32 // outputs
+    if bits not in _BITS or qzeros.shape[0] != count:
+        raise CheckpointError(
+            f"{stored.name} is quantised by GPTQ with {bits} bits in {module}; 2, 3, 4 and 8 bits are read here: give a "
+            "checkpoint with one of them, or the model without quantisation"
+        )
+    indices = f"{module}.g_idx"
+    groups = stored.read(indices).long() if indices in stored else None
+    inputs = qweight.shape[0] * 32 // bits if groups is None else len(groups)
+    if groups is None:
+        block_size = adjacent_block_size(inputs, count, group_size, f"{module}.weight")
+    else:
+        # A module may have groups of another size than the config states for most.
+        block_size = int((groups == groups[0]).sum())
+        if torch.equal(groups, torch.arange(inputs) // block_size):
+            groups = None
+    zero_points = unpack_words(qzeros, bits, outputs).T.contiguous()
+    return GroupedLevels(
+        levels=unpack_words(qweight.T.contiguous(), bits, inputs),
+        scales=scales,
+        # What was 0 before 1 was taken away is the highest level in the file.
+        zero_points=(zero_points + offset) & ((1 << bits) - 1),
+        bits=bits,
+        block_size=block_size,
+        groups=groups,
+    )

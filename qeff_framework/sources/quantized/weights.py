@@ -1,0 +1,78 @@
+"""What a format hands to the loader: weights by the names of the unquantised checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from qeff_framework.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupedLevels:
+    """A matrix of small integers with a scale and a zero point for each group of inputs."""
+
+    #: uint8 ``[out, in]``, each below ``2 ** bits``.
+    levels: torch.Tensor
+    #: float32 ``[out, groups]``.
+    scales: torch.Tensor
+    #: uint8 ``[out, groups]``: the level that stands for 0.
+    zero_points: torch.Tensor
+    bits: int
+    #: Adjacent inputs that share a scale; the last block may be shorter.
+    block_size: int
+    #: int64 ``[in]``: the group of each input, where groups are no blocks of adjacent inputs.
+    groups: torch.Tensor | None = None
+
+    def dequantised(self) -> torch.Tensor:
+        """float32 ``[out, in]``."""
+        inputs = self.levels.shape[1]
+        groups = self.groups if self.groups is not None else torch.arange(inputs) // self.block_size
+        weight = self.levels.float()
+        weight -= self.zero_points.float()[:, groups]
+        weight *= self.scales[:, groups]
+        return weight
+
+
+def adjacent_block_size(inputs: int, groups: int, stated: int, name: str) -> int:
+    """Adjacent inputs in each of `groups` blocks: as `stated` by the config, -1 for all; else equal parts.
+
+    Raises:
+        CheckpointError: neither fits. `name` is what the message calls the weight.
+    """
+    size = inputs if stated == -1 else stated
+    if size > 0 and -(-inputs // size) == groups:
+        return size
+    if groups and inputs % groups == 0:
+        return inputs // groups
+    raise CheckpointError(
+        f"{name} has {inputs} inputs and scales for {groups} groups, which groups of {stated} do not fit; the config.json or the "
+        "weights are those of another checkpoint: download both again"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """One weight of the unquantised checkpoint, and what it is made from."""
+
+    name: str
+    #: The tensors that it is made from, or that have no place in the unquantised checkpoint.
+    sources: tuple[str, ...]
+    #: Returns the weight as float32, ``[out, in]`` for a linear layer.
+    read: Callable[[], torch.Tensor]
+    #: Returns the packed form, where it is one of integers in groups.
+    levels: Callable[[], GroupedLevels] | None = None
+
+
+class LazyTensor:
+    """A weight for Transformers' loader, which asks for ``weight[...]`` when its turn has come."""
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, key: object) -> torch.Tensor:
+        if key is not Ellipsis:
+            raise TypeError(f"a quantised weight is read whole, not by {key!r}")
+        return self._read()

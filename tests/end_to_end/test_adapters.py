@@ -1,0 +1,104 @@
+"""Many LoRA adapters in one program: each prompt of a batch gets the tokens of peft's eager model with its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qeff_framework import QEFFAutoPeftModelForCausalLM, load_compiled
+from qeff_framework.errors import CheckpointError, InputError, OptionError
+from tests.eager import eager_greedy
+from tests.sources.test_lora import save_adapter
+from tests.tiny_models import tiny_causal_lm
+
+PROMPTS = [[5, 17, 99, 23, 42, 7, 64], [71, 3, 90], [11, 29, 47, 83, 101], [5, 17, 99, 23, 8]]
+NEW_TOKENS = 6
+#: Adapters of other ranks for other layers; one of them for the head.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "a": {"target_modules": ["q_proj", "down_proj"], "lora_alpha": 24},
+    "b": {"target_modules": ["v_proj", "up_proj", "lm_head"], "r": 3, "use_rslora": True},
+}
+
+
+def save_adapters(folder: Path, model_type: str, adapters: dict[str, dict[str, Any]]) -> dict[str, list[list[int]]]:
+    """Saves a base and adapters; returns the tokens of each with each prompt."""
+    fields = {"num_hidden_layers": 1, "eos_token_id": None}
+    module = tiny_causal_lm(model_type, **fields)[0]
+    module.save_pretrained(folder / "base")
+    expected = {"base": [eager_greedy(module, prompt, NEW_TOKENS) for prompt in PROMPTS]}
+    for seed, (name, adapter) in enumerate(adapters.items()):
+        module = tiny_causal_lm(model_type, **fields)[0]
+        adapted = save_adapter(folder / "base", module, folder / name, seed, **adapter)
+        expected[name] = [eager_greedy(adapted, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    assert len({str(tokens) for tokens in expected.values()}) == len(expected)
+    return expected
+
+
+def test_prompts_choose_their_adapters(tmp_path: Path, session_store: Path) -> None:
+    expected = save_adapters(tmp_path, "llama", ADAPTERS)
+    model = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "a", adapter_name="a")
+    model.load_adapter(tmp_path / "b", "b")
+    assert (model.adapters, model.active_adapter) == (("a", "b"), "a")
+    compiled = model.compile(backend="ort_sim", prefill_seq_len=4, ctx_len=32, batch_size=3, num_cores=2)
+    chosen = ["b", "base", "a"]
+
+    def tokens(names: list[str], **mapping: Any) -> bool:
+        output = model.generate(prompts=PROMPTS[: len(names)], generation_len=NEW_TOKENS, ignore_eos=True, **mapping)
+        return output.generated_ids == [expected[name][row] for row, name in enumerate(names)]
+
+    assert tokens(chosen, prompt_to_adapter_mapping=chosen)
+    assert tokens(["a", "a"])
+    model.set_adapter("b")
+    assert tokens(["b", "b", "b"])
+    model.set_adapter("base")
+    assert tokens(["base"])
+    assert model.compiled is compiled
+
+    with load_compiled(compiled.directory) as loaded:
+        output = loaded.generate(
+            prompts=PROMPTS[:1], generation_len=NEW_TOKENS, ignore_eos=True, prompt_to_adapter_mapping="b"
+        )
+        assert output.generated_ids == expected["b"][:1]
+        with pytest.raises(InputError, match="names the adapter 'c', and the program holds a, b; load it"):
+            loaded.generate(prompts=PROMPTS[:1], prompt_to_adapter_mapping=["c"])
+        with pytest.raises(InputError, match="names 2 adapters for 1 prompts"):
+            loaded.generate(prompts=PROMPTS[:1], prompt_to_adapter_mapping=["a", "b"])
+
+
+def test_with_continuous_batching(tmp_path: Path, session_store: Path) -> None:
+    """Also where all tokens of all rows are one matrix, which lies transposed; prompts that begin alike share no cache."""
+    adapters = {"c": {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}}
+    expected = save_adapters(tmp_path, "gpt2", adapters)
+    model = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "base", "c", adapter=tmp_path / "c")
+    model.compile(
+        backend="ort_sim", prefill_seq_len=4, ctx_len=32, full_batch_size=2, kv_cache_batch_size=3, num_cores=2
+    )
+    chosen = ["c", "base", "base", "base"]
+    output = model.generate(
+        prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True, prompt_to_adapter_mapping=chosen
+    )
+    assert output.generated_ids == [expected[name][row] for row, name in enumerate(chosen)]
+
+
+def test_names_and_kinds_that_are_refused(tmp_path: Path, session_store: Path) -> None:
+    fields = {"target_modules": ["q_proj"], "use_dora": True}
+    save_adapters(tmp_path, "llama", {"dora": fields})
+    model = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "dora")
+    assert model.active_adapter == "default"
+    with pytest.raises(OptionError, match="'default' is loaded already"):
+        model.load_adapter(tmp_path / "dora", "default")
+    with pytest.raises(OptionError, match="'base' is the model alone"):
+        model.load_adapter(tmp_path / "dora", "base")
+    with pytest.raises(OptionError, match="there is no adapter 'x'; there are default, base"):
+        model.set_adapter("x")
+    with pytest.raises(OptionError, match="'default' is active; set_adapter to another one first"):
+        model.unload_adapter("default")
+    with pytest.raises(
+        CheckpointError, match=r"dora changes DoRA of model\.layers\.0\.self_attn\.q_proj.*merge this one"
+    ):
+        model.export()
+    model.set_adapter("base")
+    model.unload_adapter("default")
+    assert model.adapters == ()

@@ -1,0 +1,124 @@
+"""Packed weights, read one matrix at a time: as the libraries of the formats read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized import QuantizedCheckpoint
+
+#: What `pack_samples` has made with the libraries.
+SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.safetensors"))
+
+
+def read_weight(path: Path, settings: dict[str, Any]) -> torch.Tensor:
+    """The weight of the module "proj" in a file of packed tensors."""
+    weights = QuantizedCheckpoint(settings, [path], "sample").state_dict(torch.nn.Module())
+    return weights["proj.weight"][...]
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` in the header of a sample."""
+    with safe_open(path, framework="pt") as file:
+        settings: dict[str, Any] = json.loads(file.metadata()["quantization_config"])
+    return settings
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_a_weight_is_what_its_library_makes_of_it(path: Path) -> None:
+    weight = read_weight(path, settings_of(path))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    expected = load_file(path)["expected"]
+    assert list(weight.shape) == json.loads(metadata["shape"])
+    assert weight.dtype == torch.float32
+    # Some libraries multiply in float16; that of NVFP4 in bfloat16.
+    rounding = 2**-8 if "nvfp4" in path.stem else 2**-11
+    torch.testing.assert_close(weight[::8], expected, rtol=rounding, atol=1e-6)
+
+
+def test_zero_points_of_gptq_in_both_forms(tmp_path: Path) -> None:
+    """The first form keeps each zero point less 1, the second as it is; 0 less 1 is the highest level."""
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    zeros = torch.tensor([0, 1, 8, 15, 3, 0, 15, 7])
+    levels = torch.arange(32 * 8).reshape(32, 8) % 16
+    for layout, offset in (("gptq", 1), ("gptq_v2", 0)):
+        tensors = {
+            "proj.qweight": _words(levels.T).T.contiguous(),
+            "proj.qzeros": _words((zeros - offset).unsqueeze(0) % 16),
+            "proj.scales": torch.full((1, 8), 0.5).half(),
+            "proj.g_idx": torch.zeros(32, dtype=torch.int32),
+        }
+        save_file(tensors, tmp_path / f"{layout}.safetensors")
+        weight = read_weight(tmp_path / f"{layout}.safetensors", settings | {"checkpoint_format": layout})
+        assert torch.equal(weight, (levels - zeros).T * 0.5)
+
+
+def _words(values: torch.Tensor) -> torch.Tensor:
+    """Eight levels in a word, the first one lowest."""
+    numbers = [
+        [sum(int(value) << (4 * place) for place, value in enumerate(word)) for word in row.split(8)] for row in values
+    ]
+    return torch.tensor(numbers).to(torch.int32)
+
+
+@pytest.mark.parametrize("suffix", ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"])
+@pytest.mark.parametrize(
+    ("method", "scales", "factors"),
+    [
+        ("fbgemm_fp8", torch.tensor([[0.5], [2.0]]), torch.tensor([[0.5], [2.0]])),
+        ("fp8", torch.tensor(3.0), torch.tensor(3.0)),
+        ("fp8", torch.tensor([[1.0, 4.0]]).to(torch.float8_e8m0fnu), torch.tensor([1.0] * 32 + [4.0] * 32)),
+        (
+            "mxfp8",
+            torch.tensor([[127, 126], [129, 127]]).byte(),
+            torch.tensor([[1.0, 0.5], [4, 1]]).repeat_interleave(32, 1),
+        ),
+    ],
+    ids=["rows", "one", "exponents", "bytes"],
+)
+def test_scales_of_float8(
+    method: str, scales: torch.Tensor, factors: torch.Tensor, suffix: str, tmp_path: Path
+) -> None:
+    numbers = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    save_file({"proj.weight": numbers, f"proj.{suffix}": scales}, tmp_path / "a.safetensors")
+    weight = read_weight(tmp_path / "a.safetensors", {"quant_method": method})
+    assert torch.equal(weight, numbers.float() * factors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stated"),
+    [
+        ({"quant_method": "awq", "bits": 4, "version": "marlin"}, "AWQ.*'marlin'.*'gemm' and 'gemv'"),
+        ({"quant_method": "awq", "bits": 4, "backend": "llm-awq"}, "AWQ.*'llm-awq'"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "bitblas"}, "GPTQ.*'bitblas'.*'gptq' and 'gptq_v2'"),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "GPTQ.*'marlin'"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "compressed-tensors.*'marlin-24'"),
+        ({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R1": {}}}}, "rotations"),
+        ({"quant_method": "torchao"}, "torchao.*proj.weight is a Int4Tensor.*Int8Tensor"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes', and none of its weights is packed"),
+    ],
+)
+def test_layouts_that_are_not_read_are_named(settings: dict[str, Any], stated: str, tmp_path: Path) -> None:
+    header = {"proj.weight": '{"_type": "Int4Tensor", "_data": {}}'}
+    save_file({"proj.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors", header)
+    with pytest.raises(CheckpointError, match=f"sample.*{stated}.*(without quantisation|out of the config)"):
+        read_weight(tmp_path / "a.safetensors", settings)
+
+
+def test_parts_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+    tensors = {"proj.weight": torch.ones(4, 6).to(torch.float8_e4m3fn), "proj.weight_scale_inv": torch.ones(5, 7)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"proj\.weight is \[4, 6\] and its scales are \[5, 7\]"):
+        read_weight(tmp_path / "a.safetensors", settings)
+    save_file({"proj.weight": tensors["proj.weight"]}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"proj\.weight as 8-bit numbers without scales"):
+        read_weight(tmp_path / "b.safetensors", settings)

@@ -1,0 +1,131 @@
+"""Whole checkpoints with packed weights: loaded as the model that Transformers loads from the dequantised weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources import CheckpointSource
+from tests.sources.conftest import change_json
+from tests.sources.quantized import packing
+from tests.tiny_models import tiny_causal_lm
+
+#: The ends of the names of the weights that are packed.
+PACKED = ("proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+
+
+def pack(folder: Path, settings: dict[str, Any], packer: Callable[[torch.Tensor], packing.Packed]) -> Path:
+    """Packs the projections of a checkpoint in place. Returns a copy of it with the weights that they stand for."""
+    twin = Path(shutil.copytree(folder, folder.parent / "dequantised"))
+    weights = load_file(folder / "model.safetensors")
+    wanted = dict(weights)
+    for key in [key for key in weights if key.endswith(PACKED)]:
+        # GPT-2 keeps them as [in, out]; the quantisers do not.
+        turned = "c_proj" in key
+        packed, expected = packer(weights.pop(key).T if turned else weights.pop(key))
+        wanted[key] = (expected.T if turned else expected).contiguous()
+        weights |= {f"{key.removesuffix('.weight')}.{part}": tensor.contiguous() for part, tensor in packed.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(wanted, twin / "model.safetensors", {"format": "pt"})
+    change_json(folder / "config.json", quantization_config=settings)
+    return twin
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("kind", ["awq", "gptq", "w4a16", "float8"])
+def test_the_module_is_the_dequantised_one(kind: str, model_type: str, tmp_path: Path, store_root: Path) -> None:
+    """Also where weights lie transposed, and where the loader puts experts together."""
+    folder = tmp_path / "tiny"
+    module, _ = tiny_causal_lm(model_type, num_hidden_layers=1)
+    module.generation_config.update(do_sample=True, temperature=0.25)
+    module.save_pretrained(folder)
+    twin = pack(folder, getattr(packing, kind.upper()), getattr(packing, kind))
+
+    source = CheckpointSource(folder, {})
+    loaded: Any = source.load("AutoModelForCausalLM")
+    expected = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32)
+    assert source.unloaded() == frozenset()
+    assert source.notes() == ()
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(expected.state_dict()), rtol=1e-6, atol=1e-6)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert loaded.generation_config.to_dict() == expected.generation_config.to_dict()
+    (tmp_path / "companions").mkdir()
+    source.save_companions(tmp_path / "companions")
+    assert "quantization_config" not in json.loads((tmp_path / "companions/config.json").read_text())
+
+
+def test_a_weight_that_is_not_there_is_told(checkpoint: Path) -> None:
+    pack(checkpoint, packing.AWQ, packing.awq)
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.scales"]
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"tiny lacks model\.layers\.0\.mlp\.up_proj\.scales, which .* need"):
+        CheckpointSource(checkpoint, {}).load("AutoModelForCausalLM")
+
+
+def test_a_method_that_is_not_read_is_named_with_those_that_are(checkpoint: Path) -> None:
+    change_json(checkpoint / "config.json", quantization_config={"quant_method": "vptq", "config_for_layers": {}})
+    with pytest.raises(CheckpointError, match="states quant_method 'vptq', .*read here: awq, .*gptq.*GGUF"):
+        CheckpointSource(checkpoint, {}).load("AutoModelForCausalLM")
+
+
+def test_a_checkpoint_on_the_hub_in_shards(saved: Path, tmp_path: Path, store_root: Path) -> None:
+    """Files of the hub are fetched one by one; here they lie in its cache."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--org--tiny" / "snapshots" / commit
+    shutil.copytree(saved, folder)
+    twin = pack(folder, packing.W4A16, packing.w4a16)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in shards.items():
+        save_file({key: weights[key] for key in keys}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in shards.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text(commit)
+    source = CheckpointSource("org/tiny", {"cache_dir": str(tmp_path), "local_files_only": True})
+    loaded = source.load("AutoModelForCausalLM").state_dict()
+    expected = load_file(twin / "model.safetensors")
+    assert all(torch.allclose(loaded[key], value, rtol=1e-6) for key, value in expected.items())
+
+
+def test_weights_that_torch_has_written(checkpoint: Path) -> None:
+    twin = pack(checkpoint, packing.FLOAT8, packing.float8)
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    loaded = CheckpointSource(checkpoint, {}).load("AutoModelForCausalLM").state_dict()
+    expected = load_file(twin / "model.safetensors")
+    assert all(torch.allclose(loaded[key], value, rtol=1e-6) for key, value in expected.items())
+
+
+def test_experts_in_mxfp4(tmp_path: Path, store_root: Path) -> None:
+    """The form of GPT-OSS: two numbers in a byte, and an exponent for 32 of them; read by Transformers."""
+    module, _ = tiny_causal_lm("gpt_oss", num_hidden_layers=1, intermediate_size=32)
+    module.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    generator = torch.Generator().manual_seed(0)
+    wanted = {}
+    for key in [key for key in weights if key.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = weights.pop(key).shape
+        codes = torch.randint(16, (experts, outputs, inputs // 32, 32), generator=generator)
+        exponents = torch.randint(120, 128, (experts, outputs, inputs // 32), generator=generator)
+        weights[f"{key}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        weights[f"{key}_scales"] = exponents.to(torch.uint8)
+        wanted[key] = (values[codes] * 2.0 ** (exponents - 127).unsqueeze(-1)).flatten(2).mT
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    change_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    loaded = CheckpointSource(tmp_path, {}).load("AutoModelForCausalLM").state_dict()
+    assert len(wanted) == 2
+    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())

@@ -1,0 +1,151 @@
+"""LoRA adapters, merged: the logits of peft's own eager model, which computes them beside the weights."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qeff_framework.errors import CheckpointError
+from qeff_framework.sources import CheckpointSource
+from tests.sources.conftest import change_json
+from tests.tiny_models import tiny_causal_lm
+
+TOKENS = torch.tensor([[5, 17, 99, 23, 42, 7, 64]])
+#: Fields of the base, and of the adapter.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "plain": ("llama", {}, {"target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "rank-stabilised": ("llama", {}, {"target_modules": ["o_proj"], "use_rslora": True}),
+    "patterns": (
+        "llama",
+        {},
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 2, "layers.0.mlp.up_proj": 5},
+            "alpha_pattern": {r"layers\.\d+\.self_attn\.v_proj": 3, "down_proj": 1},
+        },
+    ),
+    "dora": ("llama", {}, {"target_modules": ["k_proj", "gate_proj"], "use_dora": True}),
+    "biases of its layers": ("llama", {"attention_bias": True}, {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "all biases": ("llama", {"attention_bias": True}, {"target_modules": ["up_proj"], "bias": "all"}),
+    "a bias of its own": ("llama", {"attention_bias": True}, {"target_modules": ["q_proj"], "lora_bias": True}),
+    "embedding": ("llama", {}, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding that is tied": ("llama", {"tie_word_embeddings": True}, {"target_modules": ["embed_tokens"]}),
+    "head that is tied": ("llama", {"tie_word_embeddings": True}, {"target_modules": ["lm_head"]}),
+    "a head of its own": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    "transposed": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "transposed dora": ("gpt2", {}, {"target_modules": ["c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+}
+
+
+def save_adapter(base: Path, module: Any, folder: Path, seed: int = 0, **fields: Any) -> Any:
+    """Saves a random adapter for `module`, which lies in `base`; returns peft's model, which computes with both."""
+    with warnings.catch_warnings():
+        # peft warns about tied weights and about embeddings that it saves.
+        warnings.simplefilter("ignore")
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        module.name_or_path = str(base)
+        config = LoraConfig(**{"r": 4, "lora_alpha": 6, "init_lora_weights": False, **fields})
+        adapted = get_peft_model(module, config).eval()
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * (0.1 if "lora" in name else 0.3))
+        adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_is_what_peft_computes(case: str, tmp_path: Path, store_root: Path) -> None:
+    model_type, of_base, of_adapter = CASES[case]
+    module, _ = tiny_causal_lm(model_type, num_hidden_layers=1, **of_base)
+    module.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        plain = module(TOKENS).logits
+        expected = save_adapter(tmp_path / "base", module, tmp_path / "lora", **of_adapter)(TOKENS).logits
+        assert (expected - plain).abs().max() > 0.05
+        source = CheckpointSource(tmp_path / "lora", {})
+        loaded: Any = source.load("AutoModelForCausalLM")
+        torch.testing.assert_close(loaded(TOKENS).logits, expected, rtol=1e-4, atol=2e-4)
+    assert source.notes() == ()
+    assert source.name == "base-lora"
+    # The key tells adapters apart, and the base alone.
+    given = CheckpointSource(tmp_path / "base", {"adapter": str(tmp_path / "lora")})
+    assert given.identity() == source.identity()
+    weights = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "lora" / "adapter_model.safetensors")
+    keys = [given.identity(), CheckpointSource(tmp_path / "base", {}).identity()]
+    assert source.identity() in keys
+    assert source.identity() != keys[1]
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """A folder with an adapter for `checkpoint`."""
+    module = tiny_causal_lm("llama", num_hidden_layers=1)[0]
+    save_adapter(checkpoint, module, tmp_path / "lora", target_modules=["q_proj"])
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize(
+    ("fields", "stated"),
+    [
+        ({"peft_type": "IA3"}, "of peft_type 'IA3', and LORA is read"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'.*path_initial_model_for_weight"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "states layer_replication, which is not read.*merge_and_unload"),
+        ({"use_bdlora": {"nblocks": 2}, "target_parameters": ["a"]}, "states target_parameters, use_bdlora"),
+        ({"base_model_name_or_path": None}, r"does not say which model.*from_pretrained\(BASE, adapter="),
+        ({"base_model_name_or_path": "/not/there"}, r"model '/not/there', which is not there.*adapter="),
+    ],
+)
+def test_what_is_not_read_is_named(adapter: Path, fields: dict[str, Any], stated: str) -> None:
+    change_json(adapter / "adapter_config.json", **fields)
+    with pytest.raises(CheckpointError, match=stated):
+        CheckpointSource(adapter, {})
+
+
+def test_an_adapter_of_another_model(adapter: Path, tmp_path: Path) -> None:
+    tiny_causal_lm("gpt2")[0].save_pretrained(tmp_path / "gpt2")
+    tiny_causal_lm("llama", num_attention_heads=8)[0].save_pretrained(tmp_path / "wide")
+    for base, stated in (
+        ("gpt2", "is for a module .*q_proj, which GPT2LMHeadModel does not have"),
+        ("wide", r"adds \[32, 32\] to"),
+    ):
+        with pytest.raises(CheckpointError, match=f"the adapter lora {stated}.*give its base model: .*tiny"):
+            CheckpointSource(tmp_path / base, {"adapter": adapter}).load("AutoModelForCausalLM")
+
+
+def test_incomplete_adapters(adapter: Path, checkpoint: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    key = next(key for key in weights if "lora_A" in key)
+    save_file({name: value for name, value in weights.items() if name != key}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="the adapter lora lacks lora_A of .*q_proj"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the adapter lora holds no weights"):
+        CheckpointSource(adapter, {}).identity()
+    with pytest.raises(CheckpointError, match="adapter folder /nowhere does not exist"):
+        CheckpointSource(checkpoint, {"adapter": "/nowhere"})
+    with pytest.raises(CheckpointError, match="is an adapter itself, and adapter=other is another one"):
+        CheckpointSource(adapter, {"adapter": "other"})
+
+
+def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    expected = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(weights, adapter / "adapter_model.bin")
+    loaded = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
