@@ -10,11 +10,17 @@ from qeff_framework.generation.rows import Row
 from qeff_framework.generation.settings import GenerationSettings
 
 
-def admitted_rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape) -> list[Row]:
-    """One row for each prompt. Raises `InputError` for prompts that the program cannot take."""
+def admitted_rows(
+    prompts: Sequence[Sequence[int]], settings: GenerationSettings, shape: ProgramShape, *, queued: bool = False
+) -> list[Row]:
+    """One row for each prompt. Raises `InputError` for prompts that the program cannot take.
+
+    `queued`: the prompts wait for their turn, so that there may be any number, and each has the context for itself.
+    """
+    queued = queued or shape.slots is not None
     if not prompts:
         raise InputError("no prompts were given; give at least one")
-    if len(prompts) > shape.batch_size and shape.slots is None:
+    if len(prompts) > shape.batch_size and not queued:
         raise InputError(
             f"{len(prompts)} prompts were given, the program takes {shape.batch_size} at once; "
             f"compile with batch_size={len(prompts)} (or with full_batch_size, for any number of prompts), or call generate "
@@ -29,12 +35,12 @@ def admitted_rows(prompts: Sequence[Sequence[int]], settings: GenerationSettings
             _check_source(index, source, shape)
     longest = max(map(len, prompts))
     rows = [
-        # Rows of one batch end together; with continuous batching each prompt has the context for itself.
+        # Rows of one batch end together.
         Row(
             index=index,
             prompt=list(prompt),
             source=list(sources[index]),
-            limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
+            limit=_limit(len(prompt), len(prompt) if queued else longest, settings, shape),
         )
         for index, prompt in enumerate(prompts)
     ]

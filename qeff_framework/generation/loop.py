@@ -109,7 +109,7 @@ class TextGenerator:
         at `generate_ids`. Raises `InputError` before any work for prompts that do not fit.
         """
         settings = self._resolved(settings, generation_config, overrides)
-        tokenized = self._tokenized(prompts, settings, chat)
+        tokenized = self.tokenized(prompts, settings, chat)
         printer = None
         if stream:
             file = sys.stdout if stream is True else stream
@@ -175,7 +175,7 @@ class TextGenerator:
         """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
         settings = self._resolved(settings, generation_config, overrides)
         tokenizer = self._needed_tokenizer("a text stream")
-        tokenized = self._tokenized(prompt, settings, chat)
+        tokenized = self.tokenized(prompt, settings, chat)
         _check_single(tokenized.ids, "a text stream")
         request = self._started(tokenized.ids, settings, logits_processor, stopping_criteria)
 
@@ -198,7 +198,10 @@ class TextGenerator:
             raise OptionError(f"generate: settings are complete, {given} cannot be added; give one or the other")
         return settings
 
-    def _tokenized(self, prompts: Prompts, settings: GenerationSettings, chat: ChatOptions | None) -> TokenizedPrompts:
+    def tokenized(
+        self, prompts: Prompts, settings: GenerationSettings, chat: ChatOptions | None = None
+    ) -> TokenizedPrompts:
+        """Token ids of prompts of every form that `generate` takes."""
         tokenized = tokenize_prompts(
             prompts, self._needed_tokenizer, chat=chat, padding=self._padding_ids(settings), warn=self._warn
         )
@@ -238,10 +241,14 @@ class TextGenerator:
         *,
         logits_processor: Sequence[Any] | None = None,
         stopping_criteria: Sequence[Any] | None = None,
+        queued: bool = False,
     ) -> Request:
-        """A request for the scheduler. Checks everything that can be checked before the session is touched."""
+        """A request for the scheduler. Checks everything that can be checked before the session is touched.
+
+        `queued`: the prompts may wait for a place in the program, see `admitted_rows`.
+        """
         settings = settings if settings is not None else self.settings()
-        rows = admitted_rows(prompts, settings, self.shape)
+        rows = admitted_rows(prompts, settings, self.shape, queued=queued)
         selector: TokenSelector = GreedySelector()
         sampler: DeviceSampler | None = None
         if self.shape.candidates is not None:

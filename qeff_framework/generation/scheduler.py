@@ -39,6 +39,8 @@ class Scheduler:
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
         self._placement = self._empty_placement()
         self._pad = 0
+        #: Requests that have ended with an error since the caller emptied the list.
+        self.failed: list[Request] = []
         #: The last step has fed a prompt, so that the rows that decode come next.
         self._decode_is_due = False
 
@@ -61,6 +63,7 @@ class Scheduler:
         """Drops all requests and empties the cache."""
         self._placement = self._empty_placement()
         self._decode_is_due = False
+        self.failed.clear()
         self._session.reset()
 
     def add(self, request: Request, priority: int = 0) -> None:
@@ -204,6 +207,7 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001 - rules and criteria are the caller's code; the others go on
                 request.error = error
                 request.end("error")
+                self.failed.append(request)
                 self._placement.drop_waiting()
         return steps
 

@@ -189,8 +189,8 @@ def test_beyond_the_tolerance_scores_are_measured_by_the_float32_of_transformers
     assert outcome.rounding is not None
     assert 0 < outcome.rounding < 1e-3
 
-    right = TextGenerator._run_step
-    monkeypatch.setattr(TextGenerator, "_run_step", lambda self, inputs: right(self, inputs) * 1.001)
+    right = Scheduler._run_step
+    monkeypatch.setattr(Scheduler, "_run_step", lambda self, inputs: right(self, inputs) * 1.001)
     outcome = program.compare(request)
     assert outcome.verdict == "scores", outcome
     assert "from float64 by" in outcome.detail
