@@ -77,7 +77,7 @@ class Placement:
             while self._waiting and self._free_lanes and len(self.filling) < self._fill_at_once:
                 row = heapq.heappop(self._waiting)[2]
                 row.lane = self._free_lanes.pop()
-                row.prefilled = self._take_slot(row)
+                row.prefilled = row.shared = self._take_slot(row)
                 self.filling.append(row)
         return self.filling
 

@@ -48,6 +48,8 @@ class Row:
     images: RowImages | None = None
     #: Whether the row may begin with what another one has left in the cache.
     may_share: bool = True
+    #: Tokens of the prompt that another row had left in the cache.
+    shared: int = 0
     #: The request that the row belongs to, which sets it.
     request: Request = field(init=False, repr=False, compare=False)
 

@@ -62,6 +62,11 @@ class Job:
         return sum(len(row.generated) for row in self.request.rows)
 
     @property
+    def shared_tokens(self) -> int:
+        """Tokens of the prompt that were in the cache already, over all answers."""
+        return sum(row.shared for row in self.request.rows)
+
+    @property
     def metrics(self) -> PerfMetrics:
         """Times from the beginning, the time in the queue included."""
         return self.request.metrics()

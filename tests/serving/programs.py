@@ -33,7 +33,7 @@ def write_artifact(directory: Path) -> Path:
 
 
 def program(
-    directory: Path, *, lanes: int = 2, slots: int | None = None, delay: float = 0.0, ctx_len: int = 96
+    directory: Path, *, lanes: int = 2, slots: int | None = None, delay: float = 0.0, ctx_len: int = 160
 ) -> CompiledCausalLM:
     """`slots`: with continuous batching. `delay`: seconds that a step takes."""
 
