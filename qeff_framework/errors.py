@@ -97,3 +97,14 @@ class ArtifactError(QEFFError):
 
 class ArtifactCorruptError(ArtifactError):
     """An artifact's files differ from its manifest."""
+
+
+# --- serving ------------------------------------------------------------------------------------------------------------
+
+
+class QueueFullError(QEFFError):
+    """An engine's queue is full. The same request may be accepted later."""
+
+
+class EngineClosedError(QEFFError):
+    """An engine takes no more requests: it is shutting down, or its program has failed."""

@@ -25,6 +25,7 @@ SLOW = frozenset(
         "cli/test_app.py",
         "cli/test_coverage.py",
         "cli/test_generate.py",
+        "cli/test_serve.py",
         "cli/test_new_backend.py",
         "coverage/test_families_subset.py",
         "coverage/test_parity.py",

@@ -36,6 +36,11 @@ def test_wheels_hold_the_package_and_nothing_else(site: Path) -> None:
     templates = Path("qeff_framework", "backend_template")
     files = {path.relative_to(ROOT) for path in (ROOT / templates).rglob("*.tmpl")}
     assert files == {path.relative_to(site) for path in (site / templates).rglob("*.tmpl")}
+    assert {path.name for path in (site / "qeff_framework" / "serving" / "http" / "page").iterdir()} == {
+        "index.html",
+        "page.css",
+        "page.js",
+    }
     assert templates / "common" / ".github" / "workflows" / "ci.yml.tmpl" in files
 
 

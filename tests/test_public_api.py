@@ -35,6 +35,9 @@ PUBLIC = {
         BackendConformance BrokenPromiseError CheckCase CheckResult ConformanceCheck GROUPS NotClaimedError Outcome Report Settings
         Subject Tolerance UnavailableError all_checks chosen_cases run_check run_conformance
     """,
+    "qeff_framework.serving": """
+        AnswerStream AsyncEngine Delta Engine EngineClosedError QueueFullError TokenLogprobs
+    """,
     "qeff_framework.toolchains": """
         Diagnosis Ended LOG_FILE Outcome ProbeError Toolchain ask_command ask_python keep_log run_process
     """,

@@ -26,6 +26,7 @@ from qeff_framework.cli import (
     generate,
     inspect,
     new_backend,
+    serve,
     test_backend,
 )
 from qeff_framework.cli.arguments import Parser, add_common
@@ -70,7 +71,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (backends, doctor, export, compile, generate, inspect, cache, coverage, new_backend, test_backend):
+    for module in (
+        backends,
+        doctor,
+        export,
+        compile,
+        generate,
+        serve,
+        inspect,
+        cache,
+        coverage,
+        new_backend,
+        test_backend,
+    ):
         module.add_to(subparsers)
     return parser
 

@@ -155,6 +155,20 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     add_extension(parser)
 
 
+def add_runtime_options(group: Any) -> None:
+    """Options of the backend's runtime."""
+    group.add_argument(
+        "-R",
+        "--runtime-option",
+        dest="runtime_options",
+        metavar="KEY=VALUE",
+        type=key_value,
+        action="append",
+        default=[],
+        help="a runtime option of the backend",
+    )
+
+
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """How closely an artifact's files are compared with its manifest."""
     parser.add_argument(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
+    add_runtime_options,
     add_subcommand,
     add_verify,
-    compile_texts,
-    key_value,
-    texts_by_name,
 )
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
@@ -24,14 +21,13 @@ from qeff_framework.cli.generate_input import (
     given_prompts,
     given_settings,
 )
+from qeff_framework.cli.programs import given_artifact, load_program
 from qeff_framework.cli.results.request import ResultsRequest
-from qeff_framework.errors import ArtifactError, OptionError
+from qeff_framework.errors import OptionError
 from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
-    from qeff_framework.contracts import CompiledModel
-    from qeff_framework.runtime import CompiledRunner
 
 
 def add_to(subparsers: Any) -> None:
@@ -120,16 +116,7 @@ def add_to(subparsers: Any) -> None:
         type=int,
         help="the same text in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
     )
-    generation.add_argument(
-        "-R",
-        "--runtime-option",
-        dest="runtime_options",
-        metavar="KEY=VALUE",
-        type=key_value,
-        action="append",
-        default=[],
-        help="a runtime option of the backend",
-    )
+    add_runtime_options(generation)
     add_verify(parser)
     add_compile_options(parser)
 
@@ -143,7 +130,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     def check_task(task: str) -> None:
         _check_task(task, args, has_context=context is not None, has_settings=bool(settings))
 
-    compiled = _artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
+    compiled = given_artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
     check_task(compiled.task)
     request = ResultsRequest(
         texts=prompts,
@@ -154,7 +141,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         args=args,
         progress=progress,
     )
-    with _load(args, compiled) as runner:
+    with load_program(args, compiled) as runner:
         return task_spec(compiled.task).show_results(runner, request)
 
 
@@ -178,45 +165,3 @@ def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_s
         raise OptionError(
             f"the program is for {task}: it generates no text, and the options of text generation do not apply"
         )
-
-
-def _artifact(args: argparse.Namespace) -> CompiledModel | None:
-    """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
-    from qeff_framework.contracts import CompiledModel, ExportedModel
-
-    directory = Path(args.model)
-    if (directory / ExportedModel.FILE).is_file():
-        raise ArtifactError(
-            f"{directory} is an export, which no backend has compiled; give the model or a compiled artifact"
-        )
-    if not (directory / CompiledModel.FILE).is_file():
-        return None
-    compiled = CompiledModel.load(directory)
-    if args.backend is not None:
-        from qeff_framework.registry import normalize
-
-        if normalize(args.backend.rpartition(":")[2]) != normalize(compiled.backend):
-            raise OptionError(
-                f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
-                "or give the model instead of the artifact"
-            )
-    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code", "keep_quantized", "adapter")
-    fixed = [*compile_texts(args), *(name for name in of_the_model if getattr(args, name))]
-    if fixed:
-        raise OptionError(
-            f"{', '.join(fixed)} cannot be given for {directory}: it is compiled already; give the model instead, or, for an "
-            "option of the runtime, use -R"
-        )
-    return compiled
-
-
-def _load(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
-    from qeff_framework.cli.text_options import typed_options
-    from qeff_framework.registry import registry
-    from qeff_framework.runtime import load_compiled
-
-    texts = texts_by_name(args.runtime_options)
-    if "verify" in texts:
-        raise OptionError("'verify' is not an option of a backend's runtime; use --verify")
-    options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
-    return load_compiled(compiled.directory, verify=args.verify, extensions=args.extension, **options)

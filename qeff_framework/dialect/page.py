@@ -160,6 +160,20 @@ _ENTRIES: Mapping[Op, _Entry] = {
         meaning=reference.moe,
         edge_cases=_MOE_CASES,
     ),
+    Op.QUANTIZED_MATMUL: _Entry(
+        inputs={
+            "hidden": "float `[...,K]`",
+            "levels": "uint8 `[N,B,L]`: of each output the blocks of its inputs; of 4 bits two in a byte, the low half first",
+            "scales": "float `[N,B]`",
+            "zero_points": "uint8 `[N,B]`, one level in a byte",
+        },
+        output="float `[...,N]`",
+        meaning=reference.quantized_matmul,
+        edge_cases=(
+            "The last block may be longer than what is left of the inputs: levels behind `input_size` have no part.",
+            "Levels and zero points are those of the checkpoint, so a backend that keeps the blocks rounds nothing.",
+        ),
+    ),
 }
 
 
@@ -192,7 +206,8 @@ def _attributes(function: onnx.FunctionProto) -> Iterator[tuple[str, str]]:
     import onnx
 
     for name in function.attribute:
-        yield name, "float, required"
+        kind = "int" if name in ("bits", "input_size") else "float"
+        yield name, f"{kind}, required{_meaning_of(name)}"
     for attribute in function.attribute_proto:
         value = onnx.helper.get_attribute_value(attribute)
         kind = "int" if isinstance(value, int) else "float"
@@ -211,6 +226,8 @@ def _meaning_of(attribute: str) -> str:
         "alpha": ": steepness of SWISH",
         "limit": ": bound of gate and linear half",
         "offset": ": added to the linear half",
+        "bits": ": 4 or 8",
+        "input_size": ": K",
     }.get(attribute, "")
 
 

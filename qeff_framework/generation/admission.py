@@ -17,15 +17,24 @@ def admitted_rows(
     shape: ProgramShape,
     *,
     adapters: str | Sequence[str | None] | None = None,
+    queued: bool = False,
 ) -> list[Row]:
-    """One row for each prompt. `adapters`: the adapter of each, or of all; `None` and "base" are the model alone.
+    """One row for each prompt.
+
+    Args:
+        prompts: token ids.
+        settings: how many new tokens there may be.
+        shape: what the program takes.
+        adapters: the adapter of each prompt, or of all; `None` and "base" are the model alone.
+        queued: the prompts wait for their turn, so that there may be any number, and each has the context for itself.
 
     Raises:
         InputError: the program cannot take the prompts, or has no such adapters.
     """
+    queued = queued or shape.slots is not None
     if not prompts:
         raise InputError("no prompts were given; give at least one")
-    if len(prompts) > shape.batch_size and shape.slots is None:
+    if len(prompts) > shape.batch_size and not queued:
         raise InputError(
             f"{len(prompts)} prompts were given, the program takes {shape.batch_size} at once; "
             f"compile with batch_size={len(prompts)} (or with full_batch_size, for any number of prompts), or call generate "
@@ -41,13 +50,13 @@ def admitted_rows(
     longest = max(map(len, prompts))
     adapter_ids = _adapter_ids(adapters, len(prompts), shape)
     rows = [
-        # Rows of one batch end together; with continuous batching each prompt has the context for itself.
+        # Rows of one batch end together.
         Row(
             index=index,
             prompt=list(prompt),
             source=list(sources[index]),
             adapter=adapter_ids[index],
-            limit=_limit(len(prompt), longest if shape.slots is None else len(prompt), settings, shape),
+            limit=_limit(len(prompt), len(prompt) if queued else longest, settings, shape),
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -62,10 +62,10 @@ class DeviceSampler:
             seed = seed_of(settings)
             self._generators = [generator_of(seed, row.index) for row in rows]
 
-    def configure(self, inputs: StepInputs) -> None:
-        """Writes the settings into the inputs of a kind of step; they stay there for the whole generation."""
+    def configure(self, inputs: StepInputs, place: int) -> None:
+        """Writes the settings into the inputs of a kind of step, at the row's place; they stay there until another row's come."""
         for name, value in self._values.items():
-            inputs.sampling[name].fill(value)
+            inputs.sampling[name][place, 0] = value
 
     def draw(self, inputs: StepInputs, place: int, row: Row) -> None:
         """Random numbers for the row's next token, at its place among the rows of the step."""

@@ -21,18 +21,14 @@ class Drafting:
     #: Draft tokens per step at most.
     count: int
 
-    def drafts(self, active: Sequence[Row], shape: ProgramShape) -> list[list[int]]:
-        """What may follow in each row. A draft behind the row's last possible token would be checked for nothing.
+    def draft(self, row: Row, shape: ProgramShape) -> list[int]:
+        """What may follow in a row. A draft behind the row's last possible token would be checked for nothing.
 
         No draft goes beyond a length at which the text is read anew: it would be checked against a cache that does not fit.
         """
-
-        def most(row: Row) -> int:
-            ends = [length - 1 for length in shape.reread_lengths if length > row.position + 1]
-            behind = min([len(row.prompt) + row.limit - 1, *ends])
-            return min(self.count, behind - row.position - 1)
-
-        return [self.lookups[row.index].draft(most(row)) for row in active]
+        ends = [length - 1 for length in shape.reread_lengths if length > row.position + 1]
+        behind = min([len(row.prompt) + row.limit - 1, *ends])
+        return self.lookups[row.index].draft(min(self.count, behind - row.position - 1))
 
 
 def drafting_of(rows: Sequence[Row], settings: GenerationSettings, shape: ProgramShape) -> Drafting | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qeff_framework.images.rows import RowImages
 
-#: Why a row ended: its end-of-sequence token, a stop string, the caller's criteria, the time limit or the token limit.
-FinishReason = Literal["eos", "stop_string", "stopping_criteria", "max_time", "length"]
+if TYPE_CHECKING:
+    from qeff_framework.generation.request import Request
+
+#: Why a row ended: its end-of-sequence token, a stop string, the caller's criteria, the time limit or the token limit; in an
+#: engine also because it was cancelled, or its request failed.
+FinishReason = Literal["eos", "stop_string", "stopping_criteria", "max_time", "length", "cancelled", "error"]
 
 
 class Step(NamedTuple):
@@ -18,6 +22,7 @@ class Step(NamedTuple):
     row: int
     token: int
     finish_reason: FinishReason | None
+    request: Request
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +48,12 @@ class Row:
     images: RowImages | None = None
     #: The id of its adapter; 0 is the model alone.
     adapter: int = 0
+    #: Whether the row may begin with what another one has left in the cache.
+    may_share: bool = True
+    #: Tokens of the prompt that another row had left in the cache.
+    shared: int = 0
+    #: The request that the row belongs to, which sets it.
+    request: Request = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.lane < 0:

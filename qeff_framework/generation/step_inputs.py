@@ -89,7 +89,7 @@ class StepInputs:
         return next((feed for length, feed in self._feeds if length >= needed), self._feeds[-1][1])
 
     def clear(self, pad: int) -> None:
-        """Makes every place padding."""
+        """Makes all tokens padding."""
         self._ids.fill(pad)
         self._positions.fill(-1)
         self._accepted.fill(-1)
@@ -98,15 +98,17 @@ class StepInputs:
         if self.images is not None:
             self.images.clear()
 
-    def place_sources(self, sources: Sequence[Sequence[int]], pad: int) -> None:
-        """Places what the encoder reads for each row; rows beyond `sources` are padding."""
+    def clear_sources(self, pad: int) -> None:
+        """Makes everything padding that the encoder reads."""
         self._source_ids.fill(pad)
         self._source_positions.fill(-1)
         self.source_lengths.fill(0)
-        for row, tokens in enumerate(sources):
-            self._source_ids[row, : len(tokens)] = tokens
-            self._source_positions[row, : len(tokens)] = np.arange(len(tokens))
-            self.source_lengths[row, 0] = len(tokens)
+
+    def place_source(self, row: int, tokens: Sequence[int]) -> None:
+        """Places what the encoder reads for a row."""
+        self._source_ids[row, : len(tokens)] = tokens
+        self._source_positions[row, : len(tokens)] = np.arange(len(tokens))
+        self.source_lengths[row, 0] = len(tokens)
 
     def place(self, row: int, tokens: Sequence[int], start: int, accepted: Sequence[int] = ()) -> None:
         """Places consecutive tokens, the first one at position `start`, at the beginning of a row; padding stays behind them.

@@ -25,6 +25,13 @@ class CompiledCausalLM(CompiledRunner):
         # One for all calls: it knows which generation owns the cache.
         self._generator: TextGenerator | None = None
 
+    def text_generator(self) -> TextGenerator:
+        """A generator over the session, with the checkpoint's generation config and the tokenizer that the artifact carries."""
+        from qeff_framework.generation import TextGenerator
+
+        defaults = generation_defaults(self.compiled.directory)
+        return TextGenerator(self.session, self.tokenizer, generation_defaults=defaults)
+
     def generate(
         self,
         tokenizer: Any = None,
@@ -87,7 +94,6 @@ class CompiledCausalLM(CompiledRunner):
                 program cannot honour.
             OptionError: an unknown setting.
         """
-        from qeff_framework.generation import TextGenerator
         from qeff_framework.tokenization import ChatOptions, as_text_tokenizer
 
         if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
@@ -99,9 +105,7 @@ class CompiledCausalLM(CompiledRunner):
             told = "nothing to generate from was given" if not given else f"{' and '.join(given)} were given"
             raise InputError(f"{told}; give either prompts=[...] or tokenizer output, generate(**inputs)")
         if self._generator is None:
-            self._generator = TextGenerator(
-                self.session, generation_defaults=generation_defaults(self.compiled.directory)
-            )
+            self._generator = self.text_generator()
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None and any(isinstance(prompt, str) for prompt in [prompts, *(prompts or ())]):
             raise InputError(f"{self.no_tokenizer}; or pass tokenizer=...")

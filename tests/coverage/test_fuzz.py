@@ -32,6 +32,7 @@ from qeff_framework.coverage.fuzz.requests import requests
 from qeff_framework.coverage.reference import Decoded
 from qeff_framework.coverage.tiny import tiny_config
 from qeff_framework.generation.loop import TextGenerator
+from qeff_framework.generation.scheduler import Scheduler
 from qeff_framework.shapes import CausalLMShapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -127,16 +128,16 @@ def test_a_right_program_is_equal_for_every_request(program: TinyProgram) -> Non
 @pytest.fixture
 def wrong_after_six(monkeypatch: pytest.MonkeyPatch) -> None:
     """The token behind a text of seven tokens or more is another one."""
-    right = TextGenerator._run_step
+    right = Scheduler._run_step
 
-    def wrong(self: TextGenerator, inputs: Any) -> Any:
+    def wrong(self: Scheduler, inputs: Any) -> Any:
         logits = np.array(right(self, inputs))
         for row, positions in enumerate(inputs.feed["position_ids"]):
             if positions.max() >= 6:
                 logits[row] = np.roll(logits[row], 1, axis=-1)
         return logits
 
-    monkeypatch.setattr(TextGenerator, "_run_step", wrong)
+    monkeypatch.setattr(Scheduler, "_run_step", wrong)
 
 
 @pytest.mark.usefixtures("wrong_after_six")
@@ -166,8 +167,8 @@ def test_a_planted_fault_is_found_made_small_and_run_again(
 def test_scores_that_differ_without_another_token_are_found(
     program: TinyProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = TextGenerator._run_step
-    monkeypatch.setattr(TextGenerator, "_run_step", lambda self, inputs: right(self, inputs) * 1.1)
+    right = Scheduler._run_step
+    monkeypatch.setattr(Scheduler, "_run_step", lambda self, inputs: right(self, inputs) * 1.1)
     request = Request(prompts=[[20, 30, 40]], settings={"max_new_tokens": 4})
     assert program.compare(request).verdict == "equal"
     outcome = program.compare(dataclasses.replace(request, scores=True))
@@ -188,8 +189,8 @@ def test_beyond_the_tolerance_scores_are_measured_by_the_float32_of_transformers
     assert outcome.rounding is not None
     assert 0 < outcome.rounding < 1e-3
 
-    right = TextGenerator._run_step
-    monkeypatch.setattr(TextGenerator, "_run_step", lambda self, inputs: right(self, inputs) * 1.001)
+    right = Scheduler._run_step
+    monkeypatch.setattr(Scheduler, "_run_step", lambda self, inputs: right(self, inputs) * 1.001)
     outcome = program.compare(request)
     assert outcome.verdict == "scores", outcome
     assert "from float64 by" in outcome.detail

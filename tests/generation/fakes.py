@@ -103,6 +103,8 @@ class FakeCausalLM:
         if count == 0:
             self.logits[place, 0] = np.nan  # whoever looks at the logits of padding gets what it deserves
             return
+        if positions[0] == 0:
+            self.cache[row] = _UNWRITTEN  # a row that begins anew takes the place of an old one
         written = int((self.cache[row] != _UNWRITTEN).sum())
         assert positions[:count].tolist() == list(range(written, written + count)), "positions must follow each other"
         assert positions.max() < self.cache.shape[1], "written beyond the context"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
-from qeff_framework.generation.continuous import Scheduler
+from qeff_framework.generation.placement import Placement
 from qeff_framework.generation.rows import Row
 from tests.generation.fakes import VOCAB, FakeCausalLM, FakeContinuous, expected_tokens
 
@@ -165,17 +165,17 @@ def test_a_generation_that_lost_the_session_stops() -> None:
         list(stream)
 
 
-def test_scheduler_gives_up_the_slot_that_was_not_used_for_longest() -> None:
-    rows = [Row(index=index, prompt=[index, 0], limit=1) for index in range(4)]
-    scheduler = Scheduler(rows, lanes=1, slots=3, reuse=True)
+def test_the_slot_is_given_up_that_was_not_used_for_longest() -> None:
+    placement = Placement(lanes=1, slots=3, fill_at_once=1, reuse=True)
+    placement.add(Row(index=index, prompt=[index, 0], limit=1) for index in range(4))
     slots = []
-    while scheduler.busy:
-        row = scheduler.admit()
-        assert row is not None
-        slots.append(scheduler.slot(row.lane))
-        scheduler.filled()
+    while placement.busy:
+        (row,) = placement.admit()
+        slots.append(placement.slot(row.lane))
+        row.prefilled = 2
+        placement.filled()
         row.generated.append(0)
         row.finish_reason = "length"
-        scheduler.release()
+        placement.release()
     assert sorted(slots[:3]) == [0, 1, 2]
     assert slots[3] == slots[0]

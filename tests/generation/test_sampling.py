@@ -251,11 +251,16 @@ def test_values_without_a_meaning_are_refused_before_the_first_step(
 def test_what_is_kept_for_a_row_is_given_back_when_it_has_finished() -> None:
     session = LlamaSession(batch_size=2)
     generator = TextGenerator(session)
-    run = generator._start(
-        PROMPTS[:2], resolve_settings({}, max_new_tokens=4, do_sample=True, seed=1), [Shift()], [StopAfter(99)]
+    request = generator.request(
+        PROMPTS[:2],
+        resolve_settings({}, max_new_tokens=4, do_sample=True, seed=1),
+        logits_processor=[Shift()],
+        stopping_criteria=[StopAfter(99)],
     )
-    list(generator._steps(run))
-    selector = run.selector
+    generator.scheduler.add(request)
+    while generator.scheduler.busy:
+        generator.scheduler.step()
+    selector = request.selector
     assert isinstance(selector, RuledSelector)
-    kept = (selector._rules, selector._generators, selector._history._tensors, run.rules._history._tensors)
+    kept = (selector._rules, selector._generators, selector._history._tensors, request.rules._history._tensors)
     assert not any(kept)

@@ -241,5 +241,4 @@ def test_without_rules_no_score_is_copied() -> None:
     generator = TextGenerator(
         LlamaSession(), generation_defaults={"num_beams": 1, "min_length": 5, "suppress_tokens": []}
     )
-    run = generator._start([[1]], None, None, None)
-    assert isinstance(run.selector, GreedySelector)
+    assert isinstance(generator.request([[1]]).selector, GreedySelector)

@@ -1,0 +1,57 @@
+"""Loading the program that MODEL|ARTIFACT names."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qeff_framework.cli.arguments import compile_texts, texts_by_name
+from qeff_framework.errors import ArtifactError, OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.contracts import CompiledModel
+    from qeff_framework.runtime import CompiledRunner
+
+
+def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
+    """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
+    from qeff_framework.contracts import CompiledModel, ExportedModel
+
+    directory = Path(args.model)
+    if (directory / ExportedModel.FILE).is_file():
+        raise ArtifactError(
+            f"{directory} is an export, which no backend has compiled; give the model or a compiled artifact"
+        )
+    if not (directory / CompiledModel.FILE).is_file():
+        return None
+    compiled = CompiledModel.load(directory)
+    if args.backend is not None:
+        from qeff_framework.registry import normalize
+
+        if normalize(args.backend.rpartition(":")[2]) != normalize(compiled.backend):
+            raise OptionError(
+                f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
+                "or give the model instead of the artifact"
+            )
+    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code", "keep_quantized", "adapter")
+    fixed = [*compile_texts(args), *(name for name in of_the_model if getattr(args, name))]
+    if fixed:
+        raise OptionError(
+            f"{', '.join(fixed)} cannot be given for {directory}: it is compiled already; give the model instead, or, for an "
+            "option of the runtime, use -R"
+        )
+    return compiled
+
+
+def load_program(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
+    """The loaded program, with the runtime options of the command line."""
+    from qeff_framework.cli.text_options import typed_options
+    from qeff_framework.registry import registry
+    from qeff_framework.runtime import load_compiled
+
+    texts = texts_by_name(args.runtime_options)
+    if "verify" in texts:
+        raise OptionError("'verify' is not an option of a backend's runtime; use --verify")
+    options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
+    return load_compiled(compiled.directory, verify=args.verify, extensions=args.extension, **options)

@@ -1,0 +1,229 @@
+"""The scheduler: runs a language model's program step by step for requests that come and go.
+
+The host's part of the contract: prompts go in as chunks of the compiled prefill length, then one token per step. Position -1
+marks padding, which writes nothing to the cache; a row that has finished, or that was never used, is padding only. With a program
+that returns several logits per step, a decode step also checks drafts, see `prompt_lookup`: each token is chosen as without them,
+and drafts that differ are thrown away. What they have left in the cache lies behind the text, where the mask hides it until the
+right tokens take its place. With an encoder, the prompts are what it reads in a row's first step, and the decoder starts with a
+token of its own; in all other steps the encoder gets padding.
+
+Rows join and leave at any step: a row whose tokens begin at position 0 begins with empty states, whatever another row has left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.contracts import ExecutionSession
+from qeff_framework.errors import ExecutionError
+from qeff_framework.generation.placement import Placement
+from qeff_framework.generation.program_shape import ProgramShape
+from qeff_framework.generation.request import Request
+from qeff_framework.generation.rows import FinishReason, Row, Step
+from qeff_framework.generation.step_inputs import StepInputs
+from qeff_framework.images.rows import TOKEN_TYPES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Scheduler:
+    """Owns the cache of a session. For one thread."""
+
+    def __init__(self, session: ExecutionSession, shape: ProgramShape) -> None:
+        self._session = session
+        self._shape = shape
+        self._prefill = StepInputs(shape, shape.prefill)
+        self._decodes = [StepInputs(shape, step) for step in shape.decodes]
+        self._placement = self._empty_placement()
+        self._pad = 0
+        #: Requests that have ended with an error since the caller emptied the list.
+        self.failed: list[Request] = []
+        #: The last step has fed a prompt, so that the rows that decode come next.
+        self._decode_is_due = False
+
+    @property
+    def busy(self) -> bool:
+        """There is something left to do."""
+        return self._placement.busy
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a place in the program."""
+        return self._placement.waiting
+
+    @property
+    def running(self) -> int:
+        """Rows that have a place in the program."""
+        return self._placement.running
+
+    def reset(self) -> None:
+        """Drops all requests and empties the cache."""
+        self._placement = self._empty_placement()
+        self._decode_is_due = False
+        self.failed.clear()
+        self._session.reset()
+
+    def add(self, request: Request, priority: int = 0) -> None:
+        """Appends a request to the queue. A smaller `priority` comes first, and of equal ones the earlier request."""
+        self._pad = request.pad
+        request.begin()
+        self._placement.add(request.rows, priority)
+
+    def end(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request early. Its rows have no part in the next step."""
+        request.end(reason)
+        self._placement.drop_waiting()
+        self._placement.release()
+
+    def step(self) -> list[Step]:
+        """Runs the program once; returns the tokens that it gave.
+
+        A request whose tokens cannot be chosen ends with its `error`; the others go on. An error of the program itself is
+        raised, and only `reset` helps then.
+        """
+        begun = time.perf_counter()
+        placement = self._placement
+        if self._shape.reread_lengths and (grown := [row for row in placement.decoding if self._has_to_be_reread(row)]):
+            placement.reread(grown)
+        filling = placement.admit()
+        if filling and not (self._decode_is_due and placement.decode_now):
+            self._decode_is_due = True
+            return self._prefill_step(filling, begun)
+        self._decode_is_due = False
+        return self._decode_step(placement.decoding) if placement.decoding else []
+
+    def _empty_placement(self) -> Placement:
+        shape = self._shape
+        return Placement(
+            lanes=shape.batch_size,
+            slots=shape.batch_size if shape.slots is None else shape.slots,
+            fill_at_once=shape.prefill.rows,
+            reuse=shape.reusable and shape.slots is not None,
+        )
+
+    def _prefill_step(self, filling: Sequence[Row], begun: float) -> list[Step]:
+        """Feeds the next chunk of each prompt; a row whose prompt is complete gets its first token."""
+        inputs = self._prefill
+        inputs.clear(self._pad)
+        if self._shape.has_encoder:
+            inputs.clear_sources(self._pad)
+        for row in filling:
+            self._place_chunk(row)
+        logits = self._run_step(inputs)
+        complete = [row for row in filling if row.is_prefilled]
+        steps = self._take(logits, complete) if self._shape.slots is None else self._take_alone(logits, complete)
+        ended = time.perf_counter()
+        for request in {row.request for row in filling}:
+            is_new = request.first_token is None or request.first_token > begun
+            request.prefill_time = ended - request.started if is_new else request.prefill_time + ended - begun
+        self._placement.filled()
+        self._placement.release()
+        return steps
+
+    def _place_chunk(self, row: Row) -> None:
+        inputs, place = self._prefill, row.lane
+        if self._shape.slots is not None:
+            # The prefill program has one row, whatever the row's lane is.
+            place = 0
+            inputs.batch_index[0, 0] = self._placement.slot(row.lane)
+        start = row.prefilled
+        width = inputs.shape.width
+        if row.images is not None and TOKEN_TYPES in self._shape.image_inputs:
+            width = row.images.chunk(start, width)
+        tokens = row.unread(width)
+        _place_images(inputs, place, row, start, len(tokens))
+        inputs.place(place, tokens, start, accepted=tokens[max(len(row.prompt) - start, 0) :])
+        inputs.prompt_lengths[place, 0] = row.prompt_length
+        inputs.lora_ids[place, 0] = row.adapter
+        if self._shape.has_encoder:
+            inputs.place_source(place, row.source)
+            self._decodes[0].source_lengths[place, 0] = len(row.source)
+        row.prefilled += len(tokens)
+        if (sampler := row.request.sampler) is not None:
+            sampler.configure(inputs, place)
+            for decode in self._decodes:
+                sampler.configure(decode, row.lane)
+            if row.is_prefilled:
+                sampler.draw(inputs, place, row)
+
+    def _decode_step(self, active: Sequence[Row]) -> list[Step]:
+        """Feeds the last token of each row with its drafts behind it."""
+        shape = self._shape
+        drafts = {row.lane: row.request.drafts(row, shape) for row in active if row.request.drafting is not None}
+        needed = 1 + max(map(len, drafts.values()), default=0)
+        inputs = next(inputs for inputs in self._decodes if inputs.shape.width >= needed)
+        inputs.clear(self._pad)
+        if shape.slots is not None:
+            for lane in range(shape.batch_size):
+                inputs.batch_index[lane, 0] = self._placement.slot(lane)
+        for row in active:
+            tokens = [row.generated[-1], *drafts.get(row.lane, ())]
+            inputs.place(row.lane, tokens, row.position, accepted=tokens)
+            _place_images(inputs, row.lane, row, row.position, len(tokens))
+            inputs.prompt_lengths[row.lane, 0] = row.prompt_length
+            inputs.lora_ids[row.lane, 0] = row.adapter
+            if row.request.sampler is not None:
+                row.request.sampler.draw(inputs, row.lane, row)
+        for request in {row.request for row in active}:
+            request.decode_steps += 1
+        steps = self._take(self._run_step(inputs), active, drafts)
+        self._placement.release()
+        return steps
+
+    def _has_to_be_reread(self, row: Row) -> bool:
+        """Whether Transformers would read the row's text anew at this length; it then counts as a prompt of that length."""
+        length = row.position + 1
+        if length not in self._shape.reread_lengths or length == row.prompt_length:
+            return False
+        row.read_anew()
+        return True
+
+    def _run_step(self, inputs: StepInputs) -> NDArray[Any]:
+        """Logits of each row's last tokens, ``[B, K, V]``; of a sampler its tokens, ``[B, 1, 1]``. Valid until the next step."""
+        outputs = self._session.run(inputs.feed)
+        name, last = ("logits", "vocabulary") if self._shape.candidates is None else ("next_tokens", "1")
+        result = outputs.get(name)
+        wanted = inputs.shape.rows, inputs.shape.kept
+        if result is None or result.ndim != 3 or result.shape[:2] != wanted:
+            found = "none" if result is None else f"shape {result.shape}"
+            raise ExecutionError(
+                f"the program must return {name} [{wanted[0]}, {wanted[1]}, {last}], it returned {found} "
+                f"among {', '.join(sorted(outputs))}"
+            )
+        return result
+
+    def _take(
+        self, logits: NDArray[Any], rows: Sequence[Row], drafts: Mapping[int, Sequence[int]] | None = None
+    ) -> list[Step]:
+        """The next tokens of all rows, request by request. `logits` is ``[B, K, V]``."""
+        groups: dict[Request, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.request, []).append(row)
+        steps: list[Step] = []
+        for request, group in groups.items():
+            try:
+                steps += request.take(logits, group, drafts or {})
+            except Exception as error:  # noqa: BLE001 - rules and criteria are the caller's code; the others go on
+                request.error = error
+                request.end("error")
+                self.failed.append(request)
+                self._placement.drop_waiting()
+        return steps
+
+    def _take_alone(self, logits: NDArray[Any], rows: Sequence[Row]) -> list[Step]:
+        """`_take` for the logits ``[1, 1, V]`` of a prefill program with one row, whatever the row's lane is."""
+        lanes = [row.lane for row in rows]
+        for row in rows:
+            row.lane = 0
+        steps = self._take(logits, rows)
+        for row, lane in zip(rows, lanes, strict=True):
+            row.lane = lane
+        return steps
+
+
+def _place_images(inputs: StepInputs, place: int, row: Row, start: int, count: int) -> None:
+    if inputs.images is not None and row.images is not None:
+        inputs.images.place(place, row.images, start, count)

@@ -1,0 +1,177 @@
+"""``/v1/embeddings``, ``/v1/classify`` and ``/v1/rerank``: programs that read each text in one pass."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+
+from qeff_framework.errors import EngineClosedError, InputError, QueueFullError
+from qeff_framework.runtime import CompiledClassifier, CompiledEncoder, CompiledRunner
+from qeff_framework.serving.http.errors import ApiError
+from qeff_framework.serving.http.metrics import Metrics
+from qeff_framework.serving.http.protocol import ClassifyRequest, EmbeddingRequest, RerankRequest
+from qeff_framework.single_pass import class_scores, tokenise_texts
+from qeff_framework.tokenization import encode_prompt
+from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class EncoderService:
+    """One worker thread owns the session; requests take turns."""
+
+    def __init__(self, runner: CompiledEncoder | CompiledClassifier, *, max_queue: int) -> None:
+        if runner.tokenizer is None:
+            raise InputError(runner.no_tokenizer)
+        self.runner = runner
+        self.tokenizer: TextTokenizer = runner.tokenizer
+        self.max_queue = max_queue
+        #: Requests that wait or run.
+        self.pending = 0
+        self.ready = True
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="qeff-encoder")
+
+    async def run(self, function: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Runs `function` in the thread of the session. Raises `QueueFullError` and `EngineClosedError`."""
+        if not self.ready:
+            raise EngineClosedError("the server takes no more requests")
+        if self.pending > self.max_queue:
+            raise QueueFullError(f"{self.max_queue} requests are waiting, as many as max_queue allows; try again later")
+        self.pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, function)
+        finally:
+            self.pending -= 1
+
+    def close(self) -> None:
+        """Waits for what runs, and releases the program."""
+        self.ready = False
+        self._worker.shutdown(cancel_futures=True)
+        self.runner.close()
+
+    def outputs(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> NDArray[Any]:
+        """The program's output for tokens; `types` tells which of two texts each belongs to."""
+        inputs: dict[str, Any] = {"input_ids": list(rows)}
+        if types is not None and any(spec.name == "token_type_ids" for spec in self.runner.compiled.inputs):
+            inputs["token_type_ids"] = list(types)
+        if isinstance(self.runner, CompiledEncoder):
+            return self.runner.generate(inputs, prepared=True)
+        return self.runner.generate(inputs)
+
+
+class EncoderPages:
+    """The pages of encoders and classifiers."""
+
+    def __init__(self, service: EncoderService, metrics: Metrics, model: str) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._model = model
+        self.router = APIRouter()
+        embeds = isinstance(service.runner, CompiledEncoder)
+        pages: dict[str, Any] = {"/v1/rerank": self.rerank}
+        pages |= {"/v1/embeddings": self.embed} if embeds else {"/v1/classify": self.classify}
+        for path, page in pages.items():
+            self.router.add_api_route(path, page, methods=["POST"], response_model=None)
+
+    async def embed(self, asked: EmbeddingRequest) -> dict[str, Any]:
+        """Embeds texts, prepared as the checkpoint says, or token ids."""
+        given: Any = asked.input
+        if isinstance(given, str) or isinstance(given[0], int):
+            given = [given]
+        # A checkpoint may cut or lower-case texts, so that tokens are only taken as they are.
+        rows = await asyncio.to_thread(self._tokens, given) if isinstance(given[0], str) else given
+        vectors = await self._service.run(lambda: self._service.outputs(rows))
+        if vectors.ndim != 2:
+            raise ApiError(400, "the program returns a vector for each token; compile it with pooling for embeddings")
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        return {"object": "list", "data": data, "model": asked.model, "usage": self._usage(rows)}
+
+    async def classify(self, asked: ClassifyRequest) -> dict[str, Any]:
+        """Scores each class of each text."""
+        runner = self._service.runner
+        if not isinstance(runner, CompiledClassifier):
+            raise ApiError(404, "the program classifies no texts")
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        rows = [encode_prompt(self._service.tokenizer, text) for text in texts]
+        logits = await self._service.run(lambda: self._service.outputs(rows))
+        scores, labels = class_scores(logits, runner.problem_type), runner.labels
+        data = [
+            {
+                "index": index,
+                "label": labels[int(row.argmax())],
+                "scores": dict(zip(labels, map(float, row), strict=True)),
+            }
+            for index, row in enumerate(scores)
+        ]
+        return {"object": "list", "data": data, "model": asked.model, "usage": self._usage(rows)}
+
+    async def rerank(self, asked: RerankRequest) -> dict[str, Any]:
+        """Sorts documents by how well they fit a query.
+
+        A classifier with one label reads query and document together; an encoder compares their embeddings (cosine).
+        """
+        pairs = isinstance(self._service.runner, CompiledClassifier)
+        rows, scores = await (self._pair_scores(asked) if pairs else self._similarities(asked))
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
+        results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
+        if asked.return_documents:
+            for result in results:
+                result["document"] = {"text": asked.documents[result["index"]]}
+        return {"model": asked.model, "results": results, "usage": self._usage(rows)}
+
+    async def _pair_scores(self, asked: RerankRequest) -> tuple[list[list[int]], list[float]]:
+        runner, tokenizer = self._service.runner, self._service.tokenizer
+        if not isinstance(runner, CompiledClassifier) or len(runner.labels) != 1:
+            raise ApiError(400, "only a classifier with one label, or an encoder, can rank documents")
+        if not isinstance(tokenizer, AligningTokenizer):
+            raise ApiError(400, "the tokenizer cannot read pairs of texts")
+        encodings = [tokenizer.encodings(asked.query, document)[0] for document in asked.documents]
+        rows = [list(encoding.ids) for encoding in encodings]
+        types = [list(encoding.type_ids) for encoding in encodings]
+        logits = await self._service.run(lambda: self._service.outputs(rows, types))
+        return rows, [float(score) for score in class_scores(logits, runner.problem_type)[:, 0]]
+
+    async def _similarities(self, asked: RerankRequest) -> tuple[list[list[int]], list[float]]:
+        import numpy as np
+
+        rows = await asyncio.to_thread(self._tokens, [asked.query, *asked.documents])
+        vectors = await self._service.run(lambda: self._service.outputs(rows))
+        if vectors.ndim != 2:
+            raise ApiError(
+                400, "the program returns a vector for each token; compile it with pooling to rank documents"
+            )
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
+        scores = (vectors[1:] @ vectors[0]) / (lengths[1:] * lengths[0])
+        return rows, [float(score) for score in scores]
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        preparation = self._service.runner.compiled.metadata.get("texts") or {}
+        return list(tokenise_texts(texts, self._service.tokenizer, preparation)["input_ids"])
+
+    def _usage(self, rows: Sequence[Sequence[int]]) -> dict[str, int]:
+        count = sum(map(len, rows))
+        self._metrics.prompt_tokens.inc(count)
+        return {"prompt_tokens": count, "total_tokens": count}
+
+
+def _encoded(vector: NDArray[Any], form: str) -> list[float] | str:
+    if form == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    values: list[float] = vector.tolist()
+    return values
+
+
+def is_encoder(runner: CompiledRunner) -> bool:
+    """Whether there are pages for what the program computes."""
+    from qeff_framework.runtime import CompiledTokenClassifier
+
+    return isinstance(runner, CompiledEncoder | CompiledClassifier) and not isinstance(runner, CompiledTokenClassifier)

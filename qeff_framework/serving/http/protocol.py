@@ -1,0 +1,215 @@
+"""The requests of OpenAI's interface. What the server cannot do is refused by name, never passed over."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Texts = str | Annotated[list[str], Field(min_length=1)] | Annotated[TokenIds, Field(min_length=1)] | list[TokenIds]
+
+
+class ApiRequest(BaseModel):
+    """What all requests share."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: str
+    #: Names the end user; not used.
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_are_unicode(cls, data: Any) -> Any:
+        if not _is_unicode(data):
+            raise ValueError("a text holds half of a surrogate pair, which is no character")
+        return data
+
+
+def _is_unicode(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(_is_unicode, value))
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ResponseFormat(BaseModel):
+    """The form of the answer; only text is offered."""
+
+    type: str
+
+
+class GenerationRequest(ApiRequest):
+    """What completions and chat completions share. The names below `seed` are extensions (`extra_body` of the client)."""
+
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    metadata: dict[str, Any] | None = None
+
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    #: A smaller number comes first.
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    #: Seconds after which the answer ends where it is.
+    timeout: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        for name in ("frequency_penalty", "presence_penalty"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not supported; use repetition_penalty")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for stream=true")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the generation, by the names of `GenerationSettings`.
+
+        Without `temperature`, `top_p`, `top_k` or `min_p` the most likely token is taken, as in ``qeff generate``.
+        """
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        settings: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+        settings = {} if self.temperature == 0 else {**settings, "do_sample": True} if settings else {}
+        if settings and self.seed is not None:
+            # OpenAI's seeds may be negative.
+            settings["seed"] = self.seed % 2**63
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        if stops:
+            settings["stop_strings"] = stops
+        if self.logit_bias:
+            settings["sequence_bias"] = [[[int(token)], bias] for token, bias in self.logit_bias.items()]
+        further = {
+            "repetition_penalty": self.repetition_penalty,
+            "min_new_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+        }
+        return {**settings, **{name: value for name, value in further.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def _biases_are_of_tokens(self) -> Self:
+        for token in self.logit_bias or ():
+            if not token.isdecimal() or not token.isascii() or len(token) > 9:
+                raise ValueError(f"logit_bias: {token!r} is no token id")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """``POST /v1/completions``."""
+
+    prompt: Texts
+    #: OpenAI's default.
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _is_offered(self) -> Self:
+        if self.echo or self.suffix:
+            raise ValueError("echo and suffix are not supported")
+        if self.best_of not in (None, self.n):
+            raise ValueError("best_of is not supported")
+        return self
+
+    @property
+    def prompts(self) -> list[Any]:
+        """One text, or one list of token ids, for each prompt."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class ChatRequest(GenerationRequest):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    #: Further variables of the chat template (`extra_body`).
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_offered(self) -> Self:
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ValueError(f"response_format {self.response_format.type!r} is not supported; only 'text' is")
+        if self.tool_choice not in (None, "auto", "none"):
+            raise ValueError("tool_choice can be 'auto' or 'none': the program cannot be made to call a tool")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if not all(isinstance(message.get("role"), str) for message in self.messages):
+            raise ValueError("each message needs a role")
+        return self
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages, each with one text: templates differ in whether they take parts."""
+        return [_with_one_text(message) for message in self.messages]
+
+
+def _with_one_text(message: dict[str, Any]) -> dict[str, Any]:
+    parts = message.get("content")
+    if isinstance(parts, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        return {**message, "content": "\n".join(part["text"] for part in parts)}
+    return message
+
+
+class EmbeddingRequest(ApiRequest):
+    """``POST /v1/embeddings``."""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+    @model_validator(mode="after")
+    def _is_offered(self) -> Self:
+        if self.dimensions is not None:
+            raise ValueError("dimensions is not supported: embeddings have the size of the model")
+        return self
+
+
+class ClassifyRequest(ApiRequest):
+    """``POST /v1/classify``."""
+
+    input: str | Annotated[list[str], Field(min_length=1)]
+
+
+class RerankRequest(ApiRequest):
+    """``POST /v1/rerank``."""
+
+    query: str
+    documents: Annotated[list[str], Field(min_length=1)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
