@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
+from qeff_framework.deprecation import deprecate, deprecated_property, renamed_keywords
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 
 if TYPE_CHECKING:
@@ -222,6 +223,13 @@ class ExportedModel(_JsonFile):
             raise cls._damaged(directory, f"lacks or misnames a field: {error}") from error
 
 
+_BUNDLE_RESULT = deprecate(
+    "CompiledModel.bundle_result", instead="CompiledModel.dry_run_result", since="0.1", removal="0.3"
+)
+_QPC_CONFIG = deprecate("CompiledModel.qpc_config", instead="CompiledModel.qconfig", since="0.1", removal="0.3")
+
+
+@renamed_keywords({"bundle_result": ("dry_run_result", _BUNDLE_RESULT), "qpc_config": ("qconfig", _QPC_CONFIG)})
 @dataclass(frozen=True, kw_only=True)
 class CompiledModel(_JsonFile):
     """A program for one backend on disk: the result of the compile stage.
@@ -255,6 +263,9 @@ class CompiledModel(_JsonFile):
     #: Names of the transforms that were applied to the ONNX graph, in order, as ``name@version``.
     transforms: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    bundle_result: ClassVar[Any] = deprecated_property(_BUNDLE_RESULT, lambda compiled: compiled.dry_run_result)
+    qpc_config: ClassVar[Any] = deprecated_property(_QPC_CONFIG, lambda compiled: compiled.qconfig)
 
     @classmethod
     def from_request(cls, request: CompileRequest, *, program: Mapping[str, Any], **changed: Any) -> Self:

@@ -541,8 +541,8 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
         or not getattr(shapes, "has_compute_contexts", False),
         "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
         f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
-        "mxfp6_matmul=True": can.mxfp6_matmul or not getattr(options, "mxfp6_matmul", False),
-        "mxint8_kv_cache=True": can.mxint8_kv_cache or not getattr(options, "mxint8_kv_cache", False),
+        "mxfp6_matmul=True": can.mxfp6_matmul or not _asks_for(options, "mxfp6_matmul"),
+        "mxint8_kv_cache=True": can.mxint8_kv_cache or not _asks_for(options, "mxint8_kv_cache"),
         "dry_run=True": can.dry_run or not dry_run,
     }
     refused = [what for what, possible in asked.items() if not possible]
@@ -551,6 +551,10 @@ def _check_capabilities(relay: Relay, task: Task, shapes: object, options: Compi
             f"backend '{relay.name}' does not support {', '.join(refused)}{f' for {can.scope}' if can.scope else ''}; "
             "leave it out or choose another one"
         )
+
+
+def _asks_for(options: CompileOptions, name: str) -> bool:
+    return any(field.name == name for field in dataclasses.fields(options)) and bool(getattr(options, name))
 
 
 def _check_position_limits(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qeff_framework.deprecation import deprecate, deprecated_property
 from qeff_framework.errors import OptionError
 
 T = TypeVar("T")
@@ -44,6 +45,14 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def _not_common(name: str) -> Any:
+    """An option that only `MicroscalingOptions` has; backends that were written when all had it find it `False`."""
+    return deprecated_property(
+        deprecate(f"CompileOptions.{name}", instead=f"MicroscalingOptions.{name}", since="0.1", removal="0.3"),
+        lambda options: False,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
     """The options that users of accelerators know and every backend takes.
@@ -53,6 +62,10 @@ class CompileOptions:
 
     num_devices: int = option(1, "accelerators that one program is spread over", minimum=1)
     num_cores: int = option(16, "compute cores used on each device; a simulator uses at most the host's", minimum=1)
+
+
+for _name in ("mxfp6_matmul", "mxint8_kv_cache"):
+    setattr(CompileOptions, _name, _not_common(_name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import pytest
 from qeff_framework import cli
 from qeff_framework.artifacts import Store
 from qeff_framework.plugin_api import Backend, Capabilities, CompiledModel, CompileRequest, Probe
+from qeff_framework.tasks import task_specs
 from tests.chained_environment import ChainedEnvironment
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
@@ -137,6 +138,7 @@ def test_every_field_and_capability_is_explained() -> None:
     for kind, page in ((Capabilities, "capabilities"), (CompileRequest, "hooks"), (CompiledModel, "hooks")):
         missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in pages[page]]
         assert not missing, f"{page}.md does not name {missing} of {kind.__name__}"
+    assert [spec.name for spec in task_specs() if f"`{spec.name}`" not in pages["capabilities"]] == []
     descriptor = (ROOT / BACKENDS / "descriptor.md").read_text(encoding="utf-8")
     names = [*(field.name for field in dataclasses.fields(Probe)), *get_type_hints(Backend)]
     assert [name for name in names if f"`{name}`" not in descriptor] == []
