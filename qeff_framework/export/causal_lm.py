@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, StateSpec
-from qeff_framework.errors import ExportError, UnsupportedModelError
+from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.interface import (
     BATCH,
     COMPUTE_CTX,
@@ -36,6 +37,7 @@ from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.image_inputs import NO_IMAGES, NO_IMAGES_IN_STEP, ImageInputs, ImagesOfStep
+from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.mask_plan import MaskPlan
@@ -51,6 +53,8 @@ from qeff_framework.seam.weightless import weightless_copy
 if TYPE_CHECKING:
     import onnx_ir
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 #: Sizes of the example step. All differ and none is 1, so the tracer does not take one for another or for a broadcast.
 _BATCH, _SEQ, _CTX = 2, 3, 8
@@ -88,11 +92,16 @@ def causal_lm_graph(
     with stage("probe run"):
         plan = _probe(weightless, images)
         _check_extra_inputs(plan, extra_inputs)
-    with stage("trace"):
-        program = _trace(weightless, plan, extra_inputs, images)
+        kinds = _layer_kinds(weightless, plan, extra_inputs, images)
     weights = graph_weights(module, norms)
-    with stage("translation to ONNX"):
-        model = translate(program, weights)
+    try:
+        model = _traced_model(weightless, plan, extra_inputs, weights, kinds, images)
+    except QEFFError as reason:
+        if not kinds.kinds:
+            raise
+        # A model may do with its layers what a record does not show.
+        logger.info("every layer is traced: %s", reason)
+        model = _traced_model(weightless, plan, extra_inputs, weights, LayerKinds(), images)
     with stage("trace of a single token"):
         insert_loops(model, weightless, plan.loops, weights, _BATCH)
     finish(model)
@@ -103,16 +112,54 @@ def causal_lm_graph(
     return PortableGraph(model=model, states=states, metadata=metadata)
 
 
-def _trace(
+def _traced_model(
+    weightless: PreTrainedModel,
+    plan: _Plan,
+    extra_inputs: tuple[str, ...],
+    weights: Mapping[str, torch.Tensor],
+    kinds: LayerKinds,
+    images: ImageInputs,
+) -> onnx_ir.Model:
+    with stage("trace"):
+        program = _trace(weightless, plan, extra_inputs, kinds, images)
+    with stage("translation to ONNX"):
+        return translate(program, weights, kinds)
+
+
+def _layer_kinds(
     weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], images: ImageInputs
+) -> LayerKinds:
+    """The layers that are alike in a run of the very graph that is traced. Those with loops of their own are not among them."""
+    recorder = LayerRecorder()
+
+    def recording(cache: SeamCache) -> AbstractContextManager[object]:
+        return recorder.watching(weightless, cache, plan.masks)
+
+    example, _ = _example(plan.states, extra_inputs, images)
+    try:
+        probe(_CausalLMGraph(weightless, plan, extra_inputs, images, recording), example)
+    except Exception as reason:  # noqa: BLE001 - what is wrong shows in the trace
+        logger.info("every layer is traced: %s", reason)
+        return LayerKinds()
+    return recorder.kinds().without([site.name for site in plan.loops])
+
+
+def _trace(
+    weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], kinds: LayerKinds, images: ImageInputs
 ) -> torch.export.ExportedProgram:
     """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
+
+    def stamped(cache: SeamCache) -> AbstractContextManager[object]:
+        return stamping(weightless, kinds, cache)
+
     example, axes = _example(plan.states, extra_inputs, images)
-    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images), example, axes)
+    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, stamped), example, axes)
     require_no_text_length(program)
     if token_counting(program) is None:
         return program
-    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, PositionalArangeMode), example, axes)
+    program = trace(
+        _CausalLMGraph(weightless, plan, extra_inputs, images, stamped, PositionalArangeMode), example, axes
+    )
     require_given_positions(program)
     return program
 
@@ -135,6 +182,7 @@ class _CausalLMGraph(torch.nn.Module):
         plan: _Plan,
         extra_inputs: tuple[str, ...],
         images: ImageInputs,
+        around_layers: Callable[[SeamCache], AbstractContextManager[object]],
         arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
@@ -142,6 +190,7 @@ class _CausalLMGraph(torch.nn.Module):
         self.plan = plan
         self.extra_inputs = extra_inputs
         self.images = images
+        self.around_layers = around_layers
         self.arange_mode = arange_mode
 
     def forward(
@@ -172,7 +221,10 @@ class _CausalLMGraph(torch.nn.Module):
             reads_part=compute_ctx is not None,
         )
         cache = SeamCache(length, held)
-        with looping(self.model, self.plan.loops, held) as looped:
+        with (
+            looping(self.model, self.plan.loops, held) as looped,
+            self.around_layers(cache),
+        ):
             scope = Scope(masks=self.plan.masks, step=step, token_lengths=token_lengths)
             logits = _last_logits(
                 self.model,

@@ -15,7 +15,12 @@ from onnxscript import rewriter
 _ROUNDS = 2
 
 
-def simplify(model: onnx_ir.Model, *, should_fold: Callable[[onnx_ir.Node], bool | None]) -> None:
+def simplify(
+    model: onnx_ir.Model,
+    *,
+    should_fold: Callable[[onnx_ir.Node], bool | None],
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Does in place what ``onnxscript.optimizer.optimize_ir(model, inline=False)`` does, in a fraction of the time.
 
     The optimizer tries each of some 40 rewrite rules at every node, and rules of several outputs read the whole graph each
@@ -24,6 +29,7 @@ def simplify(model: onnx_ir.Model, *, should_fold: Callable[[onnx_ir.Node], bool
     Args:
         model: the translated model.
         should_fold: says of a node whether it may be folded; `None` leaves the decision to the optimizer.
+        between: called when nodes were folded and rewritten, before equal ones are made one.
     """
     clean = onnx_ir.passes.Sequential(
         passes.RemoveUnusedNodesPass(),
@@ -36,6 +42,7 @@ def simplify(model: onnx_ir.Model, *, should_fold: Callable[[onnx_ir.Node], bool
         cleaned = clean(model)
         if not (folded.modified or rewritten or cleaned.modified):
             break
+    between()
     onnx_ir.passes.Sequential(
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import onnx_ir
@@ -18,10 +19,14 @@ from qeff_framework.export.interface import strip_module_prefix
 from qeff_framework.export.references import refers
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
+from qeff_framework.export.stamp import hidden_weights, stamp_layers
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks
+from qeff_framework.seam.layers import LayerKinds
 from qeff_framework.seam.weightless import fake_parameters
 from qeff_framework.thread_quiet import ignored_warning, muted_loggers
+
+_NO_KINDS = LayerKinds()
 
 
 def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
@@ -58,8 +63,16 @@ def _trace(
     )
 
 
-def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
-    """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are."""
+def translate(
+    program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor], kinds: LayerKinds = _NO_KINDS
+) -> onnx_ir.Model:
+    """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are.
+
+    `kinds`: the layers that stand in the program as one node each.
+
+    Raises:
+        NotAlikeError: such a node cannot be replaced by the layer that it is alike.
+    """
     rewrite_untranslatable(program)
     decompose_only_where_needed(program)
     with quiet_exporter():
@@ -69,7 +82,14 @@ def translate(program: torch.export.ExportedProgram, weights: Mapping[str, torch
         model = converted.model
         strip_module_prefix(model)
         bind_weights(model, weights)
-        simplify(model, should_fold=_should_fold)
+        with ExitStack() as hidden:
+            hidden.enter_context(hidden_weights(model, kinds))
+
+            def stamp() -> None:
+                hidden.close()
+                stamp_layers(model, kinds, weights)
+
+            simplify(model, should_fold=_should_fold, between=stamp)
     return model
 
 

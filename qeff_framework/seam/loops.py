@@ -83,7 +83,7 @@ def recorded_calls(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dic
 
         return wrapped
 
-    with _replaced_forwards(model, dict.fromkeys(names, recording)):
+    with replaced_forwards(model, dict.fromkeys(names, recording)):
         yield calls
 
 
@@ -141,7 +141,7 @@ def looping(
         return forward
 
     by_name = {site.name: emitting(number, site) for number, site in enumerate(sites)}
-    with _replaced_forwards(model, {name: lambda name, _: by_name[name] for name in by_name}):
+    with replaced_forwards(model, {name: lambda name, _: by_name[name] for name in by_name}):
         yield new_states
 
 
@@ -232,9 +232,10 @@ def _zeros(leaf: Leaf, *, without_axis: bool) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _replaced_forwards(
+def replaced_forwards(
     model: torch.nn.Module, makers: Mapping[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]
 ) -> Iterator[None]:
+    """While the body runs, the named modules have the forwards that the makers make of their names and own forwards."""
     modules = {name: model.get_submodule(name) for name in makers}
     # The seam itself may have given a module a forward of its own.
     replaced = {name: vars(module).get("forward") for name, module in modules.items()}

@@ -60,6 +60,11 @@ class MaskPlan:
         """Starts a forward pass."""
         self._next = 0
 
+    @property
+    def calls(self) -> int:
+        """How many masks this forward pass has asked for so far."""
+        return self._next
+
     def form_of_call(
         self, function: MaskFunction, config: PreTrainedConfig | None, local_size: int | None
     ) -> ClosedForm | None:

@@ -140,7 +140,7 @@ def test_what_fails_leaves_the_checkpoint_alone(
 ) -> None:
     shard = checkpoint / "model.safetensors"
     before = shard.read_bytes()
-    monkeypatch.setattr("qeff_framework.export.portable.causal_lm_model", refuse_links)
+    monkeypatch.setattr("qeff_framework.export.causal_lm.find_rms_norms", refuse_links)
 
     with pytest.raises(OSError, match="cross-device"):
         QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()

@@ -1,0 +1,159 @@
+"""Puts copies of the layer that was traced in the places of those that are alike, each with its own weights and states.
+
+The traced layer stands between marks (`seam.layers`). What depends on its inputs or on its own weights is copied; all else that
+it reads is the same for every layer of its kind. While the graph is simplified, the weights of such a layer are inputs: what
+holds for their numbers need not hold for those of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import onnx_ir
+import torch
+
+from qeff_framework.dialect.names import DOMAIN
+from qeff_framework.export.page_release import MappedFiles
+from qeff_framework.export.weights import ModuleTensor
+from qeff_framework.lowering.values import graph_of, has_subgraph
+from qeff_framework.seam.layers import CALL_OP, INPUT_OP, OUTPUT_OP, Layer, LayerKinds, NotAlikeError
+
+
+@contextmanager
+def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds) -> Iterator[None]:
+    """While the body simplifies `model`, the weights of the layers that are copied have no numbers."""
+    graph = model.graph
+    prefixes = tuple(f"{kind[0].name}." for kind in kinds.kinds)
+    hidden = [value for name, value in graph.initializers.items() if name.startswith(prefixes)] if prefixes else []
+    contents = [(str(value.name), value, value.const_value) for value in hidden]
+    for name, value, _ in contents:
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    yield
+    for name, value, content in contents:
+        graph.inputs.remove(value)
+        value.const_value = content
+        value.name = name
+        graph.register_initializer(value)
+
+
+def stamp_layers(model: onnx_ir.Model, kinds: LayerKinds, weights: Mapping[str, torch.Tensor]) -> None:
+    """Replaces each ``LayerCall`` of `model` by the nodes of its kind, and removes the marks.
+
+    Raises:
+        NotAlikeError: the nodes of a layer cannot be told from those around it.
+    """
+    if not kinds.kinds:
+        return
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in (INPUT_OP, OUTPUT_OP, CALL_OP)]
+    numbers = {layer.name: number for number, (layer, _) in enumerate(kinds.layers)}
+    bodies = {kind[0].name: _Body(model, kind[0], numbers[kind[0].name], nodes) for kind in kinds.kinds}
+    files = MappedFiles()
+    for node in nodes:
+        if node.op_type == CALL_OP:
+            layer, first = kinds.layers[node.attributes["layer"].as_int()]
+            bodies[first.name].stamp(node, layer, weights, files)
+    for node in nodes:
+        if node.op_type != CALL_OP:
+            source = node.inputs[0]
+            if source is None:
+                raise NotAlikeError(f"a mark of {node.name} lost its value")
+            node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+            graph_of(node).remove(node, safe=True)
+
+
+class _Body:
+    """The nodes of a traced layer."""
+
+    def __init__(self, model: onnx_ir.Model, layer: Layer, number: int, marks: Sequence[onnx_ir.Node]) -> None:
+        self._model, self._layer = model, layer
+        mine = [mark for mark in marks if mark.op_type != CALL_OP and mark.attributes["layer"].as_int() == number]
+        self._inputs = {mark.outputs[0]: _place(mark) for mark in mine if mark.op_type == INPUT_OP}
+        self._outputs = {_place(mark): mark.inputs[0] for mark in mine if mark.op_type == OUTPUT_OP}
+        self._weights = {
+            value: name.removeprefix(f"{layer.name}.")
+            for name, value in model.graph.initializers.items()
+            if name.startswith(f"{layer.name}.")
+        }
+        self._nodes = self._dependent(self._closure())
+
+    def stamp(self, call: onnx_ir.Node, layer: Layer, weights: Mapping[str, torch.Tensor], files: MappedFiles) -> None:
+        """Puts a copy in the place of `call`."""
+        values: dict[onnx_ir.Value | None, onnx_ir.Value | None] = {
+            inner: call.inputs[place] for inner, place in self._inputs.items()
+        }
+        values.update({value: self._weight(value, layer, own, weights, files) for value, own in self._weights.items()})
+        copies = []
+        for node in self._nodes:
+            copy = onnx_ir.Node(
+                node.domain,
+                node.op_type,
+                [values.get(value, value) for value in node.inputs],
+                list(node.attributes.values()),
+                overload=node.overload,
+                num_outputs=len(node.outputs),
+                name=f"{layer.name}/{node.name}",
+            )
+            for old, new in zip(node.outputs, copy.outputs, strict=True):
+                new.name, new.type = f"{layer.name}/{old.name}", old.type
+                new.shape = None if old.shape is None else old.shape.copy()
+                values[old] = new
+            copies.append(copy)
+        self._model.graph.insert_before(call, copies)
+        for place, result in enumerate(call.outputs):
+            made = values.get(self._outputs[place], self._outputs[place])
+            if made is None:
+                raise NotAlikeError(f"{self._layer.name} has no result {place}")
+            result.replace_all_uses_with(made, replace_graph_outputs=True)
+        self._model.graph.remove(call, safe=True)
+
+    def _weight(
+        self,
+        value: onnx_ir.Value,
+        layer: Layer,
+        own: str,
+        weights: Mapping[str, torch.Tensor],
+        files: MappedFiles,
+    ) -> onnx_ir.Value:
+        name = f"{layer.name}.{own}"
+        tensor, known = weights.get(name), self._model.graph.initializers.get(name)
+        if tensor is None or value.shape is None or value.dtype is None or tuple(tensor.shape) != tuple(value.shape):
+            raise NotAlikeError(f"{name} is no weight like {value.name}")
+        if known is not None:
+            return known
+        content = ModuleTensor(tensor, dtype=value.dtype, name=name, mapped_files=files)
+        made = onnx_ir.Value(name=name, shape=content.shape, type=value.type, const_value=content)
+        self._model.graph.register_initializer(made)
+        return made
+
+    def _closure(self) -> set[onnx_ir.Node]:
+        """Everything that the results are computed from, up to the marks of the layer's inputs."""
+        found: set[onnx_ir.Node] = set()
+        waiting = [value for value in self._outputs.values() if value is not None and value not in self._inputs]
+        while waiting:
+            node = waiting.pop().producer()
+            if node is None or node in found:
+                continue
+            found.add(node)
+            waiting.extend(value for value in node.inputs if value is not None and value not in self._inputs)
+        return found
+
+    def _dependent(self, closure: set[onnx_ir.Node]) -> list[onnx_ir.Node]:
+        """Those of the closure that depend on the layer's inputs or weights, in order."""
+        known: set[onnx_ir.Value | None] = {*self._inputs, *self._weights}
+        nodes = []
+        for node in self._model.graph:
+            if node in closure and any(value in known for value in node.inputs):
+                if has_subgraph(node) or node.op_type == CALL_OP:
+                    raise NotAlikeError(f"{self._layer.name} holds {node.op_type}, which is not copied")
+                nodes.append(node)
+                known.update(node.outputs)
+            elif node in closure and has_subgraph(node):
+                raise NotAlikeError(f"{self._layer.name} reads the result of {node.op_type}")
+        return nodes
+
+
+def _place(mark: onnx_ir.Node) -> int:
+    return mark.attributes["place"].as_int()

@@ -1,0 +1,387 @@
+"""Layers that are alike: one of each kind is traced, the others stand in the traced graph as one node each.
+
+Which layers are alike is not told by their names or classes. A run of the graph on tensors without data records what each member
+of a module list makes torch do: every operator with its arguments, where a tensor is named by where it comes from (an argument of
+the layer, a parameter or a state of its own, an earlier result, or something from outside, which must be the very same tensor).
+Layers with one record are alike: the trace runs the same code with the same sizes, so that their traces would be equal but for
+the names of weights and states. Whatever a record cannot hold makes a layer a kind of its own.
+
+`export.stamp` puts copies of the traced layer in the place of the nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qeff_framework.dialect.names import DOMAIN, VERSION
+from qeff_framework.errors import ExportError
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.loops import replaced_forwards
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.states import StateId
+
+#: Stand in the traced graph around the one layer of a kind, and for each of the others.
+INPUT_OP, OUTPUT_OP, CALL_OP = "LayerInput", "LayerOutput", "LayerCall"
+
+#: Constants of the code, which are compared by their numbers.
+_LIFTING: Final = frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
+_MAX_CONSTANT: Final = 1024
+
+Forward = Callable[..., Any]
+
+
+class NotAlikeError(ExportError):
+    """Two layers were taken for alike and are not: the model must be traced layer by layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer that is alike another one, or that others are alike."""
+
+    #: Dotted name in the model.
+    name: str
+    #: The states that it writes, in order.
+    states: tuple[StateId, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKinds:
+    """Layers by kind; the first of a kind is traced."""
+
+    kinds: tuple[tuple[Layer, ...], ...] = ()
+
+    @property
+    def layers(self) -> list[tuple[Layer, Layer]]:
+        """Each layer with the one that is traced for it. The number of a layer is its place here."""
+        return [(layer, kind[0]) for kind in self.kinds for layer in kind]
+
+    def without(self, names: Sequence[str]) -> LayerKinds:
+        """Without the layers that are, or hold, one of the modules `names`."""
+        kept = (
+            tuple(layer for layer in kind if not any(f"{name}.".startswith(f"{layer.name}.") for name in names))
+            for kind in self.kinds
+        )
+        return LayerKinds(kinds=tuple(kind for kind in kept if len(kind) > 1))
+
+
+# --- the recording ----------------------------------------------------------------------------------------------------
+
+
+class LayerRecorder:
+    """Records what the layers of a model do in one run of the graph."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, tuple[Any, tuple[StateId, ...]] | None] = {}
+
+    @contextlib.contextmanager
+    def watching(self, model: torch.nn.Module, cache: SeamCache, masks: MaskPlan) -> Iterator[None]:
+        """While the body runs `model` once."""
+        mode = _RecordingMode()
+
+        def recording(name: str, forward: Forward) -> Forward:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                if name in self._records:
+                    self._records[name] = None  # It runs more than once in a step.
+                    return forward(*args, **kwargs)
+                self._records[name] = None
+                result, self._records[name] = _recorded(model, name, forward, args, kwargs, mode, cache, masks)
+                return result
+
+            return wrapped
+
+        with replaced_forwards(model, dict.fromkeys(_members(model), recording)), mode:
+            yield
+
+    def kinds(self) -> LayerKinds:
+        """The layers of which there are several alike, in the order in which they ran."""
+        found: dict[Any, list[Layer]] = {}
+        for name, record in self._records.items():
+            if record is not None:
+                program, states = record
+                found.setdefault(program, []).append(Layer(name=name, states=states))
+        return LayerKinds(kinds=tuple(tuple(kind) for kind in found.values() if len(kind) > 1))
+
+
+def _members(model: torch.nn.Module) -> list[str]:
+    """The members of the outermost lists of modules."""
+    names: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{layer}.") for layer in names[-1:])
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not inside:
+            names.extend(f"{name}.{number}" for number in range(len(module)))
+    # One module under several names has several places in the graph.
+    counted = Counter(id(model.get_submodule(name)) for name in names)
+    return [name for name in names if counted[id(model.get_submodule(name))] == 1]
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A tensor that neither belongs to the layer nor was given to it."""
+
+    identity: int
+
+
+@dataclass
+class _Frame:
+    """The record of one call, as it grows."""
+
+    names: dict[int, Any] = field(default_factory=dict)
+    #: Objects whose ids are in use.
+    kept: list[Any] = field(default_factory=list)
+    program: list[Any] = field(default_factory=list)
+    #: States by the tensors that they were before the call.
+    held: dict[int, StateId] = field(default_factory=dict)
+
+    def name(self, tensor: torch.Tensor, name: Any) -> None:
+        self.kept.append(tensor)
+        self.names.setdefault(id(tensor), name)
+
+    def told(self, value: Any) -> Any:
+        """`value` in a form that can be compared, tensors by their names."""
+        if isinstance(value, torch.Tensor):
+            self.kept.append(value)
+            return self.names.get(id(value)) or _Outside(id(value))
+        if isinstance(value, (list, tuple)):
+            return (type(value).__name__, *(self.told(item) for item in value))
+        if isinstance(value, Mapping):
+            return ("mapping", *((str(key), self.told(item)) for key, item in value.items()))
+        if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout)):
+            return (type(value).__name__, repr(value))
+        self.kept.append(value)
+        return (type(value).__name__, repr(value) if isinstance(value, torch.SymInt) else id(value))
+
+    def note(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if function in _LIFTING and type(args[0]) is torch.Tensor and args[0].numel() <= _MAX_CONSTANT:
+            given: Any = (str(args[0].dtype), tuple(args[0].shape), repr(args[0].tolist()))
+        else:
+            given = (self.told(args), self.told(kwargs))
+        self.program.append((str(function), given))
+        for number, tensor in enumerate(_tensors(result)):
+            self.name(tensor, ("result", len(self.program), number))
+
+
+class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__ is untyped
+    """Tells the running layer's frame of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.frame: _Frame | None = None
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operator."""
+        del types
+        result = function(*args, **(kwargs or {}))
+        if self.frame is not None:
+            self.frame.note(function, args, kwargs or {}, result)
+        return result
+
+
+def _recorded(
+    model: torch.nn.Module,
+    name: str,
+    forward: Forward,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mode: _RecordingMode,
+    cache: SeamCache,
+    masks: MaskPlan,
+) -> tuple[Any, tuple[Any, tuple[StateId, ...]] | None]:
+    """The result of a call, and its record; `None` where a record cannot hold what it does."""
+    if mode.frame is not None:
+        return forward(*args, **kwargs), None  # Inside of another layer.
+    layer, frame = model.get_submodule(name), _Frame()
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    for number, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            frame.name(leaf, ("argument", number))
+    head = [_describe(leaf, frame, cache) for leaf in leaves]
+    head += _own_tensors(model, name, layer, frame)
+    states, asked, attributes = dict(cache.states), masks.calls, _attributes(layer)
+    frame.held = {id(tensor): state for state, tensor in states.items()}
+    mode.frame = frame
+    try:
+        result = forward(*args, **kwargs)
+    finally:
+        mode.frame = None
+    after, after_tree = pytree.tree_flatten((args, kwargs))
+    unchanged = after_tree == tree and all(a is b for a, b in zip(after, leaves, strict=True))
+    outputs, output_tree = pytree.tree_flatten(result)
+    if (
+        not unchanged
+        or asked != masks.calls
+        or attributes != _attributes(layer)
+        or not any(isinstance(leaf, torch.Tensor) for leaf in outputs)
+        or not all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in outputs)
+    ):
+        return result, None
+    written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
+    kept = [(state.role, state.number, frame.told(cache.states[state])) for state in written]
+    program: Any = (str(tree), tuple(head), tuple(frame.program), str(output_tree), frame.told(outputs), tuple(kept))
+    # A state that the layer replaces is its own; any other one is from outside.
+    own = {identity: ("state", written.index(state)) for identity, state in frame.held.items() if state in written}
+    return result, (_with_states(program, own), written)
+
+
+def _with_states(program: Any, own: Mapping[int, Any]) -> Any:
+    if isinstance(program, _Outside):
+        return own.get(program.identity, program)
+    if isinstance(program, tuple):
+        return tuple(_with_states(item, own) for item in program)
+    return program
+
+
+def _describe(leaf: Any, frame: _Frame, cache: SeamCache) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return ("tensor", str(leaf.dtype), tuple(map(str, leaf.shape)), tuple(map(str, leaf.stride())))
+    return ("cache",) if leaf is cache else frame.told(leaf)
+
+
+def _own_tensors(model: torch.nn.Module, name: str, layer: torch.nn.Module, frame: _Frame) -> list[Any]:
+    """Names the layer's parameters and buffers. What a module outside holds as well is something from outside."""
+    inside = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
+    shared = {
+        id(tensor)
+        for owner, module in model.named_modules(remove_duplicate=False)
+        if not f"{owner}.".startswith(f"{name}.")
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if id(tensor) in inside
+    }
+    told: list[Any] = []
+    for own, tensor in layer.named_parameters(remove_duplicate=False):
+        if id(tensor) not in shared:
+            frame.name(tensor, ("parameter", own))
+            told.append((own, frame.told(tensor), str(tensor.dtype), tuple(tensor.shape)))
+    for own, buffer in layer.named_buffers(remove_duplicate=False):
+        if id(buffer) not in shared and type(buffer) is torch.Tensor and buffer.numel() <= _MAX_CONSTANT:
+            frame.name(buffer, ("buffer", own))
+            told.append((own, str(buffer.dtype), tuple(buffer.shape), repr(buffer.tolist())))
+    return told
+
+
+def _attributes(layer: torch.nn.Module) -> list[dict[str, int]]:
+    """What would show that a call leaves something behind in the layer."""
+    return [{key: id(value) for key, value in vars(module).items()} for module in layer.modules()]
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+# --- the trace --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Traced:
+    """What the traced layer of a kind was called with, and returned."""
+
+    given: list[Any]
+    input_tree: Any
+    results: list[Any]
+    output_tree: Any
+    states: list[torch.Tensor]
+
+
+@contextlib.contextmanager
+def stamping(model: torch.nn.Module, kinds: LayerKinds, cache: SeamCache) -> Iterator[None]:
+    """Lets the first layer of each kind be traced between marks, and each other one emit a single node."""
+    traced: dict[str, _Traced] = {}
+    makers: dict[str, Callable[[str, Forward], Forward]] = {}
+    for number, (layer, first) in enumerate(kinds.layers):
+        if layer is first:
+            makers[layer.name] = _marking(number, layer, cache, traced)
+        else:
+            makers[layer.name] = _calling(number, layer, first, cache, traced)
+    with replaced_forwards(model, makers):
+        yield
+
+
+def _marking(
+    number: int, layer: Layer, cache: SeamCache, traced: dict[str, _Traced]
+) -> Callable[[str, Forward], Forward]:
+    def maker(_: str, forward: Forward) -> Forward:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            leaves, tree = pytree.tree_flatten((args, kwargs))
+            count = sum(isinstance(leaf, torch.Tensor) for leaf in leaves)
+            places = iter(range(count))
+            inner = [
+                _mark(INPUT_OP, number, next(places), leaf) if isinstance(leaf, torch.Tensor) else leaf
+                for leaf in leaves
+            ]
+            for place, state in enumerate(layer.states, count):
+                cache.states[state] = _mark(INPUT_OP, number, place, cache.states[state])
+            inner_args, inner_kwargs = pytree.tree_unflatten(inner, tree)
+            results, output_tree = pytree.tree_flatten(forward(*inner_args, **inner_kwargs))
+            count = sum(isinstance(leaf, torch.Tensor) for leaf in results)
+            places = iter(range(count))
+            outer = [
+                _mark(OUTPUT_OP, number, next(places), leaf) if isinstance(leaf, torch.Tensor) else leaf
+                for leaf in results
+            ]
+            for place, state in enumerate(layer.states, count):
+                cache.states[state] = _mark(OUTPUT_OP, number, place, cache.states[state])
+            states = [cache.states[state] for state in layer.states]
+            traced[layer.name] = _Traced(leaves, tree, outer, output_tree, states)
+            return pytree.tree_unflatten(outer, output_tree)
+
+        return marked
+
+    return maker
+
+
+def _calling(
+    number: int, layer: Layer, first: Layer, cache: SeamCache, traced: dict[str, _Traced]
+) -> Callable[[str, Forward], Forward]:
+    def maker(_: str, forward: Forward) -> Forward:
+        del forward
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            leaves, tree = pytree.tree_flatten((args, kwargs))
+            known = traced.get(first.name)
+            if known is None or tree != known.input_tree or not all(map(_fits, leaves, known.given)):
+                raise NotAlikeError(f"{layer.name} is not called in the trace as {first.name} is")
+            held = [cache.states[state] for state in layer.states]
+            patterns = [leaf for leaf in known.results if isinstance(leaf, torch.Tensor)] + known.states
+            values = torch.onnx.ops.symbolic_multi_out(
+                f"{DOMAIN}::{CALL_OP}",
+                [*(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), *held],
+                {"layer": number},
+                dtypes=[pattern.dtype for pattern in patterns],
+                shapes=[list(pattern.shape) for pattern in patterns],
+                version=VERSION,
+            )
+            found = iter(values)
+            results = [next(found) if isinstance(leaf, torch.Tensor) else leaf for leaf in known.results]
+            for state in layer.states:
+                cache.states[state] = next(found)
+            return pytree.tree_unflatten(results, known.output_tree)
+
+        return call
+
+    return maker
+
+
+def _mark(op_type: str, layer: int, place: int, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{op_type}",
+        [tensor],
+        {"layer": layer, "place": place},
+        dtype=tensor.dtype,
+        shape=list(tensor.shape),
+        version=VERSION,
+    )
+
+
+def _fits(leaf: Any, known: Any) -> bool:
+    if isinstance(leaf, torch.Tensor) and isinstance(known, torch.Tensor):
+        return leaf.dtype == known.dtype and list(map(str, leaf.shape)) == list(map(str, known.shape))
+    if isinstance(leaf, (torch.Tensor, torch.SymInt)) or isinstance(known, (torch.Tensor, torch.SymInt)):
+        return str(leaf) == str(known) and type(leaf) is type(known)
+    return leaf is known or (type(leaf) is type(known) and bool(leaf == known))

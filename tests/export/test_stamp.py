@@ -1,0 +1,44 @@
+"""A layer is traced once for all that are alike, and each keeps its own weights and states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+
+from qeff_framework.export.portable import export_portable
+from qeff_framework.seam.layers import LayerKinds, LayerRecorder
+from tests.portable_loop import PortableLoop
+from tests.tiny_models import tiny_causal_lm
+
+
+def test_copies_compute_what_traced_layers_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the optimiser could make of the first layer's numbers, it must not make of the others'."""
+    module = tiny_causal_lm("llama", attention_bias=True, num_hidden_layers=3)[0]
+    with torch.no_grad():
+        for name, parameter in module.model.layers.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_()
+            if name.startswith("0.") and "bias" in name:
+                parameter.zero_()
+        module.model.layers[0].post_attention_layernorm.weight.copy_(module.model.layers[0].input_layernorm.weight)
+    stamped = export_portable(module, task="causal-lm", output_dir=tmp_path / "stamped")
+    monkeypatch.setattr(LayerRecorder, "kinds", lambda self: LayerKinds())
+    traced = export_portable(module, task="causal-lm", output_dir=tmp_path / "traced")
+
+    graphs = [onnx_ir.load(exported.model_path).graph for exported in (stamped, traced)]
+    assert any(str(node.name).startswith("model.layers.2/") for node in graphs[0])
+    assert not any("LayerCall" in str(node.op_type) for node in graphs[0])
+    assert stamped.inputs == traced.inputs
+    assert stamped.states == traced.states
+    positions = np.array([[0, 1, 2], [0, 1, -1]])
+    loops = [PortableLoop(exported, batch_size=2, ctx_len=8) for exported in (stamped, traced)]
+    for start in (0, 3):
+        steps = [loop.step(np.array([[5, 6, 7], [8, 9, 0]]), positions + start * (positions >= 0)) for loop in loops]
+        assert np.array_equal(*steps)
+    for name, state in loops[0].states.items():
+        assert state.any()
+        assert np.array_equal(state, loops[1].states[name])

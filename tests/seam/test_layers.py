@@ -1,0 +1,121 @@
+"""Which layers are alike: found out by what they make torch do, not by their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.layers import LayerKinds, LayerRecorder
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.scope import Scope, Step, forward_scope
+
+
+class Layer(torch.nn.Module):
+    """Keeps its input as keys, multiplies it and adds a part of it."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index, self.factor, self.width = index, 2.0, 4
+        self.projection = torch.nn.Linear(4, 4)
+        self.register_buffer("table", torch.arange(4.0))
+
+    def forward(self, hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+        keys, _ = cache.update(hidden[:, None], hidden[:, None], self.index)
+        added = self.table * self.factor + keys.amax(dim=(1, 2))
+        result: torch.Tensor = self.projection(hidden) + added[:, None]
+        return result if self.width == 4 else result[..., : self.width].repeat(1, 1, 2)
+
+
+class Model(torch.nn.Module):
+    """Four layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Layer(index) for index in range(4))
+
+    def forward(self, hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, cache)
+        return hidden
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def kinds_of(model: torch.nn.Module) -> list[list[str]]:
+    """Numbers of the layers that are alike."""
+    recorder, cache, masks = LayerRecorder(), SeamCache(8), MaskPlan()
+    step = Step(position_ids=torch.arange(3).expand(2, 3), kv_positions=torch.arange(8))
+    with (
+        torch.no_grad(),
+        recorder.watching(model, cache, masks),
+        forward_scope(Scope(masks=masks, step=step)),
+    ):
+        model(torch.ones(2, 3, 4), cache)
+    kinds: LayerKinds = recorder.kinds()
+    for kind in kinds.kinds:
+        assert [[state.layer for state in layer.states] for layer in kind] == [
+            [int(layer.name[-1])] * 2 for layer in kind
+        ]
+    return [[layer.name[-1] for layer in kind] for kind in kinds.kinds]
+
+
+def test_layers_of_one_structure_are_alike(model: Model) -> None:
+    assert kinds_of(model) == [["0", "1", "2", "3"]]
+
+
+def _set(attribute: str, value: Any) -> Callable[[Layer], None]:
+    return lambda layer: setattr(layer, attribute, value)
+
+
+def _leave_something(layer: Layer) -> None:
+    def forward(hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+        layer.seen = hidden
+        return Layer.forward(layer, hidden, cache)
+
+    layer.forward = forward  # type: ignore[method-assign]
+
+
+CHANGES: dict[str, Callable[[Layer], None]] = {
+    "another number": _set("factor", 3.0),
+    "another form": _set("width", 2),
+    "another buffer": _set("table", torch.ones(4)),
+    "no bias": lambda layer: layer.projection.register_parameter("bias", None),
+    "something left behind": _leave_something,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_layer_that_does_something_else_is_not_alike(change: Callable[[Layer], None], model: Model) -> None:
+    change(model.layers[1])  # type: ignore[arg-type]
+
+    assert kinds_of(model) == [["0", "2", "3"]]
+
+
+def test_two_kinds_in_turns(model: Model) -> None:
+    for number in (1, 3):
+        model.layers[number].factor = 3.0
+
+    assert kinds_of(model) == [["0", "2"], ["1", "3"]]
+
+
+def test_a_weight_that_is_shared_with_the_outside_is_no_own_weight(model: Model) -> None:
+    """Copies of layer 1 would read their own weight where it reads the model's."""
+    model.head = torch.nn.Linear(4, 4)
+    model.head.weight = model.layers[1].projection.weight  # type: ignore[union-attr, assignment]
+
+    assert kinds_of(model) == [["0", "2", "3"]]
+
+
+def test_a_layer_that_runs_twice_is_traced(model: Model) -> None:
+    class Twice(Model):
+        def forward(self, hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+            return super().forward(self.layers[2](hidden, cache), cache)
+
+    assert kinds_of(Twice()) == [["0", "1", "3"]]
