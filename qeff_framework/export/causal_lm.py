@@ -95,13 +95,13 @@ def causal_lm_graph(
         kinds = _layer_kinds(weightless, plan, extra_inputs, images)
     weights = graph_weights(module, norms)
     try:
-        model = _traced_model(weightless, plan, extra_inputs, images, weights, kinds)
+        model = _traced_model(weightless, plan, extra_inputs, weights, kinds, images)
     except QEFFError as reason:
         if not kinds.kinds:
             raise
         # A model may do with its layers what a record does not show.
         logger.info("every layer is traced: %s", reason)
-        model = _traced_model(weightless, plan, extra_inputs, images, weights, LayerKinds())
+        model = _traced_model(weightless, plan, extra_inputs, weights, LayerKinds(), images)
     with stage("trace of a single token"):
         insert_loops(model, weightless, plan.loops, weights, _BATCH)
     finish(model)
@@ -116,12 +116,12 @@ def _traced_model(
     weightless: PreTrainedModel,
     plan: _Plan,
     extra_inputs: tuple[str, ...],
-    images: ImageInputs,
     weights: Mapping[str, torch.Tensor],
     kinds: LayerKinds,
+    images: ImageInputs,
 ) -> onnx_ir.Model:
     with stage("trace"):
-        program = _trace(weightless, plan, extra_inputs, images, kinds)
+        program = _trace(weightless, plan, extra_inputs, kinds, images)
     with stage("translation to ONNX"):
         return translate(program, weights, kinds)
 
@@ -145,11 +145,7 @@ def _layer_kinds(
 
 
 def _trace(
-    weightless: PreTrainedModel,
-    plan: _Plan,
-    extra_inputs: tuple[str, ...],
-    images: ImageInputs,
-    kinds: LayerKinds,
+    weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], kinds: LayerKinds, images: ImageInputs
 ) -> torch.export.ExportedProgram:
     """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
 
