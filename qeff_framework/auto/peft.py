@@ -34,6 +34,8 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         super().__init__(model)
         self._adapters: dict[str, LoraAdapter] = {}
         self._active = BASE_ADAPTER
+        #: The arguments of `from_pretrained`, of which those about fetching hold for adapters as well.
+        self._hf_kwargs: Mapping[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -59,6 +61,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         source.refers_to_files = False
         cls._check_architecture(source)
         model = cls(source)
+        model._hf_kwargs = hf_kwargs
         if adapter is not None:
             model.load_adapter(adapter, adapter_name)
             model.set_adapter(adapter_name)
@@ -84,7 +87,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         if adapter_name == BASE_ADAPTER or adapter_name in self._adapters:
             what = "is the model alone" if adapter_name == BASE_ADAPTER else "is loaded already; unload it first"
             raise OptionError(f"load_adapter: '{adapter_name}' {what}; choose another name")
-        self._adapters[adapter_name] = open_adapter(model_id, {})
+        self._adapters[adapter_name] = open_adapter(model_id, self._hf_kwargs)
 
     def set_adapter(self, adapter_name: str) -> None:
         """Makes an adapter that is loaded, or "base", the active one.

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from qeff_framework import QEFFAutoPeftModelForCausalLM, load_compiled
 from qeff_framework.errors import CheckpointError, InputError, OptionError
 from tests.eager import eager_greedy
+from tests.sources.quantized import packing
+from tests.sources.quantized.test_loading import pack
 from tests.sources.test_lora import save_adapter
 from tests.tiny_models import tiny_causal_lm
 
@@ -80,6 +84,30 @@ def test_with_continuous_batching(tmp_path: Path, session_store: Path) -> None:
         prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True, prompt_to_adapter_mapping=chosen
     )
     assert output.generated_ids == [expected[name][row] for row, name in enumerate(chosen)]
+
+
+def test_beside_weights_that_stay_packed(tmp_path: Path, session_store: Path) -> None:
+    """As adapters are trained over a quantised base: the sums are those of the dequantised weights, which stay in their blocks."""
+    module = tiny_causal_lm("llama", num_hidden_layers=1, eos_token_id=None)[0]
+    module.save_pretrained(tmp_path / "base")
+    twin = pack(tmp_path / "base", packing.W4A16, packing.w4a16)
+    reference = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32).eval()
+    plain = eager_greedy(reference, PROMPTS[0], NEW_TOKENS)
+    adapted = save_adapter(
+        tmp_path / "base", reference, tmp_path / "lora", target_modules=["q_proj", "up_proj"], lora_alpha=24
+    )
+    expected = eager_greedy(adapted, PROMPTS[0], NEW_TOKENS)
+    assert plain != expected
+    model = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora", keep_quantized=True)
+    compiled = model.compile(backend="ort_sim", prefill_seq_len=4, ctx_len=32, batch_size=2, num_cores=2)
+    output = model.generate(
+        prompts=PROMPTS[:1] * 2,
+        generation_len=NEW_TOKENS,
+        ignore_eos=True,
+        prompt_to_adapter_mapping=["default", "base"],
+    )
+    assert output.generated_ids == [expected, plain]
+    assert len(compiled.metadata["packed_weights"]) == 7
 
 
 def test_names_and_kinds_that_are_refused(tmp_path: Path, session_store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,21 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     loaded = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_an_adapter_on_the_hub(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Here it lies in the hub's cache."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "cache" / "models--org--lora"
+    shutil.copytree(adapter, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    offline = {"cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    source = CheckpointSource(checkpoint, {"adapter": "org/lora", **offline})
+    assert source.identity() == CheckpointSource(adapter, {}).identity()
+    expected = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
+    assert all(
+        torch.equal(value, expected[key]) for key, value in source.load("AutoModelForCausalLM").state_dict().items()
+    )
+    with pytest.raises(CheckpointError, match="org/none"):
+        CheckpointSource(checkpoint, {"adapter": "org/none", **offline})

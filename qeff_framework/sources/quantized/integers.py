@@ -12,15 +12,15 @@ def unpack_words(words: torch.Tensor, bits: int, count: int, *, order: Sequence[
 
     `order` tells which value of each word stands at which place, where words hold whole values in another order.
     """
-    if order is not None:
-        inverse = [order.index(value) for value in range(len(order))]
-        shifts = torch.tensor(inverse, dtype=torch.int32) * bits
-        values = (words.unsqueeze(2) >> shifts) & ((1 << bits) - 1)
-        return values.flatten(1)[:, :count].to(torch.uint8)
-    if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-        values = (words.unsqueeze(2) >> shifts) & ((1 << bits) - 1)
-        return values.flatten(1)[:, :count].to(torch.uint8)
+    if 8 % bits == 0:
+        # Byte by byte: what exists meanwhile is no larger than the result.
+        whole = words.contiguous().view(torch.uint8)
+        parts = [(whole >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)] if bits < 8 else [whole]
+        values = torch.stack(parts, dim=2).unflatten(1, (-1, 4)).flatten(2)
+        if order is not None:
+            # Several times faster than a list as the index.
+            values = values.index_select(2, torch.tensor([order.index(value) for value in range(len(order))]))
+        return values.flatten(1)[:, :count]
     starts = torch.arange(count) * bits
     low, shift = starts // 32, starts % 32
     high = (low + 1).clamp(max=words.shape[1] - 1)

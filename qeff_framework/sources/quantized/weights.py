@@ -29,9 +29,14 @@ class GroupedLevels:
     def dequantised(self) -> torch.Tensor:
         """float32 ``[out, in]``."""
         inputs = self.levels.shape[1]
+        weight, zero_points = self.levels.float(), self.zero_points.float()
+        if self.groups is None and inputs % self.block_size == 0:
+            blocks = weight.unflatten(1, (-1, self.block_size))
+            blocks -= zero_points.unsqueeze(2)
+            blocks *= self.scales.unsqueeze(2)
+            return weight
         groups = self.groups if self.groups is not None else torch.arange(inputs) // self.block_size
-        weight = self.levels.float()
-        weight -= self.zero_points.float()[:, groups]
+        weight -= zero_points[:, groups]
         weight *= self.scales[:, groups]
         return weight
 

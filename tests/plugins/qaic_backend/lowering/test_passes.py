@@ -13,6 +13,8 @@ from qaic_backend.lowering import passes
 from qaic_backend.lowering.device import BEYOND_CACHE
 from qeff_framework.contracts import ExportedModel, Specialization
 from qeff_framework.export.portable import export_portable
+from tests.lowering.graphs import lowered, session
+from tests.lowering.test_dequantized_products import INPUTS, expected_of, packed_products
 from tests.tiny_models import tiny_causal_lm
 
 BATCH, CHUNK, CTX_LEN = 2, 4, 16
@@ -65,3 +67,17 @@ def test_lowered_graph_equals_the_portable_graph(tmp_path: Path) -> None:
     read_slot_0_instead(tmp_path / "lowered.onnx")
     for got, want in zip(run(tmp_path / "lowered.onnx", feeds), run(exported.model_path, feeds), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
+
+
+def test_packed_weights_are_floats_for_the_compiler() -> None:
+    model = packed_products(4)
+    changed = lowered(model, passes(SHAPES, convert_to_fp16=False))
+    assert {(node.domain, node.op_type) for node in changed.graph} == {
+        ("", "MatMul"),
+        ("", "Neg"),
+        ("", "Mul"),
+        ("", "Add"),
+    }
+    x = np.random.default_rng(1).standard_normal((5, INPUTS), dtype=np.float32)
+    (found,) = session(changed).run(None, {"x": x})
+    np.testing.assert_allclose(found, expected_of(model, x, 4), rtol=1e-4, atol=1e-3)
