@@ -16,7 +16,7 @@ def unpack_words(words: torch.Tensor, bits: int, count: int, *, order: Sequence[
         # Byte by byte: what exists meanwhile is no larger than the result.
         whole = words.contiguous().view(torch.uint8)
         parts = [(whole >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)] if bits < 8 else [whole]
-        values = torch.stack(parts, dim=2).unflatten(1, (-1, 4)).flatten(2)
+        values = torch.stack(parts, dim=2).view(len(words), -1, 4, len(parts)).flatten(2)
         if order is not None:
             # Several times faster than a list as the index.
             values = values.index_select(2, torch.tensor([order.index(value) for value in range(len(order))]))

@@ -31,7 +31,7 @@ class GroupedLevels:
         inputs = self.levels.shape[1]
         weight, zero_points = self.levels.float(), self.zero_points.float()
         if self.groups is None and inputs % self.block_size == 0:
-            blocks = weight.unflatten(1, (-1, self.block_size))
+            blocks = weight.view(weight.shape[0], -1, self.block_size)
             blocks -= zero_points.unsqueeze(2)
             blocks *= self.scales.unsqueeze(2)
             return weight
