@@ -296,15 +296,16 @@ class TextGenerator:
 
     def _steps(self, request: Request) -> Generator[Step]:
         """Runs the program until all rows have finished; yields each token as soon as it is known."""
+        scheduler = self.scheduler
         self._check_owner(request)
-        self.scheduler.reset()
-        self.scheduler.add(request)
-        while not request.finished:
-            self._check_owner(request)
-            steps = self.scheduler.step()
+        scheduler.reset()
+        scheduler.add(request)
+        while scheduler.busy:
+            steps = scheduler.step()
             if request.error is not None:
                 raise request.error
             yield from steps
+            self._check_owner(request)
 
     def _check_owner(self, request: Request) -> None:
         if request is not self._owner:

@@ -42,12 +42,13 @@ class Placement:
         self._filled: list[Row] = []
         #: Rows that keep their lanes and slots, and are to be prefilled again.
         self._rereading: deque[Row] = deque()
+        #: Another list whenever other rows decode.
         self.decoding: list[Row] = []
 
     @property
     def busy(self) -> bool:
         """There is something left to do."""
-        return bool(self._waiting or self.filling or self.decoding or self._rereading)
+        return bool(self.decoding or self.filling or self._waiting or self._rereading)
 
     @property
     def waiting(self) -> int:
@@ -95,7 +96,7 @@ class Placement:
         self._filled += [row for row in self.filling if row.is_prefilled]
         self.filling = [row for row in self.filling if not row.is_prefilled]
         if not self.filling:
-            self.decoding += sorted(self._filled, key=lambda row: row.lane) if len(self._filled) > 1 else self._filled
+            self.decoding = [*self.decoding, *sorted(self._filled, key=lambda row: row.lane)]
             self._filled = []
 
     def reread(self, rows: Iterable[Row]) -> None:

@@ -79,7 +79,7 @@ class Request:
         `logits` is ``[B, K, V]``; its last columns belong to a row's last token and its drafts. `drafts` are those of each lane.
         """
         steps: list[Step]
-        if not any(drafts.get(row.lane) for row in rows):
+        if not drafts:
             tokens = self.selector(logits[:, -1], rows)
             steps = [self._append(row, token) for row, token in zip(rows, tokens, strict=True)]
         else:

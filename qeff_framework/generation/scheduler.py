@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.contracts import ExecutionSession
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Requests with their rows that take part in a step.
+Groups = Sequence[tuple[Request, Sequence[Row]]]
+
+
 class Scheduler:
     """Owns the cache of a session. For one thread."""
 
@@ -39,6 +44,9 @@ class Scheduler:
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
         self._placement = self._empty_placement()
         self._pad = 0
+        #: The rows of the last decode step, and the same by request.
+        self._grouped: Sequence[Row] = ()
+        self._groups: Groups = ()
         #: Requests that have ended with an error since the caller emptied the list.
         self.failed: list[Request] = []
         #: The last step has fed a prompt, so that the rows that decode come next.
@@ -84,14 +92,13 @@ class Scheduler:
         A request whose tokens cannot be chosen ends with its `error`; the others go on. An error of the program itself is
         raised, and only `reset` helps then.
         """
-        begun = time.perf_counter()
         placement = self._placement
         if self._shape.reread_lengths and (grown := [row for row in placement.decoding if self._has_to_be_reread(row)]):
             placement.reread(grown)
         filling = placement.admit()
         if filling and not (self._decode_is_due and placement.decode_now):
             self._decode_is_due = True
-            return self._prefill_step(filling, begun)
+            return self._prefill_step(filling)
         self._decode_is_due = False
         return self._decode_step(placement.decoding) if placement.decoding else []
 
@@ -104,8 +111,9 @@ class Scheduler:
             reuse=shape.reusable and shape.slots is not None,
         )
 
-    def _prefill_step(self, filling: Sequence[Row], begun: float) -> list[Step]:
+    def _prefill_step(self, filling: Sequence[Row]) -> list[Step]:
         """Feeds the next chunk of each prompt; a row whose prompt is complete gets its first token."""
+        begun = time.perf_counter()
         inputs = self._prefill
         inputs.clear(self._pad)
         if self._shape.has_encoder:
@@ -114,7 +122,8 @@ class Scheduler:
             self._place_chunk(row)
         logits = self._run_step(inputs)
         complete = [row for row in filling if row.is_prefilled]
-        steps = self._take(logits, complete) if self._shape.slots is None else self._take_alone(logits, complete)
+        take = self._take if self._shape.slots is None else self._take_alone
+        steps = take(logits, _by_request(complete)) if complete else []
         ended = time.perf_counter()
         for request in {row.request for row in filling}:
             is_new = request.first_token is None or request.first_token > begun
@@ -152,25 +161,34 @@ class Scheduler:
     def _decode_step(self, active: Sequence[Row]) -> list[Step]:
         """Feeds the last token of each row with its drafts behind it."""
         shape = self._shape
-        drafts = {row.lane: row.request.drafts(row, shape) for row in active if row.request.drafting is not None}
-        needed = 1 + max(map(len, drafts.values()), default=0)
-        inputs = next(inputs for inputs in self._decodes if inputs.shape.width >= needed)
+        if active is not self._grouped:
+            self._grouped, self._groups = active, _by_request(active)
+        drafts: dict[int, list[int]] = {}
+        for request, rows in self._groups:
+            request.decode_steps += 1
+            if request.drafting is not None:
+                drafts |= {row.lane: request.drafts(row, shape) for row in rows}
+        inputs = self._decodes[0]
+        if drafts:
+            needed = 1 + max(map(len, drafts.values()))
+            inputs = next(inputs for inputs in self._decodes if inputs.shape.width >= needed)
         inputs.clear(self._pad)
         if shape.slots is not None:
             for lane in range(shape.batch_size):
                 inputs.batch_index[lane, 0] = self._placement.slot(lane)
         for row in active:
-            tokens = [row.generated[-1], *drafts.get(row.lane, ())]
+            tokens = [row.generated[-1]]
+            if drafts:
+                tokens += drafts.get(row.lane, ())
             inputs.place(row.lane, tokens, row.position, accepted=tokens)
             _place_images(inputs, row.lane, row, row.position, len(tokens))
             inputs.prompt_lengths[row.lane, 0] = row.prompt_length
             inputs.lora_ids[row.lane, 0] = row.adapter
             if row.request.sampler is not None:
                 row.request.sampler.draw(inputs, row.lane, row)
-        for request in {row.request for row in active}:
-            request.decode_steps += 1
-        steps = self._take(self._run_step(inputs), active, drafts)
-        self._placement.release()
+        steps = self._take(self._run_step(inputs), self._groups, drafts)
+        if self.failed or any(step.finish_reason for step in steps):
+            self._placement.release()
         return steps
 
     def _has_to_be_reread(self, row: Row) -> bool:
@@ -196,16 +214,13 @@ class Scheduler:
         return result
 
     def _take(
-        self, logits: NDArray[Any], rows: Sequence[Row], drafts: Mapping[int, Sequence[int]] | None = None
+        self, logits: NDArray[Any], groups: Groups, drafts: Mapping[int, Sequence[int]] = MappingProxyType({})
     ) -> list[Step]:
         """The next tokens of all rows, request by request. `logits` is ``[B, K, V]``."""
-        groups: dict[Request, list[Row]] = {}
-        for row in rows:
-            groups.setdefault(row.request, []).append(row)
         steps: list[Step] = []
-        for request, group in groups.items():
+        for request, rows in groups:
             try:
-                steps += request.take(logits, group, drafts or {})
+                steps += request.take(logits, rows, drafts)
             except Exception as error:  # noqa: BLE001 - rules and criteria are the caller's code; the others go on
                 request.error = error
                 request.end("error")
@@ -213,15 +228,20 @@ class Scheduler:
                 self._placement.drop_waiting()
         return steps
 
-    def _take_alone(self, logits: NDArray[Any], rows: Sequence[Row]) -> list[Step]:
+    def _take_alone(self, logits: NDArray[Any], groups: Groups) -> list[Step]:
         """`_take` for the logits ``[1, 1, V]`` of a prefill program with one row, whatever the row's lane is."""
-        lanes = [row.lane for row in rows]
-        for row in rows:
-            row.lane = 0
-        steps = self._take(logits, rows)
-        for row, lane in zip(rows, lanes, strict=True):
-            row.lane = lane
+        ((_, (row,)),) = groups
+        lane, row.lane = row.lane, 0
+        steps = self._take(logits, groups)
+        row.lane = lane
         return steps
+
+
+def _by_request(rows: Sequence[Row]) -> Groups:
+    groups: dict[Request, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.request, []).append(row)
+    return list(groups.items())
 
 
 def _place_images(inputs: StepInputs, place: int, row: Row, start: int, count: int) -> None:

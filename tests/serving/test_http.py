@@ -16,10 +16,13 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qeff_framework.runtime import CompiledClassifier, CompiledEncoder, CompiledRunner
 from qeff_framework.serving.http.app import create_app
 from qeff_framework.serving.http.guard import LOOPBACK, Limits
+from qeff_framework.serving.http.protocol import ChatRequest, CompletionRequest
 from qeff_framework.serving.http.server import address, listen
 from tests.generation.fakes import FakeEncoder
 from tests.serving.programs import program
@@ -359,3 +362,27 @@ def test_classes(artifact: Path) -> None:
         refused = served.send("POST", "/v1/rerank", {"model": "tiny", "query": "a", "documents": ["b"]})
         assert refused[0] == 400
         assert "one label" in refused[2]["error"]["message"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("tiny"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields})
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    page=st.sampled_from(["completions", "chat/completions"]),
+    changes=st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3),
+    raw=st.none() | st.binary(max_size=40),
+)
+def test_no_request_makes_the_server_fail(
+    served: Served, page: str, changes: dict[str, Any], raw: bytes | None
+) -> None:
+    content: Any = {"prompt": "a"} if page == "completions" else {"messages": USER}
+    body: Any = raw if raw is not None else {"model": "tiny", "max_tokens": 2, **content, **changes}
+    status, _, answer = served.send("POST", f"/v1/{page}", body)
+    assert status in (200, 400, 404, 413), answer
+    assert isinstance(answer, bytes) or ("error" in answer) == (status != 200)
