@@ -41,7 +41,7 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
             Transformers itself could not do it.
     """
     facts: dict[str, Any] = {}
-    with _stage("reference", facts):
+    with stage("reference", facts):
         module = tiny_model(model_type, task)
         facts["class"] = type(module).__name__
         return coverage_of(task).check(module, backend, facts)
@@ -78,7 +78,7 @@ def _decode(
     """Holds a compiled model's tokens against the reference; `starts`: the position of each row's first chosen token."""
     from qeff_framework.generation import SCORE_SETTINGS
 
-    with _stage("execute", facts):
+    with stage("execute", facts):
         with model.load() as runner:
             runner.session = session = _Watched(runner.session)
             # The reference is decoded without the rules of the family's generation config.
@@ -147,7 +147,7 @@ def _encoder(
         facts["padding_effect"] = float(f"{reference.padding_effect:.1e}")
     model = QEFFAutoModelForFeatureExtraction(module, pooling=None)
     _build(model, backend, facts, seq_len=LENGTHS, batch_size=BATCH)
-    with _stage("execute", facts), model.load() as runner:
+    with stage("execute", facts), model.load() as runner:
         has_mask = any(spec.name == "attention_mask" for spec in runner.compiled.inputs)
 
         def embedded(rows: Sequence[int], width: int) -> Any:
@@ -179,9 +179,9 @@ def _length_for(tokens: int) -> int:
 
 
 def _build(model: QEFFBaseModel, backend: str, facts: dict[str, Any], **shapes: Any) -> None:
-    with _stage("export", facts):
+    with stage("export", facts):
         model.export()
-    with _stage("compile", facts):
+    with stage("compile", facts):
         model.compile(backend=backend, **shapes)
 
 
@@ -224,7 +224,7 @@ def _logit_error(session: _Watched, reference: GreedyReference, tokens: list[lis
 
 
 @contextmanager
-def _stage(name: str, facts: dict[str, Any]) -> Iterator[None]:
+def stage(name: str, facts: dict[str, Any]) -> Iterator[None]:
     """Turns whatever the stage raises into the verdict that it failed there."""
     try:
         yield

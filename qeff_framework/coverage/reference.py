@@ -162,7 +162,7 @@ def decode_alone(
     ids = torch.tensor([list(prompt)])
     # What an encoder-decoder generates begins with the decoder's start token instead of the prompt.
     given = 1 if module.config.is_encoder_decoder else len(prompt)
-    with _plain_generation(module), torch.no_grad():
+    with plain_generation(module), torch.no_grad():
         result = module.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -205,7 +205,7 @@ def _generate(
 
 
 @contextlib.contextmanager
-def _plain_generation(module: Any) -> Iterator[None]:
+def plain_generation(module: Any) -> Iterator[None]:
     """Hides the end tokens, forced tokens and penalties of the family's defaults, which `generate` would merge in."""
     import transformers
 

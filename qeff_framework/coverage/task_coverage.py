@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage import families, parity, reference
+from qeff_framework.coverage import families, images, parity, reference
 
 if TYPE_CHECKING:
     import torch
@@ -48,4 +48,11 @@ SEQ2SEQ_LM: Final = TaskCoverage(
     types=families.seq2seq_lm_types,
     check_reference=reference.check_seq2seq_lm,
     check=parity.check_seq2seq_lm,
+)
+IMAGE_TEXT_TO_TEXT: Final = TaskCoverage(
+    title="Vision-language models",
+    deviation="margin",
+    types=images.image_text_types,
+    check_reference=images.check_reference,
+    check=images.check_image_text,
 )

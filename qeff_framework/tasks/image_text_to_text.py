@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     results_path="qeff_framework.cli.results.text:generate_text",
     generates_text=True,
     reads_images=True,
+    coverage_path="qeff_framework.coverage.task_coverage:IMAGE_TEXT_TO_TEXT",
 )

@@ -1,0 +1,227 @@
+"""Tiny vision-language models through both programs, held against what Transformers generates for the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qeff_framework.coverage.parity import BATCH, CONTEXT, stage
+from qeff_framework.coverage.processes import CheckError
+from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generation
+from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.errors import CompileError, UnsupportedModelError
+from qeff_framework.seam.image_features import FeatureForm, encoder_inputs
+from qeff_framework.seam.image_inputs import image_token_id, sees_image_tokens_ahead
+
+if TYPE_CHECKING:
+    import torch
+
+    Image = Mapping[str, torch.Tensor]
+
+#: Time, height and width in patches, of encoders that take an image as a list of patches.
+_GRID: Final = (1, 4, 6)
+_SEEDS: Final = 4
+_TOKEN_TYPES: Final = ("token_type_ids", "mm_token_type_ids")
+
+
+def image_text_types() -> list[str]:
+    """Every type of Transformers' mapping of vision-language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageReference:
+    """Greedy tokens of three prompts with one, no and two images."""
+
+    prompts: list[list[int]]
+    #: The images of each prompt.
+    images: list[list[Image]]
+    tokens: list[list[int]]
+    #: Smallest distance of the two best logits of a step, in standard deviations.
+    margin: float
+    #: Tokens of an image.
+    image_tokens: int
+
+
+class TensorsOfAnImage:
+    """Stands for a processor: returns the tensors of an image, whatever the image."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def __call__(self, images: Sequence[Any], return_tensors: str) -> Image:  # noqa: ARG002 - as a processor is called
+        """The tensors."""
+        return self._image
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes nothing that could be read."""
+        directory.mkdir()
+
+
+def example_image(module: Any) -> Image:
+    """Random tensors of the form that a module's image encoder takes, for the size in its config.
+
+    Raises:
+        UnsupportedModelError: it takes others.
+    """
+    import torch
+
+    names = encoder_inputs(type(module))
+    config = getattr(module.config, "vision_config", module.config)
+    channels = _size(config, "num_channels", "in_channels", "in_chans", default=3)
+    patch = _size(config, "patch_size", default=8)
+    if "image_grid_thw" in names:
+        time, height, width = _GRID
+        merge = _size(config, "spatial_merge_size", "merge_size", default=2)
+        depth = channels * _size(config, "temporal_patch_size", default=1) * patch**2
+        grid = torch.tensor([[time, height * merge // 2, width * merge // 2]])
+        return {"pixel_values": torch.randn(int(grid.prod()), depth), "image_grid_thw": grid}
+    side = _size(config, "image_size", default=32)
+    pixels = torch.randn(1, channels, side, side)
+    if "pixel_attention_mask" in names:
+        return {"pixel_values": pixels[None], "pixel_attention_mask": torch.ones(1, 1, side, side, dtype=torch.int64)}
+    if "image_sizes" in names and getattr(module.config, "image_grid_pinpoints", None):
+        return {"pixel_values": torch.randn(1, 2, channels, side, side), "image_sizes": torch.tensor([[side, side]])}
+    if "image_sizes" in names:
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
+    if names:
+        return {"pixel_values": pixels}
+    raise UnsupportedModelError("its images do not go through get_image_features")
+
+
+def image_reference(module: Any, image: Image) -> ImageReference:
+    """The tokens for the first prompts at which no choice is a near tie, else of the clearest ones."""
+    import torch
+
+    with torch.no_grad():
+        count = int(FeatureForm.of(module.get_image_features(**image, return_dict=True))[1].shape[0])
+    picture = [image_token_id(module)] * count
+    best: ImageReference | None = None
+    for seed in range(_SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+        one, two, three = (
+            {**image, "pixel_values": torch.randn(image["pixel_values"].shape, generator=generator)} for _ in range(3)
+        )
+        first, second = tiny_prompts(seed)
+        prompts = [[*first[:4], *picture, *first[4:]], second, [first[0], *picture, second[0], *picture, *second[1:4]]]
+        images: list[list[Image]] = [[one], [], [two, three]]
+        decoded = [_decode(module, *row) for row in zip(prompts, images, strict=True)]
+        found = ImageReference(
+            prompts=prompts,
+            images=images,
+            tokens=[tokens for tokens, _ in decoded],
+            margin=min(margin for _, margin in decoded),
+            image_tokens=count,
+        )
+        best = found if best is None or found.margin > best.margin else best
+        if best.margin >= CLEAR_MARGIN:
+            break
+    assert best is not None  # noqa: S101  (the loop runs at least once)
+    return best
+
+
+def check_reference(model_type: str) -> dict[str, Any]:
+    """The facts of a reference. Raises `UnsupportedModelError` for one that images do not change."""
+    module: Any = tiny_model(model_type, "image-text-to-text")
+    reference = image_reference(module, example_image(module))
+    if len({token for row in reference.tokens for token in row}) < 3:
+        raise UnsupportedModelError(f"The tiny {model_type!r} is degenerate: it gives {reference.tokens}.")
+    return {
+        "class": type(module).__name__,
+        "margin": round(reference.margin, 5),
+        "image_tokens": reference.image_tokens,
+    }
+
+
+def check_image_text(module: torch.nn.Module, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Generates from images and text."""
+    import numpy as np
+    import torch
+
+    from qeff_framework.auto import QEFFAutoModelForImageTextToText
+    from qeff_framework.generation import SCORE_SETTINGS
+
+    if not encoder_inputs(type(module)):
+        # The export says so.
+        with stage("export", facts):
+            raise UnsupportedModelError("its images do not go through get_image_features")
+    image = example_image(module)
+    reference = image_reference(module, image)
+    facts["margin"], facts["image_tokens"] = round(reference.margin, 5), reference.image_tokens
+    # Tokens that see each other must be read in one step; others may lie in several.
+    chunk = reference.image_tokens + 1 if sees_image_tokens_ahead(type(module)) else max(2, reference.image_tokens - 1)
+    model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(image))
+    longest = max(map(len, reference.prompts))
+    context = max(CONTEXT, longest + STEPS)
+    sizes: dict[str, Any] = {
+        "prefill_seq_len": chunk,
+        "ctx_len": context,
+        "batch_size": BATCH,
+        "num_images": 2,
+        "img_size": 32,
+    }
+    # The programs are exported one after the other while they are compiled.
+    with stage("export", facts):
+        try:
+            model.compile(backend=backend, **sizes)
+        except CompileError:
+            with stage("compile", facts):
+                raise
+    given = [each for row in reference.images for each in row]
+    inputs = {
+        "input_ids": np.array([row + [0] * (longest - len(row)) for row in reference.prompts]),
+        "attention_mask": np.array([[1] * len(row) + [0] * (longest - len(row)) for row in reference.prompts]),
+        **{name: torch.cat([each[name] for each in given]) for name in image},
+    }
+    with stage("execute", facts), model.load() as runner:
+        plain = dict.fromkeys(SCORE_SETTINGS)
+        tokens = runner.generate(inputs=inputs, generation_len=STEPS, ignore_eos=True, **plain).generated_ids
+    for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):
+        if got != want:
+            facts["stage"] = "tokens"
+            step = next(step for step, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1])
+            raise CheckError(f"prompt {row} ({len(reference.images[row])} images) differs from step {step} on", facts)
+    return facts
+
+
+def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], float]:
+    """Tokens of one prompt, and the margin of the closest choice."""
+    import torch
+    import transformers
+
+    generation_config: Any = transformers.GenerationConfig  # untyped
+    ids = torch.tensor([prompt])
+    known = inspect.signature(module.forward).parameters
+    # Tiles of one prompt stand along the second axis.
+    axis = 1 if "pixel_attention_mask" in (images[0] if images else ()) else 0
+    given: dict[str, Any] = {
+        name: torch.cat([each[name] for each in images], dim=axis) for name in (images[0] if images else ())
+    }
+    given |= {name: (ids == image_token_id(module)).long() for name in _TOKEN_TYPES if name in known}
+    with plain_generation(module), torch.no_grad():
+        result = module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=generation_config(
+                max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
+            ),
+            **given,
+        )
+    logits = torch.cat(result.logits).float()
+    best = logits.topk(2).values
+    margin = float(((best[:, 0] - best[:, 1]) / logits.std(dim=-1)).min())
+    return result.sequences[0, len(prompt) :].tolist(), margin
+
+
+def _size(config: Any, *names: str, default: int) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        value = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(value, int):
+            return value
+    return default
