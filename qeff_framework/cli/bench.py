@@ -19,7 +19,7 @@ from qeff_framework.cli.arguments import (
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.tables import table
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.tasks import task_spec, task_specs
+from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     from qeff_framework.bench import Case, Contender, Failed, Measured
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TRANSFORMERS = "transformers"
+#: Tasks whose programs generate from tokens alone.
+_TASKS = ("causal-lm", "seq2seq-lm")
 
 
 def add_to(subparsers: Any) -> None:
@@ -145,9 +147,8 @@ def _program(args: argparse.Namespace) -> CompiledModel:
 
 def _check_task(task: str, args: argparse.Namespace) -> None:
     """Raises `OptionError` before anything is compiled for a task that is not measured."""
-    if not task_spec(task).generates_text:
-        told = " or ".join(spec.name for spec in task_specs() if spec.generates_text)
-        raise OptionError(f"bench measures text generation ({told}); this model is for {task}")
+    if task not in _TASKS:
+        raise OptionError(f"bench measures text generation ({' or '.join(_TASKS)}); this model is for {task}")
     if args.against is not None and task_spec(task).is_encoder_decoder:
         raise OptionError(
             f"--against {args.against} measures decoders alone, and this model has an encoder; leave it out"
@@ -188,7 +189,7 @@ def _contenders(args: argparse.Namespace, compiled: CompiledModel) -> list[Conte
     }
     found = [Contender(name=compiled.backend, described=described)]
     if args.against is not None:
-        names = ("gguf_file", "revision", "trust_remote_code")
+        names = ("gguf_file", "revision", "trust_remote_code", "adapter")
         arguments = {"model": args.model, **{name: getattr(args, name) for name in names if getattr(args, name)}}
         found.append(Contender(name=_TRANSFORMERS, described={"kind": _TRANSFORMERS, "arguments": arguments}))
     return found

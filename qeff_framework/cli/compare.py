@@ -113,7 +113,8 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     )
     with load_compiled(compiled.directory, extensions=args.extension, **runtime) as runner:
         reading = ForcedReading(runner.session)
-        reference = Reference(open_model(args).module)
+        # The reference computes in float32 also where the program keeps the checkpoint's quantised weights.
+        reference = Reference(open_model(argparse.Namespace(**{**vars(args), "keep_quantized": False})).module)
         tokenizer = runner.tokenizer
         if tokenizer is None:
             raise InputError(runner.no_tokenizer)
@@ -303,7 +304,7 @@ def _row(name: str, figures: Figures) -> list[object]:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2e}"
+    return "-" if value is None else "no numbers" if math.isinf(value) else f"{value:.2e}"
 
 
 def _write_plot(file: Path, found: Comparison) -> None:

@@ -96,7 +96,10 @@ class Figures:
 
 @dataclass(kw_only=True)
 class LayerError:
-    """How far what a layer has stored is from the reference, relative to the size of the reference (root of the mean square)."""
+    """How far what a layer has stored is from the reference, relative to the size of the reference (root of the mean square).
+
+    What is no number is infinitely far.
+    """
 
     layer: int
     _squares: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -104,6 +107,9 @@ class LayerError:
     def add(self, what: str, reference: Logits, program: Logits) -> None:
         """Takes numbers of both in one shape; `what` is ``"keys"`` or ``"values"``."""
         error, size = self._squares.get(what, (0.0, 0.0))
+        if not np.isfinite(program).all():
+            error = math.inf
+            program = np.zeros_like(reference)
         difference = program.astype(np.float64) - reference
         self._squares[what] = (
             error + float((difference**2).sum()),
@@ -127,7 +133,8 @@ def entering_layer(layers: Sequence[LayerError]) -> LayerError | None:
     """The layer at which the error grows most, measured by the square: independent errors add up so. `None` without an error."""
     best, most, before = None, 0.0, 0.0
     for layer in layers:
-        growth = layer.largest**2 - before
+        # Infinite behind infinite is no growth.
+        growth = 0.0 if math.isinf(before) else layer.largest**2 - before
         if growth > most:
             best, most = layer, growth
         before = layer.largest**2

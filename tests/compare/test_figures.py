@@ -70,6 +70,11 @@ def test_the_error_enters_where_its_square_grows_most():
         layer.add("keys", np.ones((2, 3, 4), np.float32), np.full((2, 3, 4), 1 + error, np.float32))
 
     assert layers[2]["keys"] == pytest.approx(0.3, rel=1e-5)
+    overflown = [LayerError(layer=number) for number in range(3)]
+    for layer, content in zip(overflown, (1.1, np.nan, np.inf), strict=True):
+        layer.add("values", np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), content, np.float32))
+    assert overflown[1].largest == np.inf
+    assert entering_layer(overflown) is overflown[1]
     assert layers[2]["values"] is None
     assert entering_layer(layers) is layers[2]
     assert entering_layer([]) is None
