@@ -18,7 +18,9 @@ from typing import Any
 
 from qeff_framework.cli import (
     backends,
+    bench,
     cache,
+    compare,
     compile,  # noqa: A004 - named like the subcommand
     coverage,
     doctor,
@@ -78,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
         compile,
         generate,
         serve,
+        bench,
+        compare,
         inspect,
         cache,
         coverage,
