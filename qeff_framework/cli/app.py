@@ -18,6 +18,7 @@ from typing import Any
 
 from qeff_framework.cli import (
     backends,
+    batch,
     cache,
     compile,  # noqa: A004 - named like the subcommand
     coverage,
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         compile,
         generate,
         serve,
+        batch,
         inspect,
         cache,
         coverage,
