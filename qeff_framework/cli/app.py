@@ -18,6 +18,7 @@ from typing import Any
 
 from qeff_framework.cli import (
     backends,
+    batch,
     bench,
     cache,
     compare,
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         serve,
         bench,
         compare,
+        batch,
         inspect,
         cache,
         coverage,
