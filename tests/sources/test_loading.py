@@ -171,7 +171,7 @@ def test_the_base_of_a_model_with_a_head(tmp_path: Path, store_root: Path) -> No
 # --- quantised --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stated", [{"quant_method": "modelopt", "quant_algo": "FP8"}, {"bits": 4}])
+@pytest.mark.parametrize("stated", [{"quant_method": "someone", "quant_algo": "FP8"}, {"bits": 4}])
 def test_an_unknown_quantisation_is_refused(checkpoint: Path, stated: dict[str, object]) -> None:
     change_json(checkpoint / "config.json", quantization_config=stated)
     with pytest.raises(CheckpointError, match="which the installed Transformers does not know"):
