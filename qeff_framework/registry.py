@@ -19,6 +19,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +38,7 @@ from qeff_framework.errors import (
 from qeff_framework.options import CLOSE
 from qeff_framework.plugin_answers import check_descriptor, checked_probe, error_line
 from qeff_framework.plugin_api import API_VERSION, BACKEND_GROUP, EXTENSION_GROUP, Backend
-from qeff_framework.plugin_imports import import_problem, try_imports
+from qeff_framework.plugin_imports import import_problem, probe_elsewhere, try_imports
 from qeff_framework.plugin_metadata import (
     UNKNOWN_PACKAGE,
     entry_points,
@@ -160,13 +161,20 @@ class Registry:
         return descriptor
 
     def probe(self, name: str) -> Probe:
-        """What a backend says that it can do here.
+        """What a backend says that it can do here. An installed one is asked in a process of its own, which it may take down.
 
         Raises:
             BackendError: it cannot be loaded, or its answer is not a `Probe`.
         """
         descriptor = self.descriptor(name, tried=True)
-        return checked_probe(descriptor, f"backend '{descriptor.name}' ({self._origin_of(name)})")
+        told = f"backend '{descriptor.name}' ({self._origin_of(name)})"
+        if normalize(name) in self._registered:
+            return checked_probe(descriptor, told)
+        answer = probe_elsewhere(name)
+        if isinstance(answer, str):
+            raise BackendBrokenError(f"{told} failed in probe(): {answer}")
+        # One that raised an exception there raises it here as well, with its traceback.
+        return answer or checked_probe(descriptor, told)
 
     def get(
         self,
@@ -407,11 +415,14 @@ class Registry:
         names = self._usable_names()
         with contextlib.suppress(BackendError, ValueError):  # Told below, for the one that it is about.
             try_imports([self._select(name).module for name in names if normalize(name) not in self._registered])
-        for name in names:
-            try:
-                yield name, self.probe(name)
-            except BackendError as error:  # One that breaks here cannot be chosen; its reason is told.
-                yield name, str(error)
+        with ThreadPoolExecutor() as pool:
+            yield from zip(names, pool.map(self._verdict, names), strict=True)
+
+    def _verdict(self, name: str) -> Probe | str:
+        try:
+            return self.probe(name)
+        except BackendError as error:  # One that breaks here cannot be chosen; its reason is told.
+            return str(error)
 
 
 def _sort_of(probe: Probe) -> str:

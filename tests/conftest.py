@@ -23,6 +23,7 @@ TESTS = Path(__file__).parent
 SLOW = frozenset(
     {
         "cli/test_app.py",
+        "cli/test_batch.py",
         "cli/test_coverage.py",
         "cli/test_generate.py",
         "cli/test_serve.py",

@@ -67,3 +67,13 @@ def test_generate_from_the_wheels(site: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "ort_sim" in done.stdout
+    written = subprocess.run(
+        [sys.executable, "-m", "qeff_framework", "new-backend", "acme"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert written.returncode == 0, written.stderr
+    assert (tmp_path / "qeff-acme-backend" / "src" / "acme_backend" / "descriptor.py").exists()

@@ -18,7 +18,7 @@ from qeff_framework.errors import (
     ExtensionError,
 )
 from qeff_framework.registry import Registry, Stage
-from tests.fake_distributions import echo_backend, was_imported, write_distribution
+from tests.fake_distributions import ECHO_BACKEND, echo_backend, was_imported, write_distribution
 
 
 @pytest.fixture
@@ -197,6 +197,18 @@ def test_one_that_hangs_or_dies_when_it_is_imported_is_passed_over(
     assert "QEFF_DISABLE_BACKENDS=dead" in caplog.text
     with pytest.raises(BackendBrokenError, match=reason):
         Registry().descriptor("dead", tried=True)
+
+
+def test_one_that_dies_in_its_probe_is_passed_over(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    echo_backend(site, "alive")
+    fatal = ECHO_BACKEND.replace("    def probe(self):", "    def probe(self):\n        import os\n        os.abort()")
+    echo_backend(site, "dead", rank=9, source=fatal)
+    caplog.set_level("INFO")
+    assert Registry().choose() == "alive"
+    assert (
+        "dead (backend 'dead' (qeff-dead-backend 1.0) failed in probe(): asking it crashed with signal SIGABRT"
+        in caplog.text
+    )
 
 
 def test_rank_decides_among_equals(site: Path) -> None:

@@ -18,7 +18,10 @@ from typing import Any
 
 from qeff_framework.cli import (
     backends,
+    batch,
+    bench,
     cache,
+    compare,
     compile,  # noqa: A004 - named like the subcommand
     coverage,
     doctor,
@@ -78,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         compile,
         generate,
         serve,
+        bench,
+        compare,
+        batch,
         inspect,
         cache,
         coverage,

@@ -14,18 +14,25 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 
-def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
-    """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
+def artifact_at(directory: Path) -> CompiledModel | None:
+    """The compiled artifact in a directory, or `None` where there is none."""
     from qeff_framework.contracts import CompiledModel, ExportedModel
 
-    directory = Path(args.model)
     if (directory / ExportedModel.FILE).is_file():
         raise ArtifactError(
             f"{directory} is an export, which no backend has compiled; give the model or a compiled artifact"
         )
     if not (directory / CompiledModel.FILE).is_file():
         return None
-    compiled = CompiledModel.load(directory)
+    return CompiledModel.load(directory)
+
+
+def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
+    """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
+    directory = Path(args.model)
+    compiled = artifact_at(directory)
+    if compiled is None:
+        return None
     if args.backend is not None:
         from qeff_framework.registry import normalize
 

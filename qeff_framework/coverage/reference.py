@@ -158,7 +158,11 @@ def decode_alone(
     import torch
     import transformers
 
+    from qeff_framework.seam.rotary import forget_texts
+
     generation_config: Any = transformers.GenerationConfig  # untyped
+    # Otherwise the result would depend on what the module has read before.
+    forget_texts(module)
     ids = torch.tensor([list(prompt)])
     # What an encoder-decoder generates begins with the decoder's start token instead of the prompt.
     given = 1 if module.config.is_encoder_decoder else len(prompt)

@@ -39,6 +39,7 @@ from qeff_framework.lowering.passes import DialectPass, GraphPass, PassResult
 from qeff_framework.lowering.rotary_tables import RotaryTables
 from qeff_framework.lowering.scatter_updates import ScatterUpdates
 from qeff_framework.lowering.specialize import BindSizes, PerGraph, bind_sizes, specialized_graphs
+from qeff_framework.lowering.stored_weights import load_portable
 from qeff_framework.lowering.unroll_scan import UnrollScan
 from qeff_framework.lowering.unused import RemoveUnused
 from qeff_framework.lowering.values import (
@@ -111,6 +112,7 @@ __all__ = [
     "graph_of",
     "has_subgraph",
     "is_weight",
+    "load_portable",
     "made_by",
     "nodes_of",
     "operand",

@@ -32,7 +32,7 @@ class CompressedProducts(GraphPass):
     """
 
     name = "CompressedProducts"
-    version = "2"
+    version = "3"
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class CompressedProducts(GraphPass):
         self._excluded = excluded
         self._ranked = ranked
         self._attributes = dict(attributes or {})
-        #: By content: the weight, so that its identity stays its own, and its levels and scales.
-        self._known: dict[Hashable, tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]] = {}
+        #: By content: the weight, so that its identity stays its own, and its levels, scales and zeros.
+        self._known: dict[Hashable, tuple[ir.TensorProtocol, ...]] = {}
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a product was replaced."""
@@ -68,12 +68,11 @@ class CompressedProducts(GraphPass):
         is_ranked = not self._ranked or (shape is not None and len(shape) == 3)
         if not is_ranked:
             left = edit.reshape(left, (1, -1, length))
-        levels, scales = self.compressed(edit.model, product.weight, blocks, transposed=product.transposed)
+        weight = self.compressed(edit.model, product.weight, blocks, transposed=product.transposed)
         result = edit.op(
             "MatMulNBits",
             left,
-            levels,
-            scales,
+            *weight,
             domain=_CONTRIB,
             K=length,
             N=columns,
@@ -92,6 +91,8 @@ class CompressedProducts(GraphPass):
         self, model: ir.Model, weight: ir.Value, blocks: WeightBlocks, *, transposed: bool
     ) -> Sequence[ir.Value]:
         """Levels ``[N, blocks, bytes]`` and scales ``[N, blocks]`` of a weight, as initializers that all readers share.
+
+        Fitted blocks have their zeros behind these, ``[N, bytes]``.
 
         Args:
             model: gets the initializers.
@@ -114,6 +115,10 @@ class CompressedProducts(GraphPass):
             levels = computed_tensor(name, shape, np.uint8, lambda: blocks.levels(content()))
             scales = computed_tensor(f"{name}_scales", shape[:2], np.float32, lambda: blocks.scales(content()))
             self._known[key] = (source, levels, scales)
+            if blocks.fitted:
+                packed = (count, blocks.bytes_of_zeros(length))
+                zeros = computed_tensor(f"{name}_zeros", packed, np.uint8, lambda: blocks.zeros(content()))
+                self._known[key] = (source, levels, scales, zeros)
         return [_initializer(model, tensor) for tensor in self._known[key][1:]]
 
 

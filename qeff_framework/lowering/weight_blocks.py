@@ -1,20 +1,31 @@
 """Numbers in blocks of 8 or 4 bits with one scale each, the form that ``com.microsoft::MatMulNBits`` and its relatives read.
 
-A level q stands for ``(q - 2 ** (bits - 1)) * scale``. The number of a block that is furthest from zero gets the lowest level, so
-every level is in use; the scale has the sign that this takes. Against scales that leave the lowest level out, 4 bits lose 12 %
-less (root of the mean square over normal and Laplace numbers).
+A level q stands for ``(q - zero) * scale``.
+
+Symmetric blocks: `zero` is ``2 ** (bits - 1)``. The number of a block that is furthest from zero gets the lowest level, so every
+level is in use; the scale has the sign that this takes. Against scales that leave the lowest level out, 4 bits lose 12 % less
+(root of the mean square over normal and Laplace numbers).
+
+Fitted blocks: each has a `zero` of its own, a whole level, so that the levels cover its smallest to its largest number, and the
+number zero is one of them. Of several spans, the whole one and smaller ones that cut off the ends, the one with the least mean
+square error is kept; the scale is that of least squares for the levels chosen. Against symmetric blocks of 32 they lose another
+9 % less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float32]
+Levels = NDArray[np.uint8]
 
+#: Parts of a block's span that are tried.
+_SPANS = (1.0, 0.92, 0.84)
 #: Most numbers that are compressed at a time; a few times their size exists beside the weight.
 _PIECE = 2**22
 
@@ -25,6 +36,8 @@ class WeightBlocks:
 
     bits: int
     size: int
+    #: Each block has a zero of its own, and the scale of the least error.
+    fitted: bool = False
 
     def count(self, length: int) -> int:
         """Blocks in so many numbers."""
@@ -39,19 +52,35 @@ class WeightBlocks:
         """``[..., K]`` gives ``[..., blocks]``."""
         scales = np.empty((*weight.shape[:-1], self.count(weight.shape[-1])), np.float32)
         for index in _parts(weight.shape):
-            scales[index] = self._scales(self._cut(weight[index]))
+            scales[index] = self._fit(self._cut(weight[index])).scales
         return scales
 
-    def levels(self, weight: Numbers) -> NDArray[np.uint8]:
+    def levels(self, weight: Numbers) -> Levels:
         """``[..., K]`` gives ``[..., blocks, bytes]``; of two levels in a byte the first has the low bits."""
         packed = np.empty((*weight.shape[:-1], self.count(weight.shape[-1]), self.bytes), np.uint8)
-        middle = 2 ** (self.bits - 1)
         for index in _parts(weight.shape):
-            cut = self._cut(weight[index])
-            levels = np.rint(cut / self._scales(cut)[..., None]) + middle
-            whole = np.clip(levels, 0, 2 * middle - 1).astype(np.uint8)
-            packed[index] = whole if self.bits == 8 else whole[..., 0::2] | whole[..., 1::2] << 4
+            packed[index] = self._packed(self._fit(self._cut(weight[index])).levels)
         return packed
+
+    def zeros(self, weight: Numbers) -> Levels:
+        """``[..., K]`` gives the zeros of the blocks, packed as levels are: ``[..., bytes]`` for `count` levels."""
+        zeros = np.empty((*weight.shape[:-1], self.bytes_of_zeros(weight.shape[-1])), np.uint8)
+        for index in _parts(weight.shape):
+            fit = self._fit(self._cut(weight[index]))
+            zeros[index] = self._packed(fit.zeros)
+        return zeros
+
+    def bytes_of_zeros(self, length: int) -> int:
+        """Bytes of the zeros of so many numbers."""
+        return -(-self.count(length) * self.bits // 8)
+
+    def _packed(self, levels: Levels) -> Levels:
+        if self.bits == 8:
+            return levels
+        if levels.shape[-1] % 2:
+            levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=-1)
+        pairs: Levels = levels[..., 0::2] | levels[..., 1::2] << np.uint8(4)
+        return pairs
 
     def _cut(self, weight: Numbers) -> Numbers:
         length, blocks = weight.shape[-1], self.count(weight.shape[-1])
@@ -59,11 +88,50 @@ class WeightBlocks:
         whole[..., :length] = weight
         return whole.reshape(*weight.shape[:-1], blocks, self.size)
 
-    def _scales(self, cut: Numbers) -> Numbers:
+    def _fit(self, cut: Numbers) -> _Fit:
+        return self._with_own_zeros(cut) if self.fitted else self._around_the_middle(cut)
+
+    def _around_the_middle(self, cut: Numbers) -> _Fit:
+        middle = 2 ** (self.bits - 1)
         furthest = np.abs(cut).argmax(axis=-1, keepdims=True)
-        scales = np.take_along_axis(cut, furthest, axis=-1)[..., 0] / np.float32(-(2 ** (self.bits - 1)))
+        scales = np.take_along_axis(cut, furthest, axis=-1)[..., 0] / np.float32(-middle)
         scales[scales == 0] = 1.0
-        return scales
+        levels = np.clip(np.rint(cut / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+        return _Fit(levels=levels, scales=scales, zeros=np.full(scales.shape, middle, np.uint8))
+
+    def _with_own_zeros(self, cut: Numbers) -> _Fit:
+        most = np.float32(2**self.bits - 1)
+        lowest = np.minimum(cut.min(axis=-1, keepdims=True), 0)
+        whole = (np.maximum(cut.max(axis=-1, keepdims=True), 0) - lowest) / most
+        whole[whole == 0] = 1.0
+        zeros = np.clip(np.rint(-lowest / whole), 0, most)
+        scales, best = whole, np.full(whole.shape, np.inf, np.float32)
+        for span in _SPANS:
+            steps = _steps(cut, whole * np.float32(span), zeros, most)
+            squares = np.einsum("...i,...i->...", steps, steps)[..., None]
+            along = np.einsum("...i,...i->...", steps, cut)[..., None]
+            refit = np.where((squares > 0) & (along > 0), along / np.maximum(squares, 1), whole)
+            wrong = _steps(cut, refit, zeros, most) * refit - cut
+            error = np.einsum("...i,...i->...", wrong, wrong)[..., None]
+            better = error < best
+            scales, best = np.where(better, refit, scales), np.where(better, error, best)
+        levels = (_steps(cut, scales, zeros, most) + zeros).astype(np.uint8)
+        return _Fit(levels=levels, scales=scales[..., 0], zeros=zeros[..., 0].astype(np.uint8))
+
+
+class _Fit(NamedTuple):
+    """Blocks ``[..., blocks, size]`` in levels."""
+
+    levels: Levels
+    #: ``[..., blocks]``
+    scales: Numbers
+    zeros: Levels
+
+
+def _steps(cut: Numbers, scales: Numbers, zeros: Numbers, most: np.float32) -> Numbers:
+    """Levels relative to the block's zero."""
+    steps: Numbers = np.clip(np.rint(cut / scales), -zeros, most - zeros)
+    return steps
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[tuple[int | slice, ...]]:

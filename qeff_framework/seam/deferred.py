@@ -7,7 +7,9 @@ them: an operator that does more than move numbers reads its arguments, one tens
 
 from __future__ import annotations
 
+import errno
 import operator
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,10 +222,23 @@ def memory_of(tensor: torch.Tensor) -> Any:
 
 
 def _stored_numbers(stored: StoredTensor) -> bool:
+    if _is_hole(stored.path, stored.offset, stored.offset + _size(stored)):
+        return False
     rows = stored.shape[0] if stored.shape else 1
     step = max(1, 16 * 2**20 * rows // max(1, _size(stored)))
     starts = [0, *range(1, rows, step)]
     return any(bool(stored.read_rows(start, min(rows, start + (step if start else 1))).any()) for start in starts)
+
+
+def _is_hole(path: Path, start: int, stop: int) -> bool:
+    """Whether nothing was ever written to these bytes of a file, which are zeros then, as where a download was cut."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    with path.open("rb", buffering=0) as file:
+        try:
+            return os.lseek(file.fileno(), start, os.SEEK_DATA) >= stop
+        except OSError as error:
+            return error.errno == errno.ENXIO
 
 
 def _size(stored: StoredTensor) -> int:

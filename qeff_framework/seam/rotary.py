@@ -11,6 +11,7 @@ change, or the frequencies stay the same up to a length and grow from there by t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ def find_length_dependent_rotary(model: torch.nn.Module) -> tuple[RotaryMatch, .
     return tuple(
         RotaryMatch(name=name, rules=rules)
         for name, module in model.named_modules()
-        if _takes_positions_alone(module) and (rules := _rules(name, module))
+        if _takes_positions_alone(module) and (rules := _rules(name, _forget(_fresh(module))))
     )
 
 
@@ -77,6 +78,7 @@ def replace_rotary(model: torch.nn.Module, matches: Sequence[RotaryMatch]) -> No
     """
     for match in matches:
         module = model.get_submodule(match.name)
+        _forget(module)
         original = _fresh(module)
         module.forward = MethodType(_forward_by_token(match), module)
         for layer_type, rule in match.rules.items():
@@ -86,6 +88,16 @@ def replace_rotary(model: torch.nn.Module, matches: Sequence[RotaryMatch]) -> No
                 raise _no_form(match.name, module, layer_type) from error
             if not agrees:
                 raise _no_form(match.name, module, layer_type)
+
+
+def forget_texts(model: torch.nn.Module) -> None:
+    """Brings frequencies that a longer text has changed back to what they were before any text.
+
+    Transformers itself does that only when it reads a text within the limit.
+    """
+    for module in model.modules():
+        if _takes_positions_alone(module):
+            _forget(module)
 
 
 def length_limits(matches: Sequence[RotaryMatch]) -> tuple[int, ...]:
@@ -178,7 +190,7 @@ def _call(module: torch.nn.Module, positions: torch.Tensor, layer_type: str | No
 
 
 def _fresh(module: torch.nn.Module) -> Any:
-    """The module as it was made: some keep the greatest length that they have seen."""
+    """A copy, so that the module does not keep the greatest length that the copy has seen."""
     fresh = copy.copy(module)
     fresh.__dict__ = dict(module.__dict__)
     fresh.__dict__["_buffers"] = {
@@ -186,6 +198,15 @@ def _fresh(module: torch.nn.Module) -> Any:
         for name, buffer in module._buffers.items()  # noqa: SLF001 - PyTorch has no public way to a shallow copy
     }
     return fresh
+
+
+def _forget(module: Any) -> Any:
+    """The module itself, after it has read the shortest of texts: the library then forgets the longest one that it has seen."""
+    for layer_type in _layer_types(module):
+        # Whatever a module says to arguments that it does not take, such as a table of positions.
+        with contextlib.suppress(Exception):
+            _call(module, torch.tensor([[0]]), layer_type)
+    return module
 
 
 def _equal(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:

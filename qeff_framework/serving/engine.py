@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qeff_framework.contracts import BASE_ADAPTER
 from qeff_framework.errors import ExecutionError, InputError, OptionError, QueueFullError
 from qeff_framework.generation.loop import TextGenerator
 from qeff_framework.generation.prompts import Prompts
@@ -162,6 +163,7 @@ class Engine:
         priority: int = 0,
         deadline: float | None = None,
         logprobs: int | None = None,
+        adapter: str | None = None,
         chat: ChatOptions | None = None,
         generation_config: Mapping[str, Any] | None = None,
         deliver: Callable[[Delta], None] | None = None,
@@ -177,6 +179,7 @@ class Engine:
             priority: a smaller number comes first, and of equal ones the earlier request.
             deadline: seconds after which the answers end where they are, with ``max_time``; the time in the queue counts.
             logprobs: most likely tokens whose log-probabilities each piece lists; `None` for no log-probabilities.
+            adapter: the name of one that the program holds; `None` and ``"base"`` are the model alone.
             chat: how a conversation is rendered.
             generation_config: settings by name.
             deliver: is called for each piece, in the thread that calls `step`; by default pieces are kept for `stream`.
@@ -195,7 +198,7 @@ class Engine:
         ids = generator.tokenized(prompt, settings, chat).ids
         if len(ids) != 1:
             raise InputError(f"a request takes one prompt, {len(ids)} were given; add one request for each")
-        request = generator.request(ids * n, settings, queued=True)
+        request = generator.request(ids * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, queued=True)
         for row in request.rows:
             self._limit(row, settings)
         recorder = None

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,10 +128,17 @@ class CheckpointSource:
         """
         self._refuse_adapter()
         if "config" in self._arguments:
-            return plain_config(self._arguments["config"])
-        if self._gguf or self._overrides:
-            return self._remembered_config()
-        return self._config_file()
+            content: Mapping[str, Any] = plain_config(self._arguments["config"])
+        else:
+            content = self._remembered_config() if self._gguf or self._overrides else self._config_file()
+        mapping = None if self._adapter is None else self._adapter.architecture_mapping
+        if mapping is None:
+            return content
+        # The head is the adapter's: its base is a language model.
+        from transformers.models.auto import modeling_auto
+
+        head = getattr(modeling_auto, mapping).get(content.get("model_type"))
+        return content if head is None else {**content, "architectures": [head]}
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
         """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
@@ -165,7 +173,8 @@ class CheckpointSource:
             self._judge(module, info)
             if self._adapter is not None:
                 report(f"merging the adapter {self._adapter.name}")
-                self._adapter.merge(module)
+                held = self._adapter.merge(module)
+                self._report = replace(self._report, unloaded=self._report.unloaded - held)
             self._module = checked_module(module)
         return self._module
 

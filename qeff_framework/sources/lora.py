@@ -113,8 +113,19 @@ class LoraAdapter:
             )
         return self._place.file(CONFIG), found
 
-    def merge(self, module: torch.nn.Module) -> None:
-        """Adds the adapter to the weights of `module`, in place.
+    @property
+    def architecture_mapping(self) -> str | None:
+        """The name of Transformers' mapping with the classes for its task; `None` for language models and where none is said."""
+        heads = {
+            "SEQ_CLS": "SEQUENCE_CLASSIFICATION",
+            "TOKEN_CLS": "TOKEN_CLASSIFICATION",
+            "QUESTION_ANS": "QUESTION_ANSWERING",
+        }
+        head = heads.get(str(self.config.get("task_type")))
+        return None if head is None else f"MODEL_FOR_{head}_MAPPING_NAMES"
+
+    def merge(self, module: torch.nn.Module) -> frozenset[str]:
+        """Adds the adapter to the weights of `module`, in place; returns the names of the parameters that it holds whole.
 
         Raises:
             CheckpointError: it is for another model.
@@ -122,10 +133,12 @@ class LoraAdapter:
         import torch
 
         with torch.no_grad():
-            for name, value in self.replaced(module).items():
+            replaced = self.replaced(module)
+            for name, value in replaced.items():
                 _own_parameter(module, name).copy_(value)
             for name, delta in self.deltas(module).items():
                 _merge(module, name, delta)
+        return frozenset(replaced)
 
     def replaced(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Parameters of `module` that the adapter holds whole, by name: trained embeddings and heads, and biases.

@@ -30,7 +30,8 @@ def dequantise(config: Any, name: str) -> None:
             stated = f"quant_method '{method}'" if method else "a quantization_config without a quant_method"
             raise CheckpointError(
                 f"the config.json of {name} states {stated}, which the installed Transformers does not know: it would read "
-                "unscaled numbers as weights; give the checkpoint without quantisation, or in a form that Transformers knows"
+                "unscaled numbers as weights; give the model without quantisation, or in one of the formats that are read here: "
+                f"{_READABLE}"
             )
         if "dequantize" not in inspect.signature(AUTO_QUANTIZATION_CONFIG_MAPPING[method]).parameters:
             raise CheckpointError(

@@ -88,7 +88,7 @@ class SmallProgram:
         """The graph with a placeholder for each constant."""
         if not self.constants:
             return self.graph
-        kinds = {"f": "float", "i": "int64", "b": "bool"}
+        kinds = {"f": "float", "i": "int64", "b": "bool", "u": "uint8"}
         placeholders = ", ".join(
             f"{kinds[array.dtype.kind]}[1] {name} = {{0}}" for name, array in self.constants.items()
         )

@@ -11,7 +11,19 @@ import pytest
 
 from tests.cli.conftest import command, interrupt, run_process
 
-COMMANDS = ["backends", "doctor", "export", "compile", "generate", "inspect", "cache", "coverage", "test-backend"]
+COMMANDS = [
+    "backends",
+    "doctor",
+    "export",
+    "compile",
+    "generate",
+    "bench",
+    "compare",
+    "inspect",
+    "cache",
+    "coverage",
+    "test-backend",
+]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "onnx_ir")
 
 

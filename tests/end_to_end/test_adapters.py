@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from qeff_framework import QEFFAutoPeftModelForCausalLM, load_compiled
 from qeff_framework.errors import CheckpointError, InputError, OptionError
+from qeff_framework.serving import Engine
 from tests.eager import eager_greedy
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_loading import pack
@@ -84,6 +85,15 @@ def test_with_continuous_batching(tmp_path: Path, session_store: Path) -> None:
         prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True, prompt_to_adapter_mapping=chosen
     )
     assert output.generated_ids == [expected[name][row] for row, name in enumerate(chosen)]
+
+    engine = Engine(model.compiled.directory)
+    requests = [
+        engine.add(PROMPTS[row], adapter=name, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        for row, name in enumerate(["base", "c", None])
+    ]
+    pieces = [[token for piece in engine.stream(request) for token in piece.tokens] for request in requests]
+    assert pieces == [expected[name][row] for row, name in enumerate(["base", "c", "base"])]
+    engine.close()
 
 
 def test_beside_weights_that_stay_packed(tmp_path: Path, session_store: Path) -> None:

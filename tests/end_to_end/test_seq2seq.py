@@ -12,6 +12,8 @@ from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoMode
 from qeff_framework import load_compiled as load_program
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import QEFFBaseModel
+from qeff_framework.runtime import CompiledSeq2SeqLM
+from qeff_framework.serving import Engine
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_seq2seq_greedy
 from tests.tiny_models import tiny_seq2seq_lm
@@ -58,6 +60,24 @@ def test_same_tokens_as_eager(model_type: str, fields: dict[str, Any]) -> None:
     assert together.prompt_lengths == [11, 3]
     # A shorter source in the program for short ones; what the longer one has left behind it in the states plays no part.
     assert model.generate(prompts=SOURCES[1:], generation_len=NEW_TOKENS, ignore_eos=True).generated_ids == expected[1:]
+
+
+def test_sources_that_come_while_others_are_decoded(bart: tuple[PreTrainedModel, QEFFBaseModel]) -> None:
+    module, model = bart
+    assert model.compiled is not None
+    with load_program(model.compiled.directory) as program:
+        assert isinstance(program, CompiledSeq2SeqLM)
+        engine = Engine(program)
+        numbers: list[int] = []
+        for source in (*SOURCES, *SOURCES[::-1]):
+            numbers.append(engine.add(source, max_new_tokens=NEW_TOKENS - len(numbers), ignore_eos=True))
+            engine.step()
+            engine.step()
+        answers = [[token for piece in engine.stream(number) for token in piece.tokens] for number in numbers]
+    assert answers == [
+        eager_seq2seq_greedy(module, source, NEW_TOKENS - index)
+        for index, source in enumerate((*SOURCES, *SOURCES[::-1]))
+    ]
 
 
 def test_the_padding_of_tokenizer_output_changes_nothing(bart: tuple[PreTrainedModel, QEFFBaseModel]) -> None:

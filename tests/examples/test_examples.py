@@ -34,6 +34,6 @@ def test_the_examples_pass_their_own_tests(tmp_path: Path) -> None:
     # One process: most of the time goes into importing torch and Transformers.
     # Without the conformance kit: `qeff test-backend openvino` takes as long as all the rest together.
     options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "--show-capture=no"]
-    options.append("--ignore-glob=*/test_conformance.py")
+    options += [f"--ignore={folder / 'tests' / 'test_conformance.py'}" for folder in folders]
     done = environment.run("pytest", *options, f"--rootdir={tmp_path}", *(str(folder / "tests") for folder in folders))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,8 +19,8 @@ FORMS = {
 }
 
 
-def compressed(bits: int, size: int = 32) -> CompressedProducts:
-    return CompressedProducts(lambda length: WeightBlocks(bits=bits, size=size))
+def compressed(bits: int, size: int = 32, *, fitted: bool = False) -> CompressedProducts:
+    return CompressedProducts(lambda length: WeightBlocks(bits=bits, size=size, fitted=fitted))
 
 
 def product(constants: str, nodes: str) -> onnx_ir.Model:
@@ -43,6 +43,25 @@ def test_numbers_are_near_and_the_float_weight_is_gone(form, bits, tolerance):
 
     difference = np.sqrt(np.square(found - expected).mean()) / expected.std()
     assert 0 < difference < tolerance
+
+
+def test_fitted_blocks_reach_the_kernel_with_their_zeros():
+    constants, nodes = FORMS["MatMul"]
+    model = product(constants, nodes)
+    weight = model.graph.initializers["weight"]
+    weight.const_value = onnx_ir.tensor(
+        weight.const_value.numpy() + np.float32(2), name="weight"
+    )  # on one side of zero
+    feeds = {"x": np.random.default_rng(1).standard_normal((5, LENGTH)).astype(np.float32)}
+    expected = run(session(model), feeds)["y"]
+
+    errors = {}
+    for fitted in (True, False):
+        # Three blocks in a row: the last byte of zeros holds one.
+        changed = lowered(model, (compressed(4, 16, fitted=fitted), RemoveUnused()))
+        errors[fitted] = float(np.square(run(session(changed), feeds)["y"] - expected).mean())
+
+    assert 0 < errors[True] < 0.6 * errors[False]
 
 
 @pytest.mark.parametrize(

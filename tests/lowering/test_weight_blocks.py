@@ -10,13 +10,16 @@ from qeff_framework.lowering import weight_blocks as module
 
 
 def restored(weight: np.ndarray, blocks: WeightBlocks) -> np.ndarray:
-    """What the levels and scales of `weight` stand for."""
-    packed, scales = blocks.levels(weight), blocks.scales(weight)
-    assert packed.shape == (*scales.shape, blocks.bytes)
-    levels = packed
+    """What the levels, scales and zeros of `weight` stand for."""
+    levels, scales, zeros = blocks.levels(weight), blocks.scales(weight), blocks.zeros(weight)
+    assert levels.shape == (*scales.shape, blocks.bytes)
+    assert zeros.shape == (*weight.shape[:-1], blocks.bytes_of_zeros(weight.shape[-1]))
     if blocks.bits == 4:
-        levels = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, blocks.size)
-    numbers = (levels.astype(np.float32) - 2 ** (blocks.bits - 1)) * scales[..., None]
+        levels, zeros = (
+            np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1) for packed in (levels, zeros)
+        )
+    zeros = zeros[..., : scales.shape[-1], None].astype(np.float32)
+    numbers = (levels.astype(np.float32) - zeros) * scales[..., None]
     return numbers.reshape(*weight.shape[:-1], -1)[..., : weight.shape[-1]]
 
 
@@ -38,5 +41,19 @@ def test_no_number_moves_by_more_than_a_level(bits, shape, monkeypatch):
     )
 
 
-def test_a_block_of_zeros_stays_zero():
-    assert not restored(np.zeros((2, 32), np.float32), WeightBlocks(bits=4, size=32)).any()
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_block_of_zeros_stays_zero(fitted):
+    assert not restored(np.zeros((2, 32), np.float32), WeightBlocks(bits=4, size=32, fitted=fitted)).any()
+
+
+@pytest.mark.parametrize(("shift", "share"), [(0.0, 0.88), (2.0, 0.4)])
+def test_fitted_blocks_lose_less_and_most_where_numbers_lie_on_one_side(shift, share, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 700)
+    weight = np.random.default_rng(0).standard_normal((60, 96)).astype(np.float32) + np.float32(shift)
+    weight[0, :32], weight[1, :32] = 0.7, -0.7  # a block of one number, which is a level
+
+    found = {fitted: restored(weight, WeightBlocks(bits=4, size=32, fitted=fitted)) for fitted in (True, False)}
+
+    errors = {fitted: float(np.square(numbers - weight).mean()) for fitted, numbers in found.items()}
+    assert errors[True] < share * errors[False]
+    np.testing.assert_allclose(found[True][:2, :32], weight[:2, :32], rtol=1e-6)

@@ -79,3 +79,6 @@ def test_zeros_are_told_from_numbers(tmp_path: Path) -> None:
     rows[4, 3] = 1.0
     file.write_bytes(rows.numpy().tobytes())
     assert has_numbers(torch.stack([deferred, deferred]))
+    with file.open("wb") as hole:
+        hole.truncate(rows.nbytes)
+    assert not has_numbers(deferred)

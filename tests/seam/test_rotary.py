@@ -102,20 +102,31 @@ def test_frequencies_that_never_change_are_left_alone(rope):
     assert find_length_dependent_rotary(llama(**rope)) == ()
 
 
+def used(name):
+    """A module that has read a text beyond every limit; the library keeps the frequencies of that text."""
+    make, rules = LENGTH_DEPENDENT[name]
+    model = make()
+    for layer_type in rules:
+        arguments = {} if layer_type is None else {"layer_type": layer_type}
+        model.rotary(torch.zeros((1, 61, 1)), position_ids=torch.arange(61)[None], **arguments)
+    return model
+
+
 @pytest.mark.parametrize("name", LENGTH_DEPENDENT)
 def test_the_lengths_at_which_frequencies_change_are_found(name):
     make, rules = LENGTH_DEPENDENT[name]
     (match,) = find_length_dependent_rotary(make())
+    assert find_length_dependent_rotary(used(name)) == (match,)
     assert (match.name, match.rules) == ("rotary", rules)
     assert length_limits([match]) == tuple(sorted({rule.limit for rule in rules.values()}))
 
 
 @pytest.fixture(scope="module")
 def replaced():
-    """By name: a module as Transformers has it, and the same after it was replaced."""
+    """By name: a module as Transformers has it, and the same after it was used and replaced."""
     pairs = {}
     for name, (make, _) in LENGTH_DEPENDENT.items():
-        model = weightless_copy(make())
+        model = weightless_copy(used(name))
         replace_rotary(model, find_length_dependent_rotary(make()))
         pairs[name] = make, model.rotary
     return pairs

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from qeff_framework.runtime import CompiledClassifier, CompiledEncoder, CompiledRunner
 from qeff_framework.serving.http.app import create_app
@@ -222,6 +223,8 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
 def test_the_client_raises_its_own_errors(served: Served) -> None:
     with pytest.raises(openai.NotFoundError, match="not served here"):
         served.client.completions.create(model="x", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="300 prompts with n=1 are more than the 256 answers"):
+        served.client.completions.create(prompt=["a"] * 300, model="tiny")
     with pytest.raises(openai.BadRequestError, match="leaves no room"):
         served.client.completions.create(prompt=[5] * 160, model="tiny")
     with pytest.raises(openai.AuthenticationError, match="API key is wrong"):
@@ -236,6 +239,9 @@ def test_the_client_raises_its_own_errors(served: Served) -> None:
         ("GET", "/metrics", None, {"authorization": "Bearer "}, 401),
         ("POST", "/v1/completions", {"model": "tiny", "prompt": "a"}, {"origin": "https://evil.example"}, 403),
         ("GET", "/health", None, {"host": "evil.example"}, 403),
+        ("GET", "/health", None, {"host": "[x]"}, 403),
+        ("GET", "/health", None, {"origin": "http://["}, 403),
+        ("GET", "/health", None, {"origin": "null"}, 403),
         ("GET", "/../../etc/passwd", None, {}, 404),
         ("GET", "/page/%2e%2e/app.py", None, {}, 404),
         ("GET", "/v1/models/..%2f..%2fetc", None, {}, 404),
@@ -362,6 +368,28 @@ def test_classes(artifact: Path) -> None:
         refused = served.send("POST", "/v1/rerank", {"model": "tiny", "query": "a", "documents": ["b"]})
         assert refused[0] == 400
         assert "one label" in refused[2]["error"]["message"]
+
+
+def test_a_classifier_with_one_label_reads_query_and_document_together(artifact: Path) -> None:
+    from dataclasses import replace
+
+    session = FakeEncoder(seq_lens=(32,), pooled=True, inputs=("input_ids", "attention_mask", "token_type_ids"))
+    outputs = (replace(session.compiled.outputs[0], shape=("batch_size", 1)),)
+    session.compiled = replace(session.compiled, directory=artifact, task="sequence-classification", outputs=outputs)
+    run = session.run
+    # One number for each pair: its tokens, of query and document together.
+    session.run = lambda inputs: {"out": np.sqrt(run(inputs)["out"][:, 2:]) - 12}  # type: ignore[method-assign]
+    documents = ["fox", "The quick brown fox jumps over", "The fox"]
+    with serving(CompiledClassifier(session)) as served:
+        body = {"model": "tiny", "query": "The fox", "documents": documents, "top_n": 2, "return_documents": True}
+        results = served.send("POST", "/v1/rerank", body)[2]["results"]
+    tokenizer = AutoTokenizer.from_pretrained(artifact / "tokenizer")
+    counts = [len(tokenizer("The fox", document)["input_ids"]) for document in documents]
+    scores = [1 / (1 + np.exp(12 - count)) for count in counts]
+    order = sorted(range(3), key=lambda index: -scores[index])[:2]
+    assert [result["index"] for result in results] == order == [1, 2]
+    assert [result["relevance_score"] for result in results] == pytest.approx([scores[index] for index in order])
+    assert results[0]["document"] == {"text": documents[1]}
 
 
 JSON = st.recursive(

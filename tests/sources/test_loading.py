@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModel
+from qeff_framework.dialect.reference import quantized_matrix
 from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
@@ -170,7 +171,7 @@ def test_the_base_of_a_model_with_a_head(tmp_path: Path, store_root: Path) -> No
 # --- quantised --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stated", [{"quant_method": "modelopt", "quant_algo": "FP8"}, {"bits": 4}])
+@pytest.mark.parametrize("stated", [{"quant_method": "someone", "quant_algo": "FP8"}, {"bits": 4}])
 def test_an_unknown_quantisation_is_refused(checkpoint: Path, stated: dict[str, object]) -> None:
     change_json(checkpoint / "config.json", quantization_config=stated)
     with pytest.raises(CheckpointError, match="which the installed Transformers does not know"):
@@ -303,6 +304,36 @@ def test_every_type_of_gguf(tmp_path: Path, store_root: Path) -> None:
         assert wanted[key].abs().max() > 0
     loaded = load(write_gguf(tmp_path / "a.gguf", module, packed=packed)).load("AutoModelForCausalLM").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+
+
+def test_blocks_of_a_gguf_file_that_are_kept(tmp_path: Path, store_root: Path) -> None:
+    """Rows of queries and keys stand in another order in the file than in the module."""
+    import gguf
+    import numpy as np
+
+    module = tiny_causal_lm("llama", num_hidden_layers=1, intermediate_size=64)[0]
+    kinds = {"self_attn.q": "Q4_0", "self_attn.k": "Q8_0", "mlp.up": "Q5_0", "mlp.down": "Q4_1"}
+    packed = {}
+    for part, kind in kinds.items():
+        key = f"model.layers.0.{part}_proj.weight"
+        packed[key] = (
+            gguf.quants.quantize(module.state_dict()[key].numpy(), gguf.GGMLQuantizationType[kind]),
+            gguf.GGMLQuantizationType[kind],
+        )
+    source = CheckpointSource(write_gguf(tmp_path / "a.gguf", module, packed=packed), {"keep_quantized": True})
+    loaded = source.load("AutoModelForCausalLM")
+    kept = source.packed_matrices(loaded)
+    assert {name: matrix.bits for name, matrix in kept.items()} == {
+        "model.layers.0.self_attn.q_proj.weight": 4,
+        "model.layers.0.self_attn.k_proj.weight": 8,
+        "model.layers.0.mlp.up_proj.weight": 8,
+    }
+    for name, matrix in kept.items():
+        numbers = quantized_matrix(*matrix.read(), bits=matrix.bits, input_size=matrix.shape[1])
+        np.testing.assert_array_equal(numbers.T, loaded.state_dict()[name].numpy())
+    query = next(iter(packed))
+    stored = torch.from_numpy(gguf.quants.dequantize(*packed[query]))
+    assert not torch.equal(stored, loaded.state_dict()[query])
 
 
 def _is_decoded(kind: Any) -> bool:

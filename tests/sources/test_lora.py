@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
+from qeff_framework import QEFFAutoModel
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
@@ -150,6 +152,23 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     loaded = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_classifier_is_a_language_model_with_an_adapter(tmp_path: Path, store_root: Path) -> None:
+    """Its head lies in the adapter alone, which says what it is for."""
+    tiny_causal_lm("llama", num_hidden_layers=1)[0].save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = save_adapter(tmp_path / "base", module, tmp_path / "lora", target_modules=["q_proj"], task_type="SEQ_CLS")
+    model = QEFFAutoModel.from_pretrained(tmp_path / "lora", num_labels=3)
+    assert model.task == "sequence-classification"
+    with torch.no_grad():
+        expected = adapted(TOKENS).logits
+        torch.testing.assert_close(model.module(TOKENS).logits, expected, rtol=1e-4, atol=2e-4)
+    assert model._source.unloaded() == frozenset()
+    with pytest.raises(CheckpointError, match=r"holds score.weight \[3, 32\], and the model has \[2, 32\]"):
+        assert QEFFAutoModel.from_pretrained(tmp_path / "lora").module
 
 
 def test_an_adapter_on_the_hub(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:

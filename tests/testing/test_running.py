@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from qeff_framework.dialect.names import Op
 from qeff_framework.errors import OptionError
 from qeff_framework.plugin_api import BackendUnavailableError, Capabilities, Probe
 from qeff_framework.testing import (
@@ -19,8 +21,10 @@ from qeff_framework.testing import (
     Settings,
     all_checks,
     chosen_cases,
+    layers,
     run_conformance,
 )
+from qeff_framework.testing.groups import dialect
 from qeff_framework.testing.reports import to_document, to_html, to_junit, to_text
 from tests.testing.mutants.execute import StateNotReset
 from tests.testing.toy_backend import ToyBackend
@@ -257,6 +261,13 @@ def test_a_test_of_the_class_fails_skips_and_xfails(workspace: Path) -> None:
         tests.test_descriptor_name()
     finally:
         Broken.teardown_class()
+
+
+def test_every_op_of_the_dialect_is_checked() -> None:
+    source = Path(dialect.__file__).read_text(encoding="utf-8")
+    shared = Path(layers.__file__).read_text(encoding="utf-8")
+    named = {*re.findall(r"qeff\.(\w+)", source + shared)} | {"MoE", "MoEBias"}
+    assert {str(op) for op in Op} == named
 
 
 def test_ids_are_unique_and_promises_are_sentences() -> None:

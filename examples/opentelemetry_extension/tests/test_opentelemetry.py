@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -52,8 +53,8 @@ def test_each_stage_is_a_span_and_a_failure_is_recorded(model, tmp_path):
 
     spans = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
     names = [span["name"] for span in spans]
-    stages = [name.removeprefix("qeff.") for name in names]
-    assert stages == ["transform", "export", "transform", "compile", "transform", "transform", "compile"]
+    # Two namings of transforms each time; the export is found again.
+    assert Counter(names) == {"qeff.transform": 4, "qeff.export": 1, "qeff.compile": 2}
     compiled, failed = (span for span in spans if span["name"] == "qeff.compile")
     assert compiled["attributes"]["qeff.backend"] == "plain"
     assert compiled["attributes"]["qeff.key"][:16] == first.directory.name[-16:]

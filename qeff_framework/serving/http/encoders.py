@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+T = TypeVar("T")
+
+
 class EncoderService:
     """One worker thread owns the session; requests take turns."""
 
@@ -37,8 +40,11 @@ class EncoderService:
         self.ready = True
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="qeff-encoder")
 
-    async def run(self, function: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Runs `function` in the thread of the session. Raises `QueueFullError` and `EngineClosedError`."""
+    async def run(self, function: Callable[[], T]) -> T:
+        """Runs `function` in the thread of the session, which may use the tokenizer too: cutting texts changes its state.
+
+        Raises `QueueFullError` and `EngineClosedError`.
+        """
         if not self.ready:
             raise EngineClosedError("the server takes no more requests")
         if self.pending > self.max_queue:
@@ -84,9 +90,7 @@ class EncoderPages:
         given: Any = asked.input
         if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
-        # A checkpoint may cut or lower-case texts, so that tokens are only taken as they are.
-        rows = await asyncio.to_thread(self._tokens, given) if isinstance(given[0], str) else given
-        vectors = await self._service.run(lambda: self._service.outputs(rows))
+        rows, vectors = await self._service.run(lambda: self._embedded(given))
         if vectors.ndim != 2:
             raise ApiError(400, "the program returns a vector for each token; compile it with pooling for embeddings")
         data = [
@@ -101,8 +105,12 @@ class EncoderPages:
         if not isinstance(runner, CompiledClassifier):
             raise ApiError(404, "the program classifies no texts")
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        rows = [encode_prompt(self._service.tokenizer, text) for text in texts]
-        logits = await self._service.run(lambda: self._service.outputs(rows))
+
+        def run() -> tuple[list[list[int]], NDArray[Any]]:
+            rows = [encode_prompt(self._service.tokenizer, text) for text in texts]
+            return rows, self._service.outputs(rows)
+
+        rows, logits = await self._service.run(run)
         scores, labels = class_scores(logits, runner.problem_type), runner.labels
         data = [
             {
@@ -134,17 +142,19 @@ class EncoderPages:
             raise ApiError(400, "only a classifier with one label, or an encoder, can rank documents")
         if not isinstance(tokenizer, AligningTokenizer):
             raise ApiError(400, "the tokenizer cannot read pairs of texts")
-        encodings = [tokenizer.encodings(asked.query, document)[0] for document in asked.documents]
-        rows = [list(encoding.ids) for encoding in encodings]
-        types = [list(encoding.type_ids) for encoding in encodings]
-        logits = await self._service.run(lambda: self._service.outputs(rows, types))
+
+        def run() -> tuple[list[list[int]], NDArray[Any]]:
+            encodings = [tokenizer.encodings(asked.query, document)[0] for document in asked.documents]
+            rows = [list(encoding.ids) for encoding in encodings]
+            return rows, self._service.outputs(rows, [list(encoding.type_ids) for encoding in encodings])
+
+        rows, logits = await self._service.run(run)
         return rows, [float(score) for score in class_scores(logits, runner.problem_type)[:, 0]]
 
     async def _similarities(self, asked: RerankRequest) -> tuple[list[list[int]], list[float]]:
         import numpy as np
 
-        rows = await asyncio.to_thread(self._tokens, [asked.query, *asked.documents])
-        vectors = await self._service.run(lambda: self._service.outputs(rows))
+        rows, vectors = await self._service.run(lambda: self._embedded([asked.query, *asked.documents]))
         if vectors.ndim != 2:
             raise ApiError(
                 400, "the program returns a vector for each token; compile it with pooling to rank documents"
@@ -153,9 +163,13 @@ class EncoderPages:
         scores = (vectors[1:] @ vectors[0]) / (lengths[1:] * lengths[0])
         return rows, [float(score) for score in scores]
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        preparation = self._service.runner.compiled.metadata.get("texts") or {}
-        return list(tokenise_texts(texts, self._service.tokenizer, preparation)["input_ids"])
+    def _embedded(self, given: Sequence[Any]) -> tuple[list[list[int]], NDArray[Any]]:
+        """Tokens and outputs of texts, prepared as the checkpoint says, or of token ids, which are taken as they are."""
+        rows = list(given)
+        if isinstance(given[0], str):
+            preparation = self._service.runner.compiled.metadata.get("texts") or {}
+            rows = list(tokenise_texts(given, self._service.tokenizer, preparation)["input_ids"])
+        return rows, self._service.outputs(rows)
 
     def _usage(self, rows: Sequence[Sequence[int]]) -> dict[str, int]:
         count = sum(map(len, rows))

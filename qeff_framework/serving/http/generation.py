@@ -69,6 +69,11 @@ class GenerationPages:
         options: dict[str, Any],
         form: CompletionForm | ChatForm,
     ) -> Response:
+        most = self._engine.engine.max_queue
+        if len(prompts) * asked.n > most:
+            raise ApiError(
+                400, f"{len(prompts)} prompts with n={asked.n} are more than the {most} answers of max_queue"
+            )
         options |= asked.settings()
         options = {name: value for name, value in options.items() if value is not None}
         options["deadline"] = min(asked.timeout or self._timeout, self._timeout)

@@ -101,10 +101,10 @@ class Guard:
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._hosts is not None and _host_name(host) not in self._hosts:
+        if self._hosts is not None and _split(f"//{host}")[1] not in self._hosts:
             raise ApiError(403, "the server is not called by this host name", code="host_refused")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin and origin not in self._origins and _split(origin)[0] != host:
             raise ApiError(403, "pages of other origins may not use this server", code="origin_refused")
         if self._key is None or path in _OPEN:
             return
@@ -156,8 +156,13 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _host_name(host: str) -> str:
-    return (urlsplit(f"//{host}").hostname or "") if host.count("[") == host.count("]") else ""
+def _split(url: str) -> tuple[str | None, str | None]:
+    """Host with port, and host alone; `None` where `url` is none."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc, parts.hostname
+    except ValueError:
+        return None, None
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -24,6 +24,7 @@ METHODS: Mapping[str, str] = {
     "fbgemm_fp8": "float8",
     "fp8": "float8",
     "gptq": "gptq",
+    "modelopt": "modelopt",
     "mxfp8": "float8",
     "torchao": "torchao",
 }

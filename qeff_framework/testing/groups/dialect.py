@@ -443,6 +443,44 @@ def check_moe_unused_expert(subject: Subject, poison: str) -> None:
     follow(subject, _experts(f"moe_poisoned_{poison}", Gate(), biased=False, poison=value))
 
 
+# --- quantised weights ------------------------------------------------------------------------------------------------
+
+#: Inputs and outputs of a product; blocks of 16 inputs, the last of which is half filled.
+_INPUTS, _OUTPUTS, _BLOCK = 40, 12, 16
+
+
+@check("dialect", cases=("4 bits", "8 bits", "nan padding"))
+def check_quantized_matmul(subject: Subject, case: str) -> None:
+    """`QuantizedMatMul` multiplies with the levels of 4 or 8 bits, with a scale and a zero point for each block."""
+    import numpy as np
+
+    from qeff_framework.dialect import reference
+
+    bits = 8 if case == "8 bits" else 4
+    random, blocks = np.random.default_rng(13), -(-_INPUTS // _BLOCK)
+    table = tables(14, table=_INPUTS)["table"]
+    constants: Arrays = {
+        "table": table,
+        "levels": random.integers(0, 256, (_OUTPUTS, blocks, _BLOCK * bits // 8)).astype(np.uint8),
+        "scales": ((random.random((_OUTPUTS, blocks)) + 0.5) / 2**bits).astype(np.float32),
+        "zero_points": random.integers(0, 2**bits, (_OUTPUTS, blocks)).astype(np.uint8),
+    }
+    weights = [constants[name] for name in ("levels", "scales", "zero_points")]
+    layer = plain_layer(
+        f"quantized_matmul_{bits}",
+        f"""
+        hidden = Gather (table, input_ids)
+        logits = qeff.QuantizedMatMul <bits = {bits}, input_size = {_INPUTS}> (hidden, levels, scales, zero_points)
+        """,
+        lambda inputs, _: reference.quantized_matmul(
+            table[inputs["input_ids"]], *weights, bits=bits, input_size=_INPUTS
+        ),
+        output=f"batch_size, seq_len, {_OUTPUTS}",
+        constants=constants,
+    )
+    follow(subject, layer, padding="nan" if case == "nan padding" else "large")
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 _ENCODER: Final = """

@@ -52,6 +52,30 @@ def test_each_result_and_each_constant_is_rounded_and_what_only_moves_is_not_tou
     assert [node.op_type for node in model.graph].count("Cast") == 2 * 3  # not for the Gather
 
 
+def test_nodes_that_stay_in_float32_pass_unrounded_numbers_to_each_other():
+    text = """
+        layers (float[n] x) => (float[n] y, float[n] half)
+        <float big = {40000.0}>
+        {
+            sum = Add (x, big)
+            y = Sub (sum, big)
+            half = Identity (sum)
+        }
+    """
+    x = np.array([1.0, 30000.25], np.float32)
+    plain, mixed = parse(text), parse(text)
+
+    Float16Results()(plain)
+    Float16Results(["sum", "y"])(mixed)
+
+    assert run(plain, x=x)[0].tolist() == [0.0, np.inf]  # neither 40001 nor 70000.25 is a number of FP16
+    y, half = run(mixed, x=x)
+    assert y.tolist() == [1.0, 30000.0]  # the last result is rounded for those who read it
+    assert half.tolist() == [40000.0, np.inf]
+    with pytest.raises(CompileError, match="no node whose first output is summ; did you mean sum"):
+        Float16Results(["summ"])(parse(text))
+
+
 @pytest.mark.parametrize("length", [64, 40, 8])
 def test_a_state_is_rounded_as_the_format_says_for_all_numbers_of_float16(length):
     model = parse(f"""
@@ -150,6 +174,8 @@ def test_what_a_simulated_device_has_not_is_refused():
         parse_options(OrtSimOptions, {"simulate": "ai100", "num_cores": 17}, owner="ort_sim")
     with pytest.raises(OptionError, match="must be one of None, 'ai100'"):
         parse_options(OrtSimOptions, {"simulate": "ai200"}, owner="ort_sim")
+    with pytest.raises(OptionError, match="fp32_nodes needs simulate='ai100'"):
+        parse_options(OrtSimOptions, {"fp32_nodes": ("add",)}, owner="ort_sim")
     plain, device = (OrtSimBackend().capabilities_for(OrtSimOptions(simulate=name)) for name in (None, "ai100"))
     assert (plain.mxfp6_matmul, plain.mxint8_kv_cache) == (False, False)
     assert "simulate='ai100'" in plain.scope

@@ -39,6 +39,7 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "mxint8_kv_cache": False,
         "optimization_level": "extended",
         "simulate": None,
+        "fp32_nodes": [],
         "precision": "fp32",
     }
     applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]

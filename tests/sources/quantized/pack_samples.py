@@ -3,7 +3,8 @@
 It is no test of the suite, which reads the files that it has written. Run it with the libraries on the path, none of which needs
 its own dependencies or a GPU::
 
-    pip install --no-deps --target libraries compressed-tensors==0.20.1 bitsandbytes==0.50.2 torchao==0.18.0 loguru
+    pip install --no-deps --target libraries compressed-tensors==0.20.1 bitsandbytes==0.50.2 torchao==0.18.0 loguru \\
+        nvidia-modelopt==0.47.0 omegaconf antlr4-python3-runtime pulp
     # and, unpacked into the same folder, the packages `awq` of autoawq 0.2.9 and `auto_gptq` of auto-gptq 0.7.1
     PYTHONPATH=libraries python tests/sources/quantized/pack_samples.py FORMAT ...
 """
@@ -200,6 +201,19 @@ def torchao() -> None:
         keep(f"torchao_{name}", {"quant_method": "torchao"}, tensors, weight.dequantize(), header)
 
 
+def modelopt() -> None:
+    """Model Optimizer's own tensors."""
+    for package in (".torch", *(f".torch.quantization{part}" for part in ("", ".qtensor", ".backends"))):
+        _without_package_files(f"modelopt{package}")
+    from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
+
+    weight = matrix()
+    packed, scales, whole = NVFP4QTensor.quantize(weight.clone(), 16)
+    tensors = {"weight": packed._quantized_data, "weight_scale": scales, "weight_scale_2": whole}
+    expected = packed.dequantize(torch.float32, scale=scales, double_scale=whole, block_sizes={-1: 16})
+    keep("modelopt_nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, tensors, expected)
+
+
 def _without_package_files(name: str) -> None:
     """Lets modules of a package be imported whose ``__init__`` wants more than they do."""
     inside = name.replace(".", "/")
@@ -213,5 +227,5 @@ def _without_package_files(name: str) -> None:
 if __name__ == "__main__":
     SAMPLES.mkdir(exist_ok=True)
     _without_package_files("awq")
-    for chosen in sys.argv[1:] or ("awq", "gptq", "compressed_tensors", "bitsandbytes", "torchao"):
+    for chosen in sys.argv[1:] or ("awq", "gptq", "compressed_tensors", "bitsandbytes", "torchao", "modelopt"):
         globals()[chosen]()

@@ -69,6 +69,20 @@ def _words(values: torch.Tensor) -> torch.Tensor:
     return torch.tensor(numbers).to(torch.int32)
 
 
+def test_other_kinds_of_modelopt(tmp_path: Path) -> None:
+    settings = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    numbers = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    tensors = {"proj.weight": numbers, "proj.weight_scale": torch.tensor(0.25), "proj.input_scale": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert torch.equal(read_weight(tmp_path / "a.safetensors", settings), numbers.float() * 0.25)
+    save_file({**tensors, "proj.pre_quant_scale": torch.ones(8)}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="modelopt with FP8, which scales the inputs of proj as well; give"):
+        read_weight(tmp_path / "b.safetensors", settings)
+    save_file({**tensors, "proj.weight": torch.zeros(3, 4, dtype=torch.uint8)}, tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match="modelopt with W4A16_AWQ, whose numbers of type U8 are not read here"):
+        read_weight(tmp_path / "c.safetensors", {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"})
+
+
 @pytest.mark.parametrize("suffix", ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"])
 @pytest.mark.parametrize(
     ("method", "scales", "factors"),

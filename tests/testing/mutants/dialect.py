@@ -215,6 +215,48 @@ class OneHotProduct(DialectPass[KVUpdateNode]):
         return edit.op("Add", kept, edit.op("MatMul", one_hot, node.updates))
 
 
+class Initializers(GraphPass):
+    """Changes one constant of a graph."""
+
+    version = "1"
+    constant: ClassVar[str]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return type(self).__name__
+
+    def run(self, model: onnx_ir.Model) -> bool:
+        value = model.graph.initializers.get(self.constant)
+        if value is None or value.const_value is None:
+            return False
+        value.const_value = onnx_ir.tensor(self.change(value.const_value.numpy()), name=value.name)
+        return True
+
+    def change(self, content: Any) -> Any:
+        raise NotImplementedError
+
+
+@mutant("dialect", *cases("quantized_matmul", ("4 bits", "8 bits", "nan padding")))
+class ZeroPointsIgnored(Initializers):
+    """Levels are taken for signed numbers around nothing."""
+
+    constant = "zero_points"
+
+    def change(self, content: Any) -> Any:
+        return np.zeros_like(content)
+
+
+@mutant("dialect", *cases("quantized_matmul", ("4 bits", "nan padding")))
+class HalvesOfAByteSwapped(Initializers):
+    """The first of two levels is read from the upper half of its byte."""
+
+    constant = "levels"
+
+    def change(self, content: Any) -> Any:
+        is_packed = content.shape[-1] == 8
+        return ((content << 4) | (content >> 4)).astype(np.uint8) if is_packed else content
+
+
 class Fed(ToySession):
     """Changes what the program is fed, or what it returns."""
 

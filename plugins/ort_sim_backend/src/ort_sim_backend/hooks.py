@@ -26,7 +26,10 @@ class OrtSimHooks:
             from ort_sim_backend.lowering.ai100 import ai100_passes
 
             return ai100_passes(
-                request.specializations, mxfp6_matmul=options.mxfp6_matmul, mxint8_kv_cache=options.mxint8_kv_cache
+                request.specializations,
+                mxfp6_matmul=options.mxfp6_matmul,
+                mxint8_kv_cache=options.mxint8_kv_cache,
+                fp32_nodes=options.fp32_nodes,
             )
         from ort_sim_backend.lowering import passes
 

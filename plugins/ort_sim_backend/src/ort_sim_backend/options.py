@@ -30,6 +30,9 @@ class OrtSimOptions(MicroscalingOptions):
         "mxfp6_matmul and mxint8_kv_cache also those; slower than without",
         choices=(None, "ai100"),
     )
+    fp32_nodes: tuple[str, ...] = option(
+        (), "with simulate: first output names of the nodes of the lowered graph that stay in FP32"
+    )
     precision: str = option(
         "fp32",
         "fp32: everything in float32; w8, w4: weights of the matrix products in blocks of 8 or 4 bits, multiplied with 8-bit "
@@ -46,6 +49,8 @@ class OrtSimOptions(MicroscalingOptions):
                     f"{' and '.join(f'{name}=True' for name in formats)}: the CPU does not have this format; leave it out, or "
                     "simulate a device that has it with simulate='ai100'"
                 )
+            if self.fp32_nodes:
+                raise ValueError("fp32_nodes needs simulate='ai100': without it every node is FP32")
             return
         if self.precision != "fp32":
             raise ValueError(

@@ -90,7 +90,7 @@ async function send(text) {
     messages.push({ role: "assistant", content: answer });
   } catch (error) {
     if (error.name === "AbortError") { messages.push({ role: "assistant", content: answer }); }
-    else { messages.pop(); show("error", error.message); }
+    else { messages.pop(); if (!answer) box.remove(); show("error", error.message); }
   } finally {
     running = null;
     at("send").disabled = false;

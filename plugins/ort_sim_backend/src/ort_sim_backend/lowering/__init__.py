@@ -21,15 +21,21 @@ from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
 from qeff_framework.plugin_api import Transform
 
+_EIGHT_BITS = WeightBlocks(bits=8, size=BLOCK_SIZE)
+_FOUR_BITS = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
+
 
 def passes(precision: str = "fp32") -> tuple[Transform, ...]:
     """The passes for this value of the option `precision`, in the order in which they must run."""
     bits = COMPRESSED_BITS.get(precision)
-    blocks = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
+    experts = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
     compressed: tuple[Transform, ...] = ()
-    if blocks is not None:
-        products = compressed_products(blocks)
-        compressed = (products, CompressedTables(products, blocks))
+    if precision == "w8":
+        products = compressed_products(_EIGHT_BITS)
+        compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
+    elif precision == "w4":
+        products = compressed_products(_FOUR_BITS, last=_EIGHT_BITS)
+        compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
     return (
         FastGelu(),
         # In front of the attention, which takes rotated states in the kernel's order of axes.
@@ -37,10 +43,10 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         GroupQueryAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
-        KeptProducts(int8_activations=blocks is not None),
+        KeptProducts(int8_activations=experts is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
-        FusedExperts(blocks),
+        FusedExperts(experts),
         TiedWeights(),
         EncoderBranch(),
         # The caches that no GroupQueryAttention took: of models with other attention, where several layers read one cache, or

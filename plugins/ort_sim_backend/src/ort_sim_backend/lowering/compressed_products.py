@@ -8,29 +8,68 @@ The product that chooses a mixture's experts stays as it is: it is small, and an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import INT8_ACTIVATIONS
-from qeff_framework.lowering import CompressedProducts, ConstantProduct, MoENode, WeightBlocks, dialect_nodes
+from qeff_framework.lowering import (
+    CompressedProducts,
+    ConstantProduct,
+    MoENode,
+    WeightBlocks,
+    constant_products,
+    dialect_nodes,
+)
 
 
-def compressed_products(blocks: WeightBlocks) -> CompressedProducts:
-    """The pass; it finds the products that choose experts by the mixtures, so these must be there yet."""
-    return CompressedProducts(lambda length: blocks, excluded=_routers, attributes={"accuracy_level": INT8_ACTIVATIONS})
+def compressed_products(blocks: WeightBlocks, last: WeightBlocks | None = None) -> tuple[CompressedProducts, ...]:
+    """The passes; they find the products that choose experts by the mixtures, so these must be there yet.
+
+    Args:
+        blocks: how weights are cut.
+        last: how the weights of the last products are cut, those that give logits; `None`: as all others.
+    """
+    attributes = {"accuracy_level": INT8_ACTIVATIONS}
+    every = CompressedProducts(lambda length: blocks, excluded=_routers, attributes=attributes)
+    if last is None:
+        return (every,)
+    return (CompressedLastProducts(lambda length: last, excluded=_all_but_last, attributes=attributes), every)
+
+
+class CompressedLastProducts(CompressedProducts):
+    """The same for the products that give logits, in blocks of their own."""
+
+    name = "CompressedLastProducts"
+    version = "1"
 
 
 def _routers(model: ir.Model) -> set[ir.Node]:
     """The last product before each choice of experts."""
+    return {
+        product
+        for mixture in dialect_nodes(model, MoENode)
+        for product in _nearest_products([mixture.expert_ids, mixture.expert_weights])
+    }
+
+
+def _all_but_last(model: ir.Model) -> set[ir.Node]:
+    """Every product whose result another one reads."""
+    logits = [value for value in model.graph.outputs if value.name == "logits"]
+    return {product.node for product in constant_products(model)} - _nearest_products(logits)
+
+
+def _nearest_products(values: Sequence[ir.Value]) -> set[ir.Node]:
+    """The products that `values` are computed from with no other product between."""
     found: set[ir.Node] = set()
-    for mixture in dialect_nodes(model, MoENode):
-        seen, waiting = set[ir.Node](), [mixture.expert_ids, mixture.expert_weights]
-        while waiting:
-            node = waiting.pop().producer()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if ConstantProduct.of(node) is not None:
-                found.add(node)
-            else:
-                waiting.extend(value for value in node.inputs if value is not None)
+    seen, waiting = set[ir.Node](), list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if ConstantProduct.of(node) is not None:
+            found.add(node)
+        else:
+            waiting.extend(value for value in node.inputs if value is not None)
     return found

@@ -6,7 +6,7 @@ rounded wherever the device stores one. A kernel that fuses several ops would ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ort_sim_backend.lowering.ai100.float16_results import Float16Results
 from ort_sim_backend.lowering.ai100.mxfp6_weights import MXFP6Weights
@@ -36,7 +36,11 @@ _FLOAT16_RANGE = Limits(lowest=FLOAT16_MIN, low=FLOAT16_MIN, highest=-FLOAT16_MI
 
 
 def ai100_passes(
-    specializations: Sequence[Specialization], *, mxfp6_matmul: bool, mxint8_kv_cache: bool
+    specializations: Sequence[Specialization],
+    *,
+    mxfp6_matmul: bool,
+    mxint8_kv_cache: bool,
+    fp32_nodes: Collection[str] = (),
 ) -> list[Transform]:
     """The passes in the order in which they must run."""
     lengths = [item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims]
@@ -51,7 +55,7 @@ def ai100_passes(
         InlineDialect(frozenset(Op) - CACHE_OPS),
         LimitConstants(_FLOAT16_RANGE),
         *([MXFP6Weights()] if mxfp6_matmul else []),
-        Float16Results(),
+        Float16Results(fp32_nodes),
         # After the results are rounded, and before the updates are lowered: the arithmetic of the format is exact.
         *([MXINT8States()] if mxint8_kv_cache else []),
         ScatterUpdates(),

@@ -7,11 +7,15 @@ the rounding between two such ops.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from ort_sim_backend.number_formats import round_float16
 from qeff_framework.lowering import DOMAIN, GraphPass, computed_tensor, graph_of, has_subgraph, replace_content, weights
+from qeff_framework.plugin_api import CompileError
 
 #: Ops whose results are numbers that they have read: moved, chosen, or with another sign.
 _MOVING = frozenset(
@@ -38,24 +42,47 @@ class Float16Results(GraphPass):
     """Rounds constants when they are written, and results by a ``Cast`` to FP16 and back, those in subgraphs included.
 
     A cast pair is one rounding: ONNX Runtime keeps it, since the first cast loses precision.
+
+    Args:
+        fp32_nodes: first output names of nodes that stay in float32: what one of them makes of another's result is not rounded in
+            between, and neither are constants that only they read.
     """
 
     name = "Float16Results"
     version = "1"
 
+    def __init__(self, fp32_nodes: Collection[str] = ()) -> None:
+        self._fp32_nodes = frozenset(fp32_nodes)
+
     def run(self, model: ir.Model) -> bool:
-        """Always changes the model. Types of results that are not known yet are inferred first."""
+        """Always changes the model. Types of results that are not known yet are inferred first.
+
+        Raises:
+            CompileError: the graph lacks one of `fp32_nodes`.
+        """
         common_passes.ShapeInferencePass()(model)
+        wide = self._wide_nodes(model)
         for value in weights(model):
-            if value.dtype in _WIDE:
+            if value.dtype in _WIDE and not (value.uses() and all(use.node in wide for use in value.uses())):
                 _round_constant(value)
         for node in list(model.graph.all_nodes()):
             if node.domain == DOMAIN or has_subgraph(node) or (not node.domain and node.op_type in _MOVING):
                 continue
             for output in node.outputs:
                 if _is_wide(output, node):
-                    _round_result(node, output)
+                    _round_result(node, output, wide if node in wide else frozenset())
         return True
+
+    def _wide_nodes(self, model: ir.Model) -> frozenset[ir.Node]:
+        by_name = {node.outputs[0].name: node for node in model.graph.all_nodes() if node.outputs}
+        unknown = sorted(self._fp32_nodes - by_name.keys())
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [name for name in by_name if name], n=1)
+            raise CompileError(
+                f"fp32_nodes: the lowered graph has no node whose first output is {', '.join(unknown)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        return frozenset(by_name[name] for name in self._fp32_nodes)
 
 
 def _is_wide(output: ir.Value, node: ir.Node) -> bool:
@@ -80,7 +107,8 @@ def _round_constant(value: ir.Value) -> None:
     replace_content(value, ir.Tensor(rounded.numpy(), name=rounded.name) if tensor.size == 1 else rounded)
 
 
-def _round_result(node: ir.Node, output: ir.Value) -> None:
+def _round_result(node: ir.Node, output: ir.Value, unrounded: Collection[ir.Node]) -> None:
+    """Every reader but those in `unrounded` gets the rounded numbers."""
     graph, dtype = graph_of(node), output.dtype or ir.DataType.FLOAT
     is_output, name = output.is_graph_output(), output.name
     half = ir.node("Cast", [output], {"to": ir.DataType.FLOAT16.value})
@@ -91,7 +119,7 @@ def _round_result(node: ir.Node, output: ir.Value) -> None:
     narrow.type, narrow.shape = ir.TensorType(ir.DataType.FLOAT16), output.shape
     result.type, result.shape = ir.TensorType(dtype), output.shape
     for use in list(output.uses()):
-        if use.node is not half:
+        if use.node is not half and use.node not in unrounded:
             use.node.replace_input_with(use.idx, result)
     if is_output:
         number = graph.outputs.index(output)

@@ -1,0 +1,91 @@
+"""``qeff batch``: answers to the rows of a file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.cli.arguments import add_runtime_options, add_subcommand, add_verify
+from qeff_framework.cli.command_result import CommandResult
+from qeff_framework.cli.programs import artifact_at, load_program
+from qeff_framework.errors import OptionError
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.serving.batch import BatchProgress
+
+
+#: Seconds between two lines about the progress.
+_REPORT_SECONDS = 1.0
+
+
+def add_to(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = add_subcommand(
+        subparsers,
+        "batch",
+        run,
+        summary="answer every row of a file",
+        description='Generates text for every row of INPUT, a JSON object on each line, {"prompt": "..."} or {"messages": [...]}'
+        ", with settings of the generation as further fields. Each row gets one line of OUTPUT, when its answer is complete: the "
+        "row's number, and its text or its error. Interrupted and started again, the command goes on where it was.",
+        examples=["qeff batch questions.jsonl answers.jsonl --artifact gpt2-compiled --max-new-tokens 64"],
+    )
+    parser.add_argument("input", metavar="INPUT", type=Path, help="a JSON object on each line (UTF-8)")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="where a line for each row is appended")
+    parser.add_argument(
+        "--artifact", metavar="DIR", type=Path, required=True, help="a program that `qeff compile` has written"
+    )
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="new tokens per row at most, where the row does not say it"
+    )
+    parser.add_argument(
+        "--extension",
+        metavar="NAME",
+        action="append",
+        help="wrap the hooks with this extension; may be repeated (default: QEFF_EXTENSIONS)",
+    )
+    add_runtime_options(parser)
+    add_verify(parser)
+
+
+def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
+    """Loads the program and answers the rows."""
+    from qeff_framework.progress import report
+    from qeff_framework.serving import Engine
+    from qeff_framework.serving.batch import run_batch
+
+    if not args.input.is_file():
+        raise OptionError(f"INPUT {args.input}: there is no such file")
+    if args.output.is_dir() or not args.output.absolute().parent.is_dir():
+        raise OptionError(f"OUTPUT {args.output}: it must be a file in a directory that exists")
+    compiled = artifact_at(args.artifact)
+    if compiled is None:
+        raise OptionError(f"--artifact {args.artifact}: it is no compiled artifact; make one with `qeff compile`")
+    settings = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+
+    told = 0.0
+
+    def show(state: BatchProgress) -> None:
+        nonlocal told
+        if time.monotonic() - told < _REPORT_SECONDS:
+            return
+        told = time.monotonic()
+        left = "" if state.seconds_left is None else f", {state.seconds_left:.0f} s left"
+        report(f"{state.done} of {state.rows} rows, {state.rate:.2f} rows/s{left}")
+
+    engine = Engine(load_program(args, compiled))  # type: ignore[arg-type] # it refuses programs of other tasks
+    try:
+        state = run_batch(engine, args.input, args.output, settings=settings, on_progress=show)
+    finally:
+        engine.close()
+    progress.clear()
+    return CommandResult(
+        document={"rows": state.rows, "failed": state.failed, "rows_per_second": state.rate, "output": args.output},
+        summary=f"{state.rows} rows in {args.output}, {state.rate:.2f} rows/s",
+        failure=f"{state.failed} of {state.rows} rows failed; their lines in {args.output} say why"
+        if state.failed
+        else "",
+    )

@@ -1,0 +1,100 @@
+"""``qeff bench``: what it measures, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from qeff_framework.bench import Measured
+from qeff_framework.bench.contender import load
+
+MEASURED = Measured(
+    name="ort_sim",
+    info={"device": "CPU"},
+    load=[0.5, 0.7],
+    peak_bytes=[2e8, 2e8],
+    first_token=[[0.010, 0.020]],
+    decode=[[50.0, 40.0]],
+    throughput=[[30.0, 20.0]],
+    tokens=[[[1, 2]]],
+)
+
+
+def test_program_and_transformers_do_the_same_work(llama, artifact):
+    prompts, firsts = [[5, 9, 20, 31, 7], [4, 4, 8, 30, 2]], []
+    program = {"kind": "program", "directory": str(artifact), "runtime_options": {"num_threads": 1}, "extensions": None}
+    contenders = [load(program), load({"kind": "transformers", "arguments": {"model": str(llama)}})]
+
+    ours, theirs = (each.generate(prompts, 7, lambda: firsts.append(1)) for each in contenders)
+
+    assert ours == theirs
+    assert [len(row) for row in ours] == [7, 7]
+    assert len(firsts) == 2  # once each, for both rows together
+    assert contenders[0].info["threads"] == "1"
+
+
+def test_an_artifact_is_measured(model_qeff, artifact):
+    argv = ["bench", artifact, "--prompt-len", "3,9", "--new-tokens", "5", "--batch-size", "1", "--rounds", "1"]
+
+    result = model_qeff(*argv, "-R", "num_threads=1", "--json")
+
+    assert result.code == 0, result.err
+    (ours,) = result.json["contenders"]
+    assert ours["name"] == "ort_sim"
+    assert ours["info"]["threads"] == "1"
+    assert [(case["prompt_len"], case["batch_size"]) for case in ours["cases"]] == [(3, 1), (9, 1)]
+    for case in ours["cases"]:
+        (first,), (rate,) = case["first_token_seconds"], case["tokens_per_second"]
+        assert 0 < first < 5 / rate
+        assert case["decode_tokens_per_second"][0] > rate
+    assert ours["peak_bytes"][0] > 1e7
+    assert 0 < ours["load_seconds"][0] < 60
+
+
+def test_a_model_is_compiled_for_what_is_measured_and_ratios_are_told(model_qeff, llama, monkeypatch):
+    asked = []
+
+    def measure(contenders, cases, **how):
+        asked.append((contenders, cases, how))
+        slower = {"name": "transformers", "first_token": [[0.040, 0.040]], "decode": [[10.0, 10.0]]}
+        return [MEASURED, Measured(**{**vars(MEASURED), **slower})]
+
+    monkeypatch.setattr("qeff_framework.bench.measure", measure)
+    sizes = ("--prefill-seq-len", "4", "--prompt-len", "20", "--new-tokens", "12", "--batch-size", "2")
+
+    result = model_qeff("bench", llama, "--backend", "ort_sim", *sizes, "--against", "transformers", "--rounds", "2")
+
+    ((contenders, cases, how),) = asked
+    assert [each.name for each in contenders] == ["ort_sim", "transformers"]
+    assert (cases[0].prompt_len, cases[0].new_tokens, cases[0].batch_size) == (20, 12, 2)
+    assert (how["rounds"], how["vocab_size"]) == (2, 40)
+    lines = result.out.splitlines()
+    assert lines[1].split()[:3] == ["ort_sim", "20", "2"]
+    assert "15.0 (10.0 - 20.0)" in lines[1]
+    assert "45.0 (40.0 - 50.0)" in lines[1]
+    (told,) = [line for line in lines if line.startswith("ort_sim / transformers")]
+    assert "0.38 (0.25 - 0.50)" in told
+    assert "4.50 (4.00 - 5.00)" in told
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--prompt-len", "40"], "--prompt-len 40: the program reads prompts of up to 32 tokens"),
+        (["--prompt-len", "30", "--new-tokens", "3"], "do not fit into ctx_len=32"),
+        (["--batch-size", "3"], "--batch-size 3: the program runs 1 to 2 rows together"),
+        (["--ctx-len", "64"], "it is compiled already"),
+        (["--against", "transformers"], "needs the model's weights; give the model instead of an artifact"),
+    ],
+)
+def test_what_an_artifact_cannot_do_is_refused(model_qeff, artifact, argv, told):
+    result = model_qeff("bench", artifact, *argv)
+
+    assert result.code != 0
+    assert told in result.err
+
+
+def test_other_tasks_are_refused_before_anything_is_compiled(model_qeff, bert):
+    result = model_qeff("bench", bert, "--backend", "ort_sim")
+
+    assert result.code == 2
+    assert "bench measures text generation (causal-lm or seq2seq-lm); this model is for encoder" in result.err

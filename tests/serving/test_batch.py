@@ -1,0 +1,104 @@
+"""Every row of a file gets exactly one line, whenever the work was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qeff_framework.errors import InputError
+from qeff_framework.serving import Engine
+from qeff_framework.serving.batch import BatchProgress, run_batch
+from tests.serving.programs import program
+
+ROWS: list[Any] = [
+    {"prompt": "The fox", "max_new_tokens": 9},
+    {"prompt": "It's what"},
+    {"messages": [{"role": "user", "content": "The fox"}], "max_new_tokens": 4},
+    {"prompt": [5, 6, 7], "do_sample": True, "top_k": 5, "seed": 1},
+    {"prompt": ""},
+    {"text": "no prompt"},
+    {"prompt": "a", "temprature": 1},
+    "no object",
+    {"prompt": "a", "n": 2},
+    {"prompt": "a"},
+    {"prompt": "a", "stop_strings": 5},
+    {"prompt": {"role": None}},
+]
+FAILING = {5, 6, 7, 8, 10, 11}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def lines(path: Path) -> dict[int, Any]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({line["row"] for line in found}) == len(found)
+    return {line["row"]: line for line in found}
+
+
+@pytest.fixture(scope="module")
+def engine(artifact: Path) -> Engine:
+    return Engine(program(artifact, lanes=2, slots=3))
+
+
+def test_each_row_gets_what_generate_gives_and_a_bad_row_its_error(
+    engine: Engine, artifact: Path, tmp_path: Path
+) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    seen: list[BatchProgress] = []
+    state = run_batch(engine, source, target, settings={"max_new_tokens": 6}, on_progress=seen.append)
+    answers = lines(target)
+    assert sorted(answers) == list(range(len(ROWS)))
+    assert (state.rows, state.done, state.failed) == (12, 12, len(FAILING))
+    assert [each.done for each in seen] == list(range(1, 13))
+    assert {number for number, line in answers.items() if "error" in line} == FAILING
+    assert "temprature" in answers[6]["error"]
+    alone = program(artifact)
+    for number in set(range(len(ROWS))) - FAILING:
+        row = {"max_new_tokens": 6, **ROWS[number]}
+        prompt = row.pop("prompt", None)
+        expected = alone.generate(prompts=[row.pop("messages")] if prompt is None else [prompt], **row)
+        assert answers[number]["text"] == expected.generated_texts[0]
+        assert answers[number]["token_ids"] == expected.generated_ids[0]
+    before = target.read_bytes()
+    assert run_batch(engine, source, target, settings={"max_new_tokens": 6}).failed == len(FAILING)
+    assert target.read_bytes() == before
+    with pytest.raises(InputError, match="an answer to row 0 of another input, or with other settings"):
+        run_batch(engine, source, target, settings={"max_new_tokens": 7})
+    with pytest.raises(InputError, match="is no output of `qeff batch`"):
+        run_batch(engine, target, source)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kept=st.floats(0, 1), interrupted=st.integers(0, 9))
+def test_it_goes_on_where_it_was_killed(engine: Engine, tmp_path: Path, kept: float, interrupted: int) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    target.unlink(missing_ok=True)
+
+    class KilledError(BaseException):
+        pass
+
+    def stop(state: BatchProgress) -> None:
+        if state.done > interrupted:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_batch(engine, source, target, settings={"max_new_tokens": 6}, on_progress=stop)
+    content = target.read_bytes()
+    target.write_bytes(content[: round(kept * len(content))])
+    for job in list(engine._by_request.values()):
+        engine.cancel(job.id)
+    run_batch(engine, source, target, settings={"max_new_tokens": 6})
+    answers = lines(target)
+    assert sorted(answers) == list(range(len(ROWS)))
+    whole = tmp_path / "whole.jsonl"
+    if not whole.exists():
+        run_batch(engine, source, whole, settings={"max_new_tokens": 6})
+    assert answers == lines(whole)
