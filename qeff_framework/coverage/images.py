@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from qeff_framework.coverage.parity import BATCH, CONTEXT, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generation
-from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.coverage.sizes import HIDDEN
+from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import CompileError, UnsupportedModelError
 from qeff_framework.seam.image_features import FeatureForm, encoder_inputs
-from qeff_framework.seam.image_inputs import image_token_id, sees_image_tokens_ahead
+from qeff_framework.seam.image_inputs import has_rope_axes_class, image_token_id, sees_image_tokens_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 #: Time, height and width in patches, of encoders that take an image as a list of patches.
 _GRID: Final = (1, 4, 6)
 _SEEDS: Final = 4
+#: Fields of the whole config, and of the image encoder's, by name as in `sizes`.
+_OF_IMAGES: Final[Mapping[str, Any]] = {
+    "mm_tokens_per_image": 4,
+    "projection_dim": HIDDEN,
+    "image_grid_pinpoints": [[32, 64], [64, 32]],
+}
+_OF_VISION: Final[Mapping[str, Any]] = {
+    "out_hidden_size": HIDDEN,
+    "projection_dim": HIDDEN,
+    "depth": 3,
+    "deepstack_visual_indexes": [0, 1],
+    "fullatt_block_indexes": [1],
+    "window_size": 32,
+}
 _TOKEN_TYPES: Final = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -86,12 +101,46 @@ def example_image(module: Any) -> Image:
     if "pixel_attention_mask" in names:
         return {"pixel_values": pixels[None], "pixel_attention_mask": torch.ones(1, 1, side, side, dtype=torch.int64)}
     if "image_sizes" in names and getattr(module.config, "image_grid_pinpoints", None):
-        return {"pixel_values": torch.randn(1, 2, channels, side, side), "image_sizes": torch.tensor([[side, side]])}
+        return {
+            "pixel_values": torch.randn(1, 3, channels, side, side),
+            "image_sizes": torch.tensor([[side, 2 * side]]),
+        }
     if "image_sizes" in names:
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
     if names:
         return {"pixel_values": pixels}
     raise UnsupportedModelError("its images do not go through get_image_features")
+
+
+def tiny_image_model(model_type: str) -> torch.nn.Module:
+    """The tiny model of a type, with an image encoder that fits the image and the language model."""
+    return tiny_model(model_type, "image-text-to-text", changes=_changes(model_type))
+
+
+def _changes(model_type: str) -> dict[str, Any]:
+    """Values of fields that only models of images have, or whose value depends on that of another part."""
+    config = tiny_config(model_type, "image-text-to-text")
+    vision, text = getattr(config, "vision_config", None), config.get_text_config()
+    changes = {name: value for name, value in _OF_IMAGES.items() if getattr(config, name, None) is not None}
+    if vision is not None:
+        of_vision = {name: value for name, value in _OF_VISION.items() if getattr(vision, name, None) is not None}
+        changes |= {"vision_config": of_vision} if of_vision else {}
+    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    if "rope_type" in rope and text is not config and _has_axes(model_type):
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+        third = half // 3
+        section = {**rope, "mrope_section": [half - 2 * third, third, third]}
+        changes["text_config"] = {"rope_parameters": section}
+    return changes
+
+
+def _has_axes(model_type: str) -> bool:
+    """Whether positions of the type have several axes."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    return bool(has_rope_axes_class(getattr(transformers, NAMES[model_type])))
 
 
 def image_reference(module: Any, image: Image) -> ImageReference:
@@ -127,7 +176,7 @@ def image_reference(module: Any, image: Image) -> ImageReference:
 
 def check_reference(model_type: str) -> dict[str, Any]:
     """The facts of a reference. Raises `UnsupportedModelError` for one that images do not change."""
-    module: Any = tiny_model(model_type, "image-text-to-text")
+    module: Any = tiny_image_model(model_type)
     reference = image_reference(module, example_image(module))
     if len({token for row in reference.tokens for token in row}) < 3:
         raise UnsupportedModelError(f"The tiny {model_type!r} is degenerate: it gives {reference.tokens}.")

@@ -12,7 +12,7 @@ import numpy as np
 from qeff_framework.coverage.families import coverage_of
 from qeff_framework.coverage.processes import CheckError, message, where
 from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
-from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.coverage.tiny import tiny_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def check_parity(model_type: str, *, task: Task, backend: str) -> dict[str, Any]
     """
     facts: dict[str, Any] = {}
     with stage("reference", facts):
-        module = tiny_model(model_type, task)
+        module = coverage_of(task).model(model_type)
         facts["class"] = type(module).__name__
         return coverage_of(task).check(module, backend, facts)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.coverage import families, images, parity, reference
+from qeff_framework.coverage.tiny import tiny_model
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,8 @@ class TaskCoverage:
     types: Callable[[], list[str]]
     #: The facts of a tiny model's reference. Raises `UnsupportedModelError` for one that any export would equal.
     check_reference: Callable[[str], dict[str, Any]]
+    #: The tiny module of a type.
+    model: Callable[[str], torch.nn.Module]
     #: Runs a tiny module on a backend, adds to the facts, and raises `CheckError` where it differs from Transformers.
     check: Callable[[torch.nn.Module, str, dict[str, Any]], dict[str, Any]]
 
@@ -33,6 +37,7 @@ CAUSAL_LM: Final = TaskCoverage(
     deviation="logit_error",
     types=families.causal_lm_types,
     check_reference=reference.check_causal_lm,
+    model=partial(tiny_model, task="causal-lm"),
     check=parity.check_causal_lm,
 )
 ENCODER: Final = TaskCoverage(
@@ -40,6 +45,7 @@ ENCODER: Final = TaskCoverage(
     deviation="hidden_error",
     types=families.encoder_types,
     check_reference=reference.check_encoder,
+    model=partial(tiny_model, task="encoder"),
     check=parity.check_encoder,
 )
 SEQ2SEQ_LM: Final = TaskCoverage(
@@ -47,6 +53,7 @@ SEQ2SEQ_LM: Final = TaskCoverage(
     deviation="logit_error",
     types=families.seq2seq_lm_types,
     check_reference=reference.check_seq2seq_lm,
+    model=partial(tiny_model, task="seq2seq-lm"),
     check=parity.check_seq2seq_lm,
 )
 IMAGE_TEXT_TO_TEXT: Final = TaskCoverage(
@@ -54,5 +61,6 @@ IMAGE_TEXT_TO_TEXT: Final = TaskCoverage(
     deviation="margin",
     types=images.image_text_types,
     check_reference=images.check_reference,
+    model=images.tiny_image_model,
     check=images.check_image_text,
 )

@@ -119,14 +119,16 @@ def sees_image_tokens_ahead(model_class: Any) -> str:
 
     Models whose positions have several axes take them to make these positions, and mask by nothing but the order of the tokens.
     """
-    if getattr(model_class, "get_rope_index", None) or _part_has_rope_index(model_class):
+    if has_rope_axes_class(model_class):
         return ""
     parameters = inspect.signature(model_class.forward).parameters
     return next((name for name in ("token_type_ids", "mm_token_type_ids") if name in parameters), "")
 
 
-def _part_has_rope_index(model_class: Any) -> bool:
-    """Whether the model without the head has it: ``XModel`` beside ``XForConditionalGeneration``."""
+def has_rope_axes_class(model_class: Any) -> bool:
+    """`has_rope_axes` of a class: it or the model without its head, ``XModel`` beside ``XForConditionalGeneration``."""
+    if hasattr(model_class, "get_rope_index"):
+        return True
     module = sys.modules.get(model_class.__module__)
     name = model_class.__name__.replace("ForConditionalGeneration", "Model")
     return hasattr(getattr(module, name, None), "get_rope_index")
