@@ -43,12 +43,13 @@ def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
     base = LoraAdapter(LocalFolder(path.resolve()), path.name).base
     if base is None:
         raise CheckpointError(
-            f"the adapter {path} does not say which model it is for; give both: from_pretrained(BASE, adapter={str(path)!r})"
+            f"the adapter {path} does not say which model it is for; give both: from_pretrained(BASE, adapter={str(path)!r}), "
+            "with the model that the adapter was made for"
         )
     if _looks_local(base) and not Path(base).expanduser().is_dir():
         raise CheckpointError(
             f"the adapter {path} is for the model '{base}', which is not there; give both: from_pretrained(BASE, "
-            f"adapter={str(path)!r})"
+            f"adapter={str(path)!r}), with the model that the adapter was made for"
         )
     return base
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qeff_framework.options import CompileOptions, OptionInfo, RuntimeOptions, describe_options
+from qeff_framework.options import MicroscalingOptions, OptionInfo, RuntimeOptions, describe_options
 from qnn_backend import QnnConstants
 from qnn_backend.aic.options import AicOptions, AicRuntimeOptions
 from qnn_backend.aic.user_config import read_user_config
@@ -24,7 +24,7 @@ def row(info: OptionInfo) -> str:
 
 @pytest.mark.parametrize(
     ("place", "schema", "base"),
-    [("compile", AicOptions, CompileOptions), ("execute", AicRuntimeOptions, RuntimeOptions)],
+    [("compile", AicOptions, MicroscalingOptions), ("execute", AicRuntimeOptions, RuntimeOptions)],
 )
 def test_options_are_those_of_the_schema(place, schema, base) -> None:
     inherited = {field.name for field in dataclasses.fields(base)}

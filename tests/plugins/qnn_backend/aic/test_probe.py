@@ -9,6 +9,7 @@ import pytest
 
 from qeff_framework import cli
 from qeff_framework.contracts import Status
+from qeff_framework.registry import registry
 from qnn_backend import QnnBackend
 from qnn_backend.aic import probe
 from qnn_backend.aic.sdk import PYTHON_VARIABLE
@@ -35,6 +36,8 @@ def test_standin_the_headline_has_both_kinds_of_targets(
 ) -> None:
     """Without the compiler for NPUs the default target is out of reach, and target aic is not."""
     monkeypatch.setattr("qnn_backend.htp.probe.version_of", lambda name: "none")
+    # A process of its own would not see what is patched here.
+    monkeypatch.setattr("qeff_framework.registry.probe_elsewhere", lambda name: registry.descriptor(name).probe())
 
     def headline(expected_exit_code: int) -> str:
         assert cli.main(["doctor", "qnn"]) == expected_exit_code

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qeff_framework.options import CompileOptions, RuntimeOptions, describe_options
+from qeff_framework.options import MicroscalingOptions, RuntimeOptions, describe_options
 from qnn_backend import targets
 from qnn_backend.htp.options import HtpOptions, HtpRuntimeOptions
 from qnn_backend.htp.pass_names import SWITCHABLE
@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parents[4] / "docs" / "qnn.md").read_text(encoding="utf-8
 
 @pytest.mark.parametrize(
     ("place", "schema", "base"),
-    [("compile", HtpOptions, CompileOptions), ("execute", HtpRuntimeOptions, RuntimeOptions)],
+    [("compile", HtpOptions, MicroscalingOptions), ("execute", HtpRuntimeOptions, RuntimeOptions)],
 )
 def test_options_are_those_of_the_schema(place: str, schema: type, base: type) -> None:
     inherited = {field.name for field in dataclasses.fields(base)}

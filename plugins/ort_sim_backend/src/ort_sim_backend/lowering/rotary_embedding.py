@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
-from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, made_by, operand, static_dim
+from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, made_by, operand, same_dim, static_dim
 
 #: Ops whose result repeats along the last axis when their operands do.
 _ELEMENTWISE = ("Add", "Cast", "Cos", "Identity", "Mul", "Sin", "Unsqueeze", "Where")
@@ -24,7 +24,7 @@ class RotaryEmbedding(GraphPass):
     """Lowers each rotation of ``[B, H, S, D]`` whose sines and cosines are the same for all heads."""
 
     name = "RotaryEmbedding"
-    version = "1"
+    version = "2"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a rotation was lowered."""
@@ -43,7 +43,7 @@ class RotaryEmbedding(GraphPass):
 class _Match:
     #: ``[B, H, S, D]``
     states: ir.Value
-    #: ``[B, S, D]``
+    #: ``[B, S, D]``, or ``[1, S, D]`` where all rows have the same positions
     cosines: ir.Value
     sines: ir.Value
 
@@ -151,7 +151,13 @@ def _row_numbers(edit: GraphEditor, match: _Match) -> ir.Value:
     def make() -> ir.Value:
         shape = edit.op("Shape", match.cosines, start=0, end=2)
         count = edit.op("ReduceProd", shape, keepdims=0)
-        return edit.op("Reshape", edit.op("Range", edit.int64(0), count, edit.int64(1)), shape)
+        rows = edit.op("Reshape", edit.op("Range", edit.int64(0), count, edit.int64(1)), shape)
+        if same_dim(match.states, 0, match.cosines, 0):
+            return rows
+        # The kernel wants a number for each token of each row, also where the rows share them.
+        batch = edit.op("Shape", match.states, start=0, end=1)
+        tokens = edit.op("Shape", match.cosines, start=1, end=2)
+        return edit.op("Expand", rows, edit.op("Concat", batch, tokens, axis=0))
 
     numbers: ir.Value = edit.once(("rows", match.cosines), make)
     return numbers
