@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
+    add_runtime_options,
     add_subcommand,
     compile_texts,
-    key_value,
     texts_by_name,
 )
 from qeff_framework.cli.command_result import CommandResult
@@ -77,16 +77,7 @@ def add_to(subparsers: Any) -> None:
         default=1800.0,
         help="for one contender in one round (default 1800)",
     )
-    group.add_argument(
-        "-R",
-        "--runtime-option",
-        dest="runtime_options",
-        metavar="KEY=VALUE",
-        type=key_value,
-        action="append",
-        default=[],
-        help="a runtime option of the backend",
-    )
+    add_runtime_options(group)
     add_compile_options(parser)
 
 

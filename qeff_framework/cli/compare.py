@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
+    add_runtime_options,
     add_subcommand,
     compile_texts,
-    key_value,
     texts_by_name,
 )
 from qeff_framework.cli.command_result import CommandResult
@@ -79,16 +79,7 @@ def add_to(subparsers: Any) -> None:
         type=float,
         help="fail if a smaller share (0 to 1) of the prompts' tokens agrees",
     )
-    results.add_argument(
-        "-R",
-        "--runtime-option",
-        dest="runtime_options",
-        metavar="KEY=VALUE",
-        type=key_value,
-        action="append",
-        default=[],
-        help="a runtime option of the backend",
-    )
+    add_runtime_options(results)
     add_compile_options(parser)
 
 

@@ -15,7 +15,7 @@ from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import CompileError, UnsupportedModelError
 from qeff_framework.seam.image_features import FeatureForm, encoder_inputs
-from qeff_framework.seam.image_inputs import has_rope_axes_class, image_token_id, sees_image_tokens_ahead
+from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id, sees_image_tokens_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ def _has_axes(model_type: str) -> bool:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-    return bool(has_rope_axes_class(getattr(transformers, NAMES[model_type])))
+    return bool(has_rope_axes(getattr(transformers, NAMES[model_type])))
 
 
 def image_reference(module: Any, image: Image) -> ImageReference:

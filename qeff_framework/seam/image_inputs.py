@@ -49,7 +49,7 @@ class ImageInputs:
     def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
         """The inputs that a model needs, read from what its parts are called and take."""
         names = [VISION_EMBEDS, VISION_INDEX]
-        if has_rope_axes(model):
+        if has_rope_axes(type(model)):
             names.append(ROPE_POSITIONS)
         token_types = sees_image_tokens_ahead(type(model))
         if token_types:
@@ -119,21 +119,19 @@ def sees_image_tokens_ahead(model_class: Any) -> str:
 
     Models whose positions have several axes take them to make these positions, and mask by nothing but the order of the tokens.
     """
-    if has_rope_axes_class(model_class):
+    if has_rope_axes(model_class):
         return ""
     parameters = inspect.signature(model_class.forward).parameters
     return next((name for name in ("token_type_ids", "mm_token_type_ids") if name in parameters), "")
 
 
-def has_rope_axes_class(model_class: Any) -> bool:
-    """`has_rope_axes` of a class: it or the model without its head, ``XModel`` beside ``XForConditionalGeneration``."""
+def has_rope_axes(model_class: Any) -> bool:
+    """Whether positions have several axes: the class makes them of the sizes of images.
+
+    It, or the model without its head, ``XModel`` beside ``XForConditionalGeneration``.
+    """
     if hasattr(model_class, "get_rope_index"):
         return True
     module = sys.modules.get(model_class.__module__)
     name = model_class.__name__.replace("ForConditionalGeneration", "Model")
     return hasattr(getattr(module, name, None), "get_rope_index")
-
-
-def has_rope_axes(model: PreTrainedModel) -> bool:
-    """Whether positions have several axes: the model has a method that makes them of the sizes of images."""
-    return any(hasattr(part, "get_rope_index") for part in (model, getattr(model, "model", None)))

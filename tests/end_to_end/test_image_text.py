@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.image_models import (
     picture,
     qwen3_vl,
     saved_llava,
+    shaded,
 )
 
 
@@ -139,6 +142,59 @@ def test_the_command_reads_images_from_files(
     for given_images, message in refused.items():
         assert main([*argv, *sizes, "--prompt", "<image> w9", *given_images]) in (1, 2)
         assert message in capsys.readouterr().err
+
+
+class ProcessorOfSizes(Processor):
+    """Returns the tensors of an image by its height and width."""
+
+    def __init__(self, sizes: dict[tuple[int, int], Image]) -> None:
+        self._sizes = sizes
+
+    def __call__(self, images: Any, return_tensors: str) -> Image:
+        del return_tensors
+        return self._sizes[images[0].shape[:2]]
+
+
+def test_images_of_two_sizes_in_prompts_that_take_turns() -> None:
+    """Rows are padded on the left, as tokenizers of decoders pad; the artifact runs without torch and Transformers."""
+    module, wide = built(qwen3_vl)
+    square = {"pixel_values": torch.zeros(4 * 4, 3 * 2 * 16), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    first, second = shaded(wide, seed=1), shaded(square, seed=2)
+    picture_of = {6: [IMAGE_TOKEN] * 6, 4: [IMAGE_TOKEN] * 4}
+    prompts = [[5, 6, *picture_of[6], 8], [11, 12, 13], [5, *picture_of[4], 7, *picture_of[6], 9]]
+    wanted = [
+        greedy(module, prompt, images) for prompt, images in zip(prompts, ([first], [], [second, first]), strict=True)
+    ]
+    model = QEFFAutoModelForImageTextToText(module, processor=ProcessorOfSizes({(16, 24): wide, (16, 16): square}))
+    compiled = model.compile(
+        backend="ort_sim",
+        prefill_seq_len=4,
+        ctx_len=40,
+        full_batch_size=2,
+        num_images=2,
+        height=[16, 16],
+        width=[24, 16],
+    )
+    assert [*compiled.programs] == ["vision-16x24", "vision-16x16", "language"]
+    longest = max(map(len, prompts))
+    inputs = {
+        "input_ids": [[0] * (longest - len(prompt)) + prompt for prompt in prompts],
+        "attention_mask": [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
+        **{name: torch.cat([each[name] for each in (first, second, first)]).tolist() for name in wide},
+    }
+    script = """
+import json, sys
+import numpy as np
+from qeff_framework import load_compiled
+inputs = {name: np.array(value) for name, value in json.load(sys.stdin).items()}
+with load_compiled(sys.argv[1]) as program:
+    output = program.generate(**inputs, generation_len=int(sys.argv[2]), eos_token_id=None)
+print(json.dumps([output.generated_ids, sorted({"torch", "transformers"} & {*sys.modules})]))
+"""
+    argv = [sys.executable, "-c", script, str(compiled.directory), str(NEW_TOKENS)]
+    done = subprocess.run(argv, input=json.dumps(inputs), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [wanted, []]
 
 
 def test_images_whose_tokens_see_each_other_need_a_chunk_that_holds_them() -> None:
