@@ -1,0 +1,36 @@
+"""The tensors of a processor are taken apart into what an image encoder reads at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qeff_framework.errors import InputError
+from qeff_framework.images.units import image_units
+
+
+def test_patches_belong_to_the_image_whose_grid_counts_them() -> None:
+    patches = torch.arange(10.0).reshape(10, 1)
+    first, second = image_units({"pixel_values": patches, "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 3]])})
+    assert first["pixel_values"].ravel().tolist() == [0, 1, 2, 3]
+    assert second["pixel_values"].ravel().tolist() == [4, 5, 6, 7, 8, 9]
+    assert second["image_grid_thw"].tolist() == [[1, 2, 3]]
+    with pytest.raises(InputError, match="9 patches, and image_grid_thw tells of 10"):
+        image_units({"pixel_values": patches[:9], "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 3]])})
+
+
+def test_tiles_that_only_fill_up_a_prompt_are_left_out() -> None:
+    tiles = np.ones((2, 2, 3, 4, 4))
+    tiles[0, 1] = 0
+    mask = np.arange(2 * 2 * 4 * 4).reshape(2, 2, 4, 4)
+    units = image_units({"pixel_values": tiles, "pixel_attention_mask": mask})
+    assert [unit["pixel_values"].shape for unit in units] == [(1, 1, 3, 4, 4)] * 3
+    assert [int(unit["pixel_attention_mask"].min()) for unit in units] == [0, 32, 48]
+
+
+def test_other_tensors_have_a_row_for_each_image() -> None:
+    units = image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4], [2, 4]]})
+    assert [unit["image_sizes"].tolist() for unit in units] == [[[4, 4]], [[2, 4]]]
+    with pytest.raises(InputError, match="pixel_values 2, image_sizes 1"):
+        image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4]]})

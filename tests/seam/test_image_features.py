@@ -1,0 +1,34 @@
+"""What Transformers does to packed image features by a mask is done to whole tensors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from qeff_framework.seam.image_features import FeatureForm, RowForEveryToken
+
+#: The id of the image token stands three times; the last one was generated, as text.
+MASK = torch.tensor([[False, True, True, False, True]])
+IS_IMAGE = torch.tensor([[False, True, True, False, False]])
+
+
+def test_features_go_where_images_are_and_nowhere_else() -> None:
+    hidden, rows = torch.zeros(1, 5, 2), torch.arange(1.0, 11.0).reshape(5, 2)
+    expected = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [5.0, 6.0], [0.0, 0.0], [0.0, 0.0]]])
+    with RowForEveryToken(IS_IMAGE):
+        scattered = hidden.masked_scatter(MASK.unsqueeze(2).expand_as(hidden), rows)
+        added = hidden.clone()
+        added[MASK, :] = added[MASK, :] + rows
+    assert torch.equal(scattered, expected)
+    assert torch.equal(added, expected)
+
+
+def test_the_form_of_features_survives_json_and_brings_back_what_was_packed() -> None:
+    features, deeper = torch.randn(3, 4), torch.randn(3, 2)
+    outputs = SimpleNamespace(pooler_output=[features[:1], features[1:]], deepstack_features=[[deeper]])
+    form, rows = FeatureForm.of(outputs)
+    assert rows.shape == (3, 6)
+    again = FeatureForm.from_json(form.as_json()).output(rows)
+    assert torch.equal(torch.cat(again.pooler_output), features)
+    assert torch.equal(torch.cat(again.deepstack_features[0]), deeper)
