@@ -117,8 +117,14 @@ def test_scores_are_those_of_transformers_at_every_step(case: dict[str, Any]) ->
         if np.isneginf(logits).all():
             return  # Transformers fails or takes token 0; here choosing a token from this is refused
         expected = theirs(torch.tensor([[*row.prompt, *row.generated]]), given_scores)[0].numpy()
+        if "top_h" in asked and _is_nearly_certain(expected):
+            return  # the entropy is the rounding of a logarithm of nearly 1, in Transformers too
         np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(expected))
         np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
+
+
+def _is_nearly_certain(scores: Any) -> bool:
+    return float(torch.from_numpy(scores).double().softmax(0).nan_to_num().max()) > 1 - 1e-4
 
 
 @pytest.mark.parametrize("scale", [0.01, 3.0], ids=["flat", "steep"])
