@@ -8,8 +8,15 @@ from collections import Counter
 import pytest
 
 from qeff_framework import QEFFAutoModelForFeatureExtraction
-from qeff_framework.errors import CompileError
-from qeff_framework.plugin_api import Backend, Capabilities, CompiledModel, CompileRequest, Probe, hookimpl
+from qeff_framework.plugin_api import (
+    Backend,
+    Capabilities,
+    CompiledModel,
+    CompileError,
+    CompileRequest,
+    Probe,
+    hookimpl,
+)
 from qeff_opentelemetry import FILE_VARIABLE
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
