@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from qeff_framework.dialect.names import ONNX_OPSET
 from qeff_framework.export.functionalize import functionalize
+from qeff_framework.export.translations import translations
 
 _ATEN = torch.ops.aten
 
@@ -79,11 +81,9 @@ def _is_translatable(graph: torch.fx.Graph, table: Mapping[Any, Callable[..., An
 def _translated_operators() -> frozenset[Any]:
     """The operators that torchlib translates. None where this version of torch keeps them elsewhere: all is decomposed."""
     try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        registered: Mapping[Any, Any] = ONNXRegistry.from_torchlib().functions
+        registered: Mapping[Any, Any] = translations(ONNX_OPSET).functions
         return frozenset(entry.fx_target for entries in registered.values() for entry in entries)
-    except (ImportError, AttributeError):
+    except AttributeError:
         return frozenset()
 
 

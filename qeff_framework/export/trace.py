@@ -20,6 +20,7 @@ from qeff_framework.export.references import refers
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
+from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks
 from qeff_framework.seam.layers import LayerKinds
@@ -76,10 +77,7 @@ def translate(
     rewrite_untranslatable(program)
     decompose_only_where_needed(program)
     with quiet_exporter():
-        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=ONNX_OPSET)
-        if converted is None:
-            raise RuntimeError("torch.onnx.export returned nothing")
-        model = converted.model
+        model = to_onnx(program, ONNX_OPSET).model
         strip_module_prefix(model)
         bind_weights(model, weights)
         with ExitStack() as hidden:

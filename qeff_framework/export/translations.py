@@ -1,0 +1,114 @@
+"""The exporter of torch, without the work that it repeats at every export.
+
+Two things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
+torchlib, and the signature of each is read from its annotations: here it is built once. And the pass that makes promotions of
+types explicit runs every node of the program again on fake tensors: here only the nodes whose arguments are promoted.
+Where another version of torch keeps these things elsewhere, `torch.onnx.export` does all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+def to_onnx(program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
+    """Translates a traced program as `torch.onnx.export` does, without optimising it."""
+    registry = translations(opset)
+    if registry is None:
+        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+    else:
+        from torch.onnx._internal.exporter import _core
+
+        with _promotion_of_changed_nodes():
+            converted = _core.export(program, registry=registry, optimize=False, verbose=False, opset_version=opset)
+    if converted is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    return converted
+
+
+@functools.cache
+def translations(opset: int) -> Any:
+    """The exporter's registry for `opset`, to be read only. ``None`` where this version of torch keeps it elsewhere."""
+    try:
+        from torch.onnx._internal.exporter import _core
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        return ONNXRegistry.from_torchlib(opset_version=opset) if callable(_core.export) else None
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _promotion_of_changed_nodes() -> Iterator[None]:
+    """Makes the exporter's promotion of types run the nodes only that it changes.
+
+    An export in another thread meets one pass or the other; both give the same graph.
+    """
+    parts = _promotion()
+    if parts is None:
+        yield
+        return
+    passes, original, insert = parts
+    passes.insert_type_promotion_nodes = insert
+    try:
+        yield
+    finally:
+        passes.insert_type_promotion_nodes = original
+
+
+@functools.cache
+def _promotion() -> tuple[Any, Any, Any] | None:
+    """The module of torch's passes, its promotion of types and a function that does the same."""
+    try:
+        from torch.onnx._internal.exporter import _fx_passes
+        from torch.onnx._internal.fx.passes import type_promotion
+
+        table = type_promotion.TypePromotionTable()
+        base: Any = type_promotion._TypePromotionInterpreter  # noqa: SLF001
+        promotion, rule_of = type_promotion.InsertTypePromotion, type_promotion.get_type_promotion_rule
+        original = _fx_passes.insert_type_promotion_nodes
+        if not all(hasattr(base, name) for name in ("run_node", "_maybe_promote_node")):
+            return None
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+    class ChangedNodes(base):  # type: ignore[misc]
+        """Takes the result of a node that stays as it is from the trace."""
+
+        def run_node(self, n: torch.fx.Node) -> Any:
+            if n.op != "call_function" or "val" not in n.meta:
+                return super().run_node(n)
+            rule = rule_of(n, table)
+            if rule is not None and self._is_promoted(n, rule):
+                return super().run_node(n)
+            return n.meta["val"]
+
+        def _is_promoted(self, n: torch.fx.Node, rule: Any) -> bool:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            promoted = rule.preview_type_promotion(args, kwargs)
+            return any(
+                _changes(value, dtype)
+                for values, dtypes in ((dict(enumerate(args)), promoted.args_dtypes), (kwargs, promoted.kwargs_dtypes))
+                for name, value in values.items()
+                if (dtype := dtypes.get(name)) is not None
+            )
+
+    def insert_type_promotion_nodes(graph_module: torch.fx.GraphModule) -> None:
+        module: Any
+        for module in graph_module.modules():
+            inserting = promotion(module, table)
+            inserting.interpreter = ChangedNodes(module, table)
+            inserting.run()
+
+    return _fx_passes, original, insert_type_promotion_nodes
+
+
+def _changes(value: Any, dtype: torch.dtype) -> bool:
+    """Tells whether `value`, an argument that is promoted to `dtype`, is of another type. Numbers always may be."""
+    return any(not isinstance(leaf, torch.Tensor) or leaf.dtype != dtype for leaf in pytree.tree_leaves(value))
