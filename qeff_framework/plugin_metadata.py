@@ -9,7 +9,9 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -129,12 +131,40 @@ def origin_of(entry: EntryPoint) -> str:
 
 
 def is_editable(entry: EntryPoint) -> bool:
-    """Whether the package is an editable install: its files may change while its version stays."""
+    """Whether the package's files may change while its version stays: an editable install, or metadata beside the source."""
+    return entry.dist is not None and (_egg_info(entry.dist) is not None or _editable_url(entry.dist) is not None)
+
+
+def editable_source(distribution: Any) -> Path | None:
+    """The folder that an editable install was made from; ``None`` where that is not known, and for any other install."""
+    from urllib.request import url2pathname
+
     try:
-        text = entry.dist.read_text("direct_url.json") if entry.dist else None
-        return json.loads(text or "{}")["dir_info"]["editable"] is True
+        path = urlsplit(_editable_url(distribution) or "").path
+        return Path(url2pathname(path)) if path else None
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _editable_url(distribution: Any) -> str | None:
+    """Where an editable install comes from, perhaps an empty text; ``None`` for any other install."""
+    try:
+        told = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return str(told.get("url", "")) if told["dir_info"]["editable"] is True else None
     except Exception:  # noqa: BLE001 - whatever a damaged file leads to
-        return False
+        return None
+
+
+def belongs_to_source(distribution: Any, source: Path) -> bool:
+    """Whether `distribution` is what the build of an editable install has left beside the sources below `source`."""
+    info = _egg_info(distribution)
+    return info is not None and info.resolve().is_relative_to(source.resolve())
+
+
+def _egg_info(distribution: Any) -> Path | None:
+    """The folder ``NAME.egg-info``, which setuptools writes beside sources and which no wheel has."""
+    path = getattr(distribution, "_path", None)
+    return Path(str(path)) if str(path).endswith(".egg-info") else None
 
 
 def _field(entry: EntryPoint, name: str) -> str:

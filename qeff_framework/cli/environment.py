@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.contracts import Check, Status
 from qeff_framework.errors import QEFFError
 from qeff_framework.options import CLOSE
-from qeff_framework.plugin_metadata import entry_points, origin_of, package_name, printable
+from qeff_framework.plugin_metadata import (
+    belongs_to_source,
+    editable_source,
+    entry_points,
+    origin_of,
+    package_name,
+    printable,
+)
 from qeff_framework.registry import (
     ALLOW_VARIABLE,
     DEFAULT_VARIABLE,
@@ -94,7 +101,9 @@ def _duplicates() -> Iterator[Check]:
             continue
         if name in wanted:
             places.setdefault(name, []).append(distribution)
-    for found in places.values():
+    for same in places.values():
+        sources = [source for one in same if (source := editable_source(one)) is not None]
+        found = [one for one in same if not any(belongs_to_source(one, source) for source in sources)]
         name = found[0].metadata["Name"]
         if len(found) > 1:
             told = ", ".join(f"{one.version} in {printable(one.locate_file(''))}" for one in found)

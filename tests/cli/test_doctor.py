@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from qeff_framework.plugin_api import BACKEND_GROUP
@@ -166,6 +168,29 @@ def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, enviro
         "qeff-picky-backend is installed 2 times": "pip uninstall qeff-picky-backend, until it is gone, and install it once",
     }
     assert result.code == 0
+
+
+def test_what_an_editable_install_leaves_beside_its_sources_is_no_second_package(site, environment, tmp_path):
+    add(site, "edited", "x = 1")
+    source = tmp_path / "my source"
+    (site / "qeff_edited_backend-2.1.dist-info" / "direct_url.json").write_text(
+        json.dumps({"dir_info": {"editable": True}, "url": source.as_uri()})
+    )
+    left = source / "src" / "qeff_edited_backend.egg-info"
+    left.mkdir(parents=True)
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: qeff-edited-backend\nVersion: 2.0\n")
+    elsewhere = tmp_path / "elsewhere" / "qeff_edited_backend.egg-info"
+
+    def complaints():
+        result = run_process(environment, "doctor", "toy", "--json")
+        return [name for name, check in checks_of(result).items() if check["status"] != "ok"]
+
+    environment["PYTHONPATH"] += f":{left.parent}"
+    assert complaints() == []
+    elsewhere.parent.mkdir()
+    left.rename(elsewhere)
+    environment["PYTHONPATH"] += f":{elsewhere.parent}"
+    assert complaints() == ["qeff-edited-backend is installed 2 times"]
 
 
 @pytest.mark.parametrize(("rank", "status"), [("hardware=False", "warning"), ("hardware=True", "ok")])

@@ -152,6 +152,7 @@ def test_the_backend_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.M
     assert {block.file_name for block in found} == {
         "pyproject.toml",
         *(f"acme_backend/{name}.py" for name in modules),
+        "acme_backend/conformance.toml",
         "tests/test_acme.py",
     }
     for block in found:
