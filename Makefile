@@ -12,13 +12,14 @@ JOBS   ?= 2
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
-.PHONY: demo test test-fast conformance lint format docs lowest coverage-range fuzz clean help
+.PHONY: demo test test-fast conformance authors lint format docs lowest coverage-range fuzz clean help
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
 	@echo "make test    ruff, mypy and pytest over the core and the plugins (JOBS=2: that many files of tests at a time)"
 	@echo "make test-fast    the tests that need neither a stand-in SDK nor the NPU compiler nor a package index, without the slow ones"
 	@echo "make conformance    the conformance kit over the three backends, reports in conformance/"
+	@echo "make authors    the way of a backend's author from wheels alone: scaffold, tutorial, OpenVINO, the kit over each"
 	@echo "make lint    ruff and mypy only"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make lowest  test-fast with the oldest versions that pyproject.toml allows, in an environment of its own"
@@ -61,6 +62,9 @@ conformance: $(VENV)/test.stamp
 	@for name in ort_sim qaic qnn; do \
 	  $(BIN)/qeff test-backend $$name -q --html conformance/$$name.html --junit conformance/$$name.xml || failed=1; \
 	done; test -z "$$failed"
+
+authors: $(VENV)/test.stamp
+	$(BIN)/python -m tests.authors_path
 
 # A file's tests share what they have exported and compiled; one thread each, so that the processes do not wait for each other.
 test: lint

@@ -45,6 +45,8 @@ PROMPT_LENGTHS = "prompt_lengths"
 #: Input of a causal LM's graph with several adapters, behind all others that are no states: ``lora_ids [B, 1]``, the adapter of
 #: each row. 0 is the model alone; the metadata's ``adapters`` has the id of each by its name.
 LORA_IDS = "lora_ids"
+#: What a compiled program's metadata calls the package whose backend has compiled it. Empty for a backend without a package.
+PACKAGE = "backend_package"
 #: What stands for the model alone among the names of adapters.
 BASE_ADAPTER = "base"
 

@@ -18,6 +18,7 @@ from qeff_framework.artifacts import Store, cache_key, content_digest, create_an
 from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     COMPANIONS,
+    PACKAGE,
     CompiledModel,
     CompileRequest,
     ExportedModel,
@@ -355,6 +356,8 @@ class QEFFBaseModel:
         parts = {
             "format": COMPILE_FORMAT,
             "backend": relay.name,
+            # Two packages may give their backends one name.
+            "package": relay.package,
             "fingerprint": fingerprint_of_backend,
             **_source_identity(relay),
             **_extension_identities(relay, "compile"),
@@ -645,7 +648,7 @@ def _finish_artifact(
             shutil.copytree(origin, directory / name)
         elif origin.is_file():
             shutil.copy2(origin, directory / name)
-    compiled.save()
+    dataclasses.replace(compiled, metadata={**compiled.metadata, PACKAGE: relay.package}).save()
     fingerprint = relay.fingerprint()
     create_and_dump_qconfigs(
         directory,

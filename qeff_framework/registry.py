@@ -201,11 +201,13 @@ class Registry:
             name = self.choose()
         if isinstance(name, str):
             descriptor, origin = self.descriptor(name, tried=tried), self._origin_of(name)
-            changes = normalize(name) in self._registered or is_editable(self._select(name))
+            registered = normalize(name) in self._registered
+            package = "" if registered else package_name(self._select(name))
+            changes = registered or is_editable(self._select(name))
         else:
             descriptor, origin = _as_descriptor(name, "passed as an object"), "passed as an object"
             _check_api(descriptor, origin)
-            changes = True
+            package, changes = "", True
         loaded = self.extensions(extensions)
         split = descriptor.execute_implementation
         compiles = not split or stage != "execute"
@@ -217,6 +219,7 @@ class Registry:
             else None,
             extensions=loaded,
             origin=origin,
+            package=package,
             extension_origins=self.extension_origins(loaded),
             source_modules=_modules_of(descriptor) if changes else (),
         )

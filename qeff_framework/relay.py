@@ -56,6 +56,7 @@ class Relay:
         execute_implementation: object = None,
         extensions: Mapping[str, object],
         origin: str,
+        package: str = "",
         extension_origins: Mapping[str, str] | None = None,
         source_modules: Sequence[str] = (),
     ) -> None:
@@ -64,6 +65,8 @@ class Relay:
         self.descriptor = descriptor
         #: Distribution and version, for messages.
         self.origin = origin
+        #: The package that provides the backend; empty for one that was passed as an object or registered by hand.
+        self.package = package
         #: Modules of the backend whose source may change while the backend's versions stay: it is part of cache keys.
         self.source_modules = tuple(source_modules)
         #: Whether the backend answers the export hook, or wraps it.

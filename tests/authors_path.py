@@ -12,6 +12,7 @@ import argparse
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,13 +56,21 @@ py-modules = ["{module}"]
 """
 
 DESCRIPTOR = """{before}
-from qeff_framework.plugin_api import Backend, Probe
+from qeff_framework.plugin_api import Backend, Capabilities, Probe
 
 class Descriptor(Backend):
     name = "{backend}"
     summary = "made to disturb"
     implementation = "{module}:Hooks"
-    {members}
+    capabilities = Capabilities(tasks=frozenset({{"causal-lm"}}))
+    api = "{api}"
+
+    def probe(self):
+        {probe}
+        return Probe(can_compile=True, can_execute=True, hardware=False, rank=1, checks=())
+
+    def fingerprint(self):
+        return {{}}
 
 class Hooks:
     pass
@@ -112,8 +121,11 @@ def install_wheels(work: Path) -> Author:
     author = Author(work / "empty", work / "environment")
     author.folder.mkdir()
     subprocess.run([sys.executable, "-m", "venv", author.environment], check=True)
-    sources = [".", "plugins/ort_sim_backend", "examples/openvino_backend"]
-    author.run(["pip", "wheel", "-q", "--no-deps", "-w", str(work / "wheels"), *(str(ROOT / path) for path in sources)])
+    # Copies: setuptools writes beside the sources that it builds.
+    for path in ("plugins/ort_sim_backend", "examples/openvino_backend"):
+        shutil.copytree(ROOT / path, work / "sources" / path, ignore=shutil.ignore_patterns("*.egg-info", "build"))
+    sources = [ROOT, *(work / "sources").glob("*/*")]
+    author.run(["pip", "wheel", "-q", "--no-deps", "-w", str(work / "wheels"), *map(str, sources)])
     (work / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
     author.run(
         f"pip install -q -c {work}/constraints.txt --find-links {work}/wheels qeff-framework qeff-ort-sim-backend"
@@ -134,7 +146,6 @@ def commands_of(document: str, marker: str) -> list[str]:
 
 
 def generated(author: Author) -> None:
-    author.environment.parent.joinpath("pip.conf").write_text("")
     for command in commands_of("docs/backends/index.md", "qeff new-backend acme"):
         author.run(command)
     author.run("qeff generate tiny --backend acme --ctx-len 32 --max-new-tokens 4 --prompt 'My name is'")
@@ -155,32 +166,29 @@ def tutorial(author: Author) -> None:
 
 
 def disturbing(author: Author) -> None:
-    def install(distribution: str, backend: str, *, group: str = "v1", before: str = "", members: str = "") -> None:
+    def install(distribution: str, backend: str, *, before: str = "", api: str = "1.0", probe: str = "pass") -> None:
         module = distribution.replace("-", "_")
         folder = author.folder / distribution
         folder.mkdir()
-        values = {"distribution": distribution, "backend": backend, "module": module, "group": group}
+        values = {"distribution": distribution, "backend": backend, "module": module, "group": f"v{api[0]}"}
         (folder / "pyproject.toml").write_text(PACKAGE.format(**values))
-        (folder / f"{module}.py").write_text(
-            DESCRIPTOR.format(before=before, members=members or "api = '1.0'", **values)
-        )
+        (folder / f"{module}.py").write_text(DESCRIPTOR.format(before=before, probe=probe, api=api, **values))
         author.run(f"pip install -q ./{distribution}")
 
     generate = "qeff generate tiny --ctx-len 32 --max-new-tokens 2 --prompt 'My name is' --backend "
     install("somebody-elses-acme", "acme")
-    author.run(f"{generate} acme", code=2, shows=["somebody-elses-acme", "qeff-acme-backend"])
+    author.run(f"{generate} acme", code=1, shows=["somebody-elses-acme", "qeff-acme-backend"])
     author.run(f"{generate} qeff-acme-backend:acme")
     author.run("pip uninstall -q -y somebody-elses-acme")
 
-    crash = "def probe(self):\n        import ctypes\n        ctypes.string_at(0)"
-    install("qeff-crashing-backend", "crashing", members=crash)
+    install("qeff-crashing-backend", "crashing", probe="__import__('ctypes').string_at(0)")
     author.run("qeff backends", shows=["crashing", "ort_sim", "acme"])
-    author.run("qeff doctor", code=1, shows=["crashing", "ort_sim"])
+    author.run("qeff doctor", shows=["crashing", "killed by SIGSEGV", "ort_sim"])
     author.run(f"{generate} ort_sim")
     author.run("pip uninstall -q -y qeff-crashing-backend")
 
-    install("qeff-later-backend", "later", members="api = '2.0'")
-    author.run(f"{generate} later", code=2, shows=["2.0", "1."])
+    install("qeff-later-backend", "later", api="2.0")
+    author.run(f"{generate} later", code=1, shows=["plugin API v2", "v1"])
     author.run("pip uninstall -q -y qeff-later-backend")
 
     alone = min(author.run(f"{generate} ort_sim") for _ in range(3))

@@ -169,9 +169,10 @@ def _contenders(args: argparse.Namespace, compiled: CompiledModel) -> list[Conte
     from qeff_framework.bench import Contender
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
+    from qeff_framework.runtime.loading import backend_of
 
     texts = texts_by_name(args.runtime_options)
-    options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
+    options = typed_options(texts, [registry.descriptor(backend_of(compiled)).runtime_options]) if texts else {}
     described = {
         "kind": "program",
         "directory": str(compiled.directory),

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     from qeff_framework.compare.reference import Reference
     from qeff_framework.registry import registry
     from qeff_framework.runtime import load_compiled
+    from qeff_framework.runtime.loading import backend_of
 
     _check(args)
     prompts, text = _given_texts(args)
@@ -100,7 +101,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     compiled = compile_model(args, check_task=_check_task, reads_texts=True)
     runtime_texts = texts_by_name(args.runtime_options)
     runtime = (
-        typed_options(runtime_texts, [registry.descriptor(compiled.backend).runtime_options]) if runtime_texts else {}
+        typed_options(runtime_texts, [registry.descriptor(backend_of(compiled)).runtime_options])
+        if runtime_texts
+        else {}
     )
     with load_compiled(compiled.directory, extensions=args.extension, **runtime) as runner:
         reading = ForcedReading(runner.session)

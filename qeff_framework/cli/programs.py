@@ -56,9 +56,14 @@ def load_program(args: argparse.Namespace, compiled: CompiledModel) -> CompiledR
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
     from qeff_framework.runtime import load_compiled
+    from qeff_framework.runtime.loading import backend_of
 
+    # One that names its package is meant exactly.
+    exact = args.backend if args.backend and ":" in args.backend else None
     texts = texts_by_name(args.runtime_options)
     if "verify" in texts:
         raise OptionError("'verify' is not an option of a backend's runtime; use --verify")
-    options = typed_options(texts, [registry.descriptor(compiled.backend).runtime_options]) if texts else {}
-    return load_compiled(compiled.directory, verify=args.verify, extensions=args.extension, **options)
+    options = (
+        typed_options(texts, [registry.descriptor(exact or backend_of(compiled)).runtime_options]) if texts else {}
+    )
+    return load_compiled(compiled.directory, backend=exact, verify=args.verify, extensions=args.extension, **options)

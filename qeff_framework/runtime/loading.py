@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qeff_framework.artifacts import open_artifact
-from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession
+from qeff_framework.contracts import PACKAGE, CompiledModel, ExecuteRequest, ExecutionSession
 from qeff_framework.errors import BackendNotInstalledError, ExecutionError, OptionError
 from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
 from qeff_framework.plugin_answers import texts_in
+from qeff_framework.plugin_metadata import printable
 from qeff_framework.progress import report
 from qeff_framework.registry import normalize, registry
 from qeff_framework.runtime.program_sessions import ProgramSessions
@@ -78,11 +79,23 @@ def load_compiled(
     return task_spec(compiled.task).runner(session)
 
 
+def backend_of(compiled: CompiledModel) -> str:
+    """The name of the backend that has compiled `compiled`, with the package where that is known and installed."""
+    package = compiled.metadata.get(PACKAGE)
+    known = isinstance(package, str) and any(
+        (normalize(found.distribution), normalize(found.name)) == (normalize(package), normalize(compiled.backend))
+        for found in registry.installed()
+    )
+    return f"{package}:{compiled.backend}" if known else compiled.backend
+
+
 def _relay_for(
     compiled: CompiledModel, backend: str | Backend | type[Backend] | None, extensions: Sequence[str] | None
 ) -> Relay:
     try:
-        relay = registry.get(compiled.backend if backend is None else backend, extensions=extensions, stage="execute")
+        relay = registry.get(
+            backend_of(compiled) if backend is None else backend, extensions=extensions, stage="execute"
+        )
     except BackendNotInstalledError as error:
         raise BackendNotInstalledError(
             f"{error}; {compiled.directory} was compiled for it. A backend that is a class of your own is passed as "
@@ -91,6 +104,13 @@ def _relay_for(
     if normalize(relay.name) != normalize(compiled.backend):
         raise OptionError(
             f"{compiled.directory} was compiled for backend '{compiled.backend}', not for '{relay.name}'; leave backend out"
+        )
+    package = compiled.metadata.get(PACKAGE)
+    if backend is None and package and relay.package and normalize(str(package)) != normalize(relay.package):
+        raise BackendNotInstalledError(
+            f"{compiled.directory} was compiled by backend '{compiled.backend}' of {printable(package)}, which is not "
+            f"installed; here '{relay.name}' is of {relay.package}. Install {printable(package)}, or name the backend "
+            f"'{relay.package}:{relay.name}' if it runs the same programs"
         )
     return relay
 

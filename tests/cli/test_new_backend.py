@@ -40,13 +40,13 @@ def test_what_is_generated_passes_its_own_tests(qeff, tmp_path):
 
     environment = ChainedEnvironment.create(tmp_path / "environment")
     environment.install(folders)
-    # Without the conformance kit, which takes as long as all the rest together.
     tests = [str(folder / "tests") for folder in folders]
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider"]
-    options += [f"--ignore={folder / 'tests' / 'test_conformance.py'}" for folder in folders]
+    # `make authors` runs the conformance kit over both variants and with models; here is what fits into the suite's time.
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-k", "not test_generation_"]
+    options += [f"--ignore={folders[1] / 'tests' / 'test_conformance.py'}"]
     tested = environment.run("pytest", *options, *tests)
     assert tested.returncode == 0, tested.stdout
-    assert "9 passed" in tested.stdout
+    assert int(tested.stdout.rpartition(" passed")[0].split()[-1]) > 160
     told = environment.run("qeff_framework", "doctor", "acme", "--json")
     assert told.returncode == 0, told.stderr
     [found] = json.loads(told.stdout)["backends"]

@@ -7,6 +7,7 @@ import onnx_ir
 from qeff_framework.lowering import (
     AttentionOps,
     CausalMaskOps,
+    DequantizedProducts,
     ExpertOps,
     GatherRows,
     GraphEditor,
@@ -55,6 +56,8 @@ def passes(request: TransformRequest) -> list[Transform]:
         # States begin as zeros and padding writes nothing, so no slot holds anything but numbers.
         AttentionOps(MaskPolicy(form="select", clears_unseen=False)),
         ExpertOps(request.specializations),
+        # OpenVINO 2026.4 takes the halves of a byte in the op's body for other numbers.
+        DequantizedProducts(),
         ScatterUpdates(),
         InlineDialect(),
         ExpandedProducts(),
