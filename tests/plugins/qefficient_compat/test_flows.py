@@ -181,19 +181,15 @@ def test_embeddings_with_own_pooling(tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = module(**tokens).last_hidden_state
     model = QEFFAutoModel.from_pretrained(folder, pooling=longest)
-    model.compile(num_cores=16, seq_len=[4, 8])
+    path = model.compile(num_cores=16, seq_len=[4, 8])
     output = model.generate(tokens)
     wanted = hidden.masked_fill(tokens["attention_mask"][..., None] == 0, -1e9).amax(1)
     np.testing.assert_allclose(output["output"], wanted.numpy(), atol=1e-5)
 
-    plain = QEFFAutoModel.from_pretrained(folder)
-    path = plain.compile(num_cores=16, seq_len=4)
-    kept = tokens["attention_mask"].bool().numpy()
-    np.testing.assert_allclose(plain.generate(tokens)["output"][kept], hidden.numpy()[kept], atol=1e-5)
     session = QAICInferenceSession(path)
     assert session.output_names == ["output"]
     one = tokenizer("w5 w9 w3 w4", return_tensors="np")
-    assert session.run(dict(one))["output"].shape == (1, 4, 32)
+    assert session.run(dict(one))["output"].shape == (1, 32)
     session.deactivate()
     with pytest.raises(NotImplementedError, match="QEFFCommonLoader: .* is for QEFFAutoModelForFeatureExtraction"):
         QEFFCommonLoader.from_pretrained(folder)

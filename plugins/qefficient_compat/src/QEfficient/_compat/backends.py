@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import qeff_framework
-from qeff_framework.plugin_api import Backend, BackendError, BackendUnavailableError, Capabilities
+from qeff_framework.plugin_api import Backend, BackendError, BackendUnavailableError, Capabilities, Probe
 from QEfficient._compat.notices import say_once
 
 #: Names the backend for every script of this process.
@@ -36,17 +36,22 @@ def choose_backend(argument: str | None = None, *, enable_qnn: bool = False) -> 
             return named
     if works(NATIVE):
         return NATIVE
-    simulators = [each.name for each in qeff_framework.list_backends() if each.name != NATIVE and _simulates(each.name)]
+    probes = {each.name: _probe(each.name) for each in qeff_framework.list_backends() if each.name != NATIVE}
+    simulators = sorted(
+        (-probe.rank, name)
+        for name, probe in probes.items()
+        if probe is not None and probe.can_compile and probe.can_execute and not probe.hardware
+    )
     if not simulators:
         raise BackendUnavailableError(
             f"there is no Cloud AI SDK here (backend '{NATIVE}'), and no backend was named; set {VARIABLE}, for instance "
             f"`pip install qeff-ort-sim-backend` and {VARIABLE}=ort_sim for the simulator on the CPU"
         )
     say_once(
-        f"there is no Cloud AI SDK here, so that QEfficient runs on backend '{simulators[0]}', a simulator; set {VARIABLE} to "
+        f"there is no Cloud AI SDK here, so that QEfficient runs on backend '{simulators[0][1]}', a simulator; set {VARIABLE} to "
         "choose a backend and to silence this"
     )
-    return simulators[0]
+    return simulators[0][1]
 
 
 def works(name: str) -> bool:
@@ -55,12 +60,7 @@ def works(name: str) -> bool:
     return probe is not None and (probe.can_compile or probe.can_execute)
 
 
-def _simulates(name: str) -> bool:
-    probe = _probe(name)
-    return probe is not None and probe.can_compile and probe.can_execute and not probe.hardware
-
-
-def _probe(name: str) -> Any:
+def _probe(name: str) -> Probe | None:
     try:
         return descriptor(name).probe()
     except BackendError:

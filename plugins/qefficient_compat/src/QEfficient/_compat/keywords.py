@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 #: What is done with a keyword.
 #:
-#: ``"forwarded"``: passed on, as `Keyword.to` where that is given. ``"device"``: where or in which number format a device computes;
-#: passed on where the backend has such an option, left out with a warning where it has none. ``"size"``: passed on where the
-#: installed qeff_framework has such a size, refused where it has none. ``"no effect"``: left out with a log line, results are
-#: the same. ``"here"``: the method itself takes care of it. ``"refused"``: an error with `Keyword.note`.
+#: - ``"forwarded"``: passed on, as `Keyword.to` where that is given.
+#: - ``"device"``: where, or in which number format, a device computes. Passed on to a backend that has the option, else left out
+#:   with a warning.
+#: - ``"size"``: passed on where the installed qeff_framework has such a size, else refused.
+#: - ``"no effect"``: left out with a log line; results are the same.
+#: - ``"here"``: the method itself takes care of it.
+#: - ``"refused"``: an error with `Keyword.note`.
 Treatment = Literal["forwarded", "device", "size", "no effect", "here", "refused"]
 
 
