@@ -17,8 +17,10 @@ from QEfficient._compat import backends
 from QEfficient._compat.backends import choose_backend, descriptor
 from QEfficient._compat.keywords import COMPILE, EXPORT, FROM_PRETRAINED, GENERATE, NAMES, QAIC_CONFIG, Keyword
 from QEfficient._compat.translation import of_qaic_config, of_sampling_params, translate
+from QEfficient._compat.translation import simulated as of_environment
 from QEfficient.migrating import page
 from tests.docs.markdown import ROOT
+from tests.tiny_models import tiny_causal_lm
 
 TABLES = {
     "from_pretrained": FROM_PRETRAINED,
@@ -53,6 +55,8 @@ def test_the_names_of_the_page_can_be_imported() -> None:
 
     for each in NAMES:
         if each.name == "diffusers":
+            with pytest.raises(ImportError, match=r"QEfficient\.diffusers is not provided"):
+                importlib.import_module("QEfficient.diffusers")
             continue
         module, _, attribute = f"QEfficient.{each.name}".rpartition(".")
         if not hasattr(importlib.import_module(module), attribute):
@@ -60,9 +64,13 @@ def test_the_names_of_the_page_can_be_imported() -> None:
         if each.instead.startswith("QEFF") and not each.instead.endswith(("CTC", "Seq2Seq")):
             assert each.instead.partition("(")[0].partition(".")[0] in qeff_framework.__all__
     assert all(hasattr(QEfficient, name) for name in QEfficient.__all__)
+    with pytest.raises(ImportError, match=r"QEfficient\.utils\.get_qpc_dir_path is not provided"):
+        from QEfficient.utils import get_qpc_dir_path  # noqa: F401
 
 
-def test_a_keyword_about_devices_goes_to_backends_that_have_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_keyword_about_devices_goes_to_backends_that_have_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = {"mxfp6": True, "num_devices": 2, "mos": 2, "aic_hw_version": "2.0", "aic_num_cores": 8, "artifacts": True}
     wanted = {"mxfp6_matmul": True, "num_devices": 2, "mos": 2, "hw_version": "ai100", "num_cores": 8, "dry_run": True}
     assert translate("compile", COMPILE, given, backend=descriptor("qaic")) == wanted
@@ -74,6 +82,8 @@ def test_a_keyword_about_devices_goes_to_backends_that_have_it(caplog: pytest.Lo
     assert len(caplog.records) == 3
     simulated = translate("compile", COMPILE, {"mxfp6": True, "simulate": "ai100"}, backend=descriptor("ort_sim"))
     assert simulated == {"mxfp6_matmul": True, "simulate": "ai100"}
+    monkeypatch.setenv("QEFF_COMPAT_SIMULATE", "ai100")
+    assert (of_environment(descriptor("ort_sim")), of_environment(descriptor("qaic"))) == ({"simulate": "ai100"}, {})
     with pytest.raises(OptionError, match="aic_hw_version='3.0' is none of '2.0', 'ai100', 'ai200'"):
         translate("compile", COMPILE, {"aic_hw_version": "3.0"}, backend=descriptor("qaic"))
 
@@ -130,6 +140,21 @@ def test_refusals_of_from_pretrained(checkpoint: str) -> None:
         QEFFAutoModelForCausalLM.from_pretrained(checkpoint, num_hiden_layers=1)
     with pytest.raises(NotSupportedError, match="enable_proxy=True is not supported; export a config"):
         QEFFAutoModelForCausalLM.from_pretrained(checkpoint, enable_proxy=True)
+
+
+def test_a_module_in_memory_and_a_class_that_the_core_does_not_have() -> None:
+    module = tiny_causal_lm("llama", num_hidden_layers=1)[0]
+    model = QEfficient.transform(module)
+    assert model.model.lm_head is module.lm_head
+    assert QEfficient.transform(model) is model
+    assert QEFFAutoModelForCausalLM(module, continuous_batching=True, is_tlm=True).is_tlm
+    with pytest.raises(OptionError, match="QEFFAutoModelForCausalLM: unknown arguments continous_batching"):
+        QEFFAutoModelForCausalLM(module, continous_batching=True)
+    later = type("QEFFAutoModelForSmells", (QEFFAutoModel,), {"core_class": "QEFFAutoModelForSmells"})
+    with pytest.raises(
+        NotSupportedError, match="the installed qeff-framework has no QEFFAutoModelForSmells; upgrade it"
+    ):
+        later.from_pretrained("anything")
 
 
 # --- the backend ------------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import qeff_framework
 from QEfficient._compat.keywords import (
     COMPILE,
     EXPORT,
@@ -101,7 +103,6 @@ _KEYWORDS = """
 |---|---|
 | passed on | to `qeff_framework`, under the name that is given |
 | device | passed on to a backend that has such an option, else left out and told once |
-| size | passed on where the installed `qeff_framework` has it, refused by name where it has not |
 | no effect | left out; results are the same |
 | own | decided by the method itself |
 | refused | an error (`NotSupportedError`, an `OptionError` and a `NotImplementedError`) that says what to use instead |
@@ -138,7 +139,9 @@ _RESULTS = """
 | Class | `generate` returns |
 |---|---|
 | `QEFFAutoModelForCausalLM` | `CloudAI100ExecInfo`: `generated_texts` and `generated_ids` with one entry for each batch (a list of texts, an array `[B, T]`), with continuous batching for all prompts at once; `perf_metrics`, whose fields can also be read from the result |
-| `QEFFAutoModelForImageTextToText`, `QEFFAutoModelForSpeechSeq2Seq` | `CloudAI100ExecInfoNew`: `generated_ids [B, T]`, `perf_metrics` |
+| `QEFFAutoModelForImageTextToText` | `CloudAI100ExecInfoNew`: `generated_ids [B, T]`, `perf_metrics` |
+| `QEFFAutoModelForSpeechSeq2Seq` | `CloudAI100ExecInfoNew`: `generated_ids [B, T + 1]`, which begin with the decoder's start token |
+| `QEFFAutoModelForCTC` | the text of each clip |
 | `QEFFAutoModel` | `{"output": array}`: `[N, H]` with pooling, else `[N, S, H]` with S as given, not as compiled |
 | `QEFFAutoModelForSequenceClassification` | `{"logits": tensor}` |
 | `QEffAutoPeftModelForCausalLM` | an array `[N, max_new_tokens]`, filled with zeros |
@@ -155,6 +158,8 @@ and `output_names`, skipping them changes nothing, and reading or setting one is
 """
 
 _TREATMENTS = {"forwarded": "passed on", "here": "own"}
+#: Sizes of the task that most keywords are for.
+_SIZES = frozenset(field.name for field in dataclasses.fields(qeff_framework.QEFFAutoModelForCausalLM.shapes))
 
 
 def page() -> str:
@@ -169,10 +174,17 @@ def page() -> str:
 
 def _names(names: Sequence[Name]) -> str:
     rows = [
-        f"| `{each.name}` | {f'`{each.instead}`' if each.instead else ''} | {each.note} |\n".replace("|  |", "| |")
+        f"| `{each.name}` | {f'`{each.instead}`' if each.instead else ''} | {_note(each)} |\n".replace("|  |", "| |")
         for each in names
     ]
     return "".join(["| QEfficient | qeff_framework | |\n|---|---|---|\n", *rows])
+
+
+def _note(name: Name) -> str:
+    absent = name.instead.startswith("QEFF") and not hasattr(
+        qeff_framework, name.instead.partition("(")[0].partition(".")[0]
+    )
+    return f"refused: this version has no {name.instead}" if absent else name.note
 
 
 def _table(keywords: Sequence[Keyword]) -> str:
@@ -181,8 +193,13 @@ def _table(keywords: Sequence[Keyword]) -> str:
 
 def _row(keyword: Keyword) -> str:
     treatment = _TREATMENTS.get(keyword.treatment, keyword.treatment)
+    note = keyword.note
+    if keyword.treatment == "size":
+        # The page tells what this version does.
+        treatment = "passed on" if (keyword.to or keyword.name) in _SIZES else "refused"
+        note = "" if treatment == "passed on" else note.removeprefix("without it: ")
     renamed = f" as `{keyword.to}`" if keyword.to and keyword.to != keyword.name else ""
-    return f"| `{keyword.name}` | {treatment}{renamed} | {keyword.note} |\n".replace("|  |", "| |")
+    return f"| `{keyword.name}` | {treatment}{renamed} | {note} |\n".replace("|  |", "| |")
 
 
 def _sampling() -> str:

@@ -53,6 +53,7 @@ FROM_PRETRAINED: tuple[Keyword, ...] = (
         name="full_batch_size", treatment="here", note="deprecated there too: the same as `continuous_batching=True`"
     ),
     Keyword(name="qaic_config", treatment="here", note="see its keys below"),
+    Keyword(name="is_tlm", treatment="here", note="an old form of `speculative_model_type=target`"),
     Keyword(
         name="pooling", treatment="here", note="`None` is no pooling; `avg` is `mean`; functions are taken as they are"
     ),
@@ -288,7 +289,7 @@ NAMES: tuple[Name, ...] = (
         note="`CloudAI100ExecInfoNew`",
     ),
     Name(name="QEFFAutoModelForSpeechSeq2Seq", instead="QEFFAutoModelForSpeechSeq2Seq", note="`CloudAI100ExecInfoNew`"),
-    Name(name="QEFFAutoModelForCTC", instead="QEFFAutoModelForCTC", note="a dict with `logits`"),
+    Name(name="QEFFAutoModelForCTC", instead="QEFFAutoModelForCTC", note="the text of each clip"),
     Name(
         name="QEffAutoPeftModelForCausalLM",
         instead="QEFFAutoPeftModelForCausalLM",
@@ -341,5 +342,5 @@ NAMES: tuple[Name, ...] = (
         instead="",
         note="refused: train with `transformers` and `peft`, and give the folder of the adapter",
     ),
-    Name(name="diffusers", instead="", note="not there: image and video generation is no task of qeff_framework"),
+    Name(name="diffusers", instead="", note="not provided"),
 )

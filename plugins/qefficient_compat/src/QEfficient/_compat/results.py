@@ -83,10 +83,10 @@ class CloudAI100ExecInfoNew(_Timed):
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, width: int | None = None) -> NDArray[Any]:
-    """Token ids as an array ``[N, T]``; T is `width`, or the length of the longest row."""
+    """Token ids as an array ``[N, T]``; T is `width`, or the length of the longest row where that is more."""
     import numpy as np
 
-    array = np.full((len(rows), width or max(map(len, rows), default=0)), fill, dtype=np.int64)
+    array = np.full((len(rows), max([width or 0, *map(len, rows)])), fill, dtype=np.int64)
     for place, row in zip(array, rows, strict=True):
         place[: len(row)] = row
     return array

@@ -43,9 +43,21 @@ __all__ = [
 ]
 
 
+#: Helpers of QEfficient's own stages, which have no counterpart.
+_INTERNAL = frozenset(
+    {
+        *("LRUCache", "create_export_hash", "create_model_params", "dump_qconfig", "generate_mdp_partition_config"),
+        *("get_num_layers_vlm", "get_onnx_dir_name", "get_padding_shape_vlm", "get_qpc_dir_path", "hash_dict_params"),
+        *("get_sliding_window_layers", "get_sliding_window_shapes", "make_serializable"),
+    }
+)
+
+
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}: of the helpers of QEfficient.utils there are {', '.join(__all__)}"
-    )
+    if name in _INTERNAL:
+        # An AttributeError would lose its message in ``from QEfficient.utils import ...``.
+        raise ImportError(
+            f"QEfficient.utils.{name} is not provided: it is a helper of QEfficient's own stages; model.onnx_path and "
+            "model.qpc_path say where results lie"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

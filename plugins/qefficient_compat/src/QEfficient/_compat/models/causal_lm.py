@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class GeneratingModel(QEFFBaseModel):
     """What models that generate text share: continuous batching, ``qaic_config``."""
 
-    own_keywords: ClassVar[tuple[str, ...]] = ("continuous_batching", "full_batch_size", "qaic_config")
+    own_keywords: ClassVar[tuple[str, ...]] = ("continuous_batching", "full_batch_size", "qaic_config", "is_tlm")
 
     def setup(self, core: Any) -> None:
         super().setup(core)
@@ -33,7 +33,7 @@ class GeneratingModel(QEFFBaseModel):
             say_once("from_pretrained: full_batch_size is an old name, use continuous_batching=True")
         self.continuous_batching = bool(own.get("continuous_batching") or own.get("full_batch_size"))
         config = own.get("qaic_config")
-        self.is_tlm = bool(config and config.get("speculative_model_type"))
+        self.is_tlm = bool(own.get("is_tlm") or (config and config.get("speculative_model_type")))
         self._configured = of_qaic_config(config, self.core_type().shapes)
         self.ccl_enabled = bool(self._configured.get("ccl_enabled"))
 
