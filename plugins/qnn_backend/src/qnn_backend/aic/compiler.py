@@ -70,7 +70,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         backend="qnn",
         program=program,
         dry_run_result=f"{PROGRAM_FOLDER}/{QnnConstants.CONTEXT_BIN_QPC_NAME}",
-        qconfig={"qnn_config": {"qnn_config_path": options.qnn_config, **description}},
+        qconfig={"qnn_config": {"qnn_config_path": options.qnn_config and str(options.qnn_config), **description}},
     )
 
 

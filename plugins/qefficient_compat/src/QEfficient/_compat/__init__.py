@@ -1,0 +1,1 @@
+"""What the modules of `QEfficient` are made of. Everything here is private."""

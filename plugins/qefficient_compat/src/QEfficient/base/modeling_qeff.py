@@ -1,0 +1,7 @@
+"""What the classes of models share."""
+
+from __future__ import annotations
+
+from QEfficient._compat.models import QEFFBaseModel
+
+__all__ = ["QEFFBaseModel"]

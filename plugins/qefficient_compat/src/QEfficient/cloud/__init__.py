@@ -1,0 +1,1 @@
+"""Commands: ``python -m QEfficient.cloud.infer``, ``export``, ``compile``, ``execute``."""
