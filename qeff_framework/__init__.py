@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from qeff_framework.artifacts import create_and_dump_qconfigs
     from qeff_framework.auto import (
         QEFFAutoModel,
+        QEFFAutoModelForAudioClassification,
         QEFFAutoModelForCausalLM,
+        QEFFAutoModelForCTC,
         QEFFAutoModelForFeatureExtraction,
         QEFFAutoModelForImageTextToText,
         QEFFAutoModelForQuestionAnswering,
         QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
+        QEFFAutoModelForSpeechSeq2Seq,
         QEFFAutoModelForTokenClassification,
         QEFFAutoPeftModelForCausalLM,
     )
@@ -28,12 +31,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "QEFFAutoModel": "auto",
+    "QEFFAutoModelForAudioClassification": "auto",
+    "QEFFAutoModelForCTC": "auto",
     "QEFFAutoModelForCausalLM": "auto",
     "QEFFAutoModelForFeatureExtraction": "auto",
     "QEFFAutoModelForImageTextToText": "auto",
     "QEFFAutoModelForQuestionAnswering": "auto",
     "QEFFAutoModelForSeq2SeqLM": "auto",
     "QEFFAutoModelForSequenceClassification": "auto",
+    "QEFFAutoModelForSpeechSeq2Seq": "auto",
     "QEFFAutoModelForTokenClassification": "auto",
     "QEFFAutoPeftModelForCausalLM": "auto",
     "QEFFBaseModel": "model",
@@ -46,12 +52,15 @@ _HOMES = {
 
 __all__ = [
     "QEFFAutoModel",
+    "QEFFAutoModelForAudioClassification",
+    "QEFFAutoModelForCTC",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
     "QEFFAutoModelForImageTextToText",
     "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
+    "QEFFAutoModelForSpeechSeq2Seq",
     "QEFFAutoModelForTokenClassification",
     "QEFFAutoPeftModelForCausalLM",
     "QEFFBaseModel",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from qeff_framework.auto.audio_classification import QEFFAutoModelForAudioClassification
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
+from qeff_framework.auto.ctc import QEFFAutoModelForCTC
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
 from qeff_framework.auto.model import QEFFAutoModel
@@ -10,16 +12,20 @@ from qeff_framework.auto.peft import QEFFAutoPeftModelForCausalLM
 from qeff_framework.auto.question_answering import QEFFAutoModelForQuestionAnswering
 from qeff_framework.auto.seq2seq_lm import QEFFAutoModelForSeq2SeqLM
 from qeff_framework.auto.sequence_classification import QEFFAutoModelForSequenceClassification
+from qeff_framework.auto.speech_seq2seq import QEFFAutoModelForSpeechSeq2Seq
 from qeff_framework.auto.token_classification import QEFFAutoModelForTokenClassification
 
 __all__ = [
     "QEFFAutoModel",
+    "QEFFAutoModelForAudioClassification",
+    "QEFFAutoModelForCTC",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
     "QEFFAutoModelForImageTextToText",
     "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
+    "QEFFAutoModelForSpeechSeq2Seq",
     "QEFFAutoModelForTokenClassification",
     "QEFFAutoPeftModelForCausalLM",
 ]

@@ -1,14 +1,17 @@
-"""What ``qeff generate`` works on: prompts, conversations, contexts and settings, from arguments and files."""
+"""What ``qeff generate`` works on: prompts, conversations, contexts, images, sound and settings, from arguments and files."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.textfiles import read_input, split_lines
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.audio_files import SoundFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -66,6 +69,19 @@ def given_images(args: argparse.Namespace, prompts: Sequence[str]) -> list[list[
             "all of its images"
         )
     return [[_opened(file) for file in of_prompt] for of_prompt in args.image]
+
+
+def given_audio(args: argparse.Namespace) -> list[SoundFile]:
+    """The clips of ``--audio``, read."""
+    if not args.audio:
+        return []
+    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image:
+        raise OptionError(
+            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file and --image out"
+        )
+    from qeff_framework.cli.audio_files import read_sound
+
+    return [read_sound(file) for file in args.audio]
 
 
 def _opened(file: str) -> Any:

@@ -50,6 +50,8 @@ class TaskSpec:
     needs_context: bool = False
     #: Prompts may come with images.
     reads_images: bool = False
+    #: Works on files of sound instead of prompts.
+    reads_audio: bool = False
     #: How ``qeff coverage`` checks model types; `None` for a task that is covered together with another.
     coverage_path: str | None = None
 

@@ -50,6 +50,9 @@ class OrtSimBackend(Backend):
                 "question-answering",
                 "seq2seq-lm",
                 "image-text-to-text",
+                "speech-seq2seq",
+                "ctc",
+                "audio-classification",
             }
         ),
         continuous_batching=True,
