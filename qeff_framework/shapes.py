@@ -392,6 +392,21 @@ class ImageShapes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageAndTextShapes(ImageShapes):
+    """Sizes of the programs of a model that embeds images and texts in one space."""
+
+    seq_len: int | tuple[int, ...] | None = option(
+        None,
+        "tokens of a text; several lengths give one program each; without it as many as the model has positions for",
+    )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that were asked for, ascending, each once."""
+        return tuple(sorted(set(_several(self.seq_len))))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextShapes(CausalLMShapes):
     """Sizes of a vision-language model's programs: one for each size of image, and those of a causal language model."""
 

@@ -59,15 +59,8 @@ def given_context(args: argparse.Namespace) -> str | None:
     return _read(args.context_file, "context") if args.context_file is not None else context
 
 
-def given_images(args: argparse.Namespace, prompts: Sequence[str]) -> list[list[Any]]:
-    """The images of each prompt, opened; empty where none were given."""
-    if not args.image:
-        return []
-    if len(args.image) != len(prompts):
-        raise OptionError(
-            f"{len(prompts)} prompts and {len(args.image)} times --image were given; give --image once for each prompt, with "
-            "all of its images"
-        )
+def given_images(args: argparse.Namespace) -> list[list[Any]]:
+    """The images of each ``--image``, opened."""
     return [[_opened(file) for file in of_prompt] for of_prompt in args.image]
 
 

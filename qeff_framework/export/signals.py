@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MASK = "attention_mask"
 _BATCH = 2
 #: Lengths of the example: samples of a waveform (a convolution stack makes few frames of many), and feature frames.
-_SAMPLES, _FRAMES = 9_001, 67
+_SAMPLES, _FRAMES, _TOKENS = 9_001, 67, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,14 @@ class Signal:
     name: str
     #: Sizes; `None` for the axis whose length a program is compiled for.
     shape: tuple[int | None, ...]
+    #: Token ids instead of numbers.
+    is_tokens: bool = False
 
     @classmethod
     def of(cls, request: GraphRequest) -> Signal:
         """What the task class has put into the request."""
         given = request.program_inputs
-        return cls(name=str(given["name"]), shape=tuple(given["shape"]))
+        return cls(name=str(given["name"]), shape=tuple(given["shape"]), is_tokens=given["name"] == "input_ids")
 
     @property
     def has_length(self) -> bool:
@@ -61,8 +63,9 @@ class Signal:
 
     def example(self) -> torch.Tensor:
         """Zeros of an example's sizes."""
-        length = _SAMPLES if len(self.shape) == 1 else _FRAMES
-        return torch.zeros((_BATCH, *(length if size is None else size for size in self.shape)))
+        length = _SAMPLES if len(self.shape) == 1 and not self.is_tokens else _TOKENS if self.is_tokens else _FRAMES
+        sizes = (_BATCH, *(length if size is None else size for size in self.shape))
+        return torch.zeros(sizes, dtype=torch.int64 if self.is_tokens else torch.float32)
 
 
 def ctc_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:

@@ -1,20 +1,17 @@
-"""Texts and classes of sound, and classes of images, with loaded programs."""
+"""Texts and classes of sound with loaded programs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.classifiers import CompiledClassifier
-from qeff_framework.runtime.runner import CompiledRunner
+from qeff_framework.runtime.processed import ProcessedRunner, processor_output
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from qeff_framework.single_pass.signal_runner import SignalRunner
 
 
 class FrameLogits(NamedTuple):
@@ -26,25 +23,8 @@ class FrameLogits(NamedTuple):
     lengths: NDArray[np.int64]
 
 
-class ProcessedRunner(CompiledRunner):
-    """A loaded program with a processor that prepares sound or images for it."""
-
-    @cached_property
-    def processor(self) -> Any:
-        """The processor that the artifact carries. Needs Transformers, and what the processor itself needs."""
-        directory = self.compiled.directory / "processor"
-        if not directory.is_dir():
-            raise InputError(f"{self.compiled.directory} carries no processor; pass processor=..., or what one returns")
-        from transformers import AutoProcessor
-
-        load: Any = AutoProcessor.from_pretrained
-        return load(directory)
-
-    @cached_property
-    def _signals(self) -> SignalRunner:
-        from qeff_framework.single_pass.signal_runner import SignalRunner
-
-        return SignalRunner(self.session)
+class SoundRunner(ProcessedRunner):
+    """A loaded program with a processor that prepares sound for it."""
 
     @property
     def sampling_rate(self) -> int:
@@ -86,7 +66,7 @@ class ProcessedRunner(CompiledRunner):
         return made
 
 
-class CompiledCTC(ProcessedRunner):
+class CompiledCTC(SoundRunner):
     """Scores of each frame of speech with a loaded program."""
 
     def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> FrameLogits:
@@ -116,20 +96,10 @@ class CompiledCTC(ProcessedRunner):
         return [str(chosen.decode(row[:length])) for row, length in zip(ids, found.lengths, strict=True)]
 
 
-class CompiledAudioClassifier(ProcessedRunner, CompiledClassifier):
+class CompiledAudioClassifier(SoundRunner, CompiledClassifier):
     """Class scores of sound with a loaded program."""
 
     def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> NDArray[Any]:
         """Classifies what a feature extractor returns; see `CompiledCTC.generate`. Returns logits, float32 ``[N, labels]``."""
         outputs, _ = self._signals(processor_output(inputs, tensors))
         return outputs["logits"]
-
-
-def processor_output(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a processor returned, given as one argument or as keywords."""
-    given = {name: value for name, value in tensors.items() if value is not None}
-    if inputs is not None and given:
-        raise InputError(f"inputs and {', '.join(given)} were given; give the processor's output once")
-    if inputs is None and not given:
-        raise InputError("no inputs were given; give what the model's processor returns")
-    return inputs if inputs is not None else given

@@ -12,9 +12,10 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
+from qeff_framework.runtime.processed import processor_output
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import carried_config
-from qeff_framework.runtime.sound import ProcessedRunner, processor_output
+from qeff_framework.runtime.sound import SoundRunner
 from qeff_framework.runtime.text_generation import generation_defaults
 from qeff_framework.single_pass.signal_runner import SignalRunner
 from qeff_framework.speech.decoder import SpeechDecoder
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _ENCODER, _DECODER = "encoder", "decoder"
 
 
-class CompiledSpeechSeq2Seq(ProcessedRunner):
+class CompiledSpeechSeq2Seq(SoundRunner):
     """Text from speech. Running needs NumPy alone; `prepared` and `transcribe` need the processor, and so Transformers."""
 
     def __init__(self, session: ExecutionSession) -> None:

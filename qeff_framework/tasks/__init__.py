@@ -13,12 +13,14 @@ from qeff_framework.tasks import (
     causal_lm,
     ctc,
     encoder,
+    image_classification,
     image_text_to_text,
     question_answering,
     seq2seq_lm,
     sequence_classification,
     speech_seq2seq,
     token_classification,
+    zero_shot_image_classification,
 )
 from qeff_framework.tasks.spec import TaskSpec
 
@@ -33,6 +35,8 @@ _TASKS: tuple[TaskSpec, ...] = (
     speech_seq2seq.SPEC,
     ctc.SPEC,
     audio_classification.SPEC,
+    image_classification.SPEC,
+    zero_shot_image_classification.SPEC,
 )
 
 

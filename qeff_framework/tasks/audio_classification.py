@@ -14,4 +14,5 @@ SPEC = TaskSpec(
     runner_path="qeff_framework.runtime.sound:CompiledAudioClassifier",
     results_path="qeff_framework.cli.results.sound:classify_sound",
     reads_audio=True,
+    takes_prompts=False,
 )

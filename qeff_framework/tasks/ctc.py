@@ -14,4 +14,5 @@ SPEC = TaskSpec(
     runner_path="qeff_framework.runtime.sound:CompiledCTC",
     results_path="qeff_framework.cli.results.sound:transcribe",
     reads_audio=True,
+    takes_prompts=False,
 )

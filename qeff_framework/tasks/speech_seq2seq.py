@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     runner_path="qeff_framework.runtime.speech:CompiledSpeechSeq2Seq",
     results_path="qeff_framework.cli.results.sound:write_down",
     reads_audio=True,
+    takes_prompts=False,
 )

@@ -13,7 +13,7 @@ from qeff_framework.cli.tables import facts
 if TYPE_CHECKING:
     from qeff_framework.cli.audio_files import SoundFile
     from qeff_framework.cli.results.request import ResultsRequest
-    from qeff_framework.runtime.sound import CompiledAudioClassifier, CompiledCTC, ProcessedRunner
+    from qeff_framework.runtime.sound import CompiledAudioClassifier, CompiledCTC, SoundRunner
     from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
 
 
@@ -97,7 +97,7 @@ def classify_sound(runner: CompiledAudioClassifier, request: ResultsRequest) -> 
     return sound_outcome(runner, request.audio, lines, {"labels": list(labels), "results": results}, seconds)
 
 
-def resampled(runner: ProcessedRunner, files: Sequence[SoundFile]) -> list[Any]:
+def resampled(runner: SoundRunner, files: Sequence[SoundFile]) -> list[Any]:
     """The samples of each file at the rate of the processor."""
     return [sound.at(runner.sampling_rate) for sound in files]
 
@@ -108,7 +108,7 @@ def told(sound: SoundFile) -> dict[str, Any]:
 
 
 def sound_outcome(
-    runner: ProcessedRunner,
+    runner: SoundRunner,
     files: Sequence[SoundFile],
     lines: Sequence[str],
     found: Mapping[str, Any],

@@ -53,6 +53,8 @@ class OrtSimBackend(Backend):
                 "speech-seq2seq",
                 "ctc",
                 "audio-classification",
+                "image-classification",
+                "zero-shot-image-classification",
             }
         ),
         continuous_batching=True,
