@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from qeff_framework.artifacts import create_and_dump_qconfigs
     from qeff_framework.auto import (
         QEFFAutoModel,
+        QEFFAutoModelForAudioClassification,
         QEFFAutoModelForCausalLM,
+        QEFFAutoModelForCTC,
         QEFFAutoModelForFeatureExtraction,
+        QEFFAutoModelForImageClassification,
         QEFFAutoModelForImageTextToText,
         QEFFAutoModelForQuestionAnswering,
         QEFFAutoModelForSeq2SeqLM,
         QEFFAutoModelForSequenceClassification,
+        QEFFAutoModelForSpeechSeq2Seq,
         QEFFAutoModelForTokenClassification,
+        QEFFAutoModelForZeroShotImageClassification,
         QEFFAutoPeftModelForCausalLM,
     )
     from qeff_framework.errors import QEFFError
@@ -28,13 +33,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "QEFFAutoModel": "auto",
+    "QEFFAutoModelForAudioClassification": "auto",
+    "QEFFAutoModelForCTC": "auto",
     "QEFFAutoModelForCausalLM": "auto",
     "QEFFAutoModelForFeatureExtraction": "auto",
+    "QEFFAutoModelForImageClassification": "auto",
     "QEFFAutoModelForImageTextToText": "auto",
     "QEFFAutoModelForQuestionAnswering": "auto",
     "QEFFAutoModelForSeq2SeqLM": "auto",
     "QEFFAutoModelForSequenceClassification": "auto",
+    "QEFFAutoModelForSpeechSeq2Seq": "auto",
     "QEFFAutoModelForTokenClassification": "auto",
+    "QEFFAutoModelForZeroShotImageClassification": "auto",
     "QEFFAutoPeftModelForCausalLM": "auto",
     "QEFFBaseModel": "model",
     "QEFFError": "errors",
@@ -46,13 +56,18 @@ _HOMES = {
 
 __all__ = [
     "QEFFAutoModel",
+    "QEFFAutoModelForAudioClassification",
+    "QEFFAutoModelForCTC",
     "QEFFAutoModelForCausalLM",
     "QEFFAutoModelForFeatureExtraction",
+    "QEFFAutoModelForImageClassification",
     "QEFFAutoModelForImageTextToText",
     "QEFFAutoModelForQuestionAnswering",
     "QEFFAutoModelForSeq2SeqLM",
     "QEFFAutoModelForSequenceClassification",
+    "QEFFAutoModelForSpeechSeq2Seq",
     "QEFFAutoModelForTokenClassification",
+    "QEFFAutoModelForZeroShotImageClassification",
     "QEFFAutoPeftModelForCausalLM",
     "QEFFBaseModel",
     "QEFFError",

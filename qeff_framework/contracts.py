@@ -395,8 +395,9 @@ class ExportRequest:
     unloaded: frozenset[str] = frozenset()
     #: Models of several programs: which one this is, such as ``"vision"`` or ``"language"``. "" for a model of one program.
     program: str = ""
-    #: What the graph of this program is made for: the tensors of one image by name (``"vision"``), or the form of the features
-    #: that come from another program (``"language"``).
+    #: What the graph of this program is made for: the tensors of one image by name (``"vision"``), the form of the features that
+    #: come from another program (``"language"``), or, of models that read sound or images alone, ``name`` and ``shape`` of their
+    #: main input behind the batch, `None` for the axis of several lengths.
     program_inputs: Mapping[str, Any] = field(default_factory=dict)
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""

@@ -194,6 +194,8 @@ class QEFFBaseModel:
         program_inputs: Mapping[str, Any] | None = None,
     ) -> ExportPlan:
         """Everything about an export that is known before any work."""
+        if program_inputs is None:
+            program_inputs = self._program_inputs()
         transforms = relay.transform(TransformRequest(stage="torch", task=self.task, options=options))
         takes_part = bool(transforms) or relay.has_export
         # An artifact without the tokenizer must not be found again where the tokenizer can be loaded.
@@ -211,14 +213,15 @@ class QEFFBaseModel:
             **_patches(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
-            **({"program": program, "program_inputs": _key_of_inputs(program_inputs or {})} if program else {}),
+            **({"program": program} if program else {}),
+            **({"program_inputs": _key_of_inputs(program_inputs)} if program or program_inputs else {}),
         }
         return ExportPlan(
             relay=relay,
             transforms=transforms,
             extra_inputs=extra_inputs,
             program=program,
-            program_inputs=program_inputs or {},
+            program_inputs=program_inputs,
             identity=identity,
             tokenizer_problem=problem,
             takes_part=takes_part,
@@ -288,6 +291,10 @@ class QEFFBaseModel:
         if problem:
             logger.warning("the artifact carries no tokenizer: %s", problem)
         return exported
+
+    def _program_inputs(self) -> Mapping[str, Any]:
+        """What the graph of a model of one program is made for, see `contracts.ExportRequest`; nothing that must be said."""
+        return {}
 
     def _export_key(self) -> Mapping[str, object]:
         """What a task adds to the export's key."""

@@ -311,6 +311,102 @@ class EncoderShapes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoundShapes:
+    """Sizes of the programs of a model that reads sound in one pass: one for each length."""
+
+    seq_len: int | tuple[int, ...] | None = option(
+        None,
+        "samples of a clip, or feature frames where the processor makes such; several lengths give one program each; without it "
+        "those of 10 seconds",
+    )
+    batch_size: int = option(1, "clips that are run together", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses empty or senseless lengths."""
+        if self.seq_len is not None and (not self.lengths or min(self.lengths) < 1):
+            raise ValueError(f"seq_len={self.seq_len!r} must be one or more lengths of at least 1")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that were asked for, ascending, each once."""
+        return tuple(sorted(set(_several(self.seq_len))))
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """None: they belong to causal LMs."""
+        return ()
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """One per length; a single one for a model that takes one length only."""
+        rows = {"batch_size": self.batch_size}
+        if not self.lengths:
+            return (Specialization(name="encode", dims=rows),)
+        return tuple(
+            Specialization(name=f"encode_{length}", dims={**rows, "seq_len": length}) for length in self.lengths
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechSeq2SeqShapes(SoundShapes):
+    """Sizes of the programs of a speech model with encoder and decoder."""
+
+    ctx_len: int = option(
+        448, "positions of the decoder's KV cache: the start tokens and the text of a window together", minimum=2
+    )
+    encoder_ctx_len: int | None = option(
+        None,
+        "slots for the encoder's output that the decoder keeps; without it as many as the encoder makes frames",
+        minimum=2,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageShapes:
+    """Sizes of the program of a model that reads images in one pass."""
+
+    img_size: int | None = option(None, "height and width of square images in pixels; without it the processor's")
+    height: int | None = option(None, "height of images in pixels, with width", minimum=1)
+    width: int | None = option(None, "width of images in pixels, with height", minimum=1)
+    batch_size: int = option(1, "images that are run together", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that contradict each other."""
+        if self.img_size is not None and (self.height is not None or self.width is not None):
+            raise ValueError("img_size is height and width at once; leave it out, or leave height and width out")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width belong together; give both, or img_size for square images")
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width, `None` for the processor's own."""
+        if self.img_size is not None:
+            return self.img_size, self.img_size
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """None: they belong to causal LMs."""
+        return ()
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """One."""
+        return (Specialization(name="encode", dims={"batch_size": self.batch_size}),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAndTextShapes(ImageShapes):
+    """Sizes of the programs of a model that embeds images and texts in one space."""
+
+    seq_len: int | tuple[int, ...] | None = option(
+        None,
+        "tokens of a text; several lengths give one program each; without it as many as the model has positions for",
+    )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that were asked for, ascending, each once."""
+        return tuple(sorted(set(_several(self.seq_len))))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextShapes(CausalLMShapes):
     """Sizes of a vision-language model's programs: one for each size of image, and those of a causal language model."""
 

@@ -115,9 +115,12 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
             listed = any(name in _names(mapping) for name in architectures)
             if spec.is_encoder_decoder and (listed or (not architectures and model_type in mapping)):
                 return spec.name
+            # The encoder alone, with another head.
+            if spec.reads_audio and listed:
+                return spec.name
         raise UnsupportedModelError(
-            f"{_told(config)} is an encoder-decoder model without a text head, or one whose input is no text; of the "
-            "encoder-decoder models the tasks of this version carry those of AutoModelForSeq2SeqLM that read text"
+            f"{_told(config)} is an encoder-decoder model without a text head, or one that reads neither text nor speech; of the "
+            "encoder-decoder models the tasks of this version carry those of Transformers' mappings for text and for speech"
         )
     if not architectures:
         if (

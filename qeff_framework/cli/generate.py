@@ -1,4 +1,4 @@
-"""``qeff generate``: text from prompts, embeddings or classes of texts, classes of tokens, answers to questions."""
+"""``qeff generate``: text from prompts, images or speech, embeddings or classes of texts, classes of tokens, answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qeff_framework.cli.arguments import (
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
 from qeff_framework.cli.generate_input import (
+    given_audio,
     given_context,
     given_conversations,
     given_images,
@@ -37,7 +38,8 @@ def add_to(subparsers: Any) -> None:
         "generate",
         run,
         summary="run a model or a compiled artifact",
-        description="Generates text, embeds or classifies texts, classifies their tokens, or answers questions. A MODEL is "
+        description="Generates text, embeds or classifies texts, classifies their tokens, answers questions, or writes down or "
+        "classifies sound or images. A MODEL is "
         "compiled first, unless the artifact store has "
         "its program. An ARTIFACT runs as it is, without torch and transformers. What the checkpoint's generation config says "
         "about decoding (banned tokens, penalties, limits, ends) holds; sampling needs --do-sample.",
@@ -46,6 +48,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate gpt2-compiled --prompt "one" "two" --json',
             'qeff generate chat-model --chat --system "Answer briefly." --prompt "Who wrote Faust?"',
             'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
+            "qeff generate whisper-model --audio speech.wav --language en",
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
@@ -76,7 +79,22 @@ def add_to(subparsers: Any) -> None:
         nargs="+",
         action="append",
         default=[],
-        help="vision-language models: the images of a prompt; once for each prompt, in their order",
+        help="models of images: the images of a prompt, once for each prompt in their order; for a classifier images alone",
+    )
+    prompts.add_argument(
+        "--audio",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="models of speech and sound: files (WAV, FLAC, ...) instead of prompts; resampled where the model needs that",
+    )
+    prompts.add_argument("--language", metavar="CODE", help="speech with a decoder: what is spoken (default: detected)")
+    prompts.add_argument(
+        "--speech-task", metavar="NAME", help="speech with a decoder: transcribe, or translate (to English)"
+    )
+    prompts.add_argument(
+        "--timestamps", action="store_true", help="speech with a decoder: a line with times for each segment"
     )
     context = prompts.add_mutually_exclusive_group()
     context.add_argument(
@@ -123,19 +141,24 @@ def add_to(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and runs."""
-    prompts, context = given_prompts(args), given_context(args)
+    audio = given_audio(args)
+    has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
+    # A model of images or sound alone takes no prompts; that there are some where they are needed is checked with the task.
+    prompts = given_prompts(args) if has_texts or not (audio or args.image) else []
+    context = given_context(args)
     conversations = given_conversations(args, prompts)
-    settings, images = given_settings(args), given_images(args, prompts)
+    settings, images = given_settings(args), given_images(args)
 
     def check_task(task: str) -> None:
-        _check_task(task, args, has_context=context is not None, has_settings=bool(settings))
+        _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
 
-    compiled = given_artifact(args) or compile_model(args, check_task=check_task, reads_texts=True)
+    compiled = given_artifact(args) or compile_model(args, check_task=check_task, reads_texts=bool(prompts))
     check_task(compiled.task)
     request = ResultsRequest(
         texts=prompts,
         prompts=conversations,
         images=images,
+        audio=audio,
         context=context,
         settings=settings,
         args=args,
@@ -145,7 +168,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         return task_spec(compiled.task).show_results(runner, request)
 
 
-def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_settings: bool) -> None:
+def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_context: bool, has_settings: bool) -> None:
     """Raises `OptionError` for arguments that mean nothing for `task`, before anything is compiled or loaded for them."""
     spec = task_spec(task)
     if spec.needs_context != has_context:
@@ -155,12 +178,42 @@ def _check_task(task: str, args: argparse.Namespace, *, has_context: bool, has_s
             else f"the program is for {task}: --context is for question answering; leave it out"
         )
     if args.image and not spec.reads_images:
-        raise OptionError(f"the program is for {task}: --image is for vision-language models; leave it out")
-    if spec.reads_images and (args.chat or args.messages_file is not None):
+        raise OptionError(f"the program is for {task}: --image is for models of images; leave it out")
+    has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
+    if args.image and spec.reads_images and spec.takes_prompts != bool(has_texts):
+        raise OptionError(
+            "a prompt belongs to the images; give it with --prompt TEXT"
+            if spec.takes_prompts
+            else f"the program is for {task}: it works on images alone; leave the prompts out"
+        )
+    if args.image and spec.generates_text and len(args.image) != prompts:
+        raise OptionError(
+            f"{prompts} prompts and {len(args.image)} times --image were given; give --image once for each prompt, with all of "
+            "its images"
+        )
+    if spec.reads_images and not spec.takes_prompts and not args.image:
+        raise OptionError(f"the program is for {task}: it works on images; give them with --image FILE")
+    if spec.reads_audio != bool(args.audio):
+        raise OptionError(
+            f"the program is for {task}: it works on sound; give it with --audio FILE"
+            if spec.reads_audio
+            else f"the program is for {task}: --audio is for models of speech and sound; leave it out"
+        )
+    if spec.reads_images and spec.takes_prompts and (args.chat or args.messages_file is not None):
         raise OptionError(
             "the chat template renders the prompts of vision-language models; leave --chat and --messages-file out"
         )
-    of_generation = has_settings or args.stream or args.chat or args.messages_file is not None
+    if (args.language or args.speech_task or args.timestamps) and not (spec.reads_audio and spec.is_encoder_decoder):
+        raise OptionError(
+            f"the program is for {task}: --language, --speech-task and --timestamps are for speech models with encoder and "
+            "decoder; leave them out"
+        )
+    of_generation = (
+        (has_settings and not (spec.reads_audio and spec.is_encoder_decoder))
+        or args.stream
+        or args.chat
+        or args.messages_file is not None
+    )
     if of_generation and not spec.generates_text:
         raise OptionError(
             f"the program is for {task}: it generates no text, and the options of text generation do not apply"

@@ -1,14 +1,17 @@
-"""What ``qeff generate`` works on: prompts, conversations, contexts and settings, from arguments and files."""
+"""What ``qeff generate`` works on: prompts, conversations, contexts, images, sound and settings, from arguments and files."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.textfiles import read_input, split_lines
+
+if TYPE_CHECKING:
+    from qeff_framework.cli.audio_files import SoundFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -56,16 +59,22 @@ def given_context(args: argparse.Namespace) -> str | None:
     return _read(args.context_file, "context") if args.context_file is not None else context
 
 
-def given_images(args: argparse.Namespace, prompts: Sequence[str]) -> list[list[Any]]:
-    """The images of each prompt, opened; empty where none were given."""
-    if not args.image:
-        return []
-    if len(args.image) != len(prompts):
-        raise OptionError(
-            f"{len(prompts)} prompts and {len(args.image)} times --image were given; give --image once for each prompt, with "
-            "all of its images"
-        )
+def given_images(args: argparse.Namespace) -> list[list[Any]]:
+    """The images of each ``--image``, opened."""
     return [[_opened(file) for file in of_prompt] for of_prompt in args.image]
+
+
+def given_audio(args: argparse.Namespace) -> list[SoundFile]:
+    """The clips of ``--audio``, read."""
+    if not args.audio:
+        return []
+    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image:
+        raise OptionError(
+            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file and --image out"
+        )
+    from qeff_framework.cli.audio_files import read_sound
+
+    return [read_sound(file) for file in args.audio]
 
 
 def _opened(file: str) -> Any:

@@ -15,6 +15,9 @@ FULL_BATCH, KEPT_LOGITS, COMPUTE_CTX = "full_batch_size", "num_logits_to_keep", 
 #: Tokens that an encoder reads in a step; slots for its output that the decoder keeps.
 ENCODER_SEQ, ENCODER_CTX = "encoder_seq_len", "encoder_ctx_len"
 
+#: Frames that a model of sound makes of a clip.
+FRAMES = "num_frames"
+
 #: Image tokens of a row.
 VISION = "vision_size"
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from qeff_framework.contracts import StateSpec
 from qeff_framework.errors import UnsupportedModelError
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "position_ids", "encoder_input_ids", "encoder_position_ids", "encoder_lengths")
+#: Instead of the tokens, ``[B, T, D]``: what an encoder in another program has made of the source.
+HIDDEN_STATES = "encoder_hidden_states"
 
 #: Sizes of the example step. All differ and none is 1, so the tracer does not take one for another or for a broadcast.
 _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
@@ -66,22 +69,31 @@ _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
 def seq2seq_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
     """The graph over the weights of `module`. ``source_vocab_size`` in its metadata: token ids that the encoder knows."""
     refuse_special_encoder(module)
+    graph = _graph(module, hidden_size=None)
+    return replace(graph, metadata={"source_vocab_size": module.get_encoder().get_input_embeddings().num_embeddings})
+
+
+def speech_decoder_graph(module: PreTrainedModel, hidden_size: int) -> PortableGraph:
+    """The decoder alone, over the output of an encoder in another program: ``encoder_hidden_states [B, T, hidden_size]``.
+
+    Where the source is read, T is its frames; in each further step a single one of padding.
+    """
+    return _graph(module, hidden_size=hidden_size)
+
+
+def _graph(module: PreTrainedModel, *, hidden_size: int | None) -> PortableGraph:
     refuse_special(module)
     norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
     weightless = weightless_copy(module)
     adapt(weightless, norms, rotary)
     with stage("probe run"):
-        plan = _probe(weightless)
+        plan = _probe(weightless, hidden_size=hidden_size)
     with stage("trace"):
         program = _trace(weightless, plan)
     with stage("translation to ONNX"):
         model = translate(program, graph_weights(module, norms))
     finish(model)
-    return PortableGraph(
-        model=model,
-        states=_name_interface(model, plan.states),
-        metadata={"source_vocab_size": module.get_encoder().get_input_embeddings().num_embeddings},
-    )
+    return PortableGraph(model=model, states=_name_interface(model, plan))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,15 @@ class _Plan:
     encoder_masks: MaskPlan
     decoder_masks: MaskPlan
     states: tuple[StateShape, ...] = ()
+    #: Of the output of an encoder in another program; `None`: the encoder is part of the graph.
+    hidden_size: int | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs in front of the states."""
+        if self.hidden_size is None:
+            return INPUTS
+        return tuple(HIDDEN_STATES if name == "encoder_input_ids" else name for name in INPUTS)
 
 
 class _Seq2SeqGraph(torch.nn.Module):
@@ -116,18 +137,21 @@ class _Seq2SeqGraph(torch.nn.Module):
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        encoder_input_ids: torch.Tensor,
+        source: torch.Tensor,
         encoder_position_ids: torch.Tensor,
         encoder_lengths: torch.Tensor,
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """Returns logits ``[B, 1, V]`` and the new `states`."""
+        """Returns logits ``[B, 1, V]`` and the new `states`.
+
+        `source`: tokens ``[B, T]``, or the output of an encoder ``[B, T, D]``.
+        """
         # Each input has symbols of its own for its sizes; from here on they are known to be the same.
         require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
-        for tensor in (position_ids, encoder_input_ids, encoder_position_ids, encoder_lengths):
+        for tensor in (position_ids, source, encoder_position_ids, encoder_lengths):
             require(input_ids.shape[0] == tensor.shape[0])
         require(input_ids.shape[1] == position_ids.shape[1])
-        require(encoder_input_ids.shape[1] == encoder_position_ids.shape[1])
+        require(source.shape[1] == encoder_position_ids.shape[1])
 
         own, cross = self._caches(states)
         step = Step(position_ids=position_ids, kv_positions=torch.arange(own.ctx_len))
@@ -137,7 +161,7 @@ class _Seq2SeqGraph(torch.nn.Module):
             kv_positions=torch.arange(cross.ctx_len),
         )
         try:
-            logits = self._step(input_ids, encoder_input_ids, step, memory, EncoderDecoderCache(own, cross))
+            logits = self._step(input_ids, source, step, memory, EncoderDecoderCache(own, cross))
         finally:
             self.shapes = (*own.shapes(), *cross.shapes())
         written = {**own.states, **cross.states}
@@ -154,16 +178,21 @@ class _Seq2SeqGraph(torch.nn.Module):
     def _step(
         self,
         input_ids: torch.Tensor,
-        encoder_input_ids: torch.Tensor,
+        source: torch.Tensor,
         step: Step,
         memory: Memory,
         cache: EncoderDecoderCache,
     ) -> torch.Tensor:
         model, plan = self.model, self.plan
-        is_token = (memory.position_ids >= 0).to(torch.int64)
-        source_lengths = is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
-        with forward_scope(Scope(masks=plan.encoder_masks, token_lengths=source_lengths)):
-            encoded = model.get_encoder()(input_ids=encoder_input_ids, attention_mask=is_token)
+        is_token: torch.Tensor | None = None
+        if plan.hidden_size is not None:
+            # Which of them are padding is told by the memory alone: models of sound count a mask in samples.
+            encoded: Any = BaseModelOutput(last_hidden_state=source)
+        else:
+            is_token = (memory.position_ids >= 0).to(torch.int64)
+            source_lengths = is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])
+            with forward_scope(Scope(masks=plan.encoder_masks, token_lengths=source_lengths)):
+                encoded = model.get_encoder()(input_ids=source, attention_mask=is_token)
         arguments: dict[str, Any] = {cache_argument(model): cache}
         if "decoder_position_ids" in inspect.signature(model.forward).parameters:
             arguments["decoder_position_ids"] = step.position_ids.clamp(min=0)
@@ -185,12 +214,12 @@ class _Seq2SeqGraph(torch.nn.Module):
         return last_logits(model, step.position_ids, run)
 
 
-def _probe(weightless: PreTrainedModel, *, adds_encoder_masks: bool = False) -> _Plan:
+def _probe(weightless: PreTrainedModel, *, hidden_size: int | None = None, adds_encoder_masks: bool = False) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
-    plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan())
+    plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan(), hidden_size=hidden_size)
     graph = _Seq2SeqGraph(weightless, plan)
     try:
-        logits, *_ = probe(graph, (*_example_tokens(), []))
+        logits, *_ = probe(graph, (*_example_inputs(hidden_size), []))
     except Exception as error:
         if graph.shapes and not plan.decoder_masks.forms:  # What it made for itself does not fit the cache.
             raise _own_masks() from error
@@ -208,18 +237,18 @@ def _probe(weightless: PreTrainedModel, *, adds_encoder_masks: bool = False) -> 
         raise _own_masks()
     asking = plan.decoder_masks.attention_calls
     if asking == 0 and fall_back_to_eager(weightless):
-        return _probe(weightless)
+        return _probe(weightless, hidden_size=hidden_size)
     writing = sum(shape.id.role in ("key", "key_cross") for shape in graph.shapes)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"
         )
     # The decoder may share the encoder's config, so what the encoder's attention needs is told by its masks alone.
-    if bypasses_attention_interface(weightless.get_encoder(), plan.encoder_masks):
+    if hidden_size is None and bypasses_attention_interface(weightless.get_encoder(), plan.encoder_masks):
         return _probe(weightless, adds_encoder_masks=True)
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return _Plan(encoder_masks=plan.encoder_masks, decoder_masks=plan.decoder_masks, states=graph.shapes)
+    return replace(plan, states=graph.shapes)
 
 
 def _own_masks() -> UnsupportedModelError:
@@ -228,7 +257,7 @@ def _own_masks() -> UnsupportedModelError:
 
 def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
     """Traces the step. A decoder that numbers tokens by their index is traced again with its count replaced by positions."""
-    example, axes = _example(plan.states)
+    example, axes = _example(plan)
     program = trace(_Seq2SeqGraph(weightless, plan), example, axes)
     require_no_running_count(program)
     require_no_text_length(program)
@@ -239,23 +268,25 @@ def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedPro
     return program
 
 
-def _example_tokens() -> tuple[torch.Tensor, ...]:
+def _example_inputs(hidden_size: int | None) -> tuple[torch.Tensor, ...]:
     def counting(tokens: int) -> torch.Tensor:
         return torch.arange(tokens).expand(_BATCH, -1).contiguous()
 
+    tokens = torch.zeros((_BATCH, _ENCODER_SEQ), dtype=torch.int64)
     return (
         torch.zeros((_BATCH, _SEQ), dtype=torch.int64),
         counting(_SEQ),
-        torch.zeros((_BATCH, _ENCODER_SEQ), dtype=torch.int64),
+        tokens if hidden_size is None else torch.zeros((_BATCH, _ENCODER_SEQ, hidden_size)),
         counting(_ENCODER_SEQ),
         torch.full((_BATCH, 1), _ENCODER_SEQ),
     )
 
 
-def _example(shapes: tuple[StateShape, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _example(plan: _Plan) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Arguments of the trace, and which of their dimensions are symbolic."""
     names = (BATCH, SEQ, CTX, ENCODER_SEQ, ENCODER_CTX)
     batch, seq, ctx, encoder_seq, encoder_ctx = (torch.export.Dim(name, min=1) for name in names)
+    shapes = plan.states
     crossing = [shape.id.role in CROSS for shape in shapes]
     states = [
         shape.zeros(_BATCH, _ENCODER_CTX if is_cross else _CTX)
@@ -264,16 +295,17 @@ def _example(shapes: tuple[StateShape, ...]) -> tuple[tuple[Any, ...], tuple[Any
     state_axes = [{0: batch, 2: encoder_ctx if is_cross else ctx} for is_cross in crossing]
     tokens, encoder_tokens = {0: batch, 1: seq}, {0: batch, 1: encoder_seq}
     axes = (tokens, tokens, encoder_tokens, encoder_tokens, {0: batch}, state_axes)
-    return (*_example_tokens(), states), axes
+    return (*_example_inputs(plan.hidden_size), states), axes
 
 
-def _name_interface(model: onnx_ir.Model, shapes: tuple[StateShape, ...]) -> tuple[StateSpec, ...]:
+def _name_interface(model: onnx_ir.Model, plan: _Plan) -> tuple[StateSpec, ...]:
+    shapes, inputs = plan.states, plan.inputs
     states = tuple(
         StateSpec(input=shape.id.name, output=f"{shape.id.name}_RetainedState", kind=shape.id.kind) for shape in shapes
     )
     rename_interface(
         model,
-        inputs=[*INPUTS, *(state.input for state in states)],
+        inputs=[*inputs, *(state.input for state in states)],
         outputs=["logits", *(state.output for state in states)],
     )
     first_cross = next(number for number, shape in enumerate(shapes) if shape.id.role in CROSS)
@@ -283,8 +315,8 @@ def _name_interface(model: onnx_ir.Model, shapes: tuple[StateShape, ...]) -> tup
             BATCH: (0, 0),
             SEQ: (0, 1),
             ENCODER_SEQ: (INPUTS.index("encoder_input_ids"), 1),
-            CTX: (len(INPUTS), 2),
-            ENCODER_CTX: (len(INPUTS) + first_cross, 2),
+            CTX: (len(inputs), 2),
+            ENCODER_CTX: (len(inputs) + first_cross, 2),
         },
     )
     return states

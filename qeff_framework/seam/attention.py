@@ -87,6 +87,9 @@ def _default_mask(query: torch.Tensor, key: torch.Tensor, *, causal: bool) -> to
     """The mask that a model means when it passes none: causal, or everything."""
     seq, length = query.shape[2], key.shape[2]
     if not causal:
+        memory = current_scope().memory
+        if memory is not None and length == memory.kv_positions.shape[0]:
+            return ops.causal_mask((memory.lengths - 1).expand(-1, seq), memory.kv_positions)
         return torch.ones((1, 1, seq, length), dtype=torch.bool)
     step = current_step()
     if step is not None:

@@ -9,13 +9,18 @@ import difflib
 
 from qeff_framework.errors import OptionError
 from qeff_framework.tasks import (
+    audio_classification,
     causal_lm,
+    ctc,
     encoder,
+    image_classification,
     image_text_to_text,
     question_answering,
     seq2seq_lm,
     sequence_classification,
+    speech_seq2seq,
     token_classification,
+    zero_shot_image_classification,
 )
 from qeff_framework.tasks.spec import TaskSpec
 
@@ -27,6 +32,11 @@ _TASKS: tuple[TaskSpec, ...] = (
     question_answering.SPEC,
     seq2seq_lm.SPEC,
     image_text_to_text.SPEC,
+    speech_seq2seq.SPEC,
+    ctc.SPEC,
+    audio_classification.SPEC,
+    image_classification.SPEC,
+    zero_shot_image_classification.SPEC,
 )
 
 

@@ -50,6 +50,10 @@ class TaskSpec:
     needs_context: bool = False
     #: Prompts may come with images.
     reads_images: bool = False
+    #: Works on sound.
+    reads_audio: bool = False
+    #: Works on texts; else on images or sound alone.
+    takes_prompts: bool = True
     #: How ``qeff coverage`` checks model types; `None` for a task that is covered together with another.
     coverage_path: str | None = None
 

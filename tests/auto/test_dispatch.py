@@ -47,6 +47,11 @@ def folder(path: Path, model_type: str, *architectures: str, **fields: object) -
         ("mllama", "MllamaForConditionalGeneration", "image-text-to-text"),
         ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "image-text-to-text"),
         ("llava", "", "image-text-to-text"),
+        ("clip", "CLIPModel", "zero-shot-image-classification"),
+        ("vit", "ViTForImageClassification", "image-classification"),
+        ("wav2vec2", "Wav2Vec2ForCTC", "ctc"),
+        ("wav2vec2", "Wav2Vec2ForSequenceClassification", "audio-classification"),
+        ("audio-spectrogram-transformer", "ASTForAudioClassification", "audio-classification"),
     ],
 )
 def test_the_task_of_a_checkpoint(tmp_path: Path, model_type: str, architecture: str, task: str) -> None:
@@ -55,22 +60,36 @@ def test_the_task_of_a_checkpoint(tmp_path: Path, model_type: str, architecture:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("WhisperForConditionalGeneration", "speech-seq2seq"),
+        ("WhisperForAudioClassification", "audio-classification"),
+        ("", "speech-seq2seq"),
+    ],
+)
+def test_an_encoder_decoder_of_speech(tmp_path: Path, architecture: str, task: str) -> None:
+    names = [architecture] if architecture else []
+    checkpoint = folder(tmp_path, "whisper", *names, is_encoder_decoder=True)
+    assert task_of(CheckpointSource(checkpoint, {})) == task
+
+
+@pytest.mark.parametrize(
     ("model_type", "architecture", "told"),
     [
         ("moshi", "MoshiForConditionalGeneration", "takes audio and text"),
-        ("clip", "CLIPModel", "zero-shot-image-classification.* takes image and text"),
+        ("clipseg", "CLIPSegForImageSegmentation", "takes image and text"),
         ("clap", "ClapModel", "returns no hidden states"),
         ("vit", "ViTModel", "takes image as input"),
         ("wav2vec2", "Wav2Vec2Model", "takes audio as input"),
         ("patchtst", "PatchTSTModel", "takes time as input"),
         ("vit", "", "takes image"),
-        ("whisper", "WhisperForConditionalGeneration", "encoder-decoder"),
+        ("vision-encoder-decoder", "VisionEncoderDecoderModel", "encoder-decoder"),
         ("bert", "BertForMultipleChoice", "a model for multiple-choice, is for none of the tasks"),
     ],
 )
 def test_models_of_something_else(tmp_path: Path, model_type: str, architecture: str, told: str) -> None:
     """No task is recommended for them, whichever class was asked."""
-    is_encoder_decoder = model_type == "whisper"
+    is_encoder_decoder = model_type == "vision-encoder-decoder"
     names = [architecture] if architecture else []
     checkpoint = folder(tmp_path, model_type, *names, is_encoder_decoder=is_encoder_decoder)
     for asked in (QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qeff_framework.cli.audio_files import SoundFile
     from qeff_framework.cli.progress import ProgressHandler
 
 
@@ -21,6 +22,8 @@ class ResultsRequest:
     prompts: Sequence[Any]
     #: Vision-language models: the images of each prompt; empty where none were given.
     images: Sequence[Sequence[Any]]
+    #: Models of sound: the clips; empty where none were given.
+    audio: Sequence[SoundFile]
     #: Question answering: the text that holds the answers.
     context: str | None
     #: Settings of a generation config.

@@ -1,0 +1,89 @@
+"""What the classes share whose models read sound: the length of a clip, and the frames that a model makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qeff_framework.auto.processed_model import ProcessedModel
+from qeff_framework.errors import OptionError
+from qeff_framework.model import Program
+
+if TYPE_CHECKING:
+    from qeff_framework.relay import Relay
+
+#: What a program is compiled for unless its length is given.
+_SECONDS = 10
+
+
+class SoundModel(ProcessedModel):
+    """A model that reads a clip of sound in one pass: a waveform, or the feature frames that its feature extractor makes."""
+
+    #: The program returns something for each frame.
+    counts_frames: ClassVar[bool] = False
+
+    def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
+        shapes = self._with_lengths(shapes)
+        plan = self._plan_export(relay, options)
+        entries = shapes.specializations()
+        if self.counts_frames and shapes.lengths:
+            # How many frames a length makes is known once the model was traced.
+            frames = self._export(plan).metadata["frames"]
+            entries = tuple(
+                dataclasses.replace(
+                    entry, dims={**entry.dims, "num_frames": frames_of(entry.dims["seq_len"], frames, self.name)}
+                )
+                for entry in entries
+            )
+        return [Program(name="", plan=plan, specializations=entries)]
+
+    def _with_lengths(self, shapes: Any) -> Any:
+        """The sizes with the lengths that they leave open; without lengths for a model that takes one only."""
+        signal, length = self._signal
+        if None not in signal["shape"]:
+            if shapes.lengths:
+                raise OptionError(
+                    f"seq_len cannot be chosen for {self.name}: its processor makes the same length of every clip; leave it out"
+                )
+            return shapes
+        if shapes.lengths:
+            return shapes
+        if length is None:
+            raise OptionError(f"{self.name} has no processor that tells the length of its input; give seq_len=")
+        return dataclasses.replace(shapes, seq_len=length)
+
+    def _program_inputs(self) -> Mapping[str, Any]:
+        return self._signal[0]
+
+    @cached_property
+    def _signal(self) -> tuple[Mapping[str, Any], int | None]:
+        """Name and shape of the input, see `contracts.ExportRequest.program_inputs`; the length of a clip of 10 s."""
+        import numpy as np
+
+        if not self._has_processor:
+            # A model in memory: a waveform, unless a processor says otherwise.
+            return {"name": self._main_input(), "shape": [None]}, None
+        extractor = getattr(self.processor, "feature_extractor", self.processor)
+        rate = int(getattr(extractor, "sampling_rate", 16_000))
+        shapes = []
+        for seconds in (1, _SECONDS):
+            clip = np.zeros(seconds * rate, dtype=np.float32)
+            made = extractor(clip, sampling_rate=rate, return_tensors="np")
+            shapes.append(tuple(made[extractor.model_input_names[0]].shape[1:]))
+        short, long = shapes
+        shape = [size if size == other else None for size, other in zip(short, long, strict=True)]
+        length = long[0] if None in shape else None
+        return {"name": extractor.model_input_names[0], "shape": shape}, length
+
+    def _main_input(self) -> str:
+        return str(getattr(self.module, "main_input_name", "input_values"))
+
+
+def frames_of(length: int, frames: Mapping[str, int], name: str) -> int:
+    """How many frames a model makes of a length. Raises `OptionError` for too short a one."""
+    count = (length + frames["offset"]) // frames["stride"]
+    if count < 1:
+        raise OptionError(f"seq_len={length} is too little for a single frame of {name}; give more")
+    return count

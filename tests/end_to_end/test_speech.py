@@ -1,0 +1,104 @@
+"""A tiny random Whisper through `ort_sim`: tokens and times of Transformers for clips of one window and of several."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedModel
+
+from qeff_framework import QEFFAutoModel, QEFFAutoModelForSpeechSeq2Seq, load_compiled
+from qeff_framework.errors import InputError
+from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
+from tests.sound_models import LANGUAGES, RATE, clip, whisper, whisper_extractor
+
+NEW_TOKENS = 16
+SECONDS = (3, 31, 65)
+
+
+@pytest.fixture(scope="module")
+def module() -> PreTrainedModel:
+    return whisper()
+
+
+@pytest.fixture(scope="module")
+def program(module: PreTrainedModel, session_store: Path) -> Iterator[CompiledSpeechSeq2Seq]:
+    model = QEFFAutoModel(module, processor=whisper_extractor())
+    assert isinstance(model, QEFFAutoModelForSpeechSeq2Seq)
+    compiled = model.compile("ort_sim", ctx_len=64, batch_size=2)
+    with load_compiled(compiled.directory) as runner:
+        assert isinstance(runner, CompiledSpeechSeq2Seq)
+        yield runner
+
+
+def _reference(module: PreTrainedModel, seconds: int, **settings: Any) -> dict[str, Any]:
+    """What Transformers makes of a clip alone."""
+    long = {"truncation": False, "padding": "longest", "return_attention_mask": True} if seconds > 30 else {}
+    made = whisper_extractor()(clip(seconds, seconds), sampling_rate=RATE, return_tensors="pt", **long)
+    if long:
+        settings["return_timestamps"] = True
+    found: dict[str, Any] = module.generate(
+        input_features=made["input_features"], max_new_tokens=NEW_TOKENS, return_segments=True, **settings
+    )
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"language": "german", "return_timestamps": True}])
+def test_clips_of_one_window_and_of_several(
+    module: PreTrainedModel, program: CompiledSpeechSeq2Seq, settings: dict[str, Any]
+) -> None:
+    for clips in [SECONDS[:1], SECONDS]:
+        inputs = program.prepared([clip(seconds, seconds) for seconds in clips], sampling_rate=RATE)
+        # Clips of one call that are read by time stamps make all of them so.
+        given = settings if len(clips) == 1 else {**settings, "return_timestamps": True}
+        found = program.generate(inputs, max_new_tokens=NEW_TOKENS, **given)
+        for number, seconds in enumerate(clips):
+            wanted = _reference(module, seconds, **given)
+            assert found.generated_ids[number] == wanted["sequences"][0].tolist()
+            (segments,) = wanted["segments"]
+            times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
+            np.testing.assert_allclose([(part.start, part.end) for part in found.segments[number]], times)
+            assert found.language_ids[number] in LANGUAGES.values()
+
+
+def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpeechSeq2Seq) -> None:
+    settings: dict[str, Any] = {"language": "de", "task": "translate"}
+    found = program.generate(program.prepared(clip(3, 3)), max_new_tokens=NEW_TOKENS, **settings)
+    assert found.generated_ids == [_reference(module, 3, **settings)["sequences"][0].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"language": "klingon"}, "does not know the language 'klingon'; it knows de, en"),
+        ({"task": "summarize"}, "does not know the task 'summarize'; it knows transcribe, translate"),
+        ({"return_timestamps": False}, "a clip is longer than the window"),
+        ({"max_new_tokens": 100}, "more than the compiled ctx_len=64; ask for at most 62"),
+        ({"do_sample": True}, "do_sample=True is not supported for speech"),
+    ],
+)
+def test_what_cannot_be_done_is_said(program: CompiledSpeechSeq2Seq, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        program.generate(input_features=np.zeros((1, 8, 3100), np.float32), **settings)
+
+
+def test_an_artifact_runs_without_torch_and_transformers(program: CompiledSpeechSeq2Seq) -> None:
+    features = np.asarray(program.prepared(clip(3, 3))["input_features"])
+    wanted = program.generate(input_features=features, max_new_tokens=4).generated_ids
+    file = program.compiled.directory.parent / "features.npy"
+    np.save(file, features)
+    script = (
+        "import sys, numpy\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from qeff_framework import load_compiled\n"
+        f"with load_compiled({str(program.compiled.directory)!r}) as program:\n"
+        f"    found = program.generate(input_features=numpy.load({str(file)!r}), max_new_tokens=4)\n"
+        "print(found.generated_ids)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(wanted)
