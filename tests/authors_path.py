@@ -183,7 +183,7 @@ def disturbing(author: Author) -> None:
 
     install("qeff-crashing-backend", "crashing", probe="__import__('ctypes').string_at(0)")
     author.run("qeff backends", shows=["crashing", "ort_sim", "acme"])
-    author.run("qeff doctor", shows=["crashing", "killed by SIGSEGV", "ort_sim"])
+    author.run("qeff doctor", shows=["crashing", "crashed with signal SIGSEGV", "ort_sim"])
     author.run(f"{generate} ort_sim")
     author.run("pip uninstall -q -y qeff-crashing-backend")
 
