@@ -12,7 +12,7 @@ JOBS   ?= 2
 # The recipes read them as shell variables, so that quotes and dollar signs in a prompt stay what they are.
 export PROMPT MODEL
 
-.PHONY: demo test test-fast conformance authors lint format docs lowest coverage-range fuzz clean help
+.PHONY: demo test test-fast conformance authors scale lint format docs lowest coverage-range fuzz clean help
 
 help:
 	@echo "make demo    text from Gemma 3 270M through the ort_sim backend (PROMPT=..., MODEL=<hub id, folder or .gguf>)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-fast    the tests that need neither a stand-in SDK nor the NPU compiler nor a package index, without the slow ones"
 	@echo "make conformance    the conformance kit over the three backends, reports in conformance/"
 	@echo "make authors    the way of a backend's author from wheels alone: scaffold, tutorial, OpenVINO, the kit over each"
+	@echo "make scale   the tests with Ray and Parquet, and malformed requests against the server, in an environment of its own"
 	@echo "make lint    ruff and mypy only"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make lowest  test-fast with the oldest versions that pyproject.toml allows, in an environment of its own"
@@ -103,5 +104,12 @@ FUZZ ?= --minutes 60
 fuzz: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m qeff_framework.coverage.fuzz --backend ort_sim $(FUZZ)
 
+SCALE = .venv-scale/bin/python
+scale:
+	$(PYTHON) -m venv .venv-scale
+	$(SCALE) -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[gguf,ray,parquet]' -e ./plugins/ort_sim_backend \
+	  -r requirements-dev.txt schemathesis
+	$(SCALE) -m pytest tests/scale tests/serving/test_parquet.py tests/serving/test_http_faults.py
+
 clean:
-	rm -rf $(VENV) .venv-lowest site
+	rm -rf $(VENV) .venv-lowest .venv-scale site

@@ -22,6 +22,7 @@ MODULES = (
     "qeff_framework",
     "qeff_framework.plugin_api",
     "qeff_framework.lowering",
+    "qeff_framework.scale",
     "qeff_framework.serving",
     "qeff_framework.sessions",
     "qeff_framework.toolchains",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import compile_texts, texts_by_name
 from qeff_framework.errors import ArtifactError, OptionError
@@ -53,17 +53,28 @@ def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
 
 def load_program(args: argparse.Namespace, compiled: CompiledModel) -> CompiledRunner:
     """The loaded program, with the runtime options of the command line."""
+    from qeff_framework.runtime import load_compiled
+
+    options = runtime_options(args, compiled)
+    return load_compiled(
+        compiled.directory, backend=_exact(args), verify=args.verify, extensions=args.extension, **options
+    )
+
+
+def runtime_options(args: argparse.Namespace, compiled: CompiledModel) -> dict[str, Any]:
+    """The runtime options of the command line, by the types that the backend gives them."""
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
-    from qeff_framework.runtime import load_compiled
     from qeff_framework.runtime.loading import backend_of
 
-    # One that names its package is meant exactly.
-    exact = args.backend if args.backend and ":" in args.backend else None
     texts = texts_by_name(args.runtime_options)
     if "verify" in texts:
         raise OptionError("'verify' is not an option of a backend's runtime; use --verify")
-    options = (
-        typed_options(texts, [registry.descriptor(exact or backend_of(compiled)).runtime_options]) if texts else {}
-    )
-    return load_compiled(compiled.directory, backend=exact, verify=args.verify, extensions=args.extension, **options)
+    if not texts:
+        return {}
+    return typed_options(texts, [registry.descriptor(_exact(args) or backend_of(compiled)).runtime_options])
+
+
+def _exact(args: argparse.Namespace) -> str | None:
+    """A backend that is named with its package is meant exactly."""
+    return args.backend if args.backend and ":" in args.backend else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,17 +147,8 @@ def _check_extra() -> None:
 
 
 def _api_key(args: argparse.Namespace) -> str | None:
+    from qeff_framework.serving.http.keys import key_of_environment, key_of_file
+
     if args.api_key_env is not None:
-        source, text = f"--api-key-env {args.api_key_env}", os.environ.get(args.api_key_env, "")
-    elif args.api_key_file is not None:
-        source = f"--api-key-file {args.api_key_file}"
-        try:
-            text = args.api_key_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"{source}: the file cannot be read: {error}") from error
-    else:
-        return None
-    key: str = next(iter(text.strip().splitlines()), "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise OptionError(f"{source}: the key is missing, or is not printable ASCII; write one line there")
-    return key
+        return key_of_environment(args.api_key_env, "--api-key-env")
+    return None if args.api_key_file is None else key_of_file(args.api_key_file, "--api-key-file")

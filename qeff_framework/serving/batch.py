@@ -11,14 +11,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from qeff_framework.errors import InputError, QEFFError
+from qeff_framework.errors import ExecutionError, InputError, QEFFError
 from qeff_framework.serving.answer import Delta
 from qeff_framework.serving.engine import Engine, Job
+from qeff_framework.serving.parquet import parquet_rows
 
 #: Fields of an input row that are not settings of the generation.
 _PROMPTS = ("prompt", "messages")
@@ -55,101 +57,139 @@ def run_batch(
 ) -> BatchProgress:
     """Answers every row of `source` that has no line in `target`.
 
-    A row of `source` is a JSON object on a line of its own, with a ``prompt`` (a text or token ids) or ``messages`` (a
-    conversation); its other fields are settings of the generation, which win over `settings`. A line of `target` has the row's
-    number (``row``) and ``key``, and either ``text``, ``token_ids`` and ``finish_reason``, or ``error``.
+    A row of `source` is a JSON object on a line of its own, or a row of a ``.parquet`` file (extra ``parquet``), with a
+    ``prompt`` (a text or token ids) or ``messages`` (a conversation); its other fields are settings of the generation, which win
+    over `settings`. A line of `target` has the row's number (``row``) and ``key``, and either ``text``, ``token_ids`` and
+    ``finish_reason``, or ``error``.
 
     A row that fails does not stop the others. Raises `InputError` where `target` holds lines of another input or of other
     settings.
     """
     shared = dict(settings or {})
-    total = sum(1 for _ in _rows(source))
-    failed_before, done = _finished(source, target, shared)
-    run = _Run(engine=engine, total=total, done=len(done), failed=failed_before, on_progress=on_progress)
-    waiting = ((number, row) for number, row in _rows(source) if number not in done)
+    return complete(
+        source, target, lambda rows: answers(engine, rows, shared), settings=shared, on_progress=on_progress
+    )
+
+
+def complete(
+    source: Path,
+    target: Path,
+    answer: Callable[[Iterator[tuple[int, str]]], Generator[Mapping[str, Any]]],
+    *,
+    settings: Mapping[str, Any],
+    on_progress: Callable[[BatchProgress], None] | None = None,
+) -> BatchProgress:
+    """What `run_batch` does, with answers from wherever they are computed.
+
+    Args:
+        source: the rows.
+        target: where a line for each of them is appended.
+        answer: gets number and JSON text of each row without a line, and yields an answer to each, in any order.
+        settings: what the answers depend on beside the rows and the program.
+        on_progress: is called behind each line.
+
+    Raises:
+        ExecutionError: rows were left without an answer.
+    """
+    total = sum(1 for _ in input_rows(source))
+    failed, done = _finished(source, target, settings)
+    before, count, started = len(done), len(done), time.perf_counter()
+    keys: dict[int, str] = {}
+
+    def waiting() -> Iterator[tuple[int, str]]:
+        for number, text in input_rows(source):
+            if number not in done:
+                keys[number] = _key(text, settings)
+                yield number, text
+
+    def progress() -> BatchProgress:
+        seconds = time.perf_counter() - started
+        rate = (count - before) / seconds if seconds > 0 else 0.0
+        return BatchProgress(rows=total, done=count, failed=failed, rate=rate)
+
+    with target.open("ab", buffering=0) as output, closing(answer(waiting())) as answered:
+        for line in answered:
+            number = line["row"]
+            output.write(json.dumps({"row": number, "key": keys.pop(number), **line}).encode() + b"\n")
+            count += 1
+            failed += "error" in line
+            if on_progress is not None:
+                on_progress(progress())
+    if count != total:
+        raise ExecutionError(f"{total - count} of {total} rows got no answer; start the command again for them")
+    return progress()
+
+
+def answers(
+    engine: Engine, rows: Iterable[tuple[int, str | Mapping[str, Any]]], settings: Mapping[str, Any]
+) -> Generator[dict[str, Any]]:
+    """An answer to each row, in the order in which they are complete.
+
+    A row is an object, or its JSON text. An answer has the row's number (``row``), and either ``text``, ``token_ids`` and
+    ``finish_reason``, or ``error``. Rows under way are cancelled where the generator is closed before its end.
+    """
+    waiting = iter(rows)
     places = 2 * engine.generator.shape.batch_size
-    with target.open("ab", buffering=0) as output:
-        is_exhausted = False
-        while not is_exhausted or run.jobs:
-            while not is_exhausted and len(run.jobs) < places:
+    under_way: dict[int, _UnderWay] = {}
+    ended: list[int] = []
+    is_exhausted = False
+    try:
+        while not is_exhausted or under_way:
+            while not is_exhausted and len(under_way) < places:
                 entry = next(waiting, None)
                 if entry is None:
                     is_exhausted = True
                     break
-                run.add(*entry, shared, output)
+                number, row = entry
+                try:
+                    under_way[number] = _submitted(engine, number, row, settings, ended)
+                except Exception as error:  # noqa: BLE001 - whatever the values of a row lead to
+                    message = str(error) if isinstance(error, QEFFError) else f"{type(error).__name__}: {error}"
+                    yield {"row": number, "error": message}
             engine.step()
-            run.write_ended(output)
-    return run.progress
+            while ended:
+                number = ended.pop(0)
+                yield {"row": number, **under_way.pop(number).answer()}
+    finally:
+        for left in under_way.values():
+            engine.cancel(left.job.id)
 
 
-class _Run:
-    """The rows that are under way."""
+@dataclass(frozen=True, kw_only=True)
+class _UnderWay:
+    """A row that the engine has, and its text up to now."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        total: int,
-        done: int,
-        failed: int,
-        on_progress: Callable[[BatchProgress], None] | None,
-    ) -> None:
-        self._engine = engine
-        self._total, self._done, self._failed = total, done, failed
-        self._before = done
-        self._started = time.perf_counter()
-        self._on_progress = on_progress
-        #: Rows with their numbers, keys and texts up to now.
-        self.jobs: dict[int, tuple[Job, str, list[str]]] = {}
-        self._ended: list[int] = []
+    job: Job
+    pieces: list[str]
 
-    @property
-    def progress(self) -> BatchProgress:
-        seconds = time.perf_counter() - self._started
-        rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
-        return BatchProgress(rows=self._total, done=self._done, failed=self._failed, rate=rate)
-
-    def add(self, number: int, text: str, shared: Mapping[str, Any], output: IO[bytes]) -> None:
-        """Queues a row; one that cannot be answered gets its line at once."""
-        key = _key(text, shared)
-        pieces: list[str] = []
-
-        def deliver(piece: Delta) -> None:
-            pieces.append(piece.text)
-
-        try:
-            prompt, options = _parsed(text)
-            job = self._engine.prepare(
-                prompt, deliver=deliver, on_end=lambda: self._ended.append(number), **{**shared, **options}
-            )
-            self._engine.submit(job)
-        except Exception as error:  # noqa: BLE001 - whatever the values of a row lead to
-            message = str(error) if isinstance(error, QEFFError) else f"{type(error).__name__}: {error}"
-            self._write({"row": number, "key": key, "error": message}, output)
-            return
-        self.jobs[number] = job, key, pieces
-
-    def write_ended(self, output: IO[bytes]) -> None:
-        """Writes the lines of the rows that have ended."""
-        ended, self._ended = self._ended, []
-        for number in ended:
-            job, key, pieces = self.jobs.pop(number)
-            (row,) = job.request.rows
-            if job.request.error is not None:
-                self._write({"row": number, "key": key, "error": str(job.request.error)}, output)
-                continue
-            line = {"row": number, "key": key, "text": "".join(pieces), "token_ids": row.generated}
-            self._write({**line, "finish_reason": row.finish_reason}, output)
-
-    def _write(self, line: Mapping[str, Any], output: IO[bytes]) -> None:
-        output.write(json.dumps(line).encode() + b"\n")
-        self._done += 1
-        self._failed += "error" in line
-        if self._on_progress is not None:
-            self._on_progress(self.progress)
+    def answer(self) -> dict[str, Any]:
+        if self.job.request.error is not None:
+            return {"error": str(self.job.request.error)}
+        (row,) = self.job.request.rows
+        return {"text": "".join(self.pieces), "token_ids": row.generated, "finish_reason": row.finish_reason}
 
 
-def _rows(source: Path) -> Iterator[tuple[int, str]]:
+def _submitted(
+    engine: Engine, number: int, row: str | Mapping[str, Any], shared: Mapping[str, Any], ended: list[int]
+) -> _UnderWay:
+    """Queues a row; its number is added to `ended` when its answer is complete."""
+    prompt, options = _parsed(row)
+    pieces: list[str] = []
+
+    def deliver(piece: Delta) -> None:
+        pieces.append(piece.text)
+
+    job = engine.prepare(prompt, deliver=deliver, on_end=lambda: ended.append(number), **{**shared, **options})
+    engine.submit(job)
+    return _UnderWay(job=job, pieces=pieces)
+
+
+def input_rows(source: Path) -> Iterator[tuple[int, str]]:
+    """Number and JSON text of each row of a file."""
+    return parquet_rows(source) if source.suffix == ".parquet" else _json_rows(source)
+
+
+def _json_rows(source: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each row; empty lines do not count."""
     with source.open(encoding="utf-8") as lines:
         number = 0
@@ -162,10 +202,10 @@ def _rows(source: Path) -> Iterator[tuple[int, str]]:
             raise InputError(f"{source} is not UTF-8 behind row {number}: {error}") from error
 
 
-def _parsed(text: str) -> tuple[Any, dict[str, Any]]:
+def _parsed(content: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The prompt of a row and its settings."""
     try:
-        row = json.loads(text)
+        row = json.loads(content) if isinstance(content, str) else dict(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the row is no JSON: {error}") from error
     given = [name for name in _PROMPTS if isinstance(row, dict) and name in row]
@@ -198,7 +238,7 @@ def _finished(source: Path, target: Path, shared: Mapping[str, Any]) -> tuple[in
             failed += has_failed
             end += len(line)
         os.ftruncate(lines.fileno(), end)
-    for number, text in _rows(source):
+    for number, text in input_rows(source):
         if number in done and done[number] != _key(text, shared):
             raise InputError(
                 f"{target} holds an answer to row {number} of another input, or with other settings; give another output, or "

@@ -35,6 +35,20 @@ def test_wrong_usage(model_qeff: Any, tmp_path: Path, source: str, target: str, 
     assert message in result.err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--replicas", 2], "--replicas is for --engine ray"),
+        (["--engine", "ray", "--batch-size", 0], "--batch-size=0 must be at least 1"),
+    ],
+)
+def test_what_is_for_ray_alone(model_qeff: Any, tmp_path: Path, options: list[Any], message: str) -> None:
+    (tmp_path / "in.jsonl").write_text("{}")
+    result = model_qeff("batch", tmp_path / "in.jsonl", tmp_path / "out", "--artifact", tmp_path, *options)
+    assert result.code == 2
+    assert message in result.err
+
+
 def test_what_is_no_artifact_is_refused(model_qeff: Any, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("{}")
     result = model_qeff("batch", tmp_path / "in.jsonl", tmp_path / "out", "--artifact", tmp_path)

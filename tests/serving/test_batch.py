@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qeff_framework.errors import InputError
+from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.serving import Engine
-from qeff_framework.serving.batch import BatchProgress, run_batch
+from qeff_framework.serving.batch import BatchProgress, complete, run_batch
 from tests.serving.programs import program
 
 ROWS: list[Any] = [
@@ -102,3 +102,10 @@ def test_it_goes_on_where_it_was_killed(engine: Engine, tmp_path: Path, kept: fl
     if not whole.exists():
         run_batch(engine, source, whole, settings={"max_new_tokens": 6})
     assert answers == lines(whole)
+
+
+def test_rows_that_get_no_answer_are_not_passed_over(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    with pytest.raises(ExecutionError, match="10 of 12 rows got no answer"):
+        complete(source, target, lambda rows: ({"row": n, "text": ""} for n, _ in list(rows)[:2]), settings={})
+    assert sorted(lines(target)) == [0, 1]
