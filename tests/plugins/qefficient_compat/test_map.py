@@ -75,11 +75,14 @@ def test_a_keyword_about_devices_goes_to_backends_that_have_it(
     wanted = {"mxfp6_matmul": True, "num_devices": 2, "mos": 2, "hw_version": "ai100", "num_cores": 8, "dry_run": True}
     assert translate("compile", COMPILE, given, backend=descriptor("qaic")) == wanted
     assert caplog.records == []
-    assert translate("compile", COMPILE, {**given, "mos": -1}, backend=descriptor("ort_sim")) == {
+    off = {"convert_to_fp16": False, "mxfp6": False}
+    assert translate("compile", COMPILE, off, backend=descriptor("qaic")) == {"convert_to_fp16": False}
+    assert translate("compile", COMPILE, {**off, **given, "mos": -1}, backend=descriptor("ort_sim")) == {
         "num_cores": 8,
         "dry_run": True,
     }
-    assert len(caplog.records) == 3
+    told = [record.message.partition("=")[0] for record in caplog.records]
+    assert told == ["compile: mxfp6", "compile: num_devices", "compile: aic_hw_version"]
     simulated = translate("compile", COMPILE, {"mxfp6": True, "simulate": "ai100"}, backend=descriptor("ort_sim"))
     assert simulated == {"mxfp6_matmul": True, "simulate": "ai100"}
     monkeypatch.setenv("QEFF_COMPAT_SIMULATE", "ai100")

@@ -46,7 +46,7 @@ def translate(
     """
     known = {each.name: each for each in table}
     passed: dict[str, Any] = {}
-    devices: dict[str, Any] = {}
+    devices: list[tuple[Keyword, Any]] = []
     for name, value in given.items():
         keyword = known.get(name)
         if keyword is None:
@@ -58,13 +58,22 @@ def translate(
             if not keyword.asks_for_nothing(value):
                 say_once(f"{method}: {name} has no effect: {keyword.note}", level=logging.INFO)
         elif keyword.treatment == "device":
-            if not keyword.asks_for_nothing(value):
-                devices[keyword.to or name] = value
+            if not keyword.asks_for_nothing(value) or _switches_off(backend, keyword.to or name, value):
+                devices.append((keyword, value))
         elif keyword.treatment == "size":
             passed |= size(method, keyword, value, sizes)
         elif value is not None:
             passed[keyword.to or name] = value
-    return {**passed, **(_for_backend(method, devices, passed, backend) if backend is not None else devices)}
+    if backend is None:
+        return {**passed, **{keyword.to or keyword.name: value for keyword, value in devices}}
+    return {**passed, **_for_backend(method, devices, passed, backend)}
+
+
+def _switches_off(backend: Backend | None, name: str, value: object) -> bool:
+    """Whether the value is `False` for an option that is on by default."""
+    if backend is None or value is not False:
+        return False
+    return any(field.name == name and field.default is True for field in fields(backend.options))
 
 
 def size(method: str, keyword: Keyword, value: Any, sizes: type | None) -> dict[str, Any]:
@@ -81,17 +90,19 @@ def size(method: str, keyword: Keyword, value: Any, sizes: type | None) -> dict[
 
 
 def _for_backend(
-    method: str, devices: Mapping[str, Any], others: Mapping[str, Any], backend: Backend
+    method: str, devices: Iterable[tuple[Keyword, Any]], others: Mapping[str, Any], backend: Backend
 ) -> dict[str, Any]:
     can = capabilities(backend, dict(others))
     passed = {}
-    for name, value in devices.items():
+    for keyword, value in devices:
+        name = keyword.to or keyword.name
         capability = _BY_CAPABILITY.get(name)
         if has_option(backend.options, name) and (capability is None or getattr(can, capability)):
             passed[name] = _hardware(method, value) if name == "hw_version" else value
         else:
             say_once(
-                f"{method}: {name}={value!r} has no meaning on backend '{backend.name}' and is left out{_remedy(name, backend)}"
+                f"{method}: {keyword.name}={value!r} has no meaning on backend '{backend.name}' and is left out"
+                f"{_remedy(name, backend)}"
             )
     return passed
 
