@@ -76,5 +76,6 @@ def runtime_options(args: argparse.Namespace, compiled: CompiledModel) -> dict[s
 
 
 def _exact(args: argparse.Namespace) -> str | None:
-    """A backend that is named with its package is meant exactly."""
-    return args.backend if args.backend and ":" in args.backend else None
+    """A backend that is named with its package is meant exactly. Commands for artifacts alone have no such argument."""
+    name: str | None = getattr(args, "backend", None)
+    return name if name and ":" in name else None
