@@ -76,5 +76,6 @@ def runtime_options(args: argparse.Namespace, compiled: CompiledModel) -> dict[s
 
 
 def _exact(args: argparse.Namespace) -> str | None:
-    """A backend that is named with its package is meant exactly."""
-    return args.backend if args.backend and ":" in args.backend else None
+    """A backend that is named with its package is meant exactly. Commands that take artifacts alone have no such option."""
+    backend: str | None = getattr(args, "backend", None)
+    return backend if backend and ":" in backend else None
