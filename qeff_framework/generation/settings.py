@@ -213,8 +213,18 @@ def _is_bias(value: Any) -> bool:
         _is_sequence(pairs)
         and len(pairs) > 0
         and all(_is_sequence(pair) and len(pair) == 2 for pair in pairs)
-        and all(_are_token_ids(ids) and len(ids) and isinstance(bias, (int, float)) for ids, bias in pairs)
+        and all(_are_token_ids(ids) and len(ids) and _is_summand(bias) for ids, bias in pairs)
     )
+
+
+def _is_factor(value: float) -> bool:
+    """Scores stay in the range of float32 when they are divided or multiplied by it."""
+    return 1e-30 <= value <= 1e30
+
+
+def _is_summand(value: Any) -> bool:
+    """The same for what is added. Minus infinity forbids a token."""
+    return isinstance(value, (int, float)) and (-1e30 <= value <= 1e30 or value == -math.inf)
 
 
 def _is_decay(value: Any) -> bool:
@@ -223,7 +233,7 @@ def _is_decay(value: Any) -> bool:
 
 #: Field -> accepted types, predicate, rule in words. The limits are those of Transformers' own classes.
 _RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "temperature": ((int, float), lambda v: v > 0, "a number above 0"),
+    "temperature": ((int, float), _is_factor, "a number above 0, from 1e-30 to 1e30"),
     "top_k": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "top_p": ((int, float), lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
     "min_p": ((int, float), lambda v: 0 <= v <= 1, "a number from 0 to 1"),
@@ -231,8 +241,8 @@ _RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
     "typical_p": ((int, float), lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
     "epsilon_cutoff": ((int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     "eta_cutoff": ((int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    "encoder_repetition_penalty": ((int, float), lambda v: v > 0, "a number above 0"),
-    "repetition_penalty": ((int, float), lambda v: v > 0, "a number above 0"),
+    "encoder_repetition_penalty": ((int, float), _is_factor, "a number above 0, from 1e-30 to 1e30"),
+    "repetition_penalty": ((int, float), _is_factor, "a number above 0, from 1e-30 to 1e30"),
     "no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "encoder_no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "min_length": (int, lambda v: v >= 0, "a whole number of at least 0"),
@@ -255,7 +265,10 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _is_sequence(v) and len(v) > 0 and all(map(_are_token_ids, v)),
         "a list of lists of token ids, [[5], [7, 8]]",
     ),
-    "sequence_bias": (_is_bias, "a list of token ids with their biases, [[[5, 8], -2.0]]"),
+    "sequence_bias": (
+        _is_bias,
+        "a list of token ids with their biases, [[[5, 8], -2.0]], from -1e30 to 1e30 or minus infinity",
+    ),
     "exponential_decay_length_penalty": (_is_decay, "a pair of a number of tokens and a factor, (20, 1.1)"),
     "do_sample": (lambda v: isinstance(v, bool), "True or False"),
     "remove_invalid_values": (lambda v: isinstance(v, bool), "True or False"),

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qeff_framework.artifacts import Manifest, open_artifact, store_root
-from qeff_framework.artifacts.staging import staging_directory
+from qeff_framework.artifacts import Manifest, store_root, verify
+from qeff_framework.artifacts.staging import staging_directory, sweep
 from qeff_framework.errors import ArtifactError, OptionError
+
+_UNFINISHED = ".fetching-"
 
 
 def local_artifact(artifact: str | os.PathLike[str]) -> Path:
@@ -26,6 +28,7 @@ def local_artifact(artifact: str | os.PathLike[str]) -> Path:
     text = os.fspath(artifact)
     if "://" not in text:
         return Path(text)
+    text = text.rstrip("/")
     files, root = _file_system(text)
     try:
         manifest = files.cat_file(f"{root}/{Manifest.FILE}")
@@ -43,16 +46,18 @@ def local_artifact(artifact: str | os.PathLike[str]) -> Path:
 
 
 def _fetch(files: Any, root: str, url: str, target: Path) -> None:
-    with staging_directory(target.parent, prefix=".fetching-", remedy="Set QEFF_HOME to a writable directory") as place:
+    sweep(target.parent, prefix=_UNFINISHED)
+    with staging_directory(target.parent, prefix=_UNFINISHED, remedy="Set QEFF_HOME to a writable directory") as place:
         arrived = place / "artifact"
         try:
             files.get(f"{root}/", f"{arrived}{os.sep}", recursive=True)
         except Exception as error:
             raise ArtifactError(f"{url}: the files cannot be fetched ({_told(error)})") from error
-        try:
-            open_artifact(arrived, full=True)
-        except ArtifactError as error:
-            raise ArtifactError(f"{url}: what arrived is not the artifact: {error}") from error
+        if problems := verify(arrived, full=True):
+            told = "; ".join(str(problem) for problem in problems[:3])
+            raise ArtifactError(
+                f"{url}: what arrived is not what was published ({told}); copy the artifact there again"
+            )
         arrived.rename(target)
 
 

@@ -115,7 +115,12 @@ def test_sampling_parameters_without_sampling(caplog: pytest.LogCaptureFixture) 
         ({"max_new_token": 3}, r"unknown keyword 'max_new_token', did you mean 'max_new_tokens'\?"),
         ({"zzz": 3}, r"unknown keyword 'zzz'; it takes .*temperature"),
         ({"generation_len": 3, "max_new_tokens": 4}, "contradicts"),
-        ({"do_sample": True, "temperature": 0.0}, r"temperature=0\.0 must be a number above 0; for greedy decoding"),
+        ({"do_sample": True, "temperature": 0.0}, r"temperature=0\.0 must be a number above 0.*; for greedy decoding"),
+        # What leaves the range of float32 would end as a fault of the program.
+        ({"do_sample": True, "temperature": 1e-320}, "temperature=1e-320 must be a number above 0, from 1e-30"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature=inf must be"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty=1e-320 must be"),
+        ({"sequence_bias": [[[5], 1e300]]}, "sequence_bias=.* from -1e30 to 1e30"),
         ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens=0 must be a whole number of at least 1"),
         ({"do_sample": True, "top_p": 1.5, "top_k": -1}, r"top_k=-1 must be.*top_p=1\.5 must be"),
         ({"generation_config": {"tempratur": 1}}, "did you mean 'temperature'"),

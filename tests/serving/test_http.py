@@ -205,6 +205,8 @@ def test_the_client_raises_its_own_errors(served: Served) -> None:
         ("POST", "/v1/completions", b"\xff\xfe", {}, 400),
         ("POST", "/v1/completions", b"[" * 9000, {}, 400),
         ("POST", "/v1/completions", b"[]", {}, 400),
+        ("POST", "/v1/completions", b'{"model": "tiny", "prompt": []}', {}, 400),
+        ("POST", "/v1/completions", b'{"model": "tiny", "prompt": "a", "temperature": 1e-320}', {}, 400),
         ("POST", "/v1/completions", b"x" * 20_001, {}, 413),
         ("POST", "/v1/embeddings", {"model": "tiny", "input": "a"}, {}, 404),
     ],

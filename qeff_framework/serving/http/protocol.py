@@ -7,7 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
-Texts = str | Annotated[list[str], Field(min_length=1)] | Annotated[TokenIds, Field(min_length=1)] | list[TokenIds]
+Texts = (
+    str
+    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[TokenIds, Field(min_length=1)]
+    | Annotated[list[TokenIds], Field(min_length=1)]
+)
 
 
 class ApiRequest(BaseModel):
