@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage import families, images, parity, reference
+from qeff_framework.coverage import families, images, parity, reference, sound
 from qeff_framework.coverage.tiny import tiny_model
 
 if TYPE_CHECKING:
@@ -63,4 +63,28 @@ IMAGE_TEXT_TO_TEXT: Final = TaskCoverage(
     check_reference=images.check_reference,
     model=images.tiny_image_model,
     check=images.check_image_text,
+)
+SPEECH_SEQ2SEQ: Final = TaskCoverage(
+    title="Speech models with encoder and decoder",
+    deviation="margin",
+    types=sound.speech_seq2seq_types,
+    check_reference=partial(sound.check_reference, task="speech-seq2seq"),
+    model=partial(sound.tiny_sound_model, task="speech-seq2seq"),
+    check=sound.check_speech_seq2seq,
+)
+CTC: Final = TaskCoverage(
+    title="CTC models of speech",
+    deviation="logit_error",
+    types=sound.ctc_types,
+    check_reference=partial(sound.check_reference, task="ctc"),
+    model=partial(sound.tiny_sound_model, task="ctc"),
+    check=partial(sound.check_scores, task="ctc"),
+)
+AUDIO_CLASSIFICATION: Final = TaskCoverage(
+    title="Classifiers of sound",
+    deviation="logit_error",
+    types=sound.audio_classification_types,
+    check_reference=partial(sound.check_reference, task="audio-classification"),
+    model=partial(sound.tiny_sound_model, task="audio-classification"),
+    check=partial(sound.check_scores, task="audio-classification"),
 )

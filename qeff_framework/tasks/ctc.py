@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     results_path="qeff_framework.cli.results.sound:transcribe",
     reads_audio=True,
     takes_prompts=False,
+    coverage_path="qeff_framework.coverage.task_coverage:CTC",
 )

@@ -16,4 +16,5 @@ SPEC = TaskSpec(
     results_path="qeff_framework.cli.results.sound:write_down",
     reads_audio=True,
     takes_prompts=False,
+    coverage_path="qeff_framework.coverage.task_coverage:SPEECH_SEQ2SEQ",
 )

@@ -25,6 +25,11 @@ class QaicBackend(Backend):
                 "question-answering",
                 "seq2seq-lm",
                 "image-text-to-text",
+                "speech-seq2seq",
+                "ctc",
+                "audio-classification",
+                "image-classification",
+                "zero-shot-image-classification",
             }
         ),
         continuous_batching=True,

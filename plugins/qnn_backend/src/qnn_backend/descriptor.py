@@ -9,13 +9,19 @@ from typing import Any
 from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe, RuntimeOptions
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
 
+_TEXT = frozenset({"causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering"})
 _NPU = Capabilities(
-    tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering"}),
+    tasks=_TEXT
+    | {
+        *("seq2seq-lm", "speech-seq2seq", "ctc", "audio-classification"),
+        *("image-classification", "zero-shot-image-classification"),
+    },
     dry_run=True,
 )
-#: Everything that a chip with an NPU can do, and more.
+#: Without encoder-decoders, sound and images, which QAIRT was never seen to compile; everything else, and more.
 _AIC = dataclasses.replace(
     _NPU,
+    tasks=_TEXT,
     continuous_batching=True,
     speculative_decoding=True,
     compute_contexts=True,
@@ -32,7 +38,7 @@ class QnnBackend(Backend):
     summary = "Qualcomm NPUs through the HTP compiler and simulator of onnxruntime-qnn; Cloud AI 100 through QAIRT"
     options = QnnOptions
     runtime_options = QnnRuntimeOptions
-    capabilities = _AIC
+    capabilities = dataclasses.replace(_AIC, tasks=_NPU.tasks)
     implementation = "qnn_backend.hooks:QnnHooks"
 
     def probe(self) -> Probe:

@@ -134,7 +134,10 @@ class _Compilation:
         """Measures the residual stream on the calibration prompts and makes it smaller where float16 could not hold it."""
         if "ResidualScaling" in self._options.disable_passes:
             return
-        longest = max(self._request.specializations, key=lambda item: item.dims.get("seq_len", 1)).name
+        longest = max(
+            self._request.specializations,
+            key=lambda item: (item.dims.get("seq_len", 1), item.dims.get("encoder_seq_len", 1)),
+        ).name
         values = sorted(normed_values(self._models[longest]))
         if not values:
             return
@@ -289,7 +292,7 @@ class _Compilation:
         return {
             "inputs": [asdict(spec) for spec in exported.inputs],
             "outputs": [asdict(spec) for spec in exported.outputs],
-            "states": [{"input": state.input, "output": state.output} for state in exported.states],
+            "states": [{"input": state.input, "output": state.output, "kind": state.kind} for state in exported.states],
             "specializations": [{"name": item.name, "dims": dict(item.dims)} for item in self._request.specializations],
         }
 

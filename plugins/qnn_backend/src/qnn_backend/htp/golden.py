@@ -17,6 +17,8 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 
 IDS, POSITIONS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
+#: What an encoder reads, or has read in another program; where that goes; how much of it there is.
+SOURCE, SOURCE_POSITIONS, SOURCE_LENGTHS = "encoder_input_ids", "encoder_position_ids", "encoder_lengths"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Interface:
     #: ``{"name", "dtype", "shape"}``, retained states included.
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
-    #: ``{"input", "output"}``.
+    #: ``{"input", "output", "kind"}``.
     states: Sequence[Mapping[str, str]]
     #: ``{"name", "dims"}``.
     specializations: Sequence[Mapping[str, Any]]
@@ -34,6 +36,11 @@ class Interface:
     def shape(self, spec: Mapping[str, Any], dims: Mapping[str, int]) -> tuple[int, ...]:
         """The static shape of an input or output."""
         return tuple(dim if isinstance(dim, int) else dims[dim] for dim in spec["shape"])
+
+    @property
+    def names(self) -> set[str]:
+        """Of all inputs."""
+        return {spec["name"] for spec in self.inputs}
 
     @property
     def state_inputs(self) -> set[str]:
@@ -44,6 +51,11 @@ class Interface:
     def is_decoder(self) -> bool:
         """It reads tokens at positions into retained states."""
         return bool(self.states) and POSITIONS in {spec["name"] for spec in self.inputs}
+
+
+def positions_name(state: Mapping[str, str]) -> str:
+    """The input with the slots that a step writes of a state."""
+    return SOURCE_POSITIONS if state["kind"] == "cross" else POSITIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,7 @@ def calibration_steps(interface: Interface, reference: Run, prompts: Sequence[Se
         for variant in range(len(prompts)):
             yield from golden_steps(interface, reference, prompts, variant)
         return
-    by_length = sorted(interface.specializations, key=lambda item: item["dims"].get("seq_len", 1), reverse=True)
+    by_length = _longest_first(interface)
     dims = by_length[0]["dims"]
     rows, chunk, ctx_len = dims["batch_size"], dims.get("seq_len", 1), dims["ctx_len"]
     rng = np.random.default_rng(0)
@@ -88,7 +100,9 @@ def calibration_steps(interface: Interface, reference: Run, prompts: Sequence[Se
             graph = by_length[0] if used + chunk <= limit // 2 or used == 0 else by_length[-1]
             length = graph["dims"].get("seq_len", 1)
             tokens = _tokens(group, [used] * rows, [min(length, ctx_len - used)] * rows, length)
-            feeds = {**_other_inputs(interface, graph["dims"], rng), **tokens, **states}
+            sources = _sources(group, graph["dims"], dims)
+            feeds = {**_other_inputs(interface, graph["dims"], rng), **tokens, **sources, **states}
+            feeds = {name: value for name, value in feeds.items() if name in interface.names}
             step = Step(graph=graph["name"], kind="calibration", feeds=feeds, expected=reference(feeds))
             yield step
             states = {state["input"]: step.expected[state["output"]] for state in interface.states}
@@ -98,7 +112,7 @@ def calibration_steps(interface: Interface, reference: Run, prompts: Sequence[Se
 def _decoder_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Iterator[Step]:
-    by_length = sorted(interface.specializations, key=lambda item: item["dims"].get("seq_len", 1), reverse=True)
+    by_length = _longest_first(interface)
     first, states = by_length[0], _empty_states(interface, by_length[0]["dims"])
     rows, length = first["dims"]["batch_size"], first["dims"].get("seq_len", 1)
     used = [max(1, length - row % length) for row in range(rows)]
@@ -107,8 +121,10 @@ def _decoder_steps(
         feeds = {
             **_other_inputs(interface, item["dims"], rng),
             **_tokens(prompts, starts, lengths, item["dims"].get("seq_len", 1)),
+            **_sources(prompts, item["dims"], first["dims"]),
             **states,
         }
+        feeds = {name: value for name, value in feeds.items() if name in interface.names}
         return Step(graph=item["name"], kind=f"{item['name']}, {kind}", feeds=feeds, expected=reference(feeds))
 
     start = step(first, "empty cache", [0] * rows, used)
@@ -126,11 +142,47 @@ def _decoder_steps(
 def _encoder_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Iterator[Step]:
-    for item in sorted(interface.specializations, key=lambda item: item["dims"]["seq_len"], reverse=True):
+    for item in _longest_first(interface):
         dims = item["dims"]
         feeds = _other_inputs(interface, dims, rng)
-        feeds.update(_texts(prompts, dims["batch_size"], dims["seq_len"], feeds))
+        if IDS in feeds:
+            feeds.update(_texts(prompts, *feeds[IDS].shape, feeds))
+        elif ATTENTION_MASK in feeds:
+            # Sound: clips of unequal lengths, of which half and more is real.
+            rows, width = feeds[ATTENTION_MASK].shape
+            lengths = width - np.arange(rows) * width // (2 * rows)
+            feeds[ATTENTION_MASK] = (np.arange(width)[None] < lengths[:, None]).astype(np.int64)
         yield Step(graph=item["name"], kind=item["name"], feeds=feeds, expected=reference(feeds))
+
+
+def _longest_first(interface: Interface) -> list[Mapping[str, Any]]:
+    """The graphs, those that read most at once first."""
+
+    def length(item: Mapping[str, Any]) -> tuple[int, int]:
+        dims = item["dims"]
+        return dims.get("seq_len", 1), dims.get("encoder_seq_len", 1)
+
+    return sorted(interface.specializations, key=length, reverse=True)
+
+
+def _sources(prompts: Sequence[Sequence[int]], dims: Mapping[str, int], longest: Mapping[str, int]) -> Arrays:
+    """What the encoder of an encoder-decoder reads in a step of these sizes; nothing in a step of the decoder alone.
+
+    The first row fills the longest program, and so the states; the others are shorter.
+    """
+    if "encoder_seq_len" not in dims:
+        return {}
+    rows, width = dims["batch_size"], dims["encoder_seq_len"]
+    ids, positions = np.zeros((rows, width), np.int64), np.full((rows, width), -1, np.int64)
+    lengths = np.zeros((rows, 1), np.int64)
+    for row in range(rows):
+        count = max(1, (longest["encoder_seq_len"] if width == 1 else width) - row)
+        lengths[row, 0] = count
+        if width > 1:
+            prompt = prompts[(row + 1) % len(prompts)]
+            ids[row, :count] = [prompt[index % len(prompt)] for index in range(count)]
+            positions[row, :count] = np.arange(count)
+    return {SOURCE: ids, SOURCE_POSITIONS: positions, SOURCE_LENGTHS: lengths}
 
 
 def _empty_states(interface: Interface, dims: Mapping[str, int]) -> Arrays:

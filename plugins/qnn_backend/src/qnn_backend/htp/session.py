@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 POSITIONS = "position_ids"
+#: Other positions, by the kind of state that is written at them.
+_POSITIONS = {"cross": "encoder_position_ids"}
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class HtpSession(BaseSession):
         for state in self.compiled.states:
             new = step.outputs[state.output]
             if state.input in self._updated:
-                write_tokens(self.states[state.input], new, inputs[POSITIONS])
+                write_tokens(self.states[state.input], new, inputs[_POSITIONS.get(state.kind, POSITIONS)])
             else:
                 np.copyto(self.states[state.input], new)
         return {name: step.outputs[name] for name in self._host_outputs}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qeff_framework.plugin_api import CompileError
-from qnn_backend.htp.golden import ATTENTION_MASK, POSITIONS, Arrays, Interface, Step, golden_steps
+from qnn_backend.htp.golden import ATTENTION_MASK, Arrays, Interface, Step, golden_steps, positions_name
 from qnn_backend.htp.host_tables import HostTables
 from qnn_backend.htp.provider import cpu_session, run_reference, session_options
 
@@ -179,14 +179,15 @@ def _compare(session: Any, step: Step, check: _Check) -> _Comparison:
     feeds = check.tables.feeds_of(_inputs(session), step.feeds)
     outputs = dict(zip(names, session.run(None, feeds), strict=True))
     inputs_of_states = {state["output"]: state["input"] for state in check.interface.states}
+    positions_of = {state["input"]: step.feeds[positions_name(state)] for state in check.interface.states}
     cosine, worst, error, other_token = 1.0, "", 0.0, False
     for name, actual in outputs.items():
         wanted, found = step.expected[name], actual
         state = inputs_of_states.get(name)
         if state in check.updated:
-            wanted, found = _written(wanted, step.feeds[POSITIONS]), _sent(found, step.feeds[POSITIONS])
+            wanted, found = _written(wanted, positions_of[state]), _sent(found, positions_of[state])
         elif state in check.trimmed:
-            wanted, found = _sent(wanted, step.feeds[POSITIONS]), _sent(found, step.feeds[POSITIONS])
+            wanted, found = _sent(wanted, positions_of[state]), _sent(found, positions_of[state])
         elif state is None:
             wanted, found = _kept(wanted, step.feeds), _kept(found, step.feeds)
         least = _least_cosine(wanted, found)

@@ -10,7 +10,9 @@ import onnx_ir as ir
 from qeff_framework.lowering import GraphEditor, GraphPass, KVUpdateNode, dialect_nodes, operand
 from qeff_framework.plugin_api import CompileError
 
-POSITIONS = "position_ids"
+#: The inputs that tell the session at which slots a step writes, by the kind of state.
+POSITIONS = {"cross": "encoder_position_ids"}
+POSITIONS_OF_TOKENS = "position_ids"
 #: Where the names of such states are found in the metadata of a static graph.
 UPDATED = "qnn_updated_states"
 #: Ops that leave the positions and their order as they are.
@@ -49,10 +51,11 @@ def _require_given_positions(update: KVUpdateNode) -> None:
     while producer is not None and not producer.domain and producer.op_type in _SAME_POSITIONS:
         positions = operand(producer, 0)
         producer = positions.producer()
-    if not positions.is_graph_input() or positions.name != POSITIONS:
+    known = (POSITIONS_OF_TOKENS, *POSITIONS.values())
+    if not positions.is_graph_input() or positions.name not in known:
         raise CompileError(
-            f"the state {update.cache.name} is written at other slots than those of the step's {POSITIONS}, which are the "
-            "only ones that the session writes to: the NPU cannot run this model; choose another backend"
+            f"the state {update.cache.name} is written at other slots than those of the step's {' or '.join(known)}, which are "
+            "the only ones that the session writes to: the NPU cannot run this model; choose another backend"
         )
 
 
