@@ -146,7 +146,8 @@ def _encoder_steps(
         dims = item["dims"]
         feeds = _other_inputs(interface, dims, rng)
         if IDS in feeds:
-            feeds.update(_texts(prompts, *feeds[IDS].shape, feeds))
+            rows, width = feeds[IDS].shape
+            feeds.update(_texts(prompts, rows, width, feeds))
         elif ATTENTION_MASK in feeds:
             # Sound: clips of unequal lengths, of which half and more is real.
             rows, width = feeds[ATTENTION_MASK].shape
