@@ -23,7 +23,8 @@ def given_prompts(args: argparse.Namespace) -> list[str]:
         prompts += [line for line in split_lines(_read(args.prompts_file, "prompts")) if line.strip()]
     if not prompts and args.messages_file is None:
         raise OptionError(
-            "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE"
+            "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE; for models of images "
+            "or sound --image FILE or --audio FILE"
         )
     return prompts
 

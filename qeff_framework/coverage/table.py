@@ -13,7 +13,6 @@ from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED
-from qeff_framework.coverage.sound import TOLERANCE as SOUND_TOLERANCE
 from qeff_framework.textfiles import split_lines
 
 _COLUMNS: Final = ("Type", "Head class", "Result", "Deviation", "Stage", "Reason")
@@ -44,10 +43,10 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   unequal length, in one batch of {BATCH} rows and each alone, through programs of {LENGTHS[0]} and {LENGTHS[1]} tokens.
   *Deviation* is the largest difference in standard deviations.
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
-- **A model of sound passes** when no logit differs by more than {SOUND_TOLERANCE:g} (or that many standard deviations, if these
-  are greater than 1) from Transformers' for the clip alone: two clips of unequal length in one batch and one alone, through
-  programs of two lengths. *Deviation* is the largest difference. One with encoder and decoder passes when {STEPS} greedy steps
-  give the tokens of Transformers for two clips; *Deviation* is the distance of the two best logits at the closest choice.
+- **A model of sound passes** when no logit differs by more than {HIDDEN_TOLERANCE:g} standard deviations from Transformers' for
+  the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
+  largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of
+  Transformers for two clips; *Deviation* is the distance of the two best logits at the closest choice.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
 - Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed
