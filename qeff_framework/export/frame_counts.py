@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ class FrameCount:
         return {"stride": self.stride, "offset": self.offset}
 
 
-def frame_count(frames: int | torch.SymInt) -> FrameCount:
-    """The closed form of `frames`, a size in a traced program, in the only length that it can depend on.
+def frame_count(frames: int | torch.SymInt, lengths: Sequence[int | torch.SymInt]) -> FrameCount:
+    """The closed form of `frames`, a size in a traced program, in the length of its inputs, which has a symbol in each of them.
 
     Raises:
         UnsupportedModelError: there is none.
@@ -39,6 +39,9 @@ def frame_count(frames: int | torch.SymInt) -> FrameCount:
     if isinstance(frames, int):
         raise UnsupportedModelError("the number of its frames does not depend on the length of its input")
     form = frames.node.expr
+    known = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
+    if len(form.free_symbols) != 1 or not form.free_symbols <= known:
+        raise UnsupportedModelError(f"the number of its frames is not told by the length of its input alone: {form}")
     (symbol,) = form.free_symbols
 
     def count(size: int) -> int:

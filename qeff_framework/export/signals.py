@@ -125,8 +125,12 @@ def signal_graph(
 
 
 def _frames(program: torch.export.ExportedProgram) -> FrameCount:
+    inputs = {*program.graph_signature.user_inputs}
+    lengths = [
+        node.meta["val"].shape[1] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
+    ]
     (output,) = (node for node in program.graph.nodes if node.op == "output")
-    return frame_count(output.args[0][0].meta["val"].shape[1])
+    return frame_count(output.args[0][0].meta["val"].shape[1], lengths)
 
 
 def _name_frames(model: onnx_ir.Model, axis: int) -> None:
