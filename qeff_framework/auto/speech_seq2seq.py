@@ -21,7 +21,7 @@ ENCODER, DECODER = "encoder", "decoder"
 
 
 class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
-    """A speech model with encoder and decoder, as two programs in one artifact: Whisper, Moonshine, Speech2Text.
+    """A speech model with encoder and decoder, as two programs in one artifact: Whisper; others as the page of coverage says.
 
     ``compile`` takes ``ctx_len=448`` (the start tokens and the text of a window), ``batch_size=1``, and, for models that take
     clips of any length, ``seq_len`` (several lengths; 10 seconds by default). ``generate`` takes what the processor returns, of

@@ -39,7 +39,8 @@ def frame_count(frames: int | torch.SymInt, lengths: Sequence[int | torch.SymInt
     if isinstance(frames, int):
         raise UnsupportedModelError("the number of its frames does not depend on the length of its input")
     form = frames.node.expr
-    known = {symbol for length in lengths if not isinstance(length, int) for symbol in length.node.expr.free_symbols}
+    # A comparison of sizes may have narrowed the lengths to such as 4 k - 1, and k does not tell what lies between.
+    known = {length.node.expr for length in lengths if not isinstance(length, int)}
     if len(form.free_symbols) != 1 or not form.free_symbols <= known:
         raise UnsupportedModelError(f"the number of its frames is not told by the length of its input alone: {form}")
     (symbol,) = form.free_symbols

@@ -188,6 +188,8 @@ class _Seq2SeqGraph(torch.nn.Module):
         if plan.hidden_size is not None:
             # Which of them are padding is told by the memory alone: models of sound count a mask in samples.
             encoded: Any = BaseModelOutput(last_hidden_state=source)
+            # Some decoders look for the encoder's mask in its output.
+            encoded.attention_mask = None
         else:
             is_token = (memory.position_ids >= 0).to(torch.int64)
             source_lengths = is_token.sum(dim=1, keepdim=True).expand(-1, is_token.shape[1])

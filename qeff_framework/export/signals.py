@@ -7,7 +7,7 @@ waveform may, the frames of a spectrogram that positions are learned for may not
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,8 @@ def signal_graph(
         dynamic[1 + signal.shape.index(None)] = seq
     with stage("trace"):
         program = trace(graph, example, ([dynamic if name == signal.name else {0: batch, 1: seq} for name in inputs],))
+    if signal.has_length:
+        _require_any_length(_lengths(program))
     metadata: dict[str, Any] = {}
     if "frames" in axes and signal.has_length:
         metadata["frames"] = _frames(program).as_json()
@@ -125,12 +127,24 @@ def signal_graph(
 
 
 def _frames(program: torch.export.ExportedProgram) -> FrameCount:
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    return frame_count(output.args[0][0].meta["val"].shape[1], _lengths(program))
+
+
+def _require_any_length(lengths: Sequence[int | torch.SymInt]) -> None:
+    """A comparison of sizes in the model's code may have fixed the length of the example."""
+    if any(isinstance(length, int) for length in lengths):
+        raise UnsupportedModelError(
+            "its code decides by the length of its input what it computes, so the graph of one length is wrong for every other"
+        )
+
+
+def _lengths(program: torch.export.ExportedProgram) -> list[int | torch.SymInt]:
+    """The length of each input."""
     inputs = {*program.graph_signature.user_inputs}
-    lengths = [
+    return [
         node.meta["val"].shape[1] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
     ]
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    return frame_count(output.args[0][0].meta["val"].shape[1], lengths)
 
 
 def _name_frames(model: onnx_ir.Model, axis: int) -> None:

@@ -6,9 +6,10 @@ pay for the encoder on a device that cannot branch.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.errors import ExportError
+from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.seq2seq_lm import speech_decoder_graph
 from qeff_framework.export.signals import Signal, signal_graph
@@ -35,4 +36,8 @@ def speech_seq2seq_graph(module: PreTrainedModel, request: GraphRequest) -> Port
 
 
 def _encoder(model: PreTrainedModel, **inputs: Any) -> Any:
-    return model.get_encoder()(**inputs)
+    encoder: Any = model.get_encoder()
+    unknown = [name for name in inputs if name not in inspect.signature(encoder.forward).parameters]
+    if unknown:
+        raise UnsupportedModelError(f"its encoder takes no {' and no '.join(unknown)}")
+    return encoder(**inputs)

@@ -10,7 +10,7 @@ from qeff_framework.export.frame_counts import frame_count
 
 
 def _traced(module: torch.nn.Module) -> tuple[torch.SymInt, torch.SymInt]:
-    length = torch.export.Dim("length", min=1)
+    length = torch.export.Dim("length", min=100)
     program = torch.export.export(module, (torch.zeros(1, 1, 903),), dynamic_shapes=({2: length},), strict=False)
     (given,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == "clip")
     (output,) = (node for node in program.graph.nodes if node.op == "output")
