@@ -18,6 +18,7 @@ from qeff_framework.cli.app import main
 from qeff_framework.contracts import CompiledModel
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
+from qeff_framework.sources.pipeline import PipelineSource
 from tests.pipelines import tiny_stable_diffusion
 
 STEPS = 4
@@ -170,3 +171,15 @@ def test_what_is_cancelled_in_the_middle_leaves_no_file(
     assert code != 0
     assert steps[-1].startswith("step 2")
     assert not [*tmp_path.iterdir()]
+
+
+def test_weights_that_were_changed_make_another_pipeline(eager: Any) -> None:
+    source = PipelineSource(eager, "tiny")
+    before = source.identity()["components"]
+    bias = eager.unet.conv_in.bias
+    with torch.no_grad():
+        bias[0] += 1
+        source.look_again()
+        after = source.identity()["components"]
+        bias[0] -= 1
+    assert [name for name in before if before[name] != after[name]] == ["unet"]
