@@ -30,7 +30,6 @@ class QaicBackend(Backend):
                 "audio-classification",
                 "image-classification",
                 "zero-shot-image-classification",
-                "text-to-image",
             }
         ),
         continuous_batching=True,
