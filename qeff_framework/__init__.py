@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         QEFFAutoModelForTokenClassification,
         QEFFAutoModelForZeroShotImageClassification,
         QEFFAutoPeftModelForCausalLM,
+        QEFFDiffusionPipeline,
     )
     from qeff_framework.errors import QEFFError
     from qeff_framework.model import QEFFBaseModel
@@ -47,6 +48,7 @@ _HOMES = {
     "QEFFAutoModelForZeroShotImageClassification": "auto",
     "QEFFAutoPeftModelForCausalLM": "auto",
     "QEFFBaseModel": "model",
+    "QEFFDiffusionPipeline": "auto",
     "QEFFError": "errors",
     "create_and_dump_qconfigs": "artifacts",
     "get_backend": "registry",
@@ -70,6 +72,7 @@ __all__ = [
     "QEFFAutoModelForZeroShotImageClassification",
     "QEFFAutoPeftModelForCausalLM",
     "QEFFBaseModel",
+    "QEFFDiffusionPipeline",
     "QEFFError",
     "create_and_dump_qconfigs",
     "get_backend",

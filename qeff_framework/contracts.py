@@ -71,7 +71,7 @@ SAMPLER_CANDIDATES = 512
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 #: Files and folders that an artifact carries so that it runs without the checkpoint.
-COMPANIONS = ("config.json", "generation_config.json", "tokenizer", "processor")
+COMPANIONS = ("config.json", "generation_config.json", "tokenizer", "processor", "pipeline")
 
 #: ``transform`` is called once for each of these.
 TransformStage = Literal["torch", "onnx"]
@@ -396,8 +396,8 @@ class ExportRequest:
     #: Models of several programs: which one this is, such as ``"vision"`` or ``"language"``. "" for a model of one program.
     program: str = ""
     #: What the graph of this program is made for: the tensors of one image by name (``"vision"``), the form of the features that
-    #: come from another program (``"language"``), or, of models that read sound or images alone, ``name`` and ``shape`` of their
-    #: main input behind the batch, `None` for the axis of several lengths.
+    #: come from another program (``"language"``), the call of a pipeline's part as JSON (``"call"``), or, of models that read
+    #: sound or images alone, ``name`` and ``shape`` of their main input behind the batch, `None` for the axis of several lengths.
     program_inputs: Mapping[str, Any] = field(default_factory=dict)
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""

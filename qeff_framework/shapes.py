@@ -452,6 +452,43 @@ class ImageTextShapes(CausalLMShapes):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PipelineShapes:
+    """Sizes of a diffusion pipeline's programs: those of each size of picture."""
+
+    height: int | tuple[int, ...] | None = option(
+        None, "height of pictures in pixels; not given: the pipeline's own; several sizes give programs for each"
+    )
+    width: int | tuple[int, ...] | None = option(None, "width of pictures in pixels, one for each height")
+    batch_size: int = option(1, "prompts that are run together", minimum=1)
+    guidance: bool = option(True, "compute with and without the prompt in one step: guidance_scale above 1")
+    num_frames: int | None = option(None, "frames of a video, for pipelines that make some", minimum=1)
+    max_sequence_length: int | None = option(None, "tokens of a prompt, for pipelines that take this", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that contradict each other."""
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width belong together; give both, or none for the pipeline's own size")
+        if len(_several(self.height)) != len(_several(self.width)):
+            raise ValueError(
+                f"height has {len(_several(self.height))} sizes and width has {len(_several(self.width))}; give one width for "
+                "each height"
+            )
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int | None, int | None], ...]:
+        """Height and width of each size that is asked for; `None` for the pipeline's own."""
+        return tuple(zip(_several(self.height), _several(self.width), strict=True)) or ((None, None),)
+
+    def extra_inputs(self) -> tuple[str, ...]:
+        """None: they belong to causal LMs."""
+        return ()
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """Each component has its own; see `QEFFDiffusionPipeline`."""
+        return ()
+
+
 def _several(sizes: int | tuple[int, ...] | None) -> tuple[int, ...]:
     if sizes is None:
         return ()

@@ -33,6 +33,15 @@ _TEXT_MAPPINGS = frozenset(
 )
 
 
+#: The task of a folder that diffusers has saved.
+PIPELINES = "text-to-image"
+
+
+def is_pipeline(place: str | os.PathLike[str]) -> bool:
+    """Whether `place` is a folder of a pipeline. One on the hub is found with its task's own class."""
+    return os.path.isfile(os.path.join(place, "model_index.json"))  # noqa: PTH113, PTH118 - it may be the id of a hub
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Decision:
     """What a config was found to be."""

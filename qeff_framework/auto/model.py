@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.auto.dispatch import task_of, task_of_checkpoint
+from qeff_framework.auto.dispatch import PIPELINES, is_pipeline, task_of, task_of_checkpoint
 from qeff_framework.errors import OptionError
 from qeff_framework.sources import CheckpointSource, ModuleSource
 from qeff_framework.tasks import task_spec, task_specs
@@ -37,6 +37,8 @@ class QEFFAutoModel:
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> QEFFBaseModel:
         """Takes a checkpoint; see `QEFFBaseModel.from_pretrained`."""
+        if is_pipeline(pretrained_model_name_or_path):
+            return task_spec(PIPELINES).model_class.from_pretrained(pretrained_model_name_or_path, **hf_kwargs)
         names = {name for spec in task_specs() for name in spec.model_options}
         options = {name: hf_kwargs.pop(name) for name in names & hf_kwargs.keys()}
         source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)

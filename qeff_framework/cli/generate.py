@@ -1,8 +1,9 @@
-"""``qeff generate``: text from prompts, images or speech, embeddings or classes of texts, classes of tokens, answers."""
+"""``qeff generate``: text or pictures from prompts, images or speech, embeddings or classes, answers."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import (
@@ -29,6 +30,7 @@ from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.tasks import TaskSpec
 
 
 def add_to(subparsers: Any) -> None:
@@ -38,10 +40,9 @@ def add_to(subparsers: Any) -> None:
         "generate",
         run,
         summary="run a model or a compiled artifact",
-        description="Generates text, embeds or classifies texts, classifies their tokens, answers questions, or writes down or "
-        "classifies sound or images. A MODEL is "
-        "compiled first, unless the artifact store has "
-        "its program. An ARTIFACT runs as it is, without torch and transformers. What the checkpoint's generation config says "
+        description="Generates text or pictures, embeds or classifies texts, classifies their tokens, answers questions, or "
+        "writes down or classifies sound or images. A MODEL is compiled first, unless the store has its program. An ARTIFACT "
+        "runs as it is, without torch and transformers, which pictures alone need. What the checkpoint's generation config says "
         "about decoding (banned tokens, penalties, limits, ends) holds; sampling needs --do-sample.",
         examples=[
             'qeff generate gpt2 --backend ort_sim --prompt "My name is" --max-new-tokens 20',
@@ -49,6 +50,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate chat-model --chat --system "Answer briefly." --prompt "Who wrote Faust?"',
             'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
             "qeff generate whisper-model --audio speech.wav --language en",
+            'qeff generate pipeline --prompt "a lighthouse" --output out.png --steps 4 --seed 1',
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
@@ -127,12 +129,25 @@ def add_to(subparsers: Any) -> None:
     generation.add_argument(
         "--top-p", metavar="P", type=float, help="sampling: only the most likely tokens that make up P"
     )
-    generation.add_argument("--seed", metavar="N", type=int, help="sampling: the same seed draws the same tokens")
+    generation.add_argument("--seed", metavar="N", type=int, help="sampling and pictures: the same seed draws the same")
     generation.add_argument(
         "--prompt-lookup-num-tokens",
         metavar="N",
         type=int,
         help="the same text in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
+    )
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="the PNG file to write; of several prompts FILE-1.png, FILE-2.png, ...",
+    )
+    pictures.add_argument("--steps", metavar="N", type=int, help="steps of the scheduler (default 20)")
+    pictures.add_argument("--negative-prompt", metavar="TEXT", help="what the picture should not show")
+    pictures.add_argument(
+        "--guidance-scale", metavar="G", type=float, help="how closely to follow the prompt (default: the pipeline's)"
     )
     add_runtime_options(generation)
     add_verify(parser)
@@ -147,7 +162,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     prompts = given_prompts(args) if has_texts or not (audio or args.image) else []
     context = given_context(args)
     conversations = given_conversations(args, prompts)
-    settings, images = given_settings(args), given_images(args)
+    settings, images = _settings(args), given_images(args)
 
     def check_task(task: str) -> None:
         _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
@@ -166,6 +181,28 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     )
     with load_program(args, compiled) as runner:
         return task_spec(compiled.task).show_results(runner, request)
+
+
+#: Options of pictures, by their attributes.
+_OF_PICTURES = ("output", "steps", "negative_prompt", "guidance_scale")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of text generation. A seed with an output file is that of pictures."""
+    if args.steps is not None and args.steps < 1:
+        raise OptionError(f"--steps {args.steps} is less than 1")
+    of_text = argparse.Namespace(**{**vars(args), "seed": None}) if args.output is not None else args
+    return given_settings(of_text)
+
+
+def _check_pictures(spec: TaskSpec, args: argparse.Namespace) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in _OF_PICTURES if getattr(args, name) is not None]
+    if spec.makes_pictures:
+        from qeff_framework.cli.results.pictures import check_output
+
+        check_output(args.output)
+    elif given:
+        raise OptionError(f"the program is for {spec.name}: {', '.join(given)} is for pictures; leave it out")
 
 
 def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_context: bool, has_settings: bool) -> None:
@@ -203,6 +240,7 @@ def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_contex
         raise OptionError(
             "the chat template renders the prompts of vision-language models; leave --chat and --messages-file out"
         )
+    _check_pictures(spec, args)
     if (args.language or args.speech_task or args.timestamps) and not (spec.reads_audio and spec.is_encoder_decoder):
         raise OptionError(
             f"the program is for {task}: --language, --speech-task and --timestamps are for speech models with encoder and "

@@ -75,7 +75,7 @@ def export_portable(
     build = task_spec(task).build_graph
     progress("tracing the model")
     with exporting(), _naming_architecture(module, task), tracking_unloaded(unloaded):
-        if not isinstance(module, PreTrainedModel):
+        if not isinstance(module, PreTrainedModel) and not program_inputs.get("call"):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         graph = build(module, request)
     refuse_unloaded(graph.model, module, unloaded)

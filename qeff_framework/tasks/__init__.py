@@ -19,6 +19,7 @@ from qeff_framework.tasks import (
     seq2seq_lm,
     sequence_classification,
     speech_seq2seq,
+    text_to_image,
     token_classification,
     zero_shot_image_classification,
 )
@@ -37,6 +38,7 @@ _TASKS: tuple[TaskSpec, ...] = (
     audio_classification.SPEC,
     image_classification.SPEC,
     zero_shot_image_classification.SPEC,
+    text_to_image.SPEC,
 )
 
 

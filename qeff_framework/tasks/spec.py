@@ -54,6 +54,8 @@ class TaskSpec:
     reads_audio: bool = False
     #: Works on texts; else on images or sound alone.
     takes_prompts: bool = True
+    #: Programs make pictures from prompts, which ``qeff generate`` writes to files.
+    makes_pictures: bool = False
     #: How ``qeff coverage`` checks model types; `None` for a task that is covered together with another.
     coverage_path: str | None = None
 

@@ -22,6 +22,7 @@ from tests.chained_environment import ChainedEnvironment
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands
 from tests.image_models import built, llava, picture, saved_llava
+from tests.pipelines import tiny_stable_diffusion
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.tiny_models import (
     tiny_classifier,
@@ -33,7 +34,7 @@ from tests.tiny_models import (
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
-DOCUMENTS = ["README.md", "docs/usage.md", "docs/images.md"]
+DOCUMENTS = ["README.md", "docs/usage.md", "docs/images.md", "docs/diffusion.md"]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,14 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ),
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(tmp_path_factory.mktemp("pipeline")),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
+
+
+def _saved_pipeline(folder: Path) -> str:
+    tiny_stable_diffusion().save_pretrained(folder)
+    return str(folder)
 
 
 def _saved_llava(folder: Path) -> Path:

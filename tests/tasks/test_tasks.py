@@ -37,7 +37,8 @@ def test_everything_that_a_task_names_is_there(spec: TaskSpec) -> None:
     model_class = spec.model_class
     assert model_class.task == spec.name
     assert getattr(qeff_framework, model_class.__name__) is model_class
-    assert hasattr(__import__("transformers"), model_class.transformers_class)
+    # What another library loads has no class of Transformers.
+    assert not model_class.transformers_class or hasattr(__import__("transformers"), model_class.transformers_class)
     assert dataclasses.is_dataclass(model_class.shapes)
     taken = inspect.signature(model_class.from_pretrained).parameters
     assert taken.keys() >= {*spec.model_options}

@@ -55,6 +55,7 @@ class OrtSimBackend(Backend):
                 "audio-classification",
                 "image-classification",
                 "zero-shot-image-classification",
+                "text-to-image",
             }
         ),
         continuous_batching=True,

@@ -1,0 +1,163 @@
+"""Pictures and videos from texts, with pipelines of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from qeff_framework.contracts import ExportedModel, Specialization, Task
+from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
+from qeff_framework.model import Program, QEFFBaseModel
+from qeff_framework.shapes import PipelineShapes
+from qeff_framework.sources.diffusers_library import require_diffusers
+from qeff_framework.sources.pipeline import PipelineSource
+
+if TYPE_CHECKING:
+    from qeff_framework.diffusion.calls import Call
+    from qeff_framework.relay import Relay
+
+#: Arguments of a pipeline that are sizes of its programs.
+SIZES = ("height", "width", "num_frames", "max_sequence_length")
+#: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
+_GUIDED, _UNGUIDED = 5.0, 1.0
+
+
+class QEFFDiffusionPipeline(QEFFBaseModel):
+    """A diffusers pipeline, as a program for each of its components with weights: text encoders, denoiser, VAE decoder.
+
+    The loop and the scheduler are those of diffusers, on the host; running an artifact needs torch and diffusers. ``compile``
+    takes ``height`` and ``width`` (several are lists), ``batch_size=1``, ``guidance=True``, and for pipelines that have them
+    ``num_frames`` and ``max_sequence_length``. The compiled pipeline is called as the diffusers pipeline is.
+
+    Args:
+        pipeline: a pipeline of diffusers in memory, on the CPU.
+
+    Raises:
+        UnsupportedModelError: it has a safety checker, or lacks a component.
+
+    Example::
+
+        pipeline = QEFFDiffusionPipeline.from_pretrained(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5", safety_checker=None
+        )
+        pipeline.compile(backend="ort_sim", height=512, width=512)
+        pipeline("a lighthouse", num_inference_steps=20).images[0].save("out.png")
+    """
+
+    task: ClassVar[Task] = "text-to-image"
+    #: Diffusers loads its components.
+    transformers_class = ""
+    shapes = PipelineShapes
+
+    def __init__(self, pipeline: Any, *, name: str | None = None) -> None:
+        require_diffusers()
+        from diffusers import DiffusionPipeline
+
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise UnsupportedModelError(f"{type(pipeline).__name__} is no pipeline of diffusers")
+        _check_components(pipeline)
+        self._pipeline_source = PipelineSource(pipeline, name or type(pipeline).__name__)
+        super().__init__(self._pipeline_source)
+        self._pipeline: Any = pipeline
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | Any, **hf_kwargs: Any) -> Self:
+        """Takes a folder or an id of the hub, as `DiffusionPipeline.from_pretrained` does, or a pipeline in memory.
+
+        Args:
+            pretrained_model_name_or_path: a folder with a ``model_index.json``, a hub id, or a pipeline.
+            **hf_kwargs: arguments of diffusers' ``from_pretrained`` (``revision``, ``variant``, ``safety_checker=None``, ...).
+
+        Raises:
+            InputError: diffusers is not installed.
+            CheckpointError: it is missing, incomplete or damaged.
+            UnsupportedModelError: it has a safety checker, or lacks a component.
+        """
+        require_diffusers()
+        from diffusers import DiffusionPipeline
+
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            return cls(pretrained_model_name_or_path)
+        place = os.fspath(pretrained_model_name_or_path)
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(place, **hf_kwargs)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+        return cls(pipeline, name=os.path.basename(os.path.normpath(place)))  # noqa: PTH119 - it may be the id of a hub
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the compiled pipeline; see `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`."""
+        return self.generate(*args, **kwargs)
+
+    def export(
+        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+    ) -> ExportedModel:
+        """Raises `OptionError`: a pipeline has a graph for each component and size, which `compile` exports."""
+        del export_dir, extensions
+        raise OptionError(
+            f"{self.name} is a pipeline of several programs, whose sizes belong to its graphs; call compile()"
+        )
+
+    def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
+        from qeff_framework.diffusion.recording import recorded_calls
+
+        self._pipeline_source.look_again()
+        runs = [self._run(shapes, height, width) for height, width in shapes.image_sizes]
+        names: Counter[str] = Counter()
+        programs = []
+        for call, number in recorded_calls(self._pipeline, runs):
+            name = _name_of(call)
+            names[name] += 1
+            plan = self._plan_export(relay, options, program=name, program_inputs={"call": call.as_json()})
+            sizes = {size: int(value) for size, value in runs[number].items() if size in SIZES}
+            dims = {"batch_size": shapes.batch_size, "guidance": int(shapes.guidance), **sizes}
+            entry = Specialization(name=name, dims=dims)
+            title = name if names[name] == 1 else f"{name}-{names[name]}"
+            programs.append(Program(name=title, plan=plan, specializations=(entry,)))
+        return programs
+
+    def _run(self, shapes: PipelineShapes, height: int | None, width: int | None) -> dict[str, Any]:
+        """Arguments of a short run of these sizes."""
+        taken = inspect.signature(self._pipeline.__call__).parameters
+        if "prompt" not in taken:
+            raise UnsupportedModelError(f"{type(self._pipeline).__name__} takes no prompt")
+        asked = {
+            "height": height,
+            "width": width,
+            "num_frames": shapes.num_frames,
+            "max_sequence_length": shapes.max_sequence_length,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        unknown = [name for name in given if name not in taken]
+        if unknown:
+            raise OptionError(f"{type(self._pipeline).__name__} takes no {' and no '.join(unknown)}; leave it out")
+        fixed = {
+            "prompt": ["a"] * shapes.batch_size,
+            "negative_prompt": [""] * shapes.batch_size if shapes.guidance else None,
+            "guidance_scale": _GUIDED if shapes.guidance else _UNGUIDED,
+            "num_inference_steps": 2,
+            "output_type": "np",
+        }
+        return given | {name: value for name, value in fixed.items() if name in taken}
+
+
+def _check_components(pipeline: Any) -> None:
+    """Refuses what an artifact cannot carry, before any work."""
+    kind = type(pipeline).__name__
+    components: dict[str, Any] = pipeline.components
+    if components.get("safety_checker") is not None:
+        raise UnsupportedModelError(
+            f"{kind} has a safety checker, which is not compiled; pass safety_checker=None to run without one, and check the "
+            "pictures yourself"
+        )
+    optional = set(pipeline._optional_components)  # noqa: SLF001 - the library has no public name for it
+    missing = [name for name, each in components.items() if each is None and name not in optional]
+    if missing:
+        raise InputError(f"{kind} lacks its {' and '.join(missing)}; load it with all its components")
+
+
+def _name_of(call: Call) -> str:
+    return call.component if call.method in ("forward", "decode") else f"{call.component}-{call.method}"

@@ -1,0 +1,199 @@
+"""Calls of a pipeline's components: their arguments and results as JSON and tensors.
+
+A description holds everything but the numbers in tensors, so that equal descriptions are calls of one graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+
+from qeff_framework.errors import ArtifactError, UnsupportedModelError
+
+#: Packages whose classes a description may name: an artifact may come from somebody else.
+LIBRARIES = ("diffusers", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a component, without the numbers of its tensors."""
+
+    #: Name of the component in its pipeline: ``"unet"``.
+    component: str
+    #: ``"forward"``, ``"decode"`` or ``"encode"``.
+    method: str
+    #: Of the arguments by name, see `described`.
+    arguments: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the metadata of an export."""
+        return {"component": self.component, "method": self.method, "arguments": self.arguments}
+
+    @property
+    def told(self) -> str:
+        """For messages: ``unet(sample [2, 4, 8, 8], timestep [])``."""
+        tensors = ", ".join(f"{path} {spec['shape']}" for path, spec in tensor_specs(self.arguments))
+        method = "" if self.method == "forward" else f".{self.method}"
+        return f"{self.component}{method}({tensors})"
+
+
+def call_of(
+    component: str, method: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Call, list[torch.Tensor]]:
+    """The call and its tensors. `function` is what is called: its signature gives positional arguments their names.
+
+    Raises:
+        UnsupportedModelError: an argument that has no form as JSON and tensors.
+    """
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            raise UnsupportedModelError(f"its {component}.{method} takes any number of arguments")
+        else:
+            named[name] = value
+    tensors: list[torch.Tensor] = []
+    arguments = {
+        name: _argument(value, tensors, f"{component}.{method}({name}=...)") for name, value in sorted(named.items())
+    }
+    return Call(component=component, method=method, arguments=arguments), tensors
+
+
+def _argument(value: Any, tensors: list[torch.Tensor], place: str) -> Any:
+    # Who draws random numbers gets them from the host: a graph that would draw some is refused when it is made.
+    description = {"value": None} if _is_generator(value) else described(value, tensors)
+    if description is None:
+        raise UnsupportedModelError(f"{place} is a {type(value).__name__}, which no graph can be made for")
+    return description
+
+
+def _is_generator(value: Any) -> bool:
+    items = value if isinstance(value, (list, tuple)) and value else [value]
+    return all(isinstance(item, torch.Generator) for item in items)
+
+
+def described(value: Any, tensors: list[torch.Tensor]) -> dict[str, Any] | None:
+    """JSON for `value`; its tensors are appended to `tensors`. `None` for an object of another kind."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        spec = {"shape": [int(size) for size in value.shape], "dtype": str(value.dtype).removeprefix("torch.")}
+        return {"tensor": spec}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if is_dataclass(value) and isinstance(value, Mapping):
+        return _object(value, value, tensors)
+    if isinstance(value, Mapping):
+        items = {str(name): described(item, tensors) for name, item in value.items()}
+        return None if None in items.values() else {"dict": items}
+    if isinstance(value, (list, tuple)):
+        parts = [described(item, tensors) for item in value]
+        return None if None in parts else {"tuple" if isinstance(value, tuple) else "list": parts}
+    if isinstance(getattr(value, "parameters", None), torch.Tensor):
+        # The distribution that an autoencoder encodes an image to.
+        return _object(value, {"parameters": value.parameters}, tensors)
+    return None
+
+
+def _object(value: object, fields: Mapping[str, Any], tensors: list[torch.Tensor]) -> dict[str, Any]:
+    """An output class. What no graph returns, such as a cache, is left out: `None` stands there."""
+    found = {name: described(item, tensors) for name, item in fields.items() if item is not None}
+    return {
+        "class": f"{type(value).__module__}:{type(value).__qualname__}",
+        "fields": {name: item for name, item in found.items() if item is not None},
+    }
+
+
+def rebuilt(description: Mapping[str, Any], tensors: Iterator[torch.Tensor]) -> Any:
+    """The value that was described, with other tensors."""
+    ((kind, content),) = [item for item in description.items() if item[0] != "fields"]
+    if kind == "tensor":
+        return next(tensors)
+    if kind == "value":
+        return content
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "dict":
+        return {name: rebuilt(item, tensors) for name, item in content.items()}
+    if kind == "class":
+        fields = {name: rebuilt(item, tensors) for name, item in description["fields"].items()}
+        return library_class(content)(**fields)
+    items = [rebuilt(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def library_class(name: str) -> Any:
+    """The class ``"module:name"`` of diffusers or transformers."""
+    module, _, attribute = name.partition(":")
+    if module.partition(".")[0] not in LIBRARIES:
+        raise ArtifactError(f"the artifact names the class {name!r}, which is not of {' or '.join(LIBRARIES)}")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def tensor_specs(arguments: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Path, shape and dtype of each tensor of a description of arguments, in order."""
+    return [item for name, description in arguments.items() for item in _specs(name, description)]
+
+
+def _specs(path: str, description: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if "tensor" in description:
+        yield path, description["tensor"]
+        return
+    for kind in ("dict", "fields"):
+        for name, item in description.get(kind, {}).items():
+            yield from _specs(f"{path}.{name}" if path else name, item)
+    for kind in ("list", "tuple"):
+        for number, item in enumerate(description.get(kind, ())):
+            yield from _specs(f"{path}.{number}" if path else str(number), item)
+
+
+def example_tensors(arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Ones of the described shapes."""
+    return [torch.ones(spec["shape"], dtype=getattr(torch, spec["dtype"])) for _, spec in tensor_specs(arguments)]
+
+
+class CallGraph(torch.nn.Module):
+    """A component as a function of the tensors of a call; ``result`` describes what the last run returned."""
+
+    def __init__(self, component: torch.nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model = component
+        self._call = call
+        self.result: dict[str, Any] = {}
+
+    def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Returns the tensors of the result in the order of its description."""
+        from qeff_framework.seam.plain_attention import PlainAttention
+
+        given = iter(tensors)
+        arguments = {name: rebuilt(item, given) for name, item in self._call.arguments.items()}
+        with PlainAttention():
+            value = getattr(self.model, self._call.method)(**arguments)
+        found: list[torch.Tensor] = []
+        description = described(value, found)
+        if description is None:
+            raise UnsupportedModelError(f"{self._call.told} returns a {type(value).__name__}")
+        self.result = description
+        # A graph returns each tensor once.
+        return tuple(
+            tensor.clone() if any(tensor is other for other in found[:number]) else tensor
+            for number, tensor in enumerate(found)
+        )
+
+
+class PipelineModules(torch.nn.Module):
+    """The components of a pipeline that have weights."""
+
+    def __init__(self, components: Mapping[str, torch.nn.Module]) -> None:
+        super().__init__()
+        for name, component in components.items():
+            self.add_module(name, component)

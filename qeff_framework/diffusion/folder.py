@@ -1,0 +1,111 @@
+"""A pipeline without weights as a folder: configs, schedulers, tokenizers, and what else its host part needs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qeff_framework.diffusion.calls import LIBRARIES, library_class
+from qeff_framework.diffusion.components import Handler, hand_over, without_weights
+from qeff_framework.errors import ArtifactCorruptError, UnsupportedModelError
+
+INDEX, BUFFERS = "pipeline.json", "buffers.safetensors"
+
+
+def components_with_weights(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The torch modules among the components, by name."""
+    return {name: each for name, each in pipeline.components.items() if isinstance(each, torch.nn.Module)}
+
+
+def further_arguments(pipeline: Any) -> dict[str, Any]:
+    """What the class of the pipeline was made with beside its components: numbers and switches."""
+    taken = inspect.signature(type(pipeline).__init__).parameters
+    config = dict(pipeline.config)
+    return {
+        name: config[name]
+        for name in taken
+        if name in config
+        and name not in pipeline.components
+        and isinstance(config[name], (bool, int, float, str, type(None)))
+    }
+
+
+def with_components(pipeline: Any, replaced: Mapping[str, Any]) -> Any:
+    """Another pipeline of the class, with some components replaced."""
+    return type(pipeline)(**{**pipeline.components, **replaced}, **further_arguments(pipeline))
+
+
+def save_without_weights(pipeline: Any, directory: Path) -> None:
+    """Writes `directory`."""
+    from safetensors.torch import save_file
+
+    components: dict[str, Any] = {}
+    directory.mkdir(parents=True)
+    for name, component in pipeline.components.items():
+        if component is None:
+            components[name] = None
+            continue
+        components[name] = _name_of(component)
+        place = directory / name
+        if not isinstance(component, torch.nn.Module):
+            component.save_pretrained(place)
+            continue
+        place.mkdir()
+        _save_config(component, place)
+        buffers = {key: value.detach().clone().contiguous() for key, value in component.named_buffers()}
+        if buffers:
+            save_file(buffers, place / BUFFERS)
+    index = {"class": _name_of(pipeline), "components": components, "arguments": further_arguments(pipeline)}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_config(component: Any, place: Path) -> None:
+    save = component.save_config if hasattr(component, "save_config") else component.config.save_pretrained
+    save(place)
+
+
+def load_with_handler(directory: Path, handler: Handler) -> Any:
+    """The pipeline of the folder; `handler` answers the calls of its components that have weights."""
+    try:
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        parts = dict(index["components"])
+        made = library_class(index["class"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorruptError(f"{directory / INDEX} cannot be read: {error}; build the artifact again") from error
+    components = {
+        name: None if kind is None else _loaded(library_class(kind), directory / name, name, handler)
+        for name, kind in parts.items()
+    }
+    return made(**components, **index["arguments"])
+
+
+def _loaded(kind: Any, place: Path, name: str, handler: Handler) -> Any:
+    from safetensors.torch import load_file
+
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(place)
+    buffers = load_file(place / BUFFERS) if (place / BUFFERS).is_file() else {}
+
+    def build() -> torch.nn.Module:
+        if hasattr(kind, "load_config"):
+            module: torch.nn.Module = kind.from_config(kind.load_config(place))
+        else:
+            module = kind(kind.config_class.from_pretrained(place))
+        return module
+
+    return hand_over(without_weights(build, buffers), name, handler)
+
+
+def _name_of(value: Any) -> str:
+    """The class as an artifact names it. Raises `UnsupportedModelError` for one of another library."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] not in LIBRARIES:
+        raise UnsupportedModelError(
+            f"{kind.__module__}.{kind.__qualname__} is no class of {' or '.join(LIBRARIES)}: an artifact could not load it"
+        )
+    return f"{kind.__module__}:{kind.__qualname__}"

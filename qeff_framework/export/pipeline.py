@@ -1,0 +1,42 @@
+"""The graph of one call of a pipeline's component: its tensors in, the tensors of its result out, all of fixed sizes."""
+
+from __future__ import annotations
+
+from qeff_framework.diffusion.calls import Call, CallGraph, PipelineModules, example_tensors, tensor_specs
+from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export.interface import rename_interface
+from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.stages import stage
+from qeff_framework.export.trace import finish, probe, trace, translate
+from qeff_framework.export.weights import graph_weights
+from qeff_framework.seam.weightless import weightless_copy
+
+#: Ops whose results no seed of the host decides.
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGraph:
+    """Inputs are named after the arguments, outputs after their places in the result."""
+    call = Call(**request.program_inputs["call"])
+    component = module.get_submodule(call.component)
+    graph = CallGraph(weightless_copy(component), call)
+    example = (example_tensors(call.arguments),)
+    with stage("probe run"):
+        probe(graph, example)
+    result = graph.result
+    with stage("trace"):
+        program = trace(graph, example, ([{} for _ in example[0]],))
+    with stage("translation to ONNX"):
+        model = translate(program, graph_weights(component, ()))
+        finish(model)
+    drawn = sorted({node.op_type for node in model.graph.all_nodes() if node.op_type in _RANDOM})
+    if drawn:
+        raise UnsupportedModelError(
+            f"its {call.component} draws random numbers ({', '.join(drawn)}), which a program would draw otherwise"
+        )
+    inputs = [path for path, _ in tensor_specs(call.arguments)]
+    outputs = [path for path, _ in tensor_specs({"result": result})]
+    rename_interface(model, inputs=inputs, outputs=outputs)
+    return PortableGraph(model=model, metadata={"call": call.as_json(), "result": result})

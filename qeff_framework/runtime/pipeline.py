@@ -1,0 +1,122 @@
+"""Pictures from texts, with loaded programs. The loop is that of diffusers, which needs torch on the host."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qeff_framework.contracts import ExecutionSession
+from qeff_framework.errors import InputError
+from qeff_framework.runtime.program_sessions import ProgramSessions
+from qeff_framework.runtime.runner import CompiledRunner
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CompiledDiffusionPipeline(CompiledRunner):
+    """A pipeline of diffusers whose components run programs. Call it as the pipeline is called."""
+
+    def __init__(self, session: ExecutionSession) -> None:
+        super().__init__(session)
+        if not isinstance(session, ProgramSessions):
+            raise InputError(f"{session.compiled.directory} holds no programs of a pipeline")
+        self._programs = list(session.sessions.values())
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline, of the class of the checkpoint. Its components have no weights.
+
+        Raises:
+            InputError: diffusers is not installed.
+        """
+        directory = self.compiled.directory / "pipeline"
+        if not directory.is_dir():
+            raise InputError(f"{self.compiled.directory} carries no pipeline; compile it again")
+        from qeff_framework.sources.diffusers_library import require_diffusers
+
+        require_diffusers()
+        from qeff_framework.diffusion.folder import load_with_handler
+
+        return load_with_handler(directory, self._run)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As calling it."""
+        return self(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes what the diffusers pipeline takes (``prompt``, ``generator``, ...) and returns its output.
+
+        Raises:
+            InputError: a component is called with sizes that no program was compiled for.
+        """
+        signature = inspect.signature(self.pipeline.__call__)
+        given = signature.bind_partial(*args, **kwargs).arguments
+        defaults: dict[str, Any] = {**self.sizes}
+        if not self._dims["guidance"]:
+            defaults["guidance_scale"] = 1.0
+        further = {
+            name: value for name, value in defaults.items() if name in signature.parameters and name not in given
+        }
+        return self.pipeline(*args, **kwargs, **further)
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts that the programs compute together."""
+        return self._dims["batch_size"]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What was compiled: ``height``, ``width``, ...; of several sizes the first. They are the defaults of a call."""
+        return {name: value for name, value in self._dims.items() if name not in ("batch_size", "guidance")}
+
+    @property
+    def _dims(self) -> Mapping[str, int]:
+        return self._programs[0].compiled.specializations[0].dims
+
+    def _run(
+        self, name: str, method: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        import torch
+
+        from qeff_framework.diffusion.calls import call_of, rebuilt, tensor_specs
+
+        call, tensors = call_of(name, method, function, args, kwargs)
+        wanted = call.as_json()
+        session = next((each for each in self._programs if each.compiled.metadata["call"] == wanted), None)
+        if session is None:
+            raise InputError(self._not_compiled(name, method, call.told, wanted["arguments"]))
+        names = [path for path, _ in tensor_specs(call.arguments)]
+        outputs = session.run({path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)})
+        result = session.compiled.metadata["result"]
+        # Arrays are valid until the next call.
+        returned = (torch.from_numpy(np.array(outputs[path])) for path, _ in tensor_specs({"result": result}))
+        return rebuilt(result, returned)
+
+    def _not_compiled(self, name: str, method: str, told: str, arguments: Mapping[str, Any]) -> str:
+        from qeff_framework.diffusion.calls import Call
+
+        calls = [each.compiled.metadata["call"] for each in self._programs]
+        same = [call for call in calls if (call["component"], call["method"]) == (name, method)]
+        known = "; ".join(Call(**call).told for call in same) or "none of it"
+        differ = {
+            argument
+            for call in same
+            for argument in {*call["arguments"], *arguments}
+            if call["arguments"].get(argument) != arguments.get(argument)
+        }
+        told_apart = f" (different: {', '.join(sorted(differ))})" if differ else ""
+        return (
+            f"the pipeline calls {told}, and the artifact has programs for {known}"
+            f"{told_apart}; call it with the height, width, number of prompts and guidance that it was compiled with, or compile "
+            "it for these"
+        )
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    # NumPy's own function would give a number one axis.
+    return tensor.detach().cpu().contiguous().numpy()

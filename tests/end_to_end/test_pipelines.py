@@ -1,0 +1,185 @@
+"""Pipelines of diffusers through ort_sim: pictures as eager ones, refusals before any work, and files that appear when all is done."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+from PIL import Image
+
+from qeff_framework import QEFFDiffusionPipeline, load_compiled
+from qeff_framework.cli.app import main
+from qeff_framework.contracts import CompiledModel
+from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
+from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
+from qeff_framework.sources.pipeline import PipelineSource
+from tests.pipelines import tiny_stable_diffusion
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def eager() -> Any:
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture(scope="module")
+def compiled(eager: Any, session_store: Path) -> CompiledModel:
+    return QEFFDiffusionPipeline.from_pretrained(eager).compile("ort_sim", height=64, width=64)
+
+
+@pytest.fixture(scope="module")
+def runner(compiled: CompiledModel) -> Iterator[CompiledDiffusionPipeline]:
+    with load_compiled(compiled.directory) as loaded:
+        assert isinstance(loaded, CompiledDiffusionPipeline)
+        yield loaded
+
+
+def test_a_picture_is_that_of_diffusers(eager: Any, runner: CompiledDiffusionPipeline) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+
+    def on_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(step)
+        return tensors
+
+    asked = {
+        "negative_prompt": "fog",
+        "guidance_scale": 7.5,
+        "num_inference_steps": STEPS,
+        "latents": latents,
+        "output_type": "np",
+    }
+    expected = eager("a lighthouse", **asked)
+    found = runner("a lighthouse", callback_on_step_end=on_step, **asked)
+    assert type(found) is type(expected)
+    assert np.abs(found.images - expected.images).max() < 1e-3
+    assert expected.images.std() > 0.01  # a picture with contents
+    assert seen == list(range(STEPS))
+    other = runner("a tower by night", **asked).images
+    assert np.abs(other - found.images).max() > 1e-5  # the prompt has an influence
+
+
+def test_the_attention_of_every_component_is_an_op_of_the_dialect(compiled: CompiledModel, eager: Any) -> None:
+    assert [*compiled.programs] == ["text_encoder", "unet", "vae"]
+    attentions = {
+        name: sum(type(each).__name__ in ("Attention", "CLIPAttention") for each in getattr(eager, name).modules())
+        for name in compiled.programs
+    }
+    # Encoding pictures is not a part of the program.
+    attentions["vae"] -= sum(type(each).__name__ == "Attention" for each in eager.vae.encoder.modules())
+    found = {}
+    for file in compiled.directory.parent.parent.glob("exports/*/model.onnx"):
+        name = _component(file.parent)
+        if name in attentions:
+            nodes = onnx_ir.load(file).graph.all_nodes()
+            found[name] = sum((node.domain, node.op_type) == ("qeff", "Attention") for node in nodes)
+    assert found == attentions
+    assert all(attentions.values())
+
+
+def _component(export: Path) -> str:
+    from qeff_framework.contracts import ExportedModel
+
+    return str(ExportedModel.load(export).metadata.get("call", {}).get("component"))
+
+
+def test_a_call_that_no_program_fits_is_refused_with_what_there_is(runner: CompiledDiffusionPipeline) -> None:
+    with pytest.raises(
+        InputError, match=r"unet\(.*sample \[1, 4, 8, 8\].* has programs for unet\(.*sample \[2, 4, 8, 8\]"
+    ):
+        runner("a lighthouse", guidance_scale=1.0, num_inference_steps=1)
+
+
+def test_what_cannot_be_compiled_is_refused_before_any_work(
+    eager: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = QEFFDiffusionPipeline(eager)
+    with pytest.raises(OptionError, match="height=60.*divisible by 8"):
+        pipeline.compile("ort_sim", height=60, width=64)
+    with pytest.raises(OptionError, match="height and width belong together"):
+        pipeline.compile("ort_sim", height=64)
+    with pytest.raises(OptionError, match="takes no num_frames; leave it out"):
+        pipeline.compile("ort_sim", num_frames=5)
+    with pytest.raises(OptionError, match=r"call compile\(\)"):
+        pipeline.export()
+    for component, message in (("unet", "lacks its unet"), ("tokenizer", "lacks its tokenizer")):
+        with monkeypatch.context() as patch:
+            patch.setattr(eager, component, None)
+            with pytest.raises(InputError, match=message):
+                QEFFDiffusionPipeline(eager)
+    with monkeypatch.context() as patch:
+        patch.setattr(eager, "safety_checker", torch.nn.Linear(1, 1))
+        with pytest.raises(UnsupportedModelError, match="safety_checker=None"):
+            QEFFDiffusionPipeline(eager)
+    with pytest.raises(CheckpointError, match="cannot be loaded as a pipeline"):
+        QEFFDiffusionPipeline.from_pretrained(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "diffusers" else find(name, *more)
+    )
+    with pytest.raises(InputError, match=r"pip install qeff-framework\[diffusion\]"):
+        QEFFDiffusionPipeline.from_pretrained("somewhere")
+    assert not list(store_root.rglob("*.onnx"))
+
+
+def test_the_command_writes_pictures_that_say_how_they_were_made(
+    compiled: CompiledModel, runner: CompiledDiffusionPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    arguments = ["generate", str(compiled.directory), "--prompt", "a lighthouse", "--steps", "2", "--seed", "1"]
+    assert main([*arguments, "--output", str(output), "--quiet"]) == 0
+    assert str(output) in capsys.readouterr().out
+    expected = runner("a lighthouse", num_inference_steps=2, generator=[torch.Generator().manual_seed(1)]).images[0]
+    with Image.open(output) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+        told = picture.info
+    assert {name: told[name] for name in ("prompt", "seed", "steps", "height", "backend")} == {
+        "prompt": "a lighthouse",
+        "seed": "1",
+        "steps": "2",
+        "height": "64",
+        "backend": "ort_sim",
+    }
+    for wrong, message in (([], "--output FILE.png"), (["--output", "out.jpg"], "is no PNG file")):
+        assert main([*arguments, *wrong]) != 0
+        assert message in capsys.readouterr().err
+
+
+def test_what_is_cancelled_in_the_middle_leaves_no_file(
+    compiled: CompiledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def stop(message: str) -> None:
+        steps.append(message)
+        if message.startswith("step 2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("qeff_framework.progress.report", stop)
+    arguments = ["generate", str(compiled.directory), "--prompt", "a", "--steps", "3", "--seed", "1"]
+    try:
+        code = main([*arguments, "--output", str(tmp_path / "out.png")])
+    except KeyboardInterrupt:
+        code = 130
+    assert code != 0
+    assert steps[-1].startswith("step 2")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_weights_that_were_changed_make_another_pipeline(eager: Any) -> None:
+    source = PipelineSource(eager, "tiny")
+    before = source.identity()["components"]
+    bias = eager.unet.conv_in.bias
+    with torch.no_grad():
+        bias[0] += 1
+        source.look_again()
+        after = source.identity()["components"]
+        bias[0] -= 1
+    assert [name for name in before if before[name] != after[name]] == ["unet"]
