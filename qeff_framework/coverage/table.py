@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qeff_framework.coverage.families import coverage_of, covered_tasks
+from qeff_framework.coverage.images import IMAGE_TOLERANCE
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
@@ -43,6 +44,10 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   unequal length, in one batch of {BATCH} rows and each alone, through programs of {LENGTHS[0]} and {LENGTHS[1]} tokens.
   *Deviation* is the largest difference in standard deviations.
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
+- **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
+  one, no and two images in one batch, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
+  one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
+  *Deviation* is that largest difference.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
 - Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed

@@ -9,13 +9,14 @@ from typing import Any
 from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe, RuntimeOptions
 from qnn_backend.options import QnnOptions, QnnRuntimeOptions
 
-_NPU = Capabilities(
-    tasks=frozenset({"causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering"}),
-    dry_run=True,
+_TEXT_TASKS = frozenset(
+    {"causal-lm", "encoder", "sequence-classification", "token-classification", "question-answering"}
 )
-#: Everything that a chip with an NPU can do, and more.
+_NPU = Capabilities(tasks=_TEXT_TASKS | {"image-text-to-text"}, dry_run=True)
+#: Everything that a chip with an NPU can do with text, and more.
 _AIC = dataclasses.replace(
     _NPU,
+    tasks=_TEXT_TASKS,
     continuous_batching=True,
     speculative_decoding=True,
     compute_contexts=True,

@@ -17,6 +17,8 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 
 IDS, POSITIONS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
+#: Integer inputs of a language model that takes images: the numbers that are tried, the second one excluded.
+_OF_IMAGES = {"vision_index": (-1, 1), "rope_position_ids": (0, 16), "token_type_ids": (0, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +128,12 @@ def _decoder_steps(
 def _encoder_steps(
     interface: Interface, reference: Run, prompts: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Iterator[Step]:
-    for item in sorted(interface.specializations, key=lambda item: item["dims"]["seq_len"], reverse=True):
+    # A program that encodes images reads no text: it has one size, and random pixels.
+    for item in sorted(interface.specializations, key=lambda item: item["dims"].get("seq_len", 1), reverse=True):
         dims = item["dims"]
         feeds = _other_inputs(interface, dims, rng)
-        feeds.update(_texts(prompts, dims["batch_size"], dims["seq_len"], feeds))
+        if IDS in feeds:
+            feeds.update(_texts(prompts, dims["batch_size"], dims["seq_len"], feeds))
         yield Step(graph=item["name"], kind=item["name"], feeds=feeds, expected=reference(feeds))
 
 
@@ -162,12 +166,17 @@ def _texts(prompts: Sequence[Sequence[int]], rows: int, width: int, feeds: Mappi
 
 
 def _other_inputs(interface: Interface, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
-    """Every input that is no state: zeros for integers, random numbers for floats."""
+    """Every input that is no state: random numbers for floats, zeros for integers but those that belong to images."""
     feeds: Arrays = {}
     for spec in interface.inputs:
         if spec["name"] in interface.state_inputs:
             continue
         shape = interface.shape(spec, dims)
         is_float = np.issubdtype(np.dtype(spec["dtype"]), np.floating)
-        feeds[spec["name"]] = (rng.normal(size=shape) if is_float else np.zeros(shape)).astype(spec["dtype"])
+        if spec["name"] in _OF_IMAGES:
+            # Tokens of text and of images side by side, at places that differ by axis.
+            values = rng.integers(*_OF_IMAGES[spec["name"]], size=shape)
+        else:
+            values = rng.normal(size=shape) if is_float else np.zeros(shape)
+        feeds[spec["name"]] = values.astype(spec["dtype"])
     return feeds

@@ -22,6 +22,7 @@ from qeff_framework.lowering import (
     UnrollScan,
 )
 from qeff_framework.plugin_api import Transform, TransformRequest
+from qnn_backend.htp.lowering.boolean_pads import BooleanPads
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -59,6 +60,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         InlineDialect(),
         LaterOpset(),
         FoldConstants(),
+        BooleanPads(),
         FiniteMasks(masked),
         FusedGelu(),
         PreciseSoftplus(),

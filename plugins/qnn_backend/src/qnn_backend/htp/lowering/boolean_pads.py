@@ -1,0 +1,33 @@
+"""``Pad`` of booleans pads integers: the compiler has no kernel for booleans, and leaves such a node on the CPU.
+
+Masks in which the tokens of an image see each other are padded.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qeff_framework.lowering import GraphEditor, GraphPass, nodes_of, operand
+
+
+class BooleanPads(GraphPass):
+    """Rewrites each ``Pad`` of booleans."""
+
+    name = "BooleanPads"
+    version = "1"
+
+    def run(self, model: ir.Model) -> bool:
+        """Says whether one was rewritten."""
+        found = [node for node in nodes_of(model, "Pad") if operand(node, 0).dtype == ir.DataType.BOOL]
+        for node in found:
+            edit = GraphEditor(model, node)
+            integer = {"to": ir.DataType.INT32}
+            others = [
+                value if index != 1 or value is None else edit.op("Cast", value, **integer)
+                for index, value in enumerate(node.inputs[1:])
+            ]
+            data = edit.op("Cast", operand(node, 0), **integer)
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            padded = edit.op("Pad", data, *others, **attributes)
+            edit.replace(node, edit.op("Cast", padded, to=ir.DataType.BOOL))
+        return bool(found)
