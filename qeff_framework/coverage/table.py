@@ -117,7 +117,7 @@ def reason(report: Report) -> str:
 def updated_page(old: str, section: Section) -> str:
     """The page `old` (possibly empty) with this section in place of the one for the same task."""
     texts = _section_texts(old) | {section.run.task: _section_text(section)}
-    return "\n".join([_HEAD, *(texts[task] for task in covered_tasks() if task in texts)])
+    return "\n".join([_HEAD, *(f"{texts[task].rstrip()}\n" for task in covered_tasks() if task in texts)])
 
 
 def read_page(text: str) -> dict[str, PageSection]:

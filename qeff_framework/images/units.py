@@ -22,7 +22,7 @@ _GRIDS = ("image_grid_thw", "image_grid_hw", "target_sizes")
 _LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
 _SIZES = "image_sizes"
 #: The last axis of an image counts channels if it is no longer, else pixels.
-_CHANNELS = 4
+_CHANNELS = 3
 
 
 def pixel_names(unit: Unit) -> tuple[str, ...]:

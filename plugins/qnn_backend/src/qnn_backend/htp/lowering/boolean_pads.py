@@ -1,4 +1,4 @@
-"""``Pad`` of booleans pads integers: the compiler has no kernel for booleans, and leaves such a node on the CPU.
+"""``Pad`` of booleans pads numbers: the compiler has no kernel for booleans, and leaves such a node on the CPU.
 
 Masks in which the tokens of an image see each other are padded.
 """
@@ -21,13 +21,11 @@ class BooleanPads(GraphPass):
         found = [node for node in nodes_of(model, "Pad") if operand(node, 0).dtype == ir.DataType.BOOL]
         for node in found:
             edit = GraphEditor(model, node)
-            integer = {"to": ir.DataType.INT32}
-            others = [
-                value if index != 1 or value is None else edit.op("Cast", value, **integer)
-                for index, value in enumerate(node.inputs[1:])
-            ]
-            data = edit.op("Cast", operand(node, 0), **integer)
+            pads, value, *axes = [*node.inputs[1:], None][: max(2, len(node.inputs) - 1)]
+            if value is not None:
+                value = edit.cast(value, ir.DataType.FLOAT)
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            padded = edit.op("Pad", data, *others, **attributes)
+            data = edit.cast(operand(node, 0), ir.DataType.FLOAT)
+            padded = edit.op("Pad", data, pads, value, *axes, **attributes)
             edit.replace(node, edit.op("Cast", padded, to=ir.DataType.BOOL))
         return bool(found)
