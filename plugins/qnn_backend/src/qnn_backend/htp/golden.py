@@ -173,6 +173,7 @@ def _other_inputs(interface: Interface, dims: Mapping[str, int], rng: np.random.
             continue
         shape = interface.shape(spec, dims)
         is_float = np.issubdtype(np.dtype(spec["dtype"]), np.floating)
+        values: NDArray[Any]
         if spec["name"] in _OF_IMAGES:
             # Tokens of text and of images side by side, at places that differ by axis.
             values = rng.integers(*_OF_IMAGES[spec["name"]], size=shape)
