@@ -10,7 +10,6 @@ import pytest
 
 from qeff_framework.lowering import FoldConstants, InlineDialect, RotaryTables
 from qnn_backend.htp.lowering import MASKED_QUANTISED
-from qnn_backend.htp.lowering.boolean_pads import BooleanPads
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -239,18 +238,3 @@ def test_masks_are_finite() -> None:
     )
     [output] = on_cpu(lowered(model, FiniteMasks(-50.0)), {"x": np.ones((1, 4), np.float32)})
     np.testing.assert_allclose(output, [[1.0, -49.0, -49.0, -8999.0]])
-
-
-def test_a_pad_of_booleans(tmp_path: Path) -> None:
-    """As masks have it in which the tokens of an image see each other."""
-    model = parse(
-        """padded (float[2, 4] x) => (float[2, 5] y)
-        <int64[4] pads = {0, 1, 0, 0}, bool no = {0}, float zero = {0.0}> {
-            positive = Greater (x, zero) mask = Pad (positive, pads, no) y = Cast <to = 1> (mask)
-        }"""
-    )
-    feeds = {"x": floats(2, 4)}
-    with pytest.raises(Exception, match=r"fallback|not supported|CPU"):
-        simulate(model, feeds, tmp_path)
-    expected, actual = on_cpu(model, feeds), simulate(lowered(model, BooleanPads()), feeds, tmp_path)
-    np.testing.assert_array_equal(actual[0], expected[0])

@@ -22,7 +22,7 @@ from qeff_framework.lowering import (
     UnrollScan,
 )
 from qeff_framework.plugin_api import Transform, TransformRequest
-from qnn_backend.htp.lowering.boolean_pads import BooleanPads
+from qnn_backend.htp.lowering.boolean_equality import BooleanEquality
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -60,10 +60,10 @@ def passes(request: TransformRequest) -> list[Transform]:
         InlineDialect(),
         LaterOpset(),
         FoldConstants(),
-        BooleanPads(),
         FiniteMasks(masked),
         FusedGelu(),
         PreciseSoftplus(),
+        BooleanEquality(),
         GatherNDRows(),
         GatherMiddleAxis(),
         SquareTransposeRows(),
