@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
-from qeff_framework.errors import CheckpointError, OptionError, UnsupportedModelError
+from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program
 from qeff_framework.shapes import ImageTextShapes
 from qeff_framework.sources import CheckpointSource, ModelSource
@@ -146,7 +146,10 @@ class QEFFAutoModelForImageTextToText(TaskModel):
         image[:, :, 0] = np.arange(width, dtype=np.uint8)[None]
         tensors = dict(processor(images=[image], return_tensors="pt"))
         names = encoder_inputs(self._model_class())
-        units = image_units({name: tensors[name] for name in tensors if name in names})
+        try:
+            units = image_units({name: tensors[name] for name in tensors if name in names})
+        except InputError as error:
+            raise UnsupportedModelError(f"its processor returns images in a form that is not known: {error}") from error
         if not units or any(unit[PIXELS].shape != units[0][PIXELS].shape for unit in units):
             raise UnsupportedModelError(
                 f"its processor makes of an image of {height}x{width} tensors of several shapes, which one program cannot take"

@@ -14,7 +14,7 @@ from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generat
 from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import CompileError, UnsupportedModelError
-from qeff_framework.seam.image_features import FeatureForm, encoder_inputs
+from qeff_framework.seam.image_features import FeatureForm, encoder_arguments, encoder_inputs, image_encoder
 from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id, sees_image_tokens_ahead
 
 if TYPE_CHECKING:
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 #: Time, height and width in patches, of encoders that take an image as a list of patches.
 _GRID: Final = (1, 4, 6)
-_SEEDS: Final = 4
+_GRIDS: Final = ("image_grid_thw", "image_grid_hw", "spatial_shapes", "target_sizes")
+#: Encoders whose patches are small images, not rows of numbers.
+_IMAGES_OF_PATCHES: Final = ("kimi_k25_vision", "paddleocr_vl_vision")
+#: Encoders whose patches are those of a token, channels last; their grid counts tokens.
+_IMAGES_OF_TOKENS: Final = ("inkling2_vision",)
+_SEEDS: Final = 8
+_BLOCK: Final = 16
 #: Fields of the whole config, and of the image encoder's, by name as in `sizes`.
 _OF_IMAGES: Final[Mapping[str, Any]] = {
     "mm_tokens_per_image": 4,
@@ -39,6 +45,10 @@ _OF_VISION: Final[Mapping[str, Any]] = {
     "fullatt_block_indexes": [1],
     "window_size": 32,
 }
+#: Largest error of an image embedding, as a part of the largest one.
+IMAGE_TOLERANCE: Final = 1e-4
+#: As many times as a program may round otherwise.
+_ROUNDINGS: Final = 4
 _TOKEN_TYPES: Final = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -87,17 +97,40 @@ def example_image(module: Any) -> Image:
     import torch
 
     names = encoder_inputs(type(module))
-    config = getattr(module.config, "vision_config", module.config)
+    config = getattr(module.config, "vision_config", None) or module.config
     channels = _size(config, "num_channels", "in_channels", "in_chans", default=3)
     patch = _size(config, "patch_size", default=8)
-    if "image_grid_thw" in names:
-        time, height, width = _GRID
-        merge = _size(config, "spatial_merge_size", "merge_size", default=2)
-        depth = channels * _size(config, "temporal_patch_size", default=1) * patch**2
-        grid = torch.tensor([[time, height * merge // 2, width * merge // 2]])
-        return {"pixel_values": torch.randn(int(grid.prod()), depth), "image_grid_thw": grid}
-    side = _size(config, "image_size", default=32)
+    if (grid_name := next((name for name in _GRIDS if name in names), None)) is not None:
+        return _patches(names, grid_name, config, channels, patch)
+    if "image_position_ids" in names:
+        return _positioned(config, channels, patch)
+    side = _size(getattr(config, "sam_config", config), "image_size", "resolution", default=32)
     pixels = torch.randn(1, channels, side, side)
+    if "image_token_pooling" in names:
+        places = torch.arange((side // patch) ** 2).reshape(1, side // patch, side // patch)
+        pooled = places.unfold(1, 2, 2).unfold(2, 2, 2).reshape(-1, 4)
+        return {
+            "pixel_values": torch.randn(1, (side // patch) ** 2, channels * patch**2),
+            "image_token_pooling": pooled,
+            "image_grids": torch.tensor([[0, 0, side // patch // 2, side // patch // 2]]),
+        }
+    if "pixel_values_local" in names:
+        return {
+            "pixel_values": pixels,
+            "pixel_values_local": torch.randn(2, channels, side, side),
+            "num_local_patches": torch.tensor([2]),
+            **({"patches_grid": torch.tensor([[2, 1]])} if "patches_grid" in names else {}),
+        }
+    if "high_res_pixel_values" in names:
+        high = _size(module.config.high_res_vision_config, "image_size", default=64)
+        return {"pixel_values": pixels, "high_res_pixel_values": torch.randn(1, channels, high, high)}
+    if module.config.model_type == "inkling_mm_model":  # each patch is a token, and an image of its own
+        frames = _size(config, "temporal_patch_size", default=2)
+        return {"pixel_values": torch.randn(1, frames, patch, patch, channels)}
+    if module.config.model_type == "fuyu":
+        return {"pixel_values": torch.randn(1, 6, channels * patch**2)}
+    if module.config.model_type == "granite_docling":  # its mask is one of tiles
+        return {"pixel_values": pixels[None], "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)}
     if "pixel_attention_mask" in names:
         return {"pixel_values": pixels[None], "pixel_attention_mask": torch.ones(1, 1, side, side, dtype=torch.int64)}
     if "image_sizes" in names and getattr(module.config, "image_grid_pinpoints", None):
@@ -107,9 +140,46 @@ def example_image(module: Any) -> Image:
         }
     if "image_sizes" in names:
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
-    if names:
-        return {"pixel_values": pixels}
-    raise UnsupportedModelError("its images do not go through get_image_features")
+    return {"pixel_values": pixels}
+
+
+def _patches(names: Sequence[str], grid_name: str, config: Any, channels: int, patch: int) -> Image:
+    """An image as a list of patches, with their numbers along its axes."""
+    import torch
+
+    merge = _size(config, "spatial_merge_size", "merge_size", "merge_kernel_size", default=2)
+    frames = _size(config, "temporal_patch_size", "patch_temporal", default=1)
+    time, height, width = _GRID
+    grid = torch.tensor([[time, height * merge // 2, width * merge // 2]])
+    if grid_name == "target_sizes":  # two merges, one after the other
+        grid = 2 * grid
+    grid = grid if grid_name == "image_grid_thw" else grid[:, 1:]
+    count = int(grid.prod())
+    if grid_name == "spatial_shapes":
+        mask = torch.ones(1, count, dtype=torch.int64)
+        pixels = torch.randn(1, count, channels * patch**2)
+        return {"pixel_values": pixels, grid_name: grid, "pixel_attention_mask": mask}
+    if grid_name == "target_sizes":
+        return {"pixel_values": torch.randn(1, channels, patch, count * patch), grid_name: grid}
+    shape: tuple[int, ...] = (count, channels * frames * patch**2)
+    if config.model_type in _IMAGES_OF_PATCHES:
+        shape = (count, channels, patch, patch)
+    elif config.model_type in _IMAGES_OF_TOKENS:
+        shape = (count, patch * merge, patch * merge, channels)
+    image = {"pixel_values": torch.randn(shape), grid_name: grid}
+    return {**image, "image_merge_sizes": torch.tensor([merge])} if "image_merge_sizes" in names else image
+
+
+def _positioned(config: Any, channels: int, patch: int) -> Image:
+    """An image as patches with the place of each."""
+    import torch
+
+    pool = _size(config, "pooling_kernel_size", default=2)
+    side = 2 * pool
+    if hasattr(config, "mm_embed_dim"):  # a patch holds those that are pooled
+        side, patch = 2, patch * pool
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1)[None]
+    return {"pixel_values": torch.randn(1, side**2, channels * patch**2), "image_position_ids": places}
 
 
 def tiny_image_model(model_type: str) -> torch.nn.Module:
@@ -126,7 +196,7 @@ def _changes(model_type: str) -> dict[str, Any]:
         of_vision = {name: value for name, value in _OF_VISION.items() if getattr(vision, name, None) is not None}
         changes |= {"vision_config": of_vision} if of_vision else {}
     rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    if "rope_type" in rope and text is not config and _has_axes(model_type):
+    if "rope_type" in rope and "mrope_section" not in rope and text is not config and _has_axes(model_type):
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
         third = half // 3
@@ -148,13 +218,22 @@ def image_reference(module: Any, image: Image) -> ImageReference:
     import torch
 
     with torch.no_grad():
-        count = int(FeatureForm.of(module.get_image_features(**image, return_dict=True))[1].shape[0])
+        count = int(
+            FeatureForm.of(image_encoder(module)(**encoder_arguments(module, image), return_dict=True))[1].shape[0]
+        )
+    around = [getattr(module.config, name, None) for name in ("vision_start_token_id", "vision_end_token_id")]
     picture = [image_token_id(module)] * count
+    start, end = ([token] if isinstance(token, int) else [] for token in around)
+    picture = [*start, *picture, *end]
     best: ImageReference | None = None
     for seed in range(_SEEDS):
         generator = torch.Generator().manual_seed(seed)
         one, two, three = (
-            {**image, "pixel_values": torch.randn(image["pixel_values"].shape, generator=generator)} for _ in range(3)
+            {
+                name: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+                for name, value in image.items()
+            }
+            for _ in range(3)
         )
         first, second = tiny_prompts(seed)
         prompts = [[*first[:4], *picture, *first[4:]], second, [first[0], *picture, second[0], *picture, *second[1:4]]]
@@ -190,15 +269,14 @@ def check_reference(model_type: str) -> dict[str, Any]:
 def check_image_text(module: torch.nn.Module, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Generates from images and text."""
     import numpy as np
-    import torch
 
     from qeff_framework.auto import QEFFAutoModelForImageTextToText
     from qeff_framework.generation import SCORE_SETTINGS
 
-    if not encoder_inputs(type(module)):
-        # The export says so.
-        with stage("export", facts):
-            raise UnsupportedModelError("its images do not go through get_image_features")
+    with stage("export", facts):
+        # What the export refuses first, before an example is made.
+        image_encoder(module)
+        image_token_id(module)
     image = example_image(module)
     reference = image_reference(module, image)
     facts["margin"], facts["image_tokens"] = round(reference.margin, 5), reference.image_tokens
@@ -206,7 +284,8 @@ def check_image_text(module: torch.nn.Module, backend: str, facts: dict[str, Any
     chunk = reference.image_tokens + 1 if sees_image_tokens_ahead(type(module)) else max(2, reference.image_tokens - 1)
     model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(image))
     longest = max(map(len, reference.prompts))
-    context = max(CONTEXT, longest + STEPS)
+    # Some families read the cache in blocks.
+    context = max(CONTEXT, -(-(longest + STEPS) // _BLOCK) * _BLOCK)
     sizes: dict[str, Any] = {
         "prefill_seq_len": chunk,
         "ctx_len": context,
@@ -225,9 +304,10 @@ def check_image_text(module: torch.nn.Module, backend: str, facts: dict[str, Any
     inputs = {
         "input_ids": np.array([row + [0] * (longest - len(row)) for row in reference.prompts]),
         "attention_mask": np.array([[1] * len(row) + [0] * (longest - len(row)) for row in reference.prompts]),
-        **{name: torch.cat([each[name] for each in given]) for name in image},
+        **_joined(given),
     }
     with stage("execute", facts), model.load() as runner:
+        facts["image_error"], tolerance = _image_error(module, runner, given)
         plain = dict.fromkeys(SCORE_SETTINGS)
         tokens = runner.generate(inputs=inputs, generation_len=STEPS, ignore_eos=True, **plain).generated_ids
     for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):
@@ -235,7 +315,50 @@ def check_image_text(module: torch.nn.Module, backend: str, facts: dict[str, Any
             facts["stage"] = "tokens"
             step = next(step for step, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1])
             raise CheckError(f"prompt {row} ({len(reference.images[row])} images) differs from step {step} on", facts)
+    if not facts["image_error"] <= tolerance:
+        facts["stage"] = "values"
+        raise CheckError(f"image embeddings differ by {facts['image_error']:.1e} of the largest one", facts)
     return facts
+
+
+def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[float, float]:
+    """The largest difference of an image embedding from PyTorch's, divided by the largest embedding, and the tolerance.
+
+    Random encoders may amplify rounding: where a change of each pixel by its last bit moves PyTorch's own embeddings further than
+    the tolerance, a multiple of that is allowed.
+    """
+    import torch
+
+    def features(given: Image) -> torch.Tensor:
+        with torch.no_grad():
+            return FeatureForm.of(image_encoder(module)(**encoder_arguments(module, given), return_dict=True))[1]
+
+    worst = effect = 0.0
+    for image in images:
+        (got,) = runner.image_embeddings(image)
+        want = features(image)
+        up = {name: value * (1 + 2**-23) if value.is_floating_point() else value for name, value in image.items()}
+        largest = want.abs().max()
+        worst = max(worst, float((torch.from_numpy(got) - want).abs().max() / largest))
+        effect = max(effect, float((features(up) - want).abs().max() / largest))
+    return float(f"{worst:.1e}"), max(IMAGE_TOLERANCE, _ROUNDINGS * effect)
+
+
+def _joined(images: Sequence[Image], *, one_prompt: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of several images, as a processor returns them."""
+    import torch
+
+    if not images:
+        return {}
+    first = images[0]
+
+    def axis(name: str) -> int:
+        if name == "pixel_values" and "target_sizes" in first:
+            return -1
+        # Tiles of one prompt stand along the second axis.
+        return int(one_prompt and first["pixel_values"].dim() == 5 and "pixel_attention_mask" in first)
+
+    return {name: torch.cat([each[name] for each in images], dim=axis(name)) for name in first}
 
 
 def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], float]:
@@ -246,11 +369,7 @@ def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[li
     generation_config: Any = transformers.GenerationConfig  # untyped
     ids = torch.tensor([prompt])
     known = inspect.signature(module.forward).parameters
-    # Tiles of one prompt stand along the second axis.
-    axis = 1 if "pixel_attention_mask" in (images[0] if images else ()) else 0
-    given: dict[str, Any] = {
-        name: torch.cat([each[name] for each in images], dim=axis) for name in (images[0] if images else ())
-    }
+    given: dict[str, Any] = _joined(images, one_prompt=True)
     given |= {name: (ids == image_token_id(module)).long() for name in _TOKEN_TYPES if name in known}
     with plain_generation(module), torch.no_grad():
         result = module.generate(
@@ -259,11 +378,13 @@ def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[li
             generation_config=generation_config(
                 max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
             ),
-            **given,
+            **encoder_arguments(module, given),
         )
     logits = torch.cat(result.logits).float()
     best = logits.topk(2).values
-    margin = float(((best[:, 0] - best[:, 1]) / logits.std(dim=-1)).min())
+    # Tokens that a family forbids have the lowest float as logit.
+    deviations = torch.stack([row[row > torch.finfo(row.dtype).min / 2].std() for row in logits])
+    margin = float(((best[:, 0] - best[:, 1]) / deviations).min())
     return result.sequences[0, len(prompt) :].tolist(), margin
 
 

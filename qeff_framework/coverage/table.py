@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qeff_framework.coverage.families import coverage_of, covered_tasks
+from qeff_framework.coverage.images import IMAGE_TOLERANCE
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
 from qeff_framework.coverage.processes import Outcome, Report
@@ -43,6 +44,10 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   unequal length, in one batch of {BATCH} rows and each alone, through programs of {LENGTHS[0]} and {LENGTHS[1]} tokens.
   *Deviation* is the largest difference in standard deviations.
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
+- **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
+  one, no and two images in one batch, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
+  one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
+  *Deviation* is that largest difference.
 - **A model of sound passes** when no logit differs by more than {HIDDEN_TOLERANCE:g} standard deviations from Transformers' for
   the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
   largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of
@@ -116,7 +121,7 @@ def reason(report: Report) -> str:
 def updated_page(old: str, section: Section) -> str:
     """The page `old` (possibly empty) with this section in place of the one for the same task."""
     texts = _section_texts(old) | {section.run.task: _section_text(section)}
-    return "\n".join([_HEAD, *(texts[task] for task in covered_tasks() if task in texts)])
+    return "\n".join([_HEAD, *(f"{texts[task].rstrip()}\n" for task in covered_tasks() if task in texts)])
 
 
 def read_page(text: str) -> dict[str, PageSection]:

@@ -58,7 +58,7 @@ SEQ2SEQ_LM: Final = TaskCoverage(
 )
 IMAGE_TEXT_TO_TEXT: Final = TaskCoverage(
     title="Vision-language models",
-    deviation="margin",
+    deviation="image_error",
     types=images.image_text_types,
     check_reference=images.check_reference,
     model=images.tiny_image_model,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.coverage import sizes
+from qeff_framework.coverage.image_overrides import IMAGE_OVERRIDES
 from qeff_framework.coverage.overrides import OVERRIDES
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.tasks import task_spec
@@ -108,12 +109,15 @@ def _shrink(
 ) -> PretrainedConfig:
     from transformers import PretrainedConfig
 
-    override = OVERRIDES.get(config_class.model_type)
+    override = OVERRIDES.get(config_class.model_type) or IMAGE_OVERRIDES.get(config_class.model_type)
     fixed = _merged(override.values if override else {}, given)
     declared = declared_fields(config_class)
     switches = {name: value for name, value in sizes.SWITCHES.items() if name in declared}
     nested_values = {name: value for name, value in fixed.items() if name.endswith("_config")}
-    full = config_class(**switches, **nested_values)
+    try:
+        full = config_class(**switches, **nested_values)
+    except Exception:  # noqa: BLE001  (checks of any family: tiny parts need not fit the full size of the others)
+        full = config_class(**switches)
     values: dict[str, Any] = dict(switches)
     for name, default in declared.items():
         if isinstance(nested := vars(full).get(name), PretrainedConfig):
@@ -127,6 +131,8 @@ def _shrink(
     values |= _head_sizes(vars(full), declared)
     values |= _expert_groups(declared)
     values |= _layer_patterns(full, declared)
+    if task == "image-text-to-text":
+        values |= _rope_sections(vars(full), values | fixed)
     return config_class(**(values | fixed))
 
 
@@ -170,6 +176,22 @@ def _head_sizes(full: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[st
         elif declared["num_key_value_heads"] == 1:
             values["num_key_value_heads"] = 1
     return values
+
+
+def _rope_sections(full: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary sections of positions of several axes, which share out half a head; one of them may differ from the others."""
+    rope = full.get("rope_parameters")
+    if not isinstance(rope, dict) or not isinstance(section := rope.get("mrope_section"), list):
+        return {}
+    head = values.get("qk_rope_head_dim") if sum(section) * 2 == full.get("qk_rope_head_dim") else None
+    head = head or values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+    count = len(section)
+    share = half // count
+    other = next((place for place, size in enumerate(section) if section.count(size) == 1), 0)
+    shared = [share] * count
+    shared[other] = half - share * (count - 1)
+    return {"rope_parameters": {**rope, "mrope_section": shared}}
 
 
 def _expert_groups(declared: Mapping[str, Any]) -> dict[str, int]:

@@ -6,7 +6,7 @@ So the sizes are constants of the graph, and each size of image has a graph of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,20 +17,18 @@ from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
+from qeff_framework.images.units import pixel_names
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.image_features import FeatureForm, OneUnit, image_encoder
+from qeff_framework.seam.image_features import FeatureForm, OneUnit, encoder_arguments, image_encoder
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.real_constants import ConstantsStayReal
-from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Scope, forward_scope
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: The input that is computed with; every other one is a constant.
-PIXELS = "pixel_values"
 #: Output ``[N, F]``.
 EMBEDS = "vision_embeds"
 
@@ -39,10 +37,16 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     """``vision_embeds [N, F]`` of one image: N tokens; F holds all features of a token side by side, see `FeatureForm`."""
     norms = find_rms_norms(module)
     weightless = weightless_copy(module)
-    adapt(weightless, norms, find_length_dependent_rotary(module))
-    constants = {name: value for name, value in request.program_inputs.items() if name != PIXELS}
-    graph = _VisionGraph(weightless, constants)
-    example = (request.program_inputs[PIXELS],)
+    # Frequencies may depend on the size of the image, which is a constant.
+    adapt(weightless, norms)
+    given = request.program_inputs
+    pixels = pixel_names({name: value.numpy() for name, value in given.items()})
+    graph = _VisionGraph(
+        weightless,
+        pixels,
+        encoder_arguments(module, {name: value for name, value in given.items() if name not in pixels}),
+    )
+    example = tuple(given[name] for name in pixels)
     with stage("probe run"):
         embeds = probe(graph, example)
         if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
@@ -52,24 +56,24 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     if embeds.dim() != 2:
         raise UnsupportedModelError(f"its image features have the shape {list(embeds.shape)}")
     with stage("trace"):
-        program = trace(graph, example, ({},))
+        program = trace(graph, example, (tuple({} for _ in example),))
     with stage("translation to ONNX"):
         model = translate(program, graph_weights(module, norms))
         finish(model)
-    rename_interface(model, inputs=[PIXELS], outputs=[EMBEDS])
+    rename_interface(model, inputs=list(pixels), outputs=[EMBEDS])
     form = graph.form.as_json() if graph.form is not None else {}
     metadata = {
         "image_tokens": int(embeds.shape[0]),
         "image_features": form,
-        "image": {name: _described(name, tensor) for name, tensor in request.program_inputs.items()},
+        "image": {name: _described(tensor, constant=name not in pixels) for name, tensor in given.items()},
     }
     return PortableGraph(model=model, metadata=metadata)
 
 
-def _described(name: str, tensor: torch.Tensor) -> dict[str, Any]:
+def _described(tensor: torch.Tensor, *, constant: bool) -> dict[str, Any]:
     """Shape and, of a constant, values: one number where all are equal."""
     described: dict[str, Any] = {"shape": list(tensor.shape)}
-    if name == PIXELS:
+    if not constant:
         return described
     first = tensor.flatten()[0].item()
     return {**described, "values": first if bool((tensor == first).all()) else tensor.tolist()}
@@ -78,17 +82,19 @@ def _described(name: str, tensor: torch.Tensor) -> dict[str, Any]:
 class _VisionGraph(torch.nn.Module):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
-    def __init__(self, model: PreTrainedModel, constants: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, model: PreTrainedModel, pixels: Sequence[str], constants: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
+        self.pixels = tuple(pixels)
         self.constants = dict(constants)
         self.masks = MaskPlan()
         self.form: FeatureForm | None = None
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
         """Returns ``vision_embeds``."""
-        with forward_scope(Scope(masks=self.masks)), ConstantsStayReal(), OneUnit(pixel_values):
-            outputs = image_encoder(self.model)(pixel_values, **self.constants, return_dict=True)
+        given = dict(zip(self.pixels, pixels, strict=True))
+        with forward_scope(Scope(masks=self.masks)), ConstantsStayReal(), OneUnit(pixels):
+            outputs = image_encoder(self.model)(**given, **self.constants, return_dict=True)
         form, embeds = FeatureForm.of(outputs)
         self.form = form
         return embeds

@@ -16,40 +16,69 @@ if TYPE_CHECKING:
     Unit = Mapping[str, NDArray[Any]]
 
 PIXELS = "pixel_values"
-_GRID, _SIZES = "image_grid_thw", "image_sizes"
+#: Tensors ``[N, 2 or 3]`` by which the patches of all images are split; the product of a row is an image's number of patches.
+_GRIDS = ("image_grid_thw", "image_grid_hw", "target_sizes")
+#: What belongs to the second view of an image, and how many tiles of it each image has.
+_LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
+_SIZES = "image_sizes"
+#: The last axis of an image counts channels if it is no longer, else pixels.
+_CHANNELS = 3
+
+
+def pixel_names(unit: Unit) -> tuple[str, ...]:
+    """The tensors of a unit that hold what is seen, ``pixel_values`` first. Integers say how it lies, and come with the size."""
+    floats = [name for name, value in unit.items() if np.issubdtype(value.dtype, np.floating) and name != _SIZES]
+    return tuple(sorted(floats, key=lambda name: (name != PIXELS, name)))
 
 
 def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     """The units in ``pixel_values`` and the tensors that belong to it, in the order of the images.
 
-    Three forms are known. Patches ``[P, D]`` of all images with ``image_grid_thw [N, 3]``: a unit is an image. Tiles
-    ``[B, T, C, H, W]`` of each prompt, filled up with empty ones: a unit is a tile that is not empty. Any other tensors: a unit
-    is a row of each.
+    Four forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
+    ``[N, 2 or 3]``: a unit is an image. Tiles ``[B, T, C, H, W]`` of each prompt, filled up with empty ones: a unit is a tile
+    that is not empty. Images with ``pixel_values_local``: a unit is an image with its tiles. Any other tensors: a unit is a row
+    of each.
     """
     arrays = {name: _array(value) for name, value in tensors.items() if value is not None}
     pixels = arrays[PIXELS]
-    if _GRID in arrays:
-        ends = np.cumsum(arrays[_GRID].prod(axis=1))
-        if ends.size == 0 or ends[-1] != pixels.shape[0]:
-            raise InputError(
-                f"pixel_values has {pixels.shape[0]} patches, and image_grid_thw tells of {ends[-1] if ends.size else 0}; pass "
-                "what the processor returns as it is"
-            )
-        parts = np.split(pixels, ends[:-1])
+    grid = next((name for name in _GRIDS if name in arrays), None)
+    if grid is not None:
+        parts = _split_patches(pixels, arrays[grid], grid)
         return [
             {PIXELS: part, **{name: rows[place][None] for name, rows in arrays.items() if name != PIXELS}}
             for place, part in enumerate(parts)
         ]
-    if pixels.ndim == 5 and _SIZES not in arrays:
+    if pixels.ndim == 5 and _SIZES not in arrays and pixels.shape[-1] > _CHANNELS:
         places = [
             (row, tile) for row in range(pixels.shape[0]) for tile in range(pixels.shape[1]) if pixels[row, tile].any()
         ]
         return [{name: rows[row, tile][None, None] for name, rows in arrays.items()} for row, tile in places]
+    if _LOCAL in arrays:
+        ends = np.cumsum(arrays[_LOCAL_COUNTS].reshape(-1))
+        tiles = np.split(arrays[_LOCAL], ends[:-1])
+        others = [name for name in arrays if name != _LOCAL]
+        return [
+            {_LOCAL: tiles[place], **{name: arrays[name][place][None] for name in others}}
+            for place in range(pixels.shape[0])
+        ]
     lengths = {name: rows.shape[0] for name, rows in arrays.items()}
     if len(set(lengths.values())) != 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"the tensors of the images have unequal numbers of rows: {told}")
     return [{name: rows[place][None] for name, rows in arrays.items()} for place in range(pixels.shape[0])]
+
+
+def _split_patches(pixels: NDArray[Any], grid: NDArray[Any], name: str) -> list[NDArray[Any]]:
+    """The patches of each image."""
+    ends = np.cumsum(grid.prod(axis=1))
+    patches = int(ends[-1]) if ends.size else 0
+    if pixels.shape[0] == 1 and pixels.ndim == 4 and patches and pixels.shape[-1] % patches == 0:
+        return np.split(pixels, ends[:-1] * (pixels.shape[-1] // patches), axis=-1)
+    if patches == 0 or patches != pixels.shape[0]:
+        raise InputError(
+            f"pixel_values has {pixels.shape[0]} patches, and {name} tells of {patches}; pass what the processor returns as it is"
+        )
+    return np.split(pixels, ends[:-1])
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -113,6 +113,19 @@ class CompiledImageTextToText(CompiledRunner):
             on_step=self._printer(len(rows)) if stream else None,
         )
 
+    def image_embeddings(self, inputs: Mapping[str, Any]) -> list[NDArray[np.float32]]:
+        """What the ``vision`` program makes of each image, or tile of one: ``[N, F]`` for N image tokens.
+
+        F is the width of the language model, and as much again for each set of features that goes to a later layer.
+
+        Args:
+            inputs: what a processor returns: ``pixel_values`` and what belongs to it.
+
+        Raises:
+            InputError: images of a size that no program was compiled for.
+        """
+        return [self._encoded(unit) for unit in self._units(inputs)]
+
     def _printer(self, count: int) -> Any:
         import sys
 
@@ -214,6 +227,7 @@ class _ImageProgram:
         #: What the unit that it was made for looked like.
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
+        self._pixels = [name for name, described in self._example.items() if "values" not in described]
 
     @property
     def told(self) -> str:
@@ -222,20 +236,20 @@ class _ImageProgram:
 
     def takes(self, unit: Unit) -> bool:
         """Whether the unit differs from the example in its pixels only."""
-        if list(unit[PIXELS].shape) != self._example[PIXELS]["shape"]:
-            return False
-        return all(_equals(example, unit.get(name)) for name, example in self._example.items() if name != PIXELS)
+        return all(_equals(example, unit.get(name)) for name, example in self._example.items())
 
     def __call__(self, unit: Unit) -> NDArray[np.float32]:
         """Features ``[N, F]``, a copy."""
-        outputs = self.session.run({PIXELS: np.ascontiguousarray(unit[PIXELS], dtype=np.float32)})
+        pixels = {name: np.ascontiguousarray(unit[name], dtype=np.float32) for name in self._pixels}
+        outputs = self.session.run(pixels)
         return np.array(outputs[_EMBEDS], dtype=np.float32)
 
 
 def _equals(example: Mapping[str, Any], value: Any) -> bool:
     if value is None or list(value.shape) != example["shape"]:
         return False
-    values = example["values"]
+    if (values := example.get("values")) is None:
+        return True
     return bool((np.asarray(value) == values).all()) if not isinstance(values, list) else value.tolist() == values
 
 

@@ -81,6 +81,19 @@ class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the librar
         return self.cache.ctx_len
 
 
+class _Layers(list[Any]):
+    """The layers that have written to a cache so far."""
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return super().__getitem__(index)
+        except IndexError as error:
+            raise UnsupportedModelError(
+                f"its code looks into layer {index} of the cache before that layer has written to it; what it keeps there is no "
+                "state of a program"
+            ) from error
+
+
 class SeamCache(Cache):
     """States by layer and role.
 
@@ -91,7 +104,7 @@ class SeamCache(Cache):
     def __init__(
         self, ctx_len: int, states: Mapping[StateId, torch.Tensor] | None = None, loops: LoopRecorder | None = None
     ) -> None:
-        super().__init__(layers=[])
+        super().__init__(layers=_Layers())
         #: Slots that a step reads.
         self.ctx_len = ctx_len
         self.recording = states is None

@@ -12,6 +12,8 @@ token or not, and what Transformers does to packed tensors by a mask is done to 
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 #: Keyword of the forward that takes the output of the encoders, by modality.
 ENCODER_OUTPUTS = "mm_encoder_outputs"
+_ENCODE = "get_image_features"
 #: Fields of the output object that hold a row for each image token; the first one there is the features themselves.
 _FIELDS = ("pooler_output", "last_hidden_state")
 _DEEPSTACK = "deepstack_features"
@@ -34,7 +38,8 @@ _DEEPSTACK = "deepstack_features"
 
 def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
     """The method that encodes images. Raises `UnsupportedModelError` where the language model cannot run apart from it."""
-    method = getattr(model, "get_image_features", None)
+    parts = (getattr(model, "model", None), model)
+    method = next((found for part in parts if (found := getattr(part, _ENCODE, None)) is not None), None)
     if method is None:
         raise UnsupportedModelError(
             "its images do not go through get_image_features, the interface of Transformers between encoder and language model"
@@ -43,14 +48,42 @@ def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
         raise UnsupportedModelError(
             f"its forward takes no {ENCODER_OUTPUTS}, so it cannot run apart from its image encoder"
         )
+    if any(name.endswith("input_ids") for name in inspect.signature(method).parameters):
+        raise UnsupportedModelError(
+            "its image encoder reads the text of the prompt too, and so cannot run apart from it"
+        )
     encoder: Callable[..., Any] = method
     return encoder
 
 
+def encoder_arguments(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The tensors as the image encoder takes them: counts as lists, where its signature says so."""
+    known = inspect.signature(image_encoder(model)).parameters
+
+    def as_list(name: str) -> bool:
+        told = str(known[name].annotation) if name in known else ""
+        return "list" in told and "Tensor" not in told
+
+    return {name: value.tolist() if as_list(name) else value for name, value in tensors.items()}
+
+
 def encoder_inputs(model_class: Any) -> tuple[str, ...]:
     """Names of the tensors that the image encoder of a class may take; empty where it has none."""
-    method = getattr(model_class, "get_image_features", None)
-    return tuple(inspect.signature(method).parameters) if method is not None else ()
+    for owner in (model_class, class_without_head(model_class)):
+        if (method := getattr(owner, _ENCODE, None)) is None:
+            continue
+        parameters = inspect.signature(method).parameters.values()
+        named = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        # Some classes pass on whatever they get.
+        if found := tuple(name for name in named if name != "self" and not name.startswith("vision_")):
+            return found
+    return ()
+
+
+def class_without_head(model_class: Any) -> Any:
+    """The class ``XModel`` beside ``XForConditionalGeneration``, ``XForCausalLM`` or the like; `None` where there is none."""
+    module = sys.modules.get(model_class.__module__)
+    return getattr(module, re.sub(r"For[A-Z]\w*$", "Model", model_class.__name__), None)
 
 
 def _merging_forward(model: PreTrainedModel) -> Callable[..., Any]:
@@ -67,44 +100,91 @@ def _merging_forward(model: PreTrainedModel) -> Callable[..., Any]:
 class FeatureForm:
     """How the features of an image token lie side by side in one vector, and the form in which the language model wants them."""
 
-    #: Field of the output object.
+    #: Field of the output object; empty where all features go to layers.
     field: str
     #: The field is a list with one tensor for each image, not one tensor.
     is_list: bool
     #: Width of the features, then of each deepstack feature.
     widths: tuple[int, ...]
+    #: The layer of each deepstack feature, where the output names it.
+    layers: tuple[int, ...] = ()
+    #: Fields of the output object that are empty.
+    empty: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, outputs: Any) -> tuple[FeatureForm, torch.Tensor]:
         """The form of an encoder's output for one image, and its features ``[N, F]``."""
-        field = next((name for name in _FIELDS if getattr(outputs, name, None) is not None), None)
-        if field is None:
+        deepstack = list(getattr(outputs, _DEEPSTACK, None) or ())
+        layers = tuple(int(each[0]) for each in deepstack if isinstance(each, tuple) and isinstance(each[0], int))
+        if layers:
+            deepstack = [each[1] for each in deepstack]
+        field = next((name for name in _FIELDS if getattr(outputs, name, None) is not None), "")
+        if not field and not layers:
             raise UnsupportedModelError(f"its image encoder returns {type(outputs).__name__}, without features")
-        features = getattr(outputs, field)
-        parts = [_packed(features), *(_packed(each) for each in getattr(outputs, _DEEPSTACK, None) or ())]
+        features = getattr(outputs, field) if field else None
+        parts = [_packed(each) for each in ([] if features is None else [features]) + deepstack]
         form = cls(
-            field=field, is_list=not isinstance(features, torch.Tensor), widths=tuple(int(p.shape[1]) for p in parts)
+            field=field,
+            is_list=not isinstance(features, torch.Tensor),
+            widths=tuple(int(p.shape[1]) for p in parts),
+            layers=layers,
+            empty=tuple(name for name, value in vars(outputs).items() if value is None),
         )
         return form, torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def as_json(self) -> dict[str, Any]:
         """For the metadata of an export."""
-        return {"field": self.field, "is_list": self.is_list, "widths": list(self.widths)}
+        return {
+            "field": self.field,
+            "is_list": self.is_list,
+            "widths": list(self.widths),
+            "layers": list(self.layers),
+            "empty": list(self.empty),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FeatureForm:
         """What `as_json` has written."""
-        return cls(field=content["field"], is_list=content["is_list"], widths=tuple(content["widths"]))
+        return cls(
+            field=content["field"],
+            is_list=content["is_list"],
+            widths=tuple(content["widths"]),
+            layers=tuple(content["layers"]),
+            empty=tuple(content["empty"]),
+        )
 
     def output(self, rows: torch.Tensor) -> Any:
         """The output object for features ``[B * S, F]`` of which every token of the step has a row."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        features, *deepstack = torch.split(rows, list(self.widths), dim=1)
-        outputs = BaseModelOutputWithPooling(**{self.field: [features] if self.is_list else features[None]})  # type: ignore[arg-type]
-        if deepstack:
-            object.__setattr__(outputs, _DEEPSTACK, [[each] for each in deepstack])
+        parts = list(torch.split(rows, list(self.widths), dim=1))
+        fields: dict[str, Any] = {}
+        if self.field:
+            features = parts.pop(0)
+            fields[self.field] = [features] if self.is_list else features[None]
+        outputs = _Features(**fields)
+        for name in self.empty:
+            object.__setattr__(outputs, name, None)
+        if parts:
+            deepstack: list[Any] = [[each] for each in parts]
+            if self.layers:
+                deepstack = list(zip(self.layers, deepstack, strict=True))
+            object.__setattr__(outputs, _DEEPSTACK, deepstack)
         return outputs
+
+
+class _MissingFieldError(UnsupportedModelError, AttributeError):
+    """The language model reads something of the encoder's output that belongs to no image token."""
+
+
+@dataclass
+class _Features(BaseModelOutputWithPooling):
+    """Stands for the output object of an image encoder."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise _MissingFieldError(
+            f"its language model reads {name} of its encoder's output, beside the features of image tokens"
+        )
 
 
 def _packed(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
@@ -161,9 +241,9 @@ class OneUnit(TorchFunctionMode):
     nothing else. A program gets no such images, so no pixel need be looked at.
     """
 
-    def __init__(self, pixels: torch.Tensor) -> None:
+    def __init__(self, pixels: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self._count = pixels.numel()
+        self._counts = {each.numel() for each in pixels}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -172,7 +252,7 @@ class OneUnit(TorchFunctionMode):
         del types
         if func in (torch.Tensor.__eq__, torch.Tensor.eq, torch.eq) and isinstance(args[1], float) and args[1] == 0.0:
             compared = args[0]
-            if compared.is_floating_point() and compared.numel() == self._count:
+            if compared.is_floating_point() and compared.numel() in self._counts:
                 with _disable_current_modes():
                     return torch.zeros(compared.shape, dtype=torch.bool)
         return func(*args, **(kwargs or {}))

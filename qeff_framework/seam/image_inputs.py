@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.images.rows import ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
-from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken
+from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken, class_without_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,8 +129,4 @@ def has_rope_axes(model_class: Any) -> bool:
 
     It, or the model without its head, ``XModel`` beside ``XForConditionalGeneration``.
     """
-    if hasattr(model_class, "get_rope_index"):
-        return True
-    module = sys.modules.get(model_class.__module__)
-    name = model_class.__name__.replace("ForConditionalGeneration", "Model")
-    return hasattr(getattr(module, name, None), "get_rope_index")
+    return any(hasattr(owner, "get_rope_index") for owner in (model_class, class_without_head(model_class)))

@@ -31,7 +31,16 @@ class ConstantsStayReal(TorchFunctionMode):
         if all(_is_real(leaf) for leaf in pytree.tree_leaves((args, given))):
             with _disable_current_modes():
                 return func(*args, **given)
+        if func is torch.Tensor.__getitem__ and _is_real_mask(args[1]):
+            with _disable_current_modes():
+                places = args[1].nonzero(as_tuple=True)
+            return func(args[0], places)
         return func(*args, **given)
+
+
+def _is_real_mask(index: object) -> bool:
+    """A mask without data would choose an unknown number of elements; this one chooses the same for every image."""
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool and _is_real(index)
 
 
 def _is_real(leaf: object) -> bool:

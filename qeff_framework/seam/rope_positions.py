@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Sizes of images in patches: time, height, width.
+_OTHER_RULE = "it places the tokens of images by a rule of its own"
 _EXAMPLES = (((1, 4, 6),), ((1, 4, 4), (1, 8, 4)))
 
 
@@ -34,14 +35,18 @@ def merge_size(model: PreTrainedModel, token_id: int) -> int:
         raise UnsupportedModelError(
             "its config names no spatial_merge_size, by which positions of image tokens are made"
         )
+    start = getattr(model.config, "vision_start_token_id", None)
+    start = start if isinstance(start, int) else 4
     for grids in _EXAMPLES:
         ids = [3]
         for time, height, width in grids:
-            ids += [4, *[token_id] * (time * height * width // size**2), 5]
-        if not torch.equal(
-            _own(model, ids, token_id, grids), torch.from_numpy(rope_positions(ids, token_id, grids, size)[0])
-        ):
-            raise UnsupportedModelError("it places the tokens of images by a rule of its own")
+            ids += [start, *[token_id] * (time * height * width // size**2), 5]
+        try:
+            own = _own(model, ids, token_id, grids)
+        except Exception as error:
+            raise UnsupportedModelError(f"{_OTHER_RULE}: {error}") from error
+        if not torch.equal(own, torch.from_numpy(rope_positions(ids, token_id, grids, size)[0])):
+            raise UnsupportedModelError(_OTHER_RULE)
     return size
 
 

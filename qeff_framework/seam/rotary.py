@@ -34,6 +34,9 @@ _PROBED = 1
 #: Beyond every length that a configuration can name.
 _ENDLESS = 2**30
 
+#: Nested configurations of encoders of images and sound.
+_ENCODERS = ("vision_config", "audio_config")
+
 _GREATEST = frozenset({torch.max, torch.Tensor.max, torch.amax, torch.Tensor.amax})
 
 
@@ -63,10 +66,13 @@ def find_length_dependent_rotary(model: torch.nn.Module) -> tuple[RotaryMatch, .
     Raises:
         UnsupportedModelError: a module depends on the length in a form that is not known.
     """
+    others = _other_modalities(model)
     return tuple(
         RotaryMatch(name=name, rules=rules)
         for name, module in model.named_modules()
-        if _takes_positions_alone(module) and (rules := _rules(name, _forget(_fresh(module))))
+        if _takes_positions_alone(module)
+        and id(getattr(module, "config", None)) not in others
+        and (rules := _rules(name, _forget(_fresh(module))))
     )
 
 
@@ -106,6 +112,13 @@ def length_limits(matches: Sequence[RotaryMatch]) -> tuple[int, ...]:
 
 
 # --- finding --------------------------------------------------------------------------------------------------------------
+
+
+def _other_modalities(model: torch.nn.Module) -> set[int]:
+    """Identities of the configurations of encoders of images and sound: no text goes through these."""
+    config: Any = getattr(model, "config", None)
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", ()) if name in _ENCODERS]
+    return {id(part) for part in parts if part is not None}
 
 
 def _takes_positions_alone(module: torch.nn.Module) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 import qeff_framework
 from qeff_framework.coverage.families import causal_lm_types, encoder_types
+from qeff_framework.coverage.image_overrides import IMAGE_OVERRIDES
 from qeff_framework.coverage.overrides import OVERRIDES
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
@@ -139,8 +140,10 @@ def test_types_are_those_of_transformers() -> None:
 def test_every_override_is_about_a_type_that_exists_and_says_why() -> None:
     from transformers import CONFIG_MAPPING
 
-    assert [name for name in OVERRIDES if name not in CONFIG_MAPPING] == []
-    assert all(override.reason and override.values for override in OVERRIDES.values())
+    overrides = {**OVERRIDES, **IMAGE_OVERRIDES}
+    assert len(overrides) == len(OVERRIDES) + len(IMAGE_OVERRIDES)
+    assert [name for name in overrides if name not in CONFIG_MAPPING] == []
+    assert all(override.reason and override.values for override in overrides.values())
 
 
 def test_the_export_path_knows_nothing_of_these_tables() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qeff_framework.errors import InputError
-from qeff_framework.images.units import image_units
+from qeff_framework.images.units import image_units, pixel_names
 
 
 def test_patches_belong_to_the_image_whose_grid_counts_them() -> None:
@@ -34,3 +34,20 @@ def test_other_tensors_have_a_row_for_each_image() -> None:
     assert [unit["image_sizes"].tolist() for unit in units] == [[[4, 4]], [[2, 4]]]
     with pytest.raises(InputError, match="pixel_values 2, image_sizes 1"):
         image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4]]})
+
+
+def test_patches_along_the_last_axis_are_split_by_their_numbers() -> None:
+    pixels = np.arange(2 * 3 * 2 * 20.0).reshape(1, 6, 2, 20)  # patches of 2 pixels
+    first, second = image_units({"pixel_values": pixels, "target_sizes": [[2, 2], [2, 3]]})
+    np.testing.assert_array_equal(first["pixel_values"], pixels[..., :8])
+    np.testing.assert_array_equal(second["pixel_values"], pixels[..., 8:])
+    assert second["target_sizes"].tolist() == [[2, 3]]
+
+
+def test_an_image_takes_its_tiles_along() -> None:
+    tiles = np.arange(3.0).reshape(3, 1, 1, 1)
+    images = {"pixel_values": np.zeros((2, 1, 2, 2)), "pixel_values_local": tiles, "num_local_patches": [1, 2]}
+    first, second = image_units(images)
+    assert first["pixel_values_local"].ravel().tolist() == [0]
+    assert second["pixel_values_local"].ravel().tolist() == [1, 2]
+    assert pixel_names(second) == ("pixel_values", "pixel_values_local")

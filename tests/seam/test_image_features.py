@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.image_features import FeatureForm, RowForEveryToken
 
 #: The id of the image token stands three times; the last one was generated, as text.
@@ -32,3 +34,15 @@ def test_the_form_of_features_survives_json_and_brings_back_what_was_packed() ->
     again = FeatureForm.from_json(form.as_json()).output(rows)
     assert torch.equal(torch.cat(again.pooler_output), features)
     assert torch.equal(torch.cat(again.deepstack_features[0]), deeper)
+
+
+def test_features_for_layers_by_number_and_fields_that_belong_to_no_token() -> None:
+    first, second = torch.randn(3, 4), torch.randn(3, 4)
+    outputs = SimpleNamespace(pooler_output=None, deepstack_features=[(2, [first]), (5, [second])], router_logits=None)
+    form, rows = FeatureForm.of(outputs)
+    again = FeatureForm.from_json(form.as_json()).output(rows)
+    assert again.router_logits is None
+    assert [layer for layer, _ in again.deepstack_features] == [2, 5]
+    assert torch.equal(again.deepstack_features[1][1][0], second)
+    with pytest.raises(UnsupportedModelError, match="reads visual_indicator_features of its encoder's output"):
+        _ = again.visual_indicator_features

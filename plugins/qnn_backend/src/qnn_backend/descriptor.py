@@ -14,7 +14,7 @@ _NPU = Capabilities(
     tasks=_TEXT
     | {
         *("seq2seq-lm", "speech-seq2seq", "ctc", "audio-classification"),
-        *("image-classification", "zero-shot-image-classification"),
+        *("image-classification", "zero-shot-image-classification", "image-text-to-text"),
     },
     dry_run=True,
 )

@@ -19,6 +19,8 @@ Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 IDS, POSITIONS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
 #: What an encoder reads, or has read in another program; where that goes; how much of it there is.
 SOURCE, SOURCE_POSITIONS, SOURCE_LENGTHS = "encoder_input_ids", "encoder_position_ids", "encoder_lengths"
+#: Integer inputs of a language model that takes images: the numbers that are tried, the second one excluded.
+_OF_IMAGES = {"vision_index": (-1, 1), "rope_position_ids": (0, 16), "token_type_ids": (0, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +217,18 @@ def _texts(prompts: Sequence[Sequence[int]], rows: int, width: int, feeds: Mappi
 
 
 def _other_inputs(interface: Interface, dims: Mapping[str, int], rng: np.random.Generator) -> Arrays:
-    """Every input that is no state: zeros for integers, random numbers for floats."""
+    """Every input that is no state: random numbers for floats, zeros for integers but those that belong to images."""
     feeds: Arrays = {}
     for spec in interface.inputs:
         if spec["name"] in interface.state_inputs:
             continue
         shape = interface.shape(spec, dims)
         is_float = np.issubdtype(np.dtype(spec["dtype"]), np.floating)
-        feeds[spec["name"]] = (rng.normal(size=shape) if is_float else np.zeros(shape)).astype(spec["dtype"])
+        values: NDArray[Any]
+        if spec["name"] in _OF_IMAGES:
+            # Tokens of text and of images side by side, at places that differ by axis.
+            values = rng.integers(*_OF_IMAGES[spec["name"]], size=shape)
+        else:
+            values = rng.normal(size=shape) if is_float else np.zeros(shape)
+        feeds[spec["name"]] = values.astype(spec["dtype"])
     return feeds
