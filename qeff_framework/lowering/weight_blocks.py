@@ -9,7 +9,7 @@ level is in use; the scale has the sign that this takes. Against scales that lea
 Fitted blocks: each has a `zero` of its own, a whole level, so that the levels cover its smallest to its largest number, and the
 number zero is one of them. Of several spans, the whole one and smaller ones that cut off the ends, the one with the least mean
 square error is kept; the scale is that of least squares for the levels chosen. Against symmetric blocks of 32 they lose another
-9 % less.
+9 % less. Where some numbers matter more than others, `WeightBlocks.fit` weighs the errors.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class WeightBlocks:
         first = 0
         for piece in pieces:
             for index in _parts(piece.shape):
-                fit = self._fit(self._cut(piece[index]))
+                fit = self.fit(self._cut(piece[index]))
                 last = first + len(fit.levels)
-                packed[first:last], scales[first:last] = self._packed(fit.levels), fit.scales
-                zeros[first:last] = self._packed(fit.zeros)
+                packed[first:last], scales[first:last] = self.packed(fit.levels), fit.scales
+                zeros[first:last] = self.packed(fit.zeros)
                 first = last
         return Compressed(levels=packed, scales=scales, zeros=zeros)
 
@@ -67,29 +67,29 @@ class WeightBlocks:
         """``[..., K]`` gives ``[..., blocks]``."""
         scales = np.empty((*weight.shape[:-1], self.count(weight.shape[-1])), np.float32)
         for index in _parts(weight.shape):
-            scales[index] = self._fit(self._cut(weight[index])).scales
+            scales[index] = self.fit(self._cut(weight[index])).scales
         return scales
 
     def levels(self, weight: Numbers) -> Levels:
         """``[..., K]`` gives ``[..., blocks, bytes]``; of two levels in a byte the first has the low bits."""
         packed = np.empty((*weight.shape[:-1], self.count(weight.shape[-1]), self.bytes), np.uint8)
         for index in _parts(weight.shape):
-            packed[index] = self._packed(self._fit(self._cut(weight[index])).levels)
+            packed[index] = self.packed(self.fit(self._cut(weight[index])).levels)
         return packed
 
     def zeros(self, weight: Numbers) -> Levels:
         """``[..., K]`` gives the zeros of the blocks, packed as levels are: ``[..., bytes]`` for `count` levels."""
         zeros = np.empty((*weight.shape[:-1], self.bytes_of_zeros(weight.shape[-1])), np.uint8)
         for index in _parts(weight.shape):
-            fit = self._fit(self._cut(weight[index]))
-            zeros[index] = self._packed(fit.zeros)
+            zeros[index] = self.packed(self.fit(self._cut(weight[index])).zeros)
         return zeros
 
     def bytes_of_zeros(self, length: int) -> int:
         """Bytes of the zeros of so many numbers."""
         return -(-self.count(length) * self.bits // 8)
 
-    def _packed(self, levels: Levels) -> Levels:
+    def packed(self, levels: Levels) -> Levels:
+        """``[..., n]`` levels as bytes; an odd number of 4-bit levels is filled up."""
         if self.bits == 8:
             return levels
         if levels.shape[-1] % 2:
@@ -103,18 +103,26 @@ class WeightBlocks:
         whole[..., :length] = weight
         return whole.reshape(*weight.shape[:-1], blocks, self.size)
 
-    def _fit(self, cut: Numbers) -> _Fit:
-        return self._with_own_zeros(cut) if self.fitted else self._around_the_middle(cut)
+    def fit(self, cut: Numbers, importance: Numbers | None = None) -> BlockFit:
+        """Levels, scales and zeros of whole blocks ``[..., size]``.
 
-    def _around_the_middle(self, cut: Numbers) -> _Fit:
+        `importance`: how much the square error of each number of a block counts, not negative, ``[size]``; `None`: all alike.
+        Fitted blocks go by it, the others do not.
+        """
+        if not self.fitted:
+            return self._around_the_middle(cut)
+        weights = np.ones(self.size, np.float32) if importance is None else importance.astype(np.float32)
+        return self._with_own_zeros(cut, weights)
+
+    def _around_the_middle(self, cut: Numbers) -> BlockFit:
         middle = 2 ** (self.bits - 1)
         furthest = np.abs(cut).argmax(axis=-1, keepdims=True)
         scales = np.take_along_axis(cut, furthest, axis=-1)[..., 0] / np.float32(-middle)
         scales[scales == 0] = 1.0
         levels = np.clip(np.rint(cut / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
-        return _Fit(levels=levels, scales=scales, zeros=np.full(scales.shape, middle, np.uint8))
+        return BlockFit(levels=levels, scales=scales, zeros=np.full(scales.shape, middle, np.uint8))
 
-    def _with_own_zeros(self, cut: Numbers) -> _Fit:
+    def _with_own_zeros(self, cut: Numbers, weights: Numbers) -> BlockFit:
         most = np.float32(2**self.bits - 1)
         lowest = np.minimum(cut.min(axis=-1, keepdims=True), 0)
         whole = (np.maximum(cut.max(axis=-1, keepdims=True), 0) - lowest) / most
@@ -123,15 +131,17 @@ class WeightBlocks:
         scales, best = whole, np.full(whole.shape, np.inf, np.float32)
         for span in _SPANS:
             steps = _steps(cut, whole * np.float32(span), zeros, most)
-            squares = np.einsum("...i,...i->...", steps, steps)[..., None]
-            along = np.einsum("...i,...i->...", steps, cut)[..., None]
-            refit = np.where((squares > 0) & (along > 0), along / np.maximum(squares, 1), whole)
+            weighed = steps * weights
+            squares = np.einsum("...i,...i->...", weighed, steps)[..., None]
+            along = np.einsum("...i,...i->...", weighed, cut)[..., None]
+            is_solvable = (squares > 0) & (along > 0)
+            refit = np.where(is_solvable, along / np.where(is_solvable, squares, 1), whole)
             wrong = _steps(cut, refit, zeros, most) * refit - cut
-            error = np.einsum("...i,...i->...", wrong, wrong)[..., None]
+            error = np.einsum("...i,...i,i->...", wrong, wrong, weights)[..., None]
             better = error < best
             scales, best = np.where(better, refit, scales), np.where(better, error, best)
         levels = (_steps(cut, scales, zeros, most) + zeros).astype(np.uint8)
-        return _Fit(levels=levels, scales=scales[..., 0], zeros=zeros[..., 0].astype(np.uint8))
+        return BlockFit(levels=levels, scales=scales[..., 0], zeros=zeros[..., 0].astype(np.uint8))
 
 
 class Compressed(NamedTuple):
@@ -145,7 +155,7 @@ class Compressed(NamedTuple):
     zeros: Levels
 
 
-class _Fit(NamedTuple):
+class BlockFit(NamedTuple):
     """Blocks ``[..., blocks, size]`` in levels."""
 
     levels: Levels

@@ -41,6 +41,8 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "simulate": None,
         "fp32_nodes": [],
         "precision": "fp32",
+        "calibration_prompts": None,
+        "eight_bit_share": 0.5,
     }
     applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]
     assert compiled.transforms == tuple(applied)

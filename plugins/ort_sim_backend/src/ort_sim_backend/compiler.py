@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -24,6 +25,11 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     check_specializations(request.exported, request.specializations, backend="ort_sim")
     if request.options.simulate is not None:
         check_distinct_shapes(request.exported, request.specializations)
+    narrowed: dict[str, Any] = {}
+    if request.options.precision == "w4":
+        from ort_sim_backend.narrowing import narrow
+
+        narrowed = narrow(request)
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
@@ -39,6 +45,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         "model": MODEL_FILE,
         "in_place": states_updated_in_place(request.model, states),
         "roomy": states_with_room(request.model, states),
+        **narrowed,
     }
     return request.result(backend="ort_sim", program=program)
 

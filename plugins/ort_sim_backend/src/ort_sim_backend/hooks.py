@@ -33,7 +33,7 @@ class OrtSimHooks:
             )
         from ort_sim_backend.lowering import passes
 
-        return list(passes(options.precision))
+        return list(passes(options.precision, one_row=request.sizes("batch_size") == (1,)))
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:

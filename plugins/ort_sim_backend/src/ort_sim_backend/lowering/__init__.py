@@ -13,6 +13,7 @@ from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.kept_products import KeptProducts
+from ort_sim_backend.lowering.last_product import LastProduct
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
@@ -22,19 +23,20 @@ from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, We
 from qeff_framework.plugin_api import Transform
 
 _EIGHT_BITS = WeightBlocks(bits=8, size=BLOCK_SIZE)
-_FOUR_BITS = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
 
 
-def passes(precision: str = "fp32") -> tuple[Transform, ...]:
-    """The passes for this value of the option `precision`, in the order in which they must run."""
+def passes(precision: str = "fp32", *, one_row: bool = False) -> tuple[Transform, ...]:
+    """The passes, in the order in which they must run.
+
+    Args:
+        precision: the value of the option.
+        one_row: all steps of the program have a single row.
+    """
     bits = COMPRESSED_BITS.get(precision)
     experts = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
     compressed: tuple[Transform, ...] = ()
-    if precision == "w8":
-        products = compressed_products(_EIGHT_BITS)
-        compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
-    elif precision == "w4":
-        products = compressed_products(_FOUR_BITS, last=_EIGHT_BITS)
+    if bits is not None:
+        products = compressed_products(_EIGHT_BITS, narrowable=bits < _EIGHT_BITS.bits)
         compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
     return (
         FastGelu(),
@@ -47,6 +49,7 @@ def passes(precision: str = "fp32") -> tuple[Transform, ...]:
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
         FusedExperts(experts),
+        *((LastProduct(),) if one_row else ()),
         TiedWeights(),
         EncoderBranch(),
         # The caches that no GroupQueryAttention took: of models with other attention, where several layers read one cache, or
@@ -64,6 +67,7 @@ __all__ = [
     "FusedExperts",
     "GroupQueryAttention",
     "KeptProducts",
+    "LastProduct",
     "LazyValues",
     "RotaryEmbedding",
     "SimplifiedRMSNorm",

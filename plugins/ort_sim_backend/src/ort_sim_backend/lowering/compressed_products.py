@@ -4,6 +4,9 @@ A decode step reads every weight once, so what it takes goes by their size. The 
 well, in blocks of their own; with float32 activations it is slower than the plain product.
 
 The product that chooses a mixture's experts stays as it is: it is small, and another expert is another result.
+
+For 4 bits all products get 8 bits here. Which of them bear 4 bits is measured with this model by the compile stage, `narrowing`.
+The last products, which give the logits, keep 8 bits.
 """
 
 from __future__ import annotations
@@ -16,32 +19,53 @@ from ort_sim_backend.lowering.kernels import INT8_ACTIVATIONS
 from qeff_framework.lowering import (
     CompressedProducts,
     ConstantProduct,
+    GraphEditor,
     MoENode,
     WeightBlocks,
     constant_products,
     dialect_nodes,
 )
 
+#: What `LayerProducts` leaves in the `meta` of a node: the `ConstantProduct` that it was.
+PRODUCT = "ort_sim.product"
 
-def compressed_products(blocks: WeightBlocks, last: WeightBlocks | None = None) -> tuple[CompressedProducts, ...]:
+_ATTRIBUTES = {"accuracy_level": INT8_ACTIVATIONS}
+
+
+def compressed_products(blocks: WeightBlocks, *, narrowable: bool = False) -> tuple[CompressedProducts, ...]:
     """The passes; they find the products that choose experts by the mixtures, so these must be there yet.
 
     Args:
         blocks: how weights are cut.
-        last: how the weights of the last products are cut, those that give logits; `None`: as all others.
+        narrowable: the products of the layers may be given fewer bits later.
     """
-    attributes = {"accuracy_level": INT8_ACTIVATIONS}
-    every = CompressedProducts(lambda length: blocks, excluded=_routers, attributes=attributes)
-    if last is None:
-        return (every,)
-    return (CompressedLastProducts(lambda length: last, excluded=_all_but_last, attributes=attributes), every)
+    if not narrowable:
+        return (CompressedProducts(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),)
+    return (
+        CompressedLastProducts(lambda length: blocks, excluded=_all_but_last, attributes=_ATTRIBUTES),
+        LayerProducts(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),
+    )
 
 
 class CompressedLastProducts(CompressedProducts):
-    """The same for the products that give logits, in blocks of their own."""
+    """Compresses the products that give logits."""
 
     name = "CompressedLastProducts"
+    version = "2"
+
+
+class LayerProducts(CompressedProducts):
+    """Compresses products and remembers what each was."""
+
+    name = "LayerProducts"
     version = "1"
+
+    def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
+        """See `CompressedProducts.lower`."""
+        result = super().lower(edit, product, blocks)
+        (node,) = (node for node in edit.written if node.op_type == "MatMulNBits")
+        node.meta[PRODUCT] = product
+        return result
 
 
 def _routers(model: ir.Model) -> set[ir.Node]:

@@ -28,6 +28,7 @@ class TiedWeights(GraphPass):
         ]
         for product in found:
             edit = GraphEditor(model, product.node)
-            fused = edit.op("FusedMatMul", product.left, product.weight, domain=CONTRIB, transB=1)
+            # The node's own input: the left side may be the result of a product that was replaced meanwhile.
+            fused = edit.op("FusedMatMul", product.node.inputs[0], product.weight, domain=CONTRIB, transB=1)
             edit.replace(product.node, fused)
         return bool(found)

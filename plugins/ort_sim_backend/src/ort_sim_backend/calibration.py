@@ -1,0 +1,174 @@
+"""What the products of a model read: the mean products of their inputs over calibration tokens.
+
+The lowered model is run with the inputs of its products as further outputs, row by row, each from an empty cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, TensorSpec, prompt_ids
+from qeff_framework.sessions import allocate
+
+#: Built-in texts, one a line.
+_TEXTS = Path(__file__).with_name("calibration_texts.txt")
+#: Most tokens of a row: inputs depend on what stands before them, and a text of this length has enough of that.
+_ROW_TOKENS = 128
+#: Rows of random tokens, where there is no tokenizer.
+_RANDOM_ROWS = 8
+#: Most bytes of sums at a time; the model is run as often as that takes.
+_SUMS_BYTES = 1 << 30
+
+#: Inputs that `_feeds` fills; others stay zero when they are named here, and a model with any other input is not calibrated.
+_TOKENS, _POSITIONS, _MASK, _LENGTHS = "input_ids", "position_ids", "attention_mask", "prompt_lengths"
+_ZERO = frozenset({"token_type_ids", "batch_index", "lora_ids"})
+_ONE_ROW = ("batch_size", "full_batch_size")
+
+
+def calibration_rows(exported: ExportedModel, file: Path | None) -> list[list[int]]:
+    """Token ids of the calibration texts: a line of `file` each, else built-in ones, else, without a tokenizer, random tokens.
+
+    Raises `CompileError` when `file` cannot be used.
+    """
+    has_tokenizer = (exported.directory / "tokenizer").is_dir()
+    if file is not None and not has_tokenizer:
+        raise CompileError("calibration_prompts needs a tokenizer, and the checkpoint has none")
+    if not has_tokenizer:
+        return _random_rows(exported)
+    rows = prompt_ids(exported, _lines(_TEXTS if file is None else file))
+    return [row[:_ROW_TOKENS] for row in rows if row]
+
+
+class Calibration:
+    """A lowered model, ready to be run on `rows`.
+
+    Args:
+        request: whose model is looked at, as it is now.
+        rows: token ids.
+        values: what is looked at, by name: floats ``[..., K]``.
+
+    Raises:
+        CompileError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, request: CompileRequest, rows: Sequence[Sequence[int]], values: Mapping[str, int]) -> None:
+        self._request = request
+        self._rows = rows
+        self._values = values
+        model, self._file = request.model, request.output_dir / "calibration.onnx"
+        outputs = list(model.graph.outputs)
+        known = {value.name for value in outputs}
+        by_name = {value.name: value for node in model.graph for value in node.outputs}
+        by_name |= {value.name: value for value in model.graph.inputs}
+        try:
+            for name in values:
+                if name not in known:
+                    by_name[name].type = by_name[name].type or ir.TensorType(ir.DataType.FLOAT)
+                    model.graph.outputs.append(by_name[name])
+            ir.save(model, self._file, external_data=f"{self._file.name}.data", size_threshold_bytes=1024)
+        finally:
+            del model.graph.outputs[len(outputs) :]
+        options = session_options(optimization_level="basic", threads=available_cpus(), pack_weights=True)
+        try:
+            self._session: Any = open_session(self._file, options)
+        except Exception as error:
+            raise CompileError(f"ONNX Runtime refuses the lowered model: {reason(error)}") from error
+
+    def close(self) -> None:
+        """Frees the session and removes its files."""
+        self._session = None
+        for path in (self._file, self._file.with_name(f"{self._file.name}.data")):
+            path.unlink(missing_ok=True)
+
+    def covariances(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Each value's name with the mean products ``[K, K]`` over all tokens."""
+        for names in self._groups():
+            sums = {name: np.zeros((self._values[name],) * 2, np.float32) for name in names}
+            counts = dict.fromkeys(names, 0)
+            for row in self._rows:
+                feeds = _feeds(self._request, row)
+                for name, found in zip(names, self._run(names, feeds), strict=True):
+                    tokens = _of_one_size(found.reshape(-1, self._values[name]))
+                    sums[name] += tokens.T @ tokens
+                    counts[name] += len(tokens)
+            for name in names:
+                yield name, sums.pop(name) / np.float32(counts[name])
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        try:
+            found: Sequence[NDArray[Any]] = self._session.run(names, feeds)
+        except Exception as error:
+            raise CompileError(f"ONNX Runtime failed in a calibration step: {reason(error)}") from error
+        return found
+
+    def _groups(self) -> Iterator[list[str]]:
+        group: list[str] = []
+        size = 0
+        for name, length in self._values.items():
+            if group and size + 4 * length**2 > _SUMS_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(name)
+            size += 4 * length**2
+        if group:
+            yield group
+
+
+def _of_one_size(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of the mean square 1. The first token of a text often has inputs a thousand times as large as all others."""
+    sizes = np.sqrt(np.square(tokens).mean(axis=1, keepdims=True))
+    result: NDArray[np.float32] = np.divide(tokens, sizes, out=np.zeros_like(tokens), where=sizes > 0)
+    return result
+
+
+def unknown_inputs(request: CompileRequest) -> list[str]:
+    """Inputs of the model that a calibration has nothing for."""
+    filled = {_TOKENS, _POSITIONS, _MASK, _LENGTHS, *_ZERO, *(state.input for state in request.exported.states)}
+    return [spec.name for spec in request.exported.inputs if spec.name not in filled]
+
+
+def _feeds(request: CompileRequest, row: Sequence[int]) -> dict[str, NDArray[Any]]:
+    specs: Sequence[TensorSpec] = request.exported.inputs
+    dims = dict(request.specializations[0].dims)
+    row = row[: dims.get("ctx_len", len(row))]
+    dims.update(dict.fromkeys((name for name in _ONE_ROW if name in dims), 1), seq_len=len(row))
+    feeds = allocate(specs, dims)
+    for name, content in (
+        (_TOKENS, row),
+        (_POSITIONS, range(len(row))),
+        (_MASK, [1] * len(row)),
+        (_LENGTHS, [len(row)]),
+    ):
+        if name in feeds:
+            feeds[name][...] = np.array(content)
+    return feeds
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        # Without a byte order mark; a line ends at \n or \r\n and at no other character of a text.
+        text = file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompileError(f"calibration_prompts={file} cannot be read: {error}") from error
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise CompileError(f"calibration_prompts={file} holds no prompt; write one a line")
+    return lines
+
+
+def _random_rows(exported: ExportedModel) -> list[list[int]]:
+    """Random tokens behind the first token of a text: some models have their largest numbers there."""
+    path = exported.directory / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size = int(exported.metadata.get("vocab_size") or config.get("vocab_size") or 2)
+    first = config.get("bos_token_id")
+    rows = np.random.default_rng(0).integers(0, size, (_RANDOM_ROWS, _ROW_TOKENS)).tolist()
+    return [[first, *row[1:]] if isinstance(first, int) and 0 <= first < size else row for row in rows]

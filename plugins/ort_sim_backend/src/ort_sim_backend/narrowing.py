@@ -1,0 +1,148 @@
+"""Which products of a model bear 4 bits, and what their weights become.
+
+The model comes with 8 bits in all products, which changes its results hardly. It is run on calibration tokens; each weight is
+rounded to 4 bits for the inputs that its product then has (`compensation`). Those where 4 bits change the results most, relative
+to their size, keep their 8 bits, as many as the option `eight_bit_share` says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ort_sim_backend.calibration import Calibration, calibration_rows, unknown_inputs
+from ort_sim_backend.compensation import Compensated, compensated
+from ort_sim_backend.lowering.compressed_products import PRODUCT
+from ort_sim_backend.options import BLOCK_SIZE
+from qeff_framework.lowering import ConstantProduct, WeightBlocks, add_initializer, content_key, weight_of
+from qeff_framework.plugin_api import CompileRequest
+
+_FOUR_BITS: Final = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weight:
+    """A weight and the products that have it."""
+
+    nodes: Sequence[ir.Node]
+    product: ConstantProduct
+
+    @property
+    def size(self) -> int:
+        """Numbers of the weight."""
+        return math.prod(self.product.sizes)
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """``[N, K]``"""
+        array: NDArray[np.float32] = weight_of(self.product.weight).numpy()
+        return array if self.product.transposed else array.T
+
+
+def narrow(request: CompileRequest) -> dict[str, Any]:
+    """Gives 4 bits to those products of the request's model that bear it. Returns what a reader of the artifact may want to know.
+
+    A model with inputs that no calibration fills, and products inside branches, get 4 bits without a measurement.
+
+    Raises:
+        CompileError: the calibration prompts cannot be used, or ONNX Runtime refuses the model.
+    """
+    weights = _weights(request.model)
+    inside, unknown = set(request.model.graph), unknown_inputs(request)
+    seen = {} if unknown else {key: weight for key, weight in weights.items() if inside.issuperset(weight.nodes)}
+    if unknown and weights:
+        request.progress(f"rounding weights to 4 bits without calibration: it has nothing for the input {unknown[0]}")
+    measured = [
+        (weight, compensated(weight.rows, covariance, _FOUR_BITS)) for weight, covariance in _measured(request, seen)
+    ]
+    left = request.options.eight_bit_share * sum(weight.size for weight in seen.values())
+    kept = 0
+    for weight, rounded in sorted(measured, key=lambda each: each[1].error, reverse=True):
+        if weight.size <= left:
+            left -= weight.size
+            kept += len(weight.nodes)
+        else:
+            _narrow(request.model, weight, rounded)
+    for key, weight in weights.items():
+        if key not in seen:
+            _narrow(request.model, weight, _fitted(weight.rows))
+    _drop_unread(request.model)
+    count = sum(len(weight.nodes) for weight in weights.values())
+    return {"products_4_bits": count - kept, "products_8_bits": kept, "calibrated": bool(seen)}
+
+
+def _weights(model: ir.Model) -> dict[Hashable, _Weight]:
+    found: dict[Hashable, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        product: ConstantProduct | None = node.meta.get(PRODUCT)
+        if product is not None:
+            found.setdefault((content_key(weight_of(product.weight)), product.transposed), []).append(node)
+    return {key: _Weight(nodes=nodes, product=nodes[0].meta[PRODUCT]) for key, nodes in found.items()}
+
+
+def _measured(
+    request: CompileRequest, weights: Mapping[Hashable, _Weight]
+) -> Iterator[tuple[_Weight, NDArray[np.float32]]]:
+    """Each weight with the mean products of what its products read."""
+    if not weights:
+        return
+    rows = calibration_rows(request.exported, request.options.calibration_prompts)
+    readers: dict[str, list[_Weight]] = {}
+    for weight in weights.values():
+        for node in weight.nodes:
+            readers.setdefault(_input_name(node), []).append(weight)
+    lengths = {name: found[0].product.sizes[0] for name, found in readers.items()}
+    request.progress(f"rounding weights to 4 bits, calibrated on {sum(map(len, rows))} tokens")
+    calibration = Calibration(request, rows, lengths)
+    #: Of weights that several products have: the sum so far, and how many are still to come.
+    shared: dict[int, tuple[NDArray[np.float32], int]] = {}
+    try:
+        for name, covariance in calibration.covariances():
+            for weight in readers[name]:
+                total, left = shared.pop(id(weight), (np.zeros_like(covariance), len(weight.nodes)))
+                if left > 1:
+                    shared[id(weight)] = (total + covariance, left - 1)
+                else:
+                    yield weight, (total + covariance) / np.float32(len(weight.nodes))
+    finally:
+        calibration.close()
+
+
+def _input_name(node: ir.Node) -> str:
+    value = node.inputs[0]
+    if value is None or value.name is None:
+        raise ValueError(f"{node.name} reads nothing")
+    return value.name
+
+
+def _fitted(rows: NDArray[np.float32]) -> Compensated:
+    return Compensated(
+        levels=_FOUR_BITS.levels(rows), scales=_FOUR_BITS.scales(rows), zeros=_FOUR_BITS.zeros(rows), error=0.0
+    )
+
+
+def _narrow(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
+    levels = weight.nodes[0].inputs[1]
+    name = f"{levels.name if levels is not None else weight.product.weight.name}_4_bits"
+    inputs = [
+        add_initializer(model, f"{name}{suffix}", ir.Tensor(content, name=f"{name}{suffix}"))
+        for suffix, content in (("", rounded.levels), ("_scales", rounded.scales), ("_zeros", rounded.zeros))
+    ]
+    for node in weight.nodes:
+        node.resize_inputs(max(4, len(node.inputs)))
+        for index, value in enumerate(inputs, start=1):
+            node.replace_input_with(index, value)
+        node.attributes["bits"] = ir.AttrInt64("bits", _FOUR_BITS.bits)
+
+
+def _drop_unread(model: ir.Model) -> None:
+    """Removes the 8-bit levels that nothing reads any more."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]

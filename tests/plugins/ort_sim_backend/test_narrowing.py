@@ -1,0 +1,88 @@
+"""Which products get 4 bits, as the compile stage decides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+
+from ort_sim_backend import OrtSimOptions
+from qeff_framework.options import parse_options
+from qeff_framework.plugin_api import CompileError, OptionError
+from tests.lowering.graphs import parse
+from tests.plugins.ort_sim_backend.programs import compile_program, execute, export, specializations
+
+#: `rough` has weights that 4 bits hold exactly, `fine` has others; `fine` is there twice.
+LAYERS = """
+layers (int64[batch_size, seq_len] input_ids, float[64, 64] embedding, float[64, 64] rough, float[64, 64] fine, float[64, 8] head)
+=> (float[batch_size, seq_len, 8] logits) {
+    a = Gather (embedding, input_ids)
+    b = MatMul (a, rough)
+    c = MatMul (b, fine)
+    d = MatMul (c, fine)
+    logits = MatMul (d, head)
+}
+"""
+SHAPES = specializations(batch=1, ctx_len=8, chunks=(8,))
+
+
+def model(text=LAYERS):
+    graph = parse(text)
+    random = np.random.default_rng(0)
+    for value in list(graph.graph.inputs):
+        if value.dtype == onnx_ir.DataType.FLOAT and isinstance(value.shape[0], int):
+            content = random.standard_normal(tuple(value.shape.numpy())).astype(np.float32) / 8
+            if value.name == "rough":
+                content = random.integers(-7, 9, content.shape).astype(np.float32) / 32
+            graph.graph.inputs.remove(value)
+            value.const_value = onnx_ir.tensor(content, name=value.name)
+            graph.graph.register_initializer(value)
+    return graph
+
+
+def bits(directory):
+    """By the weight's name in front of a dot or underscore, the bits of each product."""
+    graph = onnx.load(directory / "model.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    return [(n.input[1].split("_")[0], a.i) for n in nodes for a in n.attribute if a.name == "bits"]
+
+
+@pytest.mark.parametrize(("share", "fine"), [(0.5, 8), (0.0, 4)])
+def test_what_four_bits_change_most_keeps_eight(share, fine, tmp_path):
+    exported = export(model(), tmp_path / "export", task="encoder", states=())
+    plain = compile_program(exported, tmp_path / "plain", SHAPES)
+    compiled = compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", eight_bit_share=share)
+
+    assert bits(tmp_path / "w4") == [("rough", 4), ("fine", fine), ("fine", fine), ("head", 8)]
+    kept = 2 if fine == 8 else 0
+    counts = [compiled.program[name] for name in ("products_4_bits", "products_8_bits", "calibrated")]
+    assert counts == [3 - kept, kept, True]
+    feeds = {"input_ids": np.arange(8, dtype=np.int64)[None]}
+    expected, found = (execute(each).run(feeds)["logits"] for each in (plain, compiled))
+    assert 0 < np.sqrt(np.square(found - expected).mean()) / expected.std() < (0.05 if kept else 0.3)
+    assert not list((tmp_path / "w4").glob("calibration*"))
+
+
+def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_measurement(tmp_path):
+    text = LAYERS.replace("input_ids,", "input_ids, float[batch_size, seq_len, 64] pictures,").replace(
+        "b = MatMul (a, rough)", "both = Add (a, pictures) b = MatMul (both, rough)"
+    )
+    exported = export(model(text), tmp_path / "export", task="encoder", states=())
+
+    compiled = compile_program(exported, tmp_path / "w4", SHAPES, precision="w4")
+
+    assert [compiled.program[name] for name in ("products_4_bits", "calibrated")] == [3, False]
+    assert bits(tmp_path / "w4")[:3] == [("rough", 4), ("fine", 4), ("fine", 4)]
+
+
+def test_prompts_that_cannot_be_used_are_refused(tmp_path):
+    exported = export(model(), tmp_path / "export", task="encoder", states=())
+    with pytest.raises(CompileError, match="calibration_prompts needs a tokenizer, and the checkpoint has none"):
+        compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibration_prompts=tmp_path / "prompts.txt")
+    for options, told in (
+        ({"calibration_prompts": tmp_path}, "calibration_prompts needs precision='w4'"),
+        ({"precision": "w4", "eight_bit_share": 1.5}, "a share is at most 1"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            parse_options(OrtSimOptions, options, owner="ort_sim")
