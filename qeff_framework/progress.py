@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two messages of one step.
+_PART_SECONDS = 0.2
 
 
 def report(message: str) -> None:
     """Says that a long step starts. Passed to the hooks as `progress`."""
     logger.info(message)
+
+
+def reported_parts(message: str, total: int) -> Callable[[int], None]:
+    """Says that a step of `total` parts starts; the result is called with the number of parts that are done.
+
+    The records of the parts have the attribute ``part``, done and total. A terminal shows them as a bar; elsewhere only the
+    first message is printed.
+    """
+    report(message)
+    last = time.monotonic()
+
+    def done(count: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PART_SECONDS:
+            last = now
+            logger.info(message, extra={"part": (count, total)})
+
+    return done

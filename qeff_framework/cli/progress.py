@@ -13,6 +13,7 @@ from typing import TextIO
 from qeff_framework.progress import logger as stages
 
 _REDRAW_SECONDS = 0.2
+_BAR_WIDTH = 24
 
 
 class ProgressHandler(logging.Handler):
@@ -35,6 +36,11 @@ class ProgressHandler(logging.Handler):
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - a message that cannot be formatted must not stop the work
             self.handleError(record)
+            return
+        part: tuple[int, int] | None = getattr(record, "part", None)
+        if part is not None:
+            if self._live:
+                self._show_part(message, *part)
             return
         if record.levelno >= logging.WARNING:
             message = f"qeff: {record.levelname.lower()}: {message}"
@@ -67,6 +73,15 @@ class ProgressHandler(logging.Handler):
         if self._clock is None:
             self._clock = threading.Thread(target=self._tick, name="qeff-progress", daemon=True)
             self._clock.start()
+
+    def _show_part(self, stage: str, done: int, total: int) -> None:
+        """Adds a bar to the live line, which goes on counting the seconds of its stage."""
+        if not self._stage.startswith(stage):
+            self._begin(stage)
+        filled = _BAR_WIDTH * done // max(total, 1)
+        with self._drawing:
+            self._stage = f"{stage} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total}"
+            self._draw()
 
     def _tick(self) -> None:
         while not self._stopped.wait(_REDRAW_SECONDS):

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from qeff_framework import progress
 from qeff_framework.cli.progress import shown_progress
-from qeff_framework.progress import report
+from qeff_framework.progress import report, reported_parts
 
 logger = logging.getLogger("qeff_framework.somewhere")
 
@@ -40,6 +41,22 @@ def test_plain_lines():
         logger.debug("detail")
 
     assert stream.getvalue().splitlines() == ["exporting", "backend 'x' chosen", "qeff: warning: careful"]
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["file", "terminal"])
+def test_parts_are_a_bar_on_a_terminal_only(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_PART_SECONDS", 0.0)
+
+    with shown_progress(stream, logging.INFO):
+        done = reported_parts("writing 8 weights", 8)
+        done(2)
+        done(6)
+
+    if isinstance(stream, Terminal):
+        assert f"writing 8 weights [{'#' * 18}{'.' * 6}] 6/8" in stream.getvalue()
+        assert stream.screen == [""]
+    else:
+        assert stream.getvalue() == "writing 8 weights\n"
 
 
 def test_quiet_shows_warnings_only():
