@@ -84,7 +84,7 @@ class LayerRecorder:
     @contextlib.contextmanager
     def watching(self, model: torch.nn.Module, cache: SeamCache, masks: MaskPlan) -> Iterator[None]:
         """While the body runs `model` once."""
-        mode = _RecordingMode()
+        mode, owners = _RecordingMode(), _owners(model)
 
         def recording(name: str, forward: Forward) -> Forward:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ class LayerRecorder:
                     self._records[name] = None  # It runs more than once in a step.
                     return forward(*args, **kwargs)
                 self._records[name] = None
-                result, self._records[name] = _recorded(model, name, forward, args, kwargs, mode, cache, masks)
+                result, self._records[name] = _recorded(model, owners, name, forward, args, kwargs, mode, cache, masks)
                 return result
 
             return wrapped
@@ -186,6 +186,7 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
 def _recorded(
     model: torch.nn.Module,
+    owners: Mapping[int, Sequence[str]],
     name: str,
     forward: Forward,
     args: tuple[Any, ...],
@@ -203,7 +204,7 @@ def _recorded(
         if isinstance(leaf, torch.Tensor):
             frame.name(leaf, ("argument", number))
     head = [_describe(leaf, frame, cache) for leaf in leaves]
-    head += _own_tensors(model, name, layer, frame)
+    head += _own_tensors(owners, name, layer, frame)
     states, asked, attributes = dict(cache.states), masks.calls, _attributes(layer)
     frame.held = {id(tensor): state for state, tensor in states.items()}
     mode.frame = frame
@@ -244,15 +245,22 @@ def _describe(leaf: Any, frame: _Frame, cache: SeamCache) -> Any:
     return ("cache",) if leaf is cache else frame.told(leaf)
 
 
-def _own_tensors(model: torch.nn.Module, name: str, layer: torch.nn.Module, frame: _Frame) -> list[Any]:
+def _owners(model: torch.nn.Module) -> dict[int, list[str]]:
+    """Names of the modules that hold each parameter and buffer."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            owners.setdefault(id(tensor), []).append(name)
+    return owners
+
+
+def _own_tensors(owners: Mapping[int, Sequence[str]], name: str, layer: torch.nn.Module, frame: _Frame) -> list[Any]:
     """Names the layer's parameters and buffers. What a module outside holds as well is something from outside."""
     inside = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
     shared = {
-        id(tensor)
-        for owner, module in model.named_modules(remove_duplicate=False)
-        if not f"{owner}.".startswith(f"{name}.")
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        if id(tensor) in inside
+        identity
+        for identity in inside
+        if any(not f"{owner}.".startswith(f"{name}.") for owner in owners.get(identity, ()))
     }
     told: list[Any] = []
     for own, tensor in layer.named_parameters(remove_duplicate=False):
