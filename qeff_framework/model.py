@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs
+from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs, shared_digests
 from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     COMPANIONS,
@@ -380,7 +380,7 @@ class QEFFBaseModel:
         for program in programs:
             _check_position_limits(exports[program.name], program.specializations, given=options)
 
-        def build(output_dir: Path) -> None:
+        def build(output_dir: Path) -> Mapping[str, str]:
             def compile_program(program: Program, directory: Path) -> CompiledModel:
                 request = functools.partial(
                     CompileRequest,
@@ -403,6 +403,7 @@ class QEFFBaseModel:
             # The last program is the one that the others work for.
             main = programs[-1]
             _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir)
+            return shared_digests(output_dir, [exported.directory for exported in exports.values()])
 
         stored = store.get_or_build(
             "compiled",

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from qeff_framework.artifacts.keys import cache_key, canonical_json, content_digest, renew_digest
+from qeff_framework.artifacts.links import hard_link, shared_digests
 from qeff_framework.artifacts.manifest import Manifest, Problem, ProblemKind, verify
 from qeff_framework.artifacts.qconfig import create_and_dump_qconfigs
 from qeff_framework.artifacts.root import store_root
@@ -22,8 +23,10 @@ __all__ = [
     "canonical_json",
     "content_digest",
     "create_and_dump_qconfigs",
+    "hard_link",
     "open_artifact",
     "renew_digest",
+    "shared_digests",
     "store_root",
     "verify",
 ]

@@ -73,6 +73,11 @@ class DigestMemo:
         if entry and entry[-1] == digest:
             self._new[name] = [*_identity(path.stat()), digest]
 
+    def renew_links(self, before: os.stat_result, after: os.stat_result) -> None:
+        """Takes what is known of the file with the facts `before`, under all its names, for the one with the facts `after`."""
+        old = _identity(before)
+        self._new |= {name: [*_identity(after), entry[-1]] for name, entry in self._known.items() if entry[:-1] == old}
+
     def save(self) -> None:
         """Writes the memo if there is something new. Entries of files that have gone are dropped."""
         if not self._new:

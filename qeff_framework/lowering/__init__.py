@@ -58,6 +58,7 @@ from qeff_framework.lowering.values import (
     subgraphs,
 )
 from qeff_framework.lowering.weight_blocks import WeightBlocks
+from qeff_framework.lowering.weight_files import link_stored_weights, narrow_stored_weights, write_weights
 from qeff_framework.lowering.weights import computed_tensor, content_key, replace_content, weight_of, weights
 
 __all__ = [
@@ -112,8 +113,10 @@ __all__ = [
     "graph_of",
     "has_subgraph",
     "is_weight",
+    "link_stored_weights",
     "load_portable",
     "made_by",
+    "narrow_stored_weights",
     "nodes_of",
     "operand",
     "readers",
@@ -126,4 +129,5 @@ __all__ = [
     "subgraphs",
     "weight_of",
     "weights",
+    "write_weights",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.passes import GraphPass
+from qeff_framework.lowering.stored_weights import StoredWeight
 from qeff_framework.lowering.values import require_shape, static_shape
 from qeff_framework.lowering.weight_blocks import WeightBlocks
 from qeff_framework.lowering.weights import computed_tensor, content_key, weight_of
@@ -48,6 +49,8 @@ class CompressedProducts(GraphPass):
         self._attributes = dict(attributes or {})
         #: By content: the weight, so that its identity stays its own, and its levels, scales and zeros.
         self._known: dict[Hashable, tuple[ir.TensorProtocol, ...]] = {}
+        #: Scales and zeros of the weight that was compressed last, until they are written.
+        self._kept: dict[Hashable, NDArray[Any]] = {}
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a product was replaced."""
@@ -108,18 +111,33 @@ class CompressedProducts(GraphPass):
             shape = (count, blocks.count(length), blocks.bytes)
             name = f"{weight.name}_{'transposed_' if transposed else ''}blocks"
 
-            def content() -> NDArray[Any]:
-                array = source.numpy()
-                return array if transposed else array.T
+            def part(name: str) -> NDArray[Any]:
+                kept = self._kept.pop((key, name), None)
+                if kept is not None:
+                    return kept
+                made = blocks.compressed(_row_pieces(source, transposed=transposed), count, length)
+                # The parts of a weight are written one after the other: what is small waits for that, of one weight only.
+                self._kept = {(key, other): getattr(made, other) for other in ("scales", "zeros") if other != name}
+                found: NDArray[Any] = getattr(made, name)
+                return found
 
-            levels = computed_tensor(name, shape, np.uint8, lambda: blocks.levels(content()))
-            scales = computed_tensor(f"{name}_scales", shape[:2], np.float32, lambda: blocks.scales(content()))
+            levels = computed_tensor(name, shape, np.uint8, lambda: part("levels"))
+            scales = computed_tensor(f"{name}_scales", shape[:2], np.float32, lambda: part("scales"))
             self._known[key] = (source, levels, scales)
             if blocks.fitted:
                 packed = (count, blocks.bytes_of_zeros(length))
-                zeros = computed_tensor(f"{name}_zeros", packed, np.uint8, lambda: blocks.zeros(content()))
+                zeros = computed_tensor(f"{name}_zeros", packed, np.uint8, lambda: part("zeros"))
                 self._known[key] = (source, levels, scales, zeros)
         return [_initializer(model, tensor) for tensor in self._known[key][1:]]
+
+
+def _row_pieces(source: ir.TensorProtocol, *, transposed: bool) -> Iterator[NDArray[Any]]:
+    """The rows of the matrix ``[N, K]``, some at a time where it lies in a file."""
+    if isinstance(source, StoredWeight):
+        yield from (source if transposed else source.turned((1, 0))).pieces()
+    else:
+        array = source.numpy()
+        yield array if transposed else array.T
 
 
 def _initializer(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qeff_framework.lowering.passes import GraphPass
+from qeff_framework.lowering.stored_weights import StoredWeight
 from qeff_framework.lowering.weights import computed_tensor, replace_content, weights
 
 #: Larger tensors are computed when they are written.
@@ -27,6 +28,12 @@ class Limits:
     high: float = np.inf
     #: Infinities are moved as well.
     infinities: bool = True
+
+    @property
+    def spare_float16(self) -> bool:
+        """Whether no finite number of float16 is moved, and no infinity."""
+        largest = float(np.finfo(np.float16).max)
+        return self.lowest <= -largest and self.highest >= largest and not self.infinities
 
 
 class LimitConstants(GraphPass):
@@ -61,12 +68,20 @@ class LimitConstants(GraphPass):
         """The tensor within the limits; `None` when it is there already."""
         if tensor.dtype not in _WIDE or (self._max_elements is not None and tensor.size > self._max_elements):
             return None
-        if not self._beyond(tensor.numpy()).any():
+        if not self._has_beyond(tensor):
             return None
         if tensor.size <= _SMALL:
             return ir.Tensor(self._moved(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
         dtype, shape = tensor.dtype.numpy(), tensor.shape.numpy()
         return computed_tensor(str(tensor.name), shape, dtype, lambda: self._moved(tensor.numpy()))
+
+    def _has_beyond(self, tensor: ir.TensorProtocol) -> bool:
+        if not isinstance(tensor, StoredWeight):
+            return bool(self._beyond(tensor.numpy()).any())
+        if tensor.is_hole() or (tensor.narrow_dtype == ir.DataType.FLOAT16 and self._limits.spare_float16):
+            return False
+        # A piece at a time: a table of embeddings is gigabytes wide.
+        return any(bool(self._beyond(piece).any()) for piece in tensor.pieces())
 
     def _beyond(self, content: NDArray[Any]) -> NDArray[np.bool_]:
         beyond: NDArray[np.bool_] = (content < self._limits.lowest) | (content > self._limits.highest)

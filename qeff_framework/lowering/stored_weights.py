@@ -6,8 +6,10 @@ ops become part of the weight, which is computed, a piece at a time, when a back
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +54,10 @@ class _File:
             )
         return found.reshape(stop - start, *self.shape[1:])
 
+    def is_hole(self, start: int, stop: int) -> bool:
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return file_has_hole(self.path, self.offset + int(start * row), self.offset + int(stop * row))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Cast:
@@ -68,7 +74,38 @@ class _Cast:
         return ir.DataType.FLOAT
 
     def rows(self, start: int, stop: int) -> Array:
-        return _widened(self.source.rows(start, stop), self.source.dtype)
+        return self.converted(self.source.rows(start, stop))
+
+    def converted(self, rows: Array) -> Array:
+        return _widened(rows, self.source.dtype)
+
+    def is_hole(self, start: int, stop: int) -> bool:
+        return self.source.is_hole(start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounded:
+    """float16 of what is stored in bfloat16. Numbers beyond the range of float16 become infinite."""
+
+    source: _Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType.FLOAT16
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self.converted(self.source.rows(start, stop))
+
+    def converted(self, rows: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return _widened(rows, self.source.dtype).astype(np.float16)
+
+    def is_hole(self, start: int, stop: int) -> bool:
+        return self.source.is_hole(start, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +139,17 @@ class _Joined:
             first = last
         return found[0] if len(found) == 1 else np.concatenate(found)
 
+    def is_hole(self, start: int, stop: int) -> bool:
+        if self.axis:
+            return all(part.is_hole(start, stop) for part in self.parts)
+        first = 0
+        for part in self.parts:
+            last = first + part.shape[0]
+            if start < last and stop > first and not part.is_hole(max(start, first) - first, min(stop, last) - first):
+                return False
+            first = last
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Turned:
@@ -123,8 +171,13 @@ class _Turned:
             return self.source.rows(start, stop).transpose(self.permutation)
         return self.source.rows(0, self.source.shape[0]).transpose(self.permutation)[start:stop]
 
+    def is_hole(self, start: int, stop: int) -> bool:
+        if self.permutation[0] == 0:
+            return self.source.is_hole(start, stop)
+        return self.source.is_hole(0, self.source.shape[0])
 
-_Stored = _File | _Cast | _Joined | _Turned
+
+_Stored = _File | _Cast | _Rounded | _Joined | _Turned
 
 
 class StoredWeight(ir.LazyTensor):
@@ -148,8 +201,35 @@ class StoredWeight(ir.LazyTensor):
         """The same weight with its axes in another order."""
         return StoredWeight(_turned(self._source, permutation), str(self.name))
 
+    @property
+    def narrow_dtype(self) -> ir.DataType | None:
+        """The type of 16 bits that a float32 weight is stored in; `None` for all others."""
+        return self._source.source.dtype if isinstance(self._source, _Cast) else None
+
+    def narrow(self, dtype: ir.DataType) -> StoredWeight:
+        """The same numbers in 16 bits: as they are stored, or those of bfloat16 rounded to float16.
+
+        Raises:
+            ValueError: they are not stored in 16 bits, or float16 would have to become bfloat16.
+        """
+        source = self._source
+        if not isinstance(source, _Cast) or (source.source.dtype, dtype) == (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            raise ValueError(f"{self.name} cannot be stored as {dtype}: it is {self.narrow_dtype or self.dtype}")
+        inner = source.source
+        return StoredWeight(inner if inner.dtype == dtype else _Rounded(source=inner), str(self.name))
+
+    def is_hole(self) -> bool:
+        """Whether nothing was ever written where the numbers lie, so that all are zero and take no disk."""
+        return bool(self.shape) and self._source.is_hole(0, self._source.shape[0])
+
+    def pieces(self) -> Iterator[Array]:
+        """The numbers, some rows at a time; bfloat16 as uint16."""
+        return self._pieces()
+
     def tofile(self, file: BinaryIO) -> None:
-        """Writes little-endian bytes, a piece at a time."""
+        """Writes little-endian bytes, a piece at a time. What is a hole of a file becomes one again."""
+        if self.is_hole() and _skipped(file, int(self.nbytes)):
+            return
         file.writelines(_little_endian(piece) for piece in self._pieces())
 
     def _whole(self) -> Array:
@@ -167,17 +247,126 @@ class StoredWeight(ir.LazyTensor):
         size = max(1, int(self.nbytes))
         step = max(1, _CHUNK_BYTES * rows // size)
         source: _Stored = self._source
-        cast = isinstance(source, _Cast)
-        inner = source.source if isinstance(source, _Cast) else source
+        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
         if isinstance(inner, _Turned) and inner.permutation[0] != 0:
             # All of a turned matrix is read for each of its rows: once, and as narrow as it is stored.
             whole = inner.rows(0, rows)
             for start in range(0, rows, step):
                 piece = whole[start : start + step]
-                yield _widened(piece, inner.dtype) if cast else piece
+                yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
             return
         for start in range(0, rows, step):
             yield source.rows(start, min(rows, start + step))
+
+
+def put_stored_form(model: ir.Model, value: ir.Value, places: Mapping[Path, Path]) -> None:
+    """Writes a weight as the files of the checkpoint hold it: undoes, for one weight, what `fold_stored_weights` does.
+
+    References to `places`, other names of the files that the weight is made from, take its place; joins, transposes and the
+    cast to float32 are nodes at the beginning of the graph.
+
+    Raises:
+        TypeError: the weight is none of a file.
+        ValueError: it is rounded.
+    """
+    weight, name = value.const_value, str(value.name)
+    if not isinstance(weight, StoredWeight):
+        raise TypeError(f"{name} does not lie in a file of a checkpoint")
+    writer = _FormWriter(model, name, places)
+    result = writer.written(weight.key)
+    result.type, result.shape = value.type, value.shape
+    value.replace_all_uses_with(result, replace_graph_outputs=True)
+    del model.graph.initializers[name]
+    if result.is_initializer():
+        del model.graph.initializers[str(result.name)]
+        result.name = name
+        model.graph.register_initializer(result)
+    else:
+        result.name = name
+        insert_first(model, writer.nodes)
+
+
+def insert_first(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
+    """Puts nodes in front of all others."""
+    first = next(iter(model.graph), None)
+    if first is None:
+        model.graph.extend(nodes)
+    else:
+        model.graph.insert_before(first, nodes)
+
+
+class _FormWriter:
+    """Writes the initializers and nodes that make one weight."""
+
+    def __init__(self, model: ir.Model, name: str, places: Mapping[Path, Path]) -> None:
+        self._model, self._name, self._places = model, name, places
+        self._count = 0
+        self.nodes: list[ir.Node] = []
+
+    def written(self, source: _Stored) -> ir.Value:
+        if isinstance(source, _File):
+            return self._initializer(source)
+        if isinstance(source, _Joined):
+            return self._node("Concat", [self.written(part) for part in source.parts], axis=source.axis)
+        if isinstance(source, _Turned):
+            return self._node("Transpose", [self.written(source.source)], perm=source.permutation)
+        if isinstance(source, _Cast):
+            return self._node("Cast", [self.written(source.source)], to=ir.DataType.FLOAT.value)
+        raise ValueError(f"{self._name} is rounded to float16, which no file of the checkpoint holds")
+
+    def _initializer(self, source: _File) -> ir.Value:
+        name = self._new_name()
+        length = math.prod(source.shape) * source.dtype.itemsize
+        place = self._places[source.path]
+        tensor = ir.ExternalTensor(
+            place.name,
+            source.offset,
+            int(length),
+            source.dtype,
+            shape=ir.Shape(source.shape, frozen=True),
+            name=name,
+            base_dir=place.parent,
+        )
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(source.dtype), const_value=tensor)
+        self._model.graph.register_initializer(value)
+        return value
+
+    def _node(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+        made = ir.node(op_type, list(inputs), attributes, name=self._new_name())
+        made.outputs[0].name = made.name
+        self.nodes.append(made)
+        return made.outputs[0]
+
+    def _new_name(self) -> str:
+        self._count += 1
+        return f"{self._name}{STORED}{self._count}"
+
+
+def files_of(weight: StoredWeight) -> set[Path]:
+    """The files that the numbers of a weight are read from."""
+    found, waiting = set(), [weight.key]
+    while waiting:
+        source = waiting.pop()
+        if isinstance(source, _File):
+            found.add(source.path)
+        else:
+            waiting.extend(source.parts if isinstance(source, _Joined) else [source.source])
+    return found
+
+
+def file_has_hole(path: Path, start: int, stop: int) -> bool:
+    """Whether nothing was ever written to these bytes of a file, which are zeros then."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        with path.open("rb", buffering=0) as file:
+            try:
+                return stop <= os.fstat(file.fileno()).st_size and os.lseek(file.fileno(), start, os.SEEK_DATA) >= stop
+            except OSError as error:
+                # No data behind `start`: the rest of the file is a hole.
+                return error.errno == errno.ENXIO
+    except OSError:
+        return False  # Reading it says what is wrong.
 
 
 def load_portable(path: Path) -> ir.Model:
@@ -245,6 +434,11 @@ def _turned(source: _Stored, permutation: Sequence[int]) -> _Stored:
     """Casts stay outermost, so that what is moved is narrow."""
     if isinstance(source, _Cast):
         return _Cast(source=_turned(source.source, permutation))
+    if isinstance(source, _Turned):
+        permutation = [source.permutation[axis] for axis in permutation]
+        source = source.source
+    if list(permutation) == list(range(len(permutation))):
+        return source
     return _Turned(source=source, permutation=tuple(permutation))
 
 
@@ -285,6 +479,20 @@ def _swaps_last_axes(node: ir.Node, rank: int) -> bool:
     given = node.attributes.get("perm")
     order = list(range(rank))[::-1] if given is None else list(given.as_ints())
     return order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _skipped(file: BinaryIO, size: int) -> bool:
+    """Leaves a hole of `size` bytes at the end of a file; `False` where the file cannot have one."""
+    try:
+        end = file.tell() + size
+        file.flush()
+        if os.fstat(file.fileno()).st_size >= end:
+            return False  # Something is there already.
+        file.truncate(end)
+        file.seek(end)
+    except OSError:
+        return False
+    return True
 
 
 def _little_endian(piece: Array) -> memoryview:

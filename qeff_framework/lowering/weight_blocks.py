@@ -14,7 +14,7 @@ square error is kept; the scale is that of least squares for the levels chosen. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,21 @@ class WeightBlocks:
     def bytes(self) -> int:
         """Bytes of one block."""
         return self.size * self.bits // 8
+
+    def compressed(self, pieces: Iterable[Numbers], count: int, length: int) -> Compressed:
+        """All parts at once of a weight ``[N, K]`` that comes some rows at a time: each block is fitted once."""
+        packed = np.empty((count, self.count(length), self.bytes), np.uint8)
+        scales = np.empty((count, self.count(length)), np.float32)
+        zeros = np.empty((count, self.bytes_of_zeros(length)), np.uint8)
+        first = 0
+        for piece in pieces:
+            for index in _parts(piece.shape):
+                fit = self._fit(self._cut(piece[index]))
+                last = first + len(fit.levels)
+                packed[first:last], scales[first:last] = self._packed(fit.levels), fit.scales
+                zeros[first:last] = self._packed(fit.zeros)
+                first = last
+        return Compressed(levels=packed, scales=scales, zeros=zeros)
 
     def scales(self, weight: Numbers) -> Numbers:
         """``[..., K]`` gives ``[..., blocks]``."""
@@ -117,6 +132,17 @@ class WeightBlocks:
             scales, best = np.where(better, refit, scales), np.where(better, error, best)
         levels = (_steps(cut, scales, zeros, most) + zeros).astype(np.uint8)
         return _Fit(levels=levels, scales=scales[..., 0], zeros=zeros[..., 0].astype(np.uint8))
+
+
+class Compressed(NamedTuple):
+    """A weight ``[N, K]`` in blocks."""
+
+    #: ``[N, blocks, bytes]``
+    levels: Levels
+    #: ``[N, blocks]``
+    scales: Numbers
+    #: ``[N, bytes]``
+    zeros: Levels
 
 
 class _Fit(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,14 @@ import onnxruntime as ort
 import pytest
 
 from qeff_framework.errors import ArtifactCorruptError
-from qeff_framework.lowering import content_key, weight_of
-from qeff_framework.lowering.stored_weights import STORED, StoredWeight, load_portable
+from qeff_framework.lowering import (
+    content_key,
+    link_stored_weights,
+    narrow_stored_weights,
+    weight_of,
+    write_weights,
+)
+from qeff_framework.lowering.stored_weights import STORED, StoredWeight, fold_stored_weights, load_portable
 
 EXPERTS, ROWS, COLUMNS = 3, 4, 6
 
@@ -21,14 +29,14 @@ EXPERTS, ROWS, COLUMNS = 3, 4, 6
 def stored(tmp_path: Path) -> Path:
     """A product with the transposed experts, each of which lies in the file by itself, twice, in float16."""
     numbers = np.random.default_rng(0).standard_normal((EXPERTS, 2, ROWS, COLUMNS)).astype(np.float16)
-    (tmp_path / "weights").write_bytes(b"header" + numbers.tobytes())
+    (tmp_path / "weights.safetensors").write_bytes(b"header" + numbers.tobytes())
     size = numbers[0, 0].nbytes
     parts = []
     for side in range(2):
         for expert in range(EXPERTS):
             name = f"up{STORED}{expert}.{side}"
             tensor = ir.ExternalTensor(
-                "weights",
+                "weights.safetensors",
                 6 + (expert * 2 + side) * size,
                 size,
                 ir.DataType.FLOAT16,
@@ -75,6 +83,81 @@ def test_a_weight_is_what_the_graph_makes_of_the_file(stored: Path) -> None:
     assert written.getvalue() == weight.numpy().tobytes()
 
 
+def _result(model: Path) -> np.ndarray:
+    hidden = np.random.default_rng(1).standard_normal((EXPERTS, 1, COLUMNS)).astype(np.float32)
+    return ort.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"hidden": hidden})[0]
+
+
+def test_weights_that_are_linked_take_no_disk_and_compute_the_same(stored: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    model = load_portable(stored)
+
+    assert link_stored_weights(model, target, types={ir.DataType.BFLOAT16}) == []
+    assert link_stored_weights(model, target, types={ir.DataType.FLOAT16}) == ["weights.safetensors"]
+    assert write_weights(model, target, "model.onnx.data", inline_bytes=16) == []
+    ir.save(model, target / "model.onnx")
+
+    assert (target / "weights.safetensors").samefile(stored.with_name("weights.safetensors"))
+    assert np.array_equal(_result(target / "model.onnx"), _result(stored))
+
+
+def test_where_a_link_is_refused_weights_are_written_in_16_bits(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*names: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    target = tmp_path / "bundle"
+    target.mkdir()
+    model = load_portable(stored)
+
+    assert link_stored_weights(model, target, types={ir.DataType.FLOAT16}) == []
+    assert narrow_stored_weights(model, types={ir.DataType.FLOAT16}, inline_bytes=16) == 1
+    assert write_weights(model, target, "model.onnx.data", inline_bytes=16) == ["model.onnx.data"]
+    ir.save(model, target / "model.onnx")
+
+    assert (target / "model.onnx.data").stat().st_size == EXPERTS * 2 * ROWS * COLUMNS * 2
+    assert np.array_equal(_result(target / "model.onnx"), _result(stored))
+
+
+def test_bfloat16_is_rounded_to_float16_and_holes_stay_holes(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    numbers = np.array([1.0, 0.2, 3.0e38, -70000.0, 1e-9], np.float32)
+    file.write_bytes((numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    os.truncate(file, 1 << 22)
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}), ir_version=10)
+    sizes = {"few": (0, 5), "zeros": (1 << 20, 1 << 20)}
+    for name, (offset, count) in sizes.items():
+        stored = ir.ExternalTensor(
+            file.name, offset, count * 2, ir.DataType.BFLOAT16, shape=ir.Shape([count]), name=name, base_dir=tmp_path
+        )
+        value = ir.Value(
+            name=f"{name}{STORED}1", shape=stored.shape, type=ir.TensorType(stored.dtype), const_value=stored
+        )
+        model.graph.register_initializer(value)
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+        cast.outputs[0].name, cast.outputs[0].shape = name, stored.shape
+        model.graph.append(cast)
+        reader = ir.node("Neg", cast.outputs)
+        model.graph.append(reader)
+        model.graph.outputs.append(reader.outputs[0])
+    fold_stored_weights(model)
+
+    assert narrow_stored_weights(model, types={ir.DataType.FLOAT16}, inline_bytes=4) == 2
+    weights = {name.partition(".")[0]: weight_of(value) for name, value in model.graph.initializers.items()}
+    with np.errstate(over="ignore"):
+        expected = ((numbers.view(np.uint32) >> 16) << 16).view(np.float32).astype(np.float16)
+    assert np.array_equal(weights["few"].numpy(), expected)
+    assert not weights["zeros"].numpy().any()
+    write_weights(model, tmp_path, "model.onnx.data", inline_bytes=4)
+    written = (tmp_path / "model.onnx.data").stat()
+    assert written.st_size == 10 + (2 << 20)
+    assert written.st_blocks * 512 < 1 << 20
+    assert weight_of(model.graph.initializers[f"few{STORED}1"]).numpy().tolist() == expected.tolist()
+
+
 def test_the_same_bytes_are_one_weight(stored: Path) -> None:
     first, second = (weight_of(load_portable(stored).graph.initializers["up"]) for _ in range(2))
 
@@ -85,7 +168,7 @@ def test_the_same_bytes_are_one_weight(stored: Path) -> None:
 
 def test_a_file_that_was_cut_is_an_error(stored: Path) -> None:
     weight = weight_of(load_portable(stored).graph.initializers["up"])
-    file = stored.with_name("weights")
+    file = stored.with_name("weights.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
 
     with pytest.raises(ArtifactCorruptError, match="shorter than it was when it was exported"):

@@ -6,6 +6,7 @@ is compiled from it does not depend on where it lay.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from qaic_backend.compiler import side_files
 from qaic_backend.compiler.partitions import name_nodes, pipeline, read_user_file, stage_nodes
 from qaic_backend.options import QaicCompileOptions
 from qaic_backend.sdk import PROGRAM_FILE, CompilerGeneration
+from qeff_framework.lowering import link_stored_weights, narrow_stored_weights, write_weights
 from qeff_framework.plugin_api import Specialization, StateSpec
 
 MODEL_FILE = "model.onnx"
@@ -67,19 +69,19 @@ def write_bundle(
     states: Sequence[StateSpec],
     options: QaicCompileOptions,
     generation: CompilerGeneration,
+    link_weights: bool = False,
 ) -> Bundle:
-    """Writes the model, its weights and every side file into `directory`."""
+    """Writes the model, its weights and every side file into `directory`.
+
+    With `link_weights` the files of the checkpoint are linked where the device has their type. Readers of ONNX may refuse files
+    with several names, so that this is for bundles that are read after the links are gone; ``compile.sh`` sees to that.
+    """
     user_file = options.mdp_load_partition_config
     # Read first: what is wrong with it is cheaper to say before gigabytes are written.
     user_partitions = read_user_file(user_file, options.num_devices) if user_file is not None else ""
+    _store_weights(model, directory, options, link=link_weights)
     name_nodes(model)
-    ir.save(
-        model,
-        directory / MODEL_FILE,
-        external_data=WEIGHTS_FILE,
-        size_threshold_bytes=_INLINE_BYTES,
-        max_shard_size_bytes=MAX_WEIGHTS_FILE_BYTES,
-    )
+    ir.save(model, directory / MODEL_FILE)
     named = _uses_named_form(options, generation)
     flat_text = side_files.flat_specializations(specializations)
     files = {SPECIALIZATIONS_FILE: side_files.named_specializations(specializations) if named else flat_text}
@@ -103,6 +105,28 @@ def write_bundle(
         arguments=tuple(compiler_arguments(options, generation, retained_state=bool(states))),
         has_flat_form=named,
     )
+
+
+def _store_weights(model: ir.Model, directory: Path, options: QaicCompileOptions, *, link: bool) -> None:
+    """Brings the weights to disk, in 16 bits where the checkpoint has them so.
+
+    ai100 has no bfloat16, and its compiler refuses weights of that type: they are rounded to FP16, as the compiler would round
+    the same numbers in a file of twice the size.
+    """
+    types = {ir.DataType.FLOAT, ir.DataType.FLOAT16} if options.convert_to_fp16 else {ir.DataType.FLOAT}
+    if options.hw_version != "ai100":
+        types.add(ir.DataType.BFLOAT16)
+    if link:
+        link_stored_weights(model, directory, types=types)
+    narrow_stored_weights(model, types=types, stays=functools.partial(_stays_wide, options=options))
+    write_weights(model, directory, WEIGHTS_FILE, inline_bytes=_INLINE_BYTES, max_file_bytes=MAX_WEIGHTS_FILE_BYTES)
+
+
+def _stays_wide(value: ir.Value, *, options: QaicCompileOptions) -> bool:
+    """Whether a node that computes in FP32 reads the weight."""
+    types = set(getattr(options, "keep_original_precision_for_nodes"))  # noqa: B009 -- a field of the table
+    wide = set(options.fp32_nodes)
+    return any(node.op_type in types or str(node.outputs[0].name) in wide for node, _ in value.uses())
 
 
 def partition_file(options: QaicCompileOptions) -> str:

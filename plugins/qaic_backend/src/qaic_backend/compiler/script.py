@@ -25,6 +25,13 @@ if [ ! -x "$compiler" ]; then
     exit 1
 fi
 
+# Weights that are other names of a checkpoint's files: readers of ONNX refuse those, so that the bundle gets copies.
+for file in *.safetensors; do
+    if [ -f "$file" ] && [ "$(stat -c %h "$file")" -gt 1 ]; then
+        cp -p "$file" "$file.copy" && mv "$file.copy" "$file" || exit 1
+    fi
+done
+
 run() {{
     rm -rf {folder}
     "$compiler" {command} >>{log} 2>&1

@@ -55,6 +55,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         states=exported.states,
         options=options,
         generation=generation,
+        link_weights=compiler is None,
     )
     arguments = bundle.arguments
     if compiler is None:

@@ -1,0 +1,48 @@
+"""Files of an artifact that are other names of a file elsewhere: hard links, which take no disk and are not read again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qeff_framework.artifacts.digests import DigestMemo
+from qeff_framework.artifacts.keys import MEMO_FILE
+from qeff_framework.artifacts.manifest import Manifest
+from qeff_framework.artifacts.root import store_root
+
+_log = logging.getLogger(__name__)
+
+
+def hard_link(source: Path, target: Path) -> bool:
+    """Gives `source` the second name `target`; `False` where that is refused, as between file systems.
+
+    A new name moves the time of the file's last change. What is remembered about the file under any of its names stays known.
+    """
+    source = Path(os.path.realpath(source))
+    try:
+        before = source.stat()
+        os.link(source, target)
+    except OSError as error:
+        _log.info("%s is not linked: %s", source, error)
+        return False
+    memo = DigestMemo(store_root() / MEMO_FILE)
+    memo.renew_links(before, source.stat())
+    memo.save()
+    return True
+
+
+def shared_digests(directory: Path, origins: Sequence[Path]) -> Mapping[str, str]:
+    """Digests, by name, of files of `directory` that are files of the artifacts `origins` as well."""
+    known = {}
+    for origin in origins:
+        for name, record in Manifest.load(origin).files.items():
+            found = (origin / name).stat()
+            known[found.st_dev, found.st_ino] = record.sha256
+    digests = {}
+    for path in directory.rglob("*"):
+        found = path.lstat()
+        if (digest := known.get((found.st_dev, found.st_ino))) is not None:
+            digests[path.relative_to(directory).as_posix()] = digest
+    return digests
