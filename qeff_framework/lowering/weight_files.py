@@ -98,11 +98,13 @@ def write_weights(
     *,
     inline_bytes: int = 1024,
     max_file_bytes: int | None = None,
+    copies: int = 1,
 ) -> list[str]:
     """Writes the weights that do not lie in a file of `directory` to new files there, one at a time; returns the files' names.
 
     Weights of at most `inline_bytes` stay in the model. The first file is called `file_name`; with `max_file_bytes` several are
-    called ``name-00001-of-00003.suffix``. `onnx_ir.save` without ``external_data`` writes the model.
+    called ``name-00001-of-00003.suffix``. `onnx_ir.save` without ``external_data`` writes the model. The space for so many
+    `copies` must be there: a compiler may write its own before this one is removed.
 
     Raises:
         ArtifactError: the disk has too little space, before anything is written.
@@ -116,7 +118,9 @@ def write_weights(
     if not pending:
         return []
     needed = sum(0 if isinstance(tensor, StoredWeight) and tensor.is_hole() else tensor.nbytes for _, tensor in pending)
-    require_space(directory, int(needed), f"writing {len(pending)} weights")
+    require_space(
+        directory, copies * int(needed), f"writing {len(pending)} weights{f' {copies} times' if copies > 1 else ''}"
+    )
     groups = list(_groups(pending, max_file_bytes))
     stem, _, suffix = file_name.partition(".")
     names = [f"{stem}-{number:05}-of-{len(groups):05}.{suffix}" for number in range(1, len(groups) + 1)]

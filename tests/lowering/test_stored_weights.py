@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from qeff_framework.errors import ArtifactCorruptError
+from qeff_framework.errors import ArtifactCorruptError, ArtifactError
 from qeff_framework.lowering import (
     content_key,
     link_stored_weights,
@@ -120,6 +120,36 @@ def test_where_a_link_is_refused_weights_are_written_in_16_bits(
 
     assert (target / "model.onnx.data").stat().st_size == EXPERTS * 2 * ROWS * COLUMNS * 2
     assert np.array_equal(_result(target / "model.onnx"), _result(stored))
+
+
+def test_too_little_space_is_refused_before_anything_is_written(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    monkeypatch.setattr(StoredWeight, "nbytes", 10**15)
+
+    with pytest.raises(
+        ArtifactError, match=r"writing 1 weights 2 times needs 2000000\.0 GB, and the disk of .*bundle has"
+    ):
+        write_weights(load_portable(stored), target, "model.onnx.data", copies=2)
+    assert not list(target.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_no_file_of_weights(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(weight: StoredWeight, file: io.BufferedWriter) -> None:
+        file.write(b"some of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "bundle"
+    target.mkdir()
+    monkeypatch.setattr(StoredWeight, "tofile", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        write_weights(load_portable(stored), target, "model.onnx.data", inline_bytes=16)
+    assert not list(target.iterdir())
 
 
 def test_bfloat16_is_rounded_to_float16_and_holes_stay_holes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from ort_sim_backend.in_place import states_updated_in_place, states_with_room
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from qeff_framework.lowering import write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
@@ -26,7 +27,9 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
-    ir.save(request.model, lowered, external_data=lowered_weights.name, size_threshold_bytes=_INLINE_BYTES)
+    # ONNX Runtime writes a second copy before the first is removed.
+    write_weights(request.model, directory, lowered_weights.name, inline_bytes=_INLINE_BYTES, copies=2)
+    ir.save(request.model, lowered)
     request.progress("optimising with ONNX Runtime")
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
