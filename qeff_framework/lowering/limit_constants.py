@@ -81,7 +81,7 @@ class LimitConstants(GraphPass):
         if tensor.is_hole() or (tensor.narrow_dtype == ir.DataType.FLOAT16 and self._limits.spare_float16):
             return False
         # A piece at a time: a table of embeddings is gigabytes wide.
-        return any(bool(self._beyond(piece).any()) for piece in tensor.pieces())
+        return any(bool(self._beyond(piece).any()) for piece in tensor.unordered_pieces())
 
     def _beyond(self, content: NDArray[Any]) -> NDArray[np.bool_]:
         beyond: NDArray[np.bool_] = (content < self._limits.lowest) | (content > self._limits.highest)

@@ -226,6 +226,10 @@ class StoredWeight(ir.LazyTensor):
         """The numbers, some rows at a time; bfloat16 as uint16."""
         return self._pieces()
 
+    def unordered_pieces(self) -> Iterator[Array]:
+        """The numbers in the order of the file, for what does not go by their places: nothing large is turned for it."""
+        return StoredWeight(_as_laid_out(self._source), str(self.name)).pieces()
+
     def tofile(self, file: BinaryIO) -> None:
         """Writes little-endian bytes, a piece at a time. What is a hole of a file becomes one again."""
         if self.is_hole() and _skipped(file, int(self.nbytes)):
@@ -440,6 +444,12 @@ def _turned(source: _Stored, permutation: Sequence[int]) -> _Stored:
     if list(permutation) == list(range(len(permutation))):
         return source
     return _Turned(source=source, permutation=tuple(permutation))
+
+
+def _as_laid_out(source: _Stored) -> _Stored:
+    if isinstance(source, _Cast):
+        return _Cast(source=_as_laid_out(source.source))
+    return _as_laid_out(source.source) if isinstance(source, _Turned) else source
 
 
 def _replace(model: ir.Model, node: ir.Node, source: _Stored) -> None:

@@ -78,6 +78,9 @@ def test_a_weight_is_what_the_graph_makes_of_the_file(stored: Path) -> None:
     session = ort.InferenceSession(str(stored), providers=["CPUExecutionProvider"])
     rows = [session.run(None, {"hidden": eye[:, row : row + 1]})[0] for row in range(COLUMNS)]
     assert np.array_equal(weight.numpy(), np.concatenate(rows, axis=1))
+    assert isinstance(weight, StoredWeight)
+    unordered = np.concatenate([piece.ravel() for piece in weight.unordered_pieces()])
+    assert np.array_equal(np.sort(unordered), np.sort(weight.numpy(), axis=None))
     written = io.BytesIO()
     weight.tofile(written)
     assert written.getvalue() == weight.numpy().tobytes()
