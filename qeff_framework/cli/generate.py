@@ -188,11 +188,11 @@ _OF_PICTURES = ("output", "steps", "negative_prompt", "guidance_scale")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of text generation. A seed with an output file is that of pictures."""
+    """The settings of text generation. A seed beside options of pictures is theirs."""
     if args.steps is not None and args.steps < 1:
         raise OptionError(f"--steps {args.steps} is less than 1")
-    of_text = argparse.Namespace(**{**vars(args), "seed": None}) if args.output is not None else args
-    return given_settings(of_text)
+    of_pictures = any(getattr(args, name) is not None for name in _OF_PICTURES)
+    return given_settings(argparse.Namespace(**{**vars(args), "seed": None}) if of_pictures else args)
 
 
 def _check_pictures(spec: TaskSpec, args: argparse.Namespace) -> None:

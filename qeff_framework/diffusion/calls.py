@@ -90,7 +90,7 @@ def described(value: Any, tensors: list[torch.Tensor]) -> dict[str, Any] | None:
         return {"value": value}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, Mapping) and is_dataclass(value):
+    if is_dataclass(type(value)) and isinstance(value, Mapping):
         return _object(value, value, tensors)
     if isinstance(value, Mapping):
         items = {str(name): described(item, tensors) for name, item in value.items()}
