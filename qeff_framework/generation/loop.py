@@ -15,6 +15,7 @@ from qeff_framework.generation.admission import admitted_rows
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.drafting import drafting_of
 from qeff_framework.generation.generation_config import resolve_settings
+from qeff_framework.generation.grammar import grammar_of
 from qeff_framework.generation.output import GenerationOutput
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.prompts import PaddingIds, Prompts, TokenizedPrompts, tokenize_prompts
@@ -259,7 +260,13 @@ class TextGenerator:
         if self.shape.candidates is not None:
             selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
         elif logits_processor or settings.score_settings or settings.do_sample:
-            selector = RuledSelector(settings, rows, logits_processor, vocab_size=self.shape.vocab_size)
+            selector = RuledSelector(
+                settings,
+                rows,
+                logits_processor,
+                vocab_size=self.shape.vocab_size,
+                grammar=grammar_of(settings, self.tokenizer, self.shape.vocab_size),
+            )
         return Request(
             rows=rows,
             selector=selector,
