@@ -100,6 +100,7 @@ class TextGenerator:
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
         """Generates for texts, for conversations (lists of messages), for token ids, or for what a tokenizer returns.
@@ -125,6 +126,7 @@ class TextGenerator:
             on_token=on_token,
             on_step=printer.put if printer else None,
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+            draft=draft,
         )
         return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
@@ -140,15 +142,18 @@ class TextGenerator:
         on_step: Callable[[Step], None] | None = None,
         images: Sequence[RowImages] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
     ) -> GenerationOutput:
         """Generates for prompts of token ids of any lengths: at most `batch_size`, with continuous batching any number.
 
         `logits_processor` and `stopping_criteria` are Transformers' lists; they are called per row, see `ProcessedSelector`
         and `StopRules`. `streamer` is one of Transformers' streamers: it gets the prompt, then token after token, and takes
         one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`. `images` holds what
-        belongs to the images of each prompt.
+        belongs to the images of each prompt. `draft` is the session of a smaller program that proposes tokens, see `DraftModel`.
         """
-        request = self._started(prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
+        request = self._started(
+            prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
+        )
         for row, of_row in zip(request.rows, images or (), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
@@ -175,6 +180,7 @@ class TextGenerator:
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         **overrides: Any,
     ) -> TextStream:
         """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
@@ -182,7 +188,9 @@ class TextGenerator:
         tokenizer = self._needed_tokenizer("a text stream")
         tokenized = self.tokenized(prompt, settings, chat)
         _check_single(tokenized.ids, "a text stream")
-        request = self._started(tokenized.ids, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
+        request = self._started(
+            tokenized.ids, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
+        )
 
         def finish() -> GenerationOutput:
             output = self.output(request)
@@ -247,6 +255,7 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None = None,
         stopping_criteria: Sequence[Any] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         queued: bool = False,
     ) -> Request:
         """A request for the scheduler. Checks everything that can be checked before the session is touched.
@@ -272,7 +281,7 @@ class TextGenerator:
             selector=selector,
             sampler=sampler,
             rules=StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria),
-            drafting=drafting_of(rows, settings, self.shape),
+            drafting=drafting_of(rows, settings, self.shape, draft),
             pad=self._pad(settings),
         )
 
@@ -283,6 +292,7 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None,
         stopping_criteria: Sequence[Any] | None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None,
+        draft: ExecutionSession | None,
     ) -> Request:
         """The request of a new generation, which takes the session over."""
         request = self.request(
@@ -291,6 +301,7 @@ class TextGenerator:
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+            draft=draft,
         )
         self._owner = request
         return request
