@@ -8,9 +8,9 @@ tokenizer makes of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from qeff_framework.tokenization.tokenizer import SerializableTokenizer, TextTok
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from numpy.typing import NDArray
 
     from qeff_framework.generation.scores.rule import Scores
 
@@ -58,7 +59,14 @@ class GrammarRule:
         self._read = 0
 
     def __call__(self, row: Row, scores: Scores) -> None:
-        """See `ScoreRule`. Raises `ExecutionError` where the answer cannot be completed, for example by the library's limits."""
+        """See `ScoreRule`."""
+        scores[~self.allowed(row, len(scores))] = -np.inf
+
+    def allowed(self, row: Row, count: int) -> NDArray[np.bool_]:
+        """Which of the first `count` tokens may follow the row's answer.
+
+        Raises `ExecutionError` where the answer cannot be completed, for example by the library's limits.
+        """
         new = row.generated[self._read :]
         self._read += len(new)
         if new and not self._matcher.consume_tokens(new):
@@ -66,8 +74,7 @@ class GrammarRule:
                 f"the answer to prompt {row.index} has left {self._setting}: {self._matcher.get_error().strip()}"
             )
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little", count=len(scores)).view(np.bool_)
-        scores[~allowed] = -np.inf
+        return np.unpackbits(bits, bitorder="little", count=count).view(np.bool_)
 
 
 def grammar_of(settings: GenerationSettings, tokenizer: TextTokenizer | None, vocab_size: int | None) -> Grammar | None:
@@ -94,7 +101,7 @@ def grammar_of(settings: GenerationSettings, tokenizer: TextTokenizer | None, vo
             f"{setting} needs an end of sequence, which ends a complete answer; give eos_token_id=..., and leave ignore_eos out"
         )
     try:
-        tokens = _tokens(tokenizer, vocab_size or 0, settings.eos_token_ids)
+        tokens = _tokens(cast("Hashable", tokenizer), vocab_size or 0, settings.eos_token_ids)
     except ValueError as error:
         raise InputError(
             f"{setting} cannot be used with this tokenizer, whose tokens stand for no fixed bytes: {error}; use one that works "
@@ -135,11 +142,13 @@ def schema_text(schema: Any) -> str:
 
 # The tables of a tokenizer with 128 000 tokens take long to build, and all requests share them.
 @lru_cache(maxsize=4)
-def _tokens(tokenizer: TextTokenizer | None, vocab_size: int, ends: tuple[int, ...]) -> LLTokenizer | None:
+def _tokens(tokenizer: object, vocab_size: int, ends: tuple[int, ...]) -> LLTokenizer | None:
     """`None` without a tokenizer that has the form of a ``tokenizer.json``. Raises `ValueError` for tokens without bytes."""
     from llguidance import LLTokenizer
 
-    serialized = tokenizer.to_json() if isinstance(tokenizer, SerializableTokenizer) else None
-    if tokenizer is None or serialized is None:
+    if not isinstance(tokenizer, SerializableTokenizer):
+        return None
+    serialized = tokenizer.to_json()
+    if serialized is None:
         return None
     return LLTokenizer(serialized, n_vocab=max(vocab_size, len(tokenizer.vocabulary())), eos_token=list(ends))

@@ -94,6 +94,9 @@ class SerializableTokenizer(Protocol):
     def to_json(self) -> str | None:
         """The content of a ``tokenizer.json``; `None` of a tokenizer that exists only in Python."""
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+
 
 class FastTokenizer:
     """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
