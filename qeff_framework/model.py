@@ -471,10 +471,14 @@ class QEFFBaseModel:
         self._runner = load_compiled(self.compiled.directory, backend=self._backend, **runtime_options)
         return self._runner
 
+    @property
+    def runner(self) -> CompiledRunner:
+        """The loaded program; it is loaded with the defaults where `load` has not been called."""
+        return self._runner or self.load()
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled program; see the task's class for arguments and results."""
-        runner = self._runner or self.load()
-        return runner.generate(*args, **kwargs)
+        return self.runner.generate(*args, **kwargs)
 
     def _close_runner(self) -> None:
         # Forgotten first: one that cannot be closed must not stand in the way of the next.

@@ -84,8 +84,6 @@ class CausalLMShapes:
         drafts = self.draft_lengths
         if self.num_speculative_tokens == () or (drafts and min(drafts) < 0):
             yield f"num_speculative_tokens={self.num_speculative_tokens!r} must be one or more numbers of at least 0"
-        elif self.num_speculative_tokens == 0:
-            yield "num_speculative_tokens=0 checks no draft token; leave it out"
         elif drafts and max(drafts) + 1 > self.prefill_seq_len:
             yield (
                 f"num_speculative_tokens={max(drafts)} makes decode steps of {max(drafts) + 1} tokens: more than "

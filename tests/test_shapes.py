@@ -78,3 +78,11 @@ def test_automatic_lengths_are_lengths_that_could_have_been_given(ctx_len, prefi
         assert prefill[-1] >= ctx_len - 64
         assert len(prefill) <= 5
         assert len(decode) <= 5
+
+
+def test_no_draft_tokens_are_plain_decoding_of_a_target() -> None:
+    plain = CausalLMShapes(num_speculative_tokens=0)
+    assert plain.specializations() == CausalLMShapes(num_speculative_tokens=(0,)).specializations()
+    decode = next(entry.dims for entry in plain.specializations() if entry.dims["seq_len"] == 1)
+    assert decode["num_logits_to_keep"] == 1
+    assert set(plain.extra_inputs()) == set(CausalLMShapes(num_speculative_tokens=(0, 2)).extra_inputs())

@@ -21,6 +21,7 @@ from qeff_framework.cli import (
     batch,
     bench,
     cache,
+    chat,
     compare,
     compile,  # noqa: A004 - named like the subcommand
     coverage,
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         export,
         compile,
         generate,
+        chat,
         serve,
         bench,
         compare,

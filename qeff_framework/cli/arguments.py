@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qeff_framework.contracts import POOLINGS
-from qeff_framework.errors import OptionError
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.tasks import task_names
+from qeff_framework.textfiles import read_input
 
 if TYPE_CHECKING:
     from qeff_framework.cli.command_result import CommandResult
@@ -167,6 +169,31 @@ def add_runtime_options(group: Any) -> None:
         default=[],
         help="a runtime option of the backend",
     )
+
+
+def add_grammar(parser: Any) -> None:
+    """What the whole answer must look like."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        help="the answer is JSON that follows the schema in FILE (needs the extra guided)",
+    )
+    group.add_argument(
+        "--regex", metavar="PATTERN", help="the whole answer matches the regular expression (needs the extra guided)"
+    )
+
+
+def given_grammar(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `add_grammar` stands for. Raises `InputError` for a file that holds no JSON."""
+    if args.regex is not None:
+        return {"regex": args.regex}
+    if args.json_schema is None:
+        return {}
+    try:
+        return {"json_schema": json.loads(read_input(args.json_schema))}
+    except (OSError, ValueError) as error:
+        raise InputError(f"the JSON schema in {args.json_schema} cannot be read: {error}") from error
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.cli.arguments import add_runtime_options, add_subcommand, add_verify
+from qeff_framework.cli.arguments import add_grammar, add_runtime_options, add_subcommand, add_verify, given_grammar
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.programs import artifact_at, load_program, runtime_options
 from qeff_framework.errors import OptionError
@@ -69,6 +69,7 @@ def add_to(subparsers: Any) -> None:
         action="append",
         help="wrap the hooks with this extension; may be repeated (default: QEFF_EXTENSIONS)",
     )
+    add_grammar(parser)
     add_runtime_options(parser)
     add_verify(parser)
 
@@ -91,6 +92,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     compiled = artifact_at(args.artifact)
     if compiled is None:
         raise OptionError(f"--artifact {args.artifact}: it is no compiled artifact; make one with `qeff compile`")
+    settings = given_grammar(args)
+    if args.max_new_tokens is not None:
+        settings["max_new_tokens"] = args.max_new_tokens
 
     told = 0.0
 
@@ -102,7 +106,6 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         left = "" if state.seconds_left is None else f", {state.seconds_left:.0f} s left"
         report(f"{state.done} of {state.rows} rows, {state.rate:.2f} rows/s{left}")
 
-    settings = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     answer = _answer_on_ray if args.engine == "ray" else _answer_here
     state = answer(args, compiled, settings, show)
     progress.clear()

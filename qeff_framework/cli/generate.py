@@ -16,6 +16,7 @@ from qeff_framework.cli.arguments import (
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
 from qeff_framework.cli.generate_input import (
+    add_settings,
     given_audio,
     given_context,
     given_conversations,
@@ -51,6 +52,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
             "qeff generate whisper-model --audio speech.wav --language en",
             'qeff generate pipeline --prompt "a lighthouse" --output out.png --steps 4 --seed 1',
+            'qeff generate chat-model --chat --prompt "Who wrote Faust?" --json-schema author.json',
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
     )
@@ -108,33 +110,11 @@ def add_to(subparsers: Any) -> None:
         "--context-file", metavar="FILE", help="question answering: the same from a file; - reads standard input"
     )
     generation = parser.add_argument_group("generation")
-    generation.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=int,
-        help="new tokens per prompt at most (default: the checkpoint's limit, else what ctx_len leaves)",
-    )
+    add_settings(generation)
     generation.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="print text while it is generated (default: on a terminal, with one prompt)",
-    )
-    generation.add_argument(
-        "--do-sample", action="store_true", help="draw tokens by chance (default: the most likely one)"
-    )
-    generation.add_argument(
-        "--temperature", metavar="T", type=float, help="sampling: above 1 flattens, below 1 sharpens"
-    )
-    generation.add_argument("--top-k", metavar="N", type=int, help="sampling: only the N most likely tokens")
-    generation.add_argument(
-        "--top-p", metavar="P", type=float, help="sampling: only the most likely tokens that make up P"
-    )
-    generation.add_argument("--seed", metavar="N", type=int, help="sampling and pictures: the same seed draws the same")
-    generation.add_argument(
-        "--prompt-lookup-num-tokens",
-        metavar="N",
-        type=int,
-        help="the same text in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
     )
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument(

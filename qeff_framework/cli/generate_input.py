@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from qeff_framework.cli.arguments import add_grammar, given_grammar
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.textfiles import read_input, split_lines
 
@@ -14,6 +15,34 @@ if TYPE_CHECKING:
     from qeff_framework.cli.audio_files import SoundFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def add_settings(generation: Any) -> None:
+    """The options that `given_settings` reads."""
+    generation.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help="new tokens per prompt at most (default: the checkpoint's limit, else what ctx_len leaves)",
+    )
+    generation.add_argument(
+        "--do-sample", action="store_true", help="draw tokens by chance (default: the most likely one)"
+    )
+    generation.add_argument(
+        "--temperature", metavar="T", type=float, help="sampling: above 1 flattens, below 1 sharpens"
+    )
+    generation.add_argument("--top-k", metavar="N", type=int, help="sampling: only the N most likely tokens")
+    generation.add_argument(
+        "--top-p", metavar="P", type=float, help="sampling: only the most likely tokens that make up P"
+    )
+    generation.add_argument("--seed", metavar="N", type=int, help="sampling: the same seed draws the same tokens")
+    add_grammar(generation)
+    generation.add_argument(
+        "--prompt-lookup-num-tokens",
+        metavar="N",
+        type=int,
+        help="the same text in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
+    )
 
 
 def given_prompts(args: argparse.Namespace) -> list[str]:
@@ -113,8 +142,9 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("max_new_tokens", "prompt_lookup_num_tokens"):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
+    given |= given_grammar(args)
     resolve_settings({}, None, **given)
-    if args.chat_template_kwargs is not None:
+    if getattr(args, "chat_template_kwargs", None) is not None:
         given["chat_template_kwargs"] = _template_variables(args)
     return given
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Settings that the program has inputs for.
-_SUPPORTED = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
+_SUPPORTED = frozenset(
+    {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"}
+)
 #: Settings that change scores and no choice.
 _WITHOUT_EFFECT = frozenset({"renormalize_logits"})
 
@@ -48,10 +50,10 @@ class DeviceSampler:
                 "without include_sampler"
             )
         #: The program's marks must be those of the prompt, which a cache slot that another prompt has left does not have.
-        self.needs_own_marks = settings.repetition_penalty != 1.0
+        self.needs_own_marks = settings.repetition_penalty != 1.0 or settings.presence_penalty != 0.0
         self._values = {
             "repetition_penalties": settings.repetition_penalty,
-            "presence_penalties": 0.0,
+            "presence_penalties": settings.presence_penalty,
             "temperatures": settings.temperature if settings.do_sample else 0.0,
             "top_ks": _top_k(settings, shape),
             "top_ps": settings.top_p,

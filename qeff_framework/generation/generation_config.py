@@ -34,7 +34,12 @@ _KEYWORDS = (
     *_ALIASES,
 )
 #: Never taken from the checkpoint: whether to sample is the caller's choice, and the others leave the tokens as they are.
-_CALLER_ONLY = frozenset({"do_sample", "seed", "ignore_eos", "prompt_lookup_num_tokens", "max_matching_ngram_size"})
+_CALLER_ONLY = frozenset(
+    {
+        *("do_sample", "seed", "ignore_eos", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+        *("presence_penalty", "frequency_penalty", "json_schema", "regex"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Undone:
     in_checkpoint: Literal["warn", "refuse", "ignore"] = "warn"
 
 
-_LOOKUP = "use prompt_lookup_num_tokens=..., or drive a draft model through session.run"
+_LOOKUP = "use prompt_lookup_num_tokens=..., or a compiled draft model as assistant_model=..."
 _LOGITS_ONLY = "a compiled program returns logits only"
 
 UNDONE: Mapping[str, Undone] = {
@@ -115,8 +120,8 @@ WITHOUT_EFFECT = frozenset(
 #: Arguments of Transformers' ``generate`` that are no fields of a generation config, and what to do instead.
 _ARGUMENTS: Mapping[str, str] = {
     "prefix_allowed_tokens_fn": "pass a PrefixConstrainedLogitsProcessor in logits_processor=[...]",
-    "assistant_model": _LOOKUP,
-    "assistant_tokenizer": _LOOKUP,
+    "assistant_model": "a draft model is for models of text alone",
+    "assistant_tokenizer": "a draft model must have the tokenizer of the program; leave it out",
     "negative_prompt_ids": "classifier-free guidance runs the model twice per step",
     "negative_prompt_attention_mask": "classifier-free guidance runs the model twice per step",
     "custom_generate": "code of a checkpoint that generates drives the PyTorch model",

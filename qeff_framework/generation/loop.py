@@ -15,6 +15,7 @@ from qeff_framework.generation.admission import admitted_rows
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.drafting import drafting_of
 from qeff_framework.generation.generation_config import resolve_settings
+from qeff_framework.generation.grammar import grammar_of
 from qeff_framework.generation.output import GenerationOutput
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.prompts import PaddingIds, Prompts, TokenizedPrompts, tokenize_prompts
@@ -99,6 +100,7 @@ class TextGenerator:
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
         """Generates for texts, for conversations (lists of messages), for token ids, or for what a tokenizer returns.
@@ -124,6 +126,7 @@ class TextGenerator:
             on_token=on_token,
             on_step=printer.put if printer else None,
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+            draft=draft,
         )
         return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
@@ -139,15 +142,18 @@ class TextGenerator:
         on_step: Callable[[Step], None] | None = None,
         images: Sequence[RowImages] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
     ) -> GenerationOutput:
         """Generates for prompts of token ids of any lengths: at most `batch_size`, with continuous batching any number.
 
         `logits_processor` and `stopping_criteria` are Transformers' lists; they are called per row, see `ProcessedSelector`
         and `StopRules`. `streamer` is one of Transformers' streamers: it gets the prompt, then token after token, and takes
         one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`. `images` holds what
-        belongs to the images of each prompt.
+        belongs to the images of each prompt. `draft` is the session of a smaller program that proposes tokens, see `DraftModel`.
         """
-        request = self._started(prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
+        request = self._started(
+            prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
+        )
         for row, of_row in zip(request.rows, images or (), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
@@ -174,6 +180,7 @@ class TextGenerator:
         generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         chat: ChatOptions | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         **overrides: Any,
     ) -> TextStream:
         """Pieces of the text of one prompt as they are generated, see `TextStream`. The inputs are checked at once."""
@@ -181,7 +188,9 @@ class TextGenerator:
         tokenizer = self._needed_tokenizer("a text stream")
         tokenized = self.tokenized(prompt, settings, chat)
         _check_single(tokenized.ids, "a text stream")
-        request = self._started(tokenized.ids, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping)
+        request = self._started(
+            tokenized.ids, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
+        )
 
         def finish() -> GenerationOutput:
             output = self.output(request)
@@ -246,6 +255,7 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None = None,
         stopping_criteria: Sequence[Any] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        draft: ExecutionSession | None = None,
         queued: bool = False,
     ) -> Request:
         """A request for the scheduler. Checks everything that can be checked before the session is touched.
@@ -259,13 +269,19 @@ class TextGenerator:
         if self.shape.candidates is not None:
             selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
         elif logits_processor or settings.score_settings or settings.do_sample:
-            selector = RuledSelector(settings, rows, logits_processor, vocab_size=self.shape.vocab_size)
+            selector = RuledSelector(
+                settings,
+                rows,
+                logits_processor,
+                vocab_size=self.shape.vocab_size,
+                grammar=grammar_of(settings, self.tokenizer, self.shape.vocab_size),
+            )
         return Request(
             rows=rows,
             selector=selector,
             sampler=sampler,
             rules=StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria),
-            drafting=drafting_of(rows, settings, self.shape),
+            drafting=drafting_of(rows, settings, self.shape, draft),
             pad=self._pad(settings),
         )
 
@@ -276,6 +292,7 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None,
         stopping_criteria: Sequence[Any] | None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None,
+        draft: ExecutionSession | None,
     ) -> Request:
         """The request of a new generation, which takes the session over."""
         request = self.request(
@@ -284,6 +301,7 @@ class TextGenerator:
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+            draft=draft,
         )
         self._owner = request
         return request

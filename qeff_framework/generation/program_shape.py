@@ -51,6 +51,8 @@ class ProgramShape:
     #: The cache of a finished prompt can serve one that begins in the same way: it holds nothing but one slot for each token, and
     #: what a slot holds depends on the tokens up to it alone.
     reusable: bool
+    #: Tokens can be taken back: what the states hold behind a position has no influence on the tokens up to it.
+    rewinds: bool = False
     #: A text that has grown to one of these lengths is read anew, as a prompt.
     reread_lengths: frozenset[int] = frozenset()
     #: Tokens that the program's own sampler chooses among; `None` when it returns logits.
@@ -132,6 +134,7 @@ class ProgramShape:
             # Equal tokens stand for other images, and have other keys and values with another adapter.
             reusable=not {PROMPT_LENGTHS, VISION_INDEX, LORA_IDS} & fed.keys()
             and all(state.kind in ("kv", "sampler") for state in compiled.states),
+            rewinds=all(state.kind == "kv" for state in compiled.states),
             reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
             candidates=_candidates(fed),
             image_inputs={name: fed[name] for name in IMAGE_INPUTS if name in fed},

@@ -65,12 +65,12 @@ class Request:
                 row.finish_reason = reason
                 self._forget(row)
 
-    def drafts(self, row: Row, shape: ProgramShape) -> list[int]:
-        """The draft tokens that the next step checks for a row."""
+    def drafts(self, rows: Sequence[Row], shape: ProgramShape) -> dict[int, list[int]]:
+        """The draft tokens that the next step checks, by lane."""
         if self.drafting is None:
-            return []
-        drafts = self.drafting.draft(row, shape)
-        self.drafts_proposed += len(drafts)
+            return {}
+        drafts = self.drafting.drafts(rows, shape)
+        self.drafts_proposed += sum(map(len, drafts.values()))
         return drafts
 
     def take(self, logits: NDArray[Any], rows: Sequence[Row], drafts: Mapping[int, Sequence[int]]) -> list[Step]:
@@ -112,7 +112,7 @@ class Request:
         """Gives a row its next token, and says whether that was the last one."""
         row.generated.append(token)
         if self.drafting is not None:
-            self.drafting.lookups[row.index].append(token)
+            self.drafting.append(row, token)
         row.finish_reason = self.rules.reason(row, token)
         if row.finished:
             self._forget(row)

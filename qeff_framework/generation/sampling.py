@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.generation.grammar import Grammar
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.randomness import generator_of, seed_of
 from qeff_framework.generation.rows import Row
@@ -64,9 +65,11 @@ class RuledSelector:
         custom: Sequence[Any] | None = None,
         *,
         vocab_size: int | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self._settings = settings
         self._custom = list(custom or ())
+        self._grammar = grammar
         self._history = TokenHistory()
         #: Rules of the rows that are at work.
         self._rules: dict[int, list[ScoreRule]] = {}
@@ -88,7 +91,9 @@ class RuledSelector:
         self._history.forget(row)
 
     def _build(self, row: Row, vocab_size: int) -> list[ScoreRule]:
-        return build_rules(self._settings, row, vocab_size, custom=self._custom, history=self._history)
+        return build_rules(
+            self._settings, row, vocab_size, custom=self._custom, history=self._history, grammar=self._grammar
+        )
 
     def _select(self, logits: NDArray[Any], row: Row) -> int:
         if len(self._scores) != len(logits):

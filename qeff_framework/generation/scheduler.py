@@ -166,8 +166,7 @@ class Scheduler:
         drafts: dict[int, list[int]] = {}
         for request, rows in self._groups:
             request.decode_steps += 1
-            if request.drafting is not None:
-                drafts |= {row.lane: request.drafts(row, shape) for row in rows}
+            drafts |= request.drafts(rows, shape)
         inputs = self._decodes[0]
         if drafts:
             needed = 1 + max(map(len, drafts.values()))

@@ -75,6 +75,16 @@ class GenerationSettings:
     watermarking_config: Any = None
     renormalize_logits: bool = False
 
+    # --- not in Transformers ---
+    #: Is subtracted from the scores of tokens that the answer holds, as in OpenAI's interface.
+    presence_penalty: float = 0.0
+    #: Is subtracted from the score of a token as often as the answer holds it.
+    frequency_penalty: float = 0.0
+    #: A JSON schema that the answer follows: a mapping, its JSON text, or a Pydantic model class. See `grammar`.
+    json_schema: Any = None
+    #: A regular expression that the whole answer matches.
+    regex: str | None = None
+
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length"):
             value = getattr(self, name)
@@ -165,6 +175,7 @@ _SCORES = (
     *("encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id"),
     *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
     *("begin_suppress_tokens", "watermarking_config", "renormalize_logits"),
+    *("presence_penalty", "frequency_penalty", "json_schema", "regex"),
 )
 #: Settings that change scores; `None` for one of them as a keyword switches off what the checkpoint says.
 SCORE_SETTINGS = (*_SCORES, *WARPERS)
@@ -243,6 +254,8 @@ _RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
     "eta_cutoff": ((int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     "encoder_repetition_penalty": ((int, float), _is_factor, "a number above 0, from 1e-30 to 1e30"),
     "repetition_penalty": ((int, float), _is_factor, "a number above 0, from 1e-30 to 1e30"),
+    "presence_penalty": ((int, float), math.isfinite, "a number"),
+    "frequency_penalty": ((int, float), math.isfinite, "a number"),
     "no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "encoder_no_repeat_ngram_size": (int, lambda v: v >= 0, "a whole number of at least 0 (0: off)"),
     "min_length": (int, lambda v: v >= 0, "a whole number of at least 0"),
@@ -270,6 +283,8 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a list of token ids with their biases, [[[5, 8], -2.0]], from -1e30 to 1e30 or minus infinity",
     ),
     "exponential_decay_length_penalty": (_is_decay, "a pair of a number of tokens and a factor, (20, 1.1)"),
+    "json_schema": (lambda v: not isinstance(v, str) or bool(v.strip()), "a JSON schema: a mapping, or its JSON text"),
+    "regex": (lambda v: isinstance(v, str) and bool(v), "a regular expression"),
     "do_sample": (lambda v: isinstance(v, bool), "True or False"),
     "remove_invalid_values": (lambda v: isinstance(v, bool), "True or False"),
     "renormalize_logits": (lambda v: isinstance(v, bool), "True or False"),

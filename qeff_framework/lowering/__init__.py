@@ -57,11 +57,7 @@ from qeff_framework.lowering.values import (
     static_shape,
     subgraphs,
 )
-<<<<<<< HEAD
 from qeff_framework.lowering.weight_blocks import BlockFit, WeightBlocks
-=======
-from qeff_framework.lowering.weight_blocks import WeightBlocks
->>>>>>> scale
 from qeff_framework.lowering.weight_files import link_stored_weights, narrow_stored_weights, write_weights
 from qeff_framework.lowering.weights import computed_tensor, content_key, replace_content, weight_of, weights
 

@@ -56,17 +56,10 @@ class WeightBlocks:
         first = 0
         for piece in pieces:
             for index in _parts(piece.shape):
-<<<<<<< HEAD
                 fit = self.fit(self._cut(piece[index]))
                 last = first + len(fit.levels)
                 packed[first:last], scales[first:last] = self.packed(fit.levels), fit.scales
                 zeros[first:last] = self.packed(fit.zeros)
-=======
-                fit = self._fit(self._cut(piece[index]))
-                last = first + len(fit.levels)
-                packed[first:last], scales[first:last] = self._packed(fit.levels), fit.scales
-                zeros[first:last] = self._packed(fit.zeros)
->>>>>>> scale
                 first = last
         return Compressed(levels=packed, scales=scales, zeros=zeros)
 
@@ -162,11 +155,7 @@ class Compressed(NamedTuple):
     zeros: Levels
 
 
-<<<<<<< HEAD
 class BlockFit(NamedTuple):
-=======
-class _Fit(NamedTuple):
->>>>>>> scale
     """Blocks ``[..., blocks, size]`` in levels."""
 
     levels: Levels

@@ -54,6 +54,8 @@ class CompiledCausalLM(CompiledRunner):
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
+        assistant_model: Any = None,
+        draft: Any = None,
         **settings: Any,
     ) -> GenerationOutput:
         """Generates text: greedy, unless sampling is asked for. What else the checkpoint's generation config says, holds.
@@ -86,6 +88,10 @@ class CompiledCausalLM(CompiledRunner):
             chat_template_kwargs: further variables of the template, such as ``{"enable_thinking": False}``.
             prompt_to_adapter_mapping: the name of each prompt's adapter, or of that of all, where the program holds some; `None`
                 and ``"base"`` are the model alone, which is the default.
+            assistant_model: a smaller model of the same tokenizer, compiled by any backend with the same ``batch_size``, which
+                proposes as many tokens per step as this program was compiled to check (``num_speculative_tokens``). The tokens
+                are those without it, in fewer steps.
+            draft: another name for `assistant_model`.
             **settings: single settings of a generation config, such as ``do_sample=True, temperature=0.7, seed=1``; `None`
                 switches off what the checkpoint says.
 
@@ -128,8 +134,28 @@ class CompiledCausalLM(CompiledRunner):
                 chat_template_kwargs=chat_template_kwargs or {},
             ),
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+            draft=self._draft_session(assistant_model if draft is None else draft),
             **settings,
         )
+
+    def _draft_session(self, draft: Any) -> ExecutionSession | None:
+        """The session of a draft model, whose tokens must be this program's."""
+        if draft is None:
+            return None
+        runner = getattr(draft, "runner", draft)
+        if not isinstance(runner, CompiledCausalLM):
+            raise InputError(
+                f"{type(draft).__name__} cannot be the draft model: give a causal language model that is compiled "
+                "(QEFFAutoModelForCausalLM after compile, or load_compiled(...))"
+            )
+        if runner.session is self.session:
+            raise InputError("a program cannot be its own draft model: its cache is in use; load it a second time")
+        own, other = self.tokenizer, runner.tokenizer
+        if own is not None and other is not None and own.vocabulary() != other.vocabulary():
+            raise InputError(
+                "the draft model has another tokenizer, so that its tokens mean something else; give one with the same vocabulary"
+            )
+        return runner.session
 
 
 class CompiledSeq2SeqLM(CompiledCausalLM):

@@ -87,6 +87,17 @@ class AligningTokenizer(Protocol):
         """
 
 
+@runtime_checkable
+class SerializableTokenizer(Protocol):
+    """A tokenizer that has the form of a ``tokenizer.json``."""
+
+    def to_json(self) -> str | None:
+        """The content of a ``tokenizer.json``; `None` of a tokenizer that exists only in Python."""
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens included."""
+
+
 class FastTokenizer:
     """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
 
@@ -155,6 +166,10 @@ class FastTokenizer:
         """Every token and its id, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """See `SerializableTokenizer`."""
+        return self._tokenizer.to_str()
+
     def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
         """See `ChatTokenizer`."""
         text = render_chat(chosen_template(self._templates, options), messages, options, self._special_tokens)
@@ -204,6 +219,11 @@ class TransformersTokenizer:
     def vocabulary(self) -> dict[str, int]:
         """Every token and its id, added tokens included."""
         return dict(self._tokenizer.get_vocab())
+
+    def to_json(self) -> str | None:
+        """See `SerializableTokenizer`."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None else str(backend.to_str())
 
     def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
         """See `ChatTokenizer`."""

@@ -394,3 +394,16 @@ def read(terminal):
         return os.read(terminal, 4096)
     except OSError:  # Linux reports the end of a terminal as an error
         return b""
+
+
+def test_an_answer_of_a_given_form(model_qeff, toy_artifact, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "foo"')
+    argv = ["generate", toy_artifact, "--prompt", "one"]
+    assert "the JSON schema in" in model_qeff(*argv, "--json-schema", schema).err
+    schema.write_text('{"enum": [1, 2]}')
+    for form in (["--json-schema", schema], ["--regex", "two"]):
+        result = model_qeff(*argv, *form)
+        assert result.code == 1
+        # The schema has come as far as the tokenizer of words, whose tokens have no bytes.
+        assert f"{form[0][2:].replace('-', '_')} cannot be used with this tokenizer" in result.err

@@ -1,4 +1,4 @@
-"""Prompt lookup through the public interface: the tokens of plain decoding in fewer steps."""
+"""Prompt lookup and draft models through the public interface: the tokens of plain decoding in fewer steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from qeff_framework import QEFFAutoModelForCausalLM, cli
+from qeff_framework import QEFFAutoModelForCausalLM, cli, load_compiled
+from qeff_framework.errors import InputError
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
 from tests.tiny_models import tiny_causal_lm
@@ -32,6 +33,17 @@ def test_drafts_change_no_token(model_type, rows) -> None:
     metrics = output.perf_metrics
     assert 20 < metrics.drafts_accepted < metrics.drafts_proposed / 2
     assert metrics.decode_steps < plain.perf_metrics.decode_steps
+    if model_type == "llama":
+        # The program as its own draft model: nearly all drafts are right, and each step gives several tokens.
+        with load_compiled(model.compiled.directory) as draft:
+            ahead = model.generate(**asked, assistant_model=draft)
+        assert ahead.generated_ids == plain.generated_ids
+        assert ahead.perf_metrics.drafts_accepted > 0.9 * ahead.perf_metrics.drafts_proposed
+        assert ahead.perf_metrics.decode_steps < plain.perf_metrics.decode_steps / 3
+        with pytest.raises(InputError, match="its own draft model"):
+            model.generate(**asked, assistant_model=model)
+        with pytest.raises(InputError, match="LlamaForCausalLM cannot be the draft model"):
+            model.generate(**asked, assistant_model=module)
 
 
 def test_command_line(tmp_path, capsys) -> None:

@@ -28,6 +28,7 @@ ROWS: list[Any] = [
     {"prompt": "a"},
     {"prompt": "a", "stop_strings": 5},
     {"prompt": {"role": None}},
+    {"prompt": "a", "json_schema": {"enum": ["fox", 7]}, "max_new_tokens": 20},
 ]
 FAILING = {5, 6, 7, 8, 10, 11}
 
@@ -56,8 +57,8 @@ def test_each_row_gets_what_generate_gives_and_a_bad_row_its_error(
     state = run_batch(engine, source, target, settings={"max_new_tokens": 6}, on_progress=seen.append)
     answers = lines(target)
     assert sorted(answers) == list(range(len(ROWS)))
-    assert (state.rows, state.done, state.failed) == (12, 12, len(FAILING))
-    assert [each.done for each in seen] == list(range(1, 13))
+    assert (state.rows, state.done, state.failed) == (13, 13, len(FAILING))
+    assert [each.done for each in seen] == list(range(1, 14))
     assert {number for number, line in answers.items() if "error" in line} == FAILING
     assert "temprature" in answers[6]["error"]
     alone = program(artifact)

@@ -104,6 +104,24 @@ def test_samples_seeds_and_stops(served: Served, alone: Any) -> None:
     assert banned.choices[0].text != whole
 
 
+def test_answers_follow_their_response_format(served: Served, alone: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 999}}, "required": ["n"]}
+    schema["additionalProperties"] = False
+    form: Any = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema, "strict": True}}
+    asked: Any = {"model": "tiny", "max_tokens": 60}
+    expected = alone(USER, max_new_tokens=60, json_schema=schema).generated_texts[0]
+    chat = served.client.chat.completions.create(messages=USER, response_format=form, **asked)
+    assert chat.choices[0].message.content == expected
+    assert isinstance(json.loads(expected)["n"], int)
+    text = served.client.completions.create(prompt="x", extra_body={"response_format": form}, **asked)
+    assert list(json.loads(text.choices[0].text)) == ["n"]
+    word = served.client.completions.create(prompt="x", extra_body={"regex": "fox|dog"}, **asked)
+    assert word.choices[0].text in ("fox", "dog")
+    penalized = served.client.completions.create(prompt="x", presence_penalty=1.5, frequency_penalty=1, **GREEDY)
+    same = alone(["x"], presence_penalty=1.5, frequency_penalty=1, max_new_tokens=12)
+    assert penalized.choices[0].text == same.generated_texts[0]
+
+
 def test_log_probabilities(served: Served) -> None:
     chat = served.client.chat.completions.create(messages=USER, logprobs=True, top_logprobs=2, **GREEDY)
     entries = chat.choices[0].logprobs
@@ -149,8 +167,14 @@ def test_models_health_metrics_and_the_page(served: Served) -> None:
         ({"max_tokens": 1000}, None, "more than"),
         ({"temperature": -1}, "temperature", "greater"),
         ({"temperature": float("nan")}, "temperature", "finite"),
-        ({"frequency_penalty": 1}, "body", "frequency_penalty is not supported; use repetition_penalty"),
-        ({"response_format": {"type": "json_object"}}, "body", "only 'text' is"),
+        ({"frequency_penalty": 3}, "frequency_penalty", "less than or equal to 2"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs to the type"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type", "'text', 'json_object' or 'json_schema'"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "foo"}}}},
+            None,
+            "Invalid type: foo",
+        ),
         ({"best": 1}, "best", "not permitted"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"content": "x"}]}, "body", "each message needs a role"),

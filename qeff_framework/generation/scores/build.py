@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from qeff_framework.generation.grammar import Grammar
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.scores import ngrams, normalizing, placement, repetition, sequences, warpers
@@ -12,8 +13,8 @@ from qeff_framework.generation.scores.rule import ScoreRule
 from qeff_framework.generation.scores.transformers_rules import TransformersRule, watermark
 from qeff_framework.generation.settings import GenerationSettings
 
-#: The setting, the class of Transformers that stands for it, and how the rule is made.
-_Entry = tuple[str, str, Callable[[GenerationSettings, Row, int], ScoreRule]]
+#: The setting, the class of Transformers that stands for it (`None`: Transformers has none), and how the rule is made.
+_Entry = tuple[str, str | None, Callable[[GenerationSettings, Row, int], ScoreRule]]
 
 _RULES: Sequence[_Entry] = (
     (
@@ -30,6 +31,16 @@ _RULES: Sequence[_Entry] = (
         "repetition_penalty",
         "RepetitionPenaltyLogitsProcessor",
         lambda settings, row, vocab: repetition.RepetitionPenalty(settings.repetition_penalty, vocab),
+    ),
+    (
+        "presence_penalty",
+        None,
+        lambda settings, row, vocab: repetition.AnswerPenalty(settings.presence_penalty, vocab, per_occurrence=False),
+    ),
+    (
+        "frequency_penalty",
+        None,
+        lambda settings, row, vocab: repetition.AnswerPenalty(settings.frequency_penalty, vocab, per_occurrence=True),
     ),
     (
         "no_repeat_ngram_size",
@@ -108,28 +119,37 @@ def build_rules(
     *,
     custom: Sequence[Any] = (),
     history: TokenHistory | None = None,
+    grammar: Grammar | None = None,
 ) -> list[ScoreRule]:
     """The rules for one row, in the order of Transformers' ``generate``.
 
     The caller's processors, `custom`, come behind the penalties and before temperature and top-k. One whose class is that of a
-    rule which the settings ask for replaces it, in its place. `history` gives the processors of Transformers their ids.
+    rule which the settings ask for replaces it, in its place. `history` gives the processors of Transformers their ids. `grammar`
+    comes before temperature and top-k, which so choose among the tokens that it leaves.
 
     Raises:
         InputError: a setting names a token that the model cannot generate.
         OptionError: a setting that Transformers does not understand.
     """
-    return list(_rules(settings, row, vocab_size, custom, history if history is not None else TokenHistory()))
+    return list(_rules(settings, row, vocab_size, custom, history if history is not None else TokenHistory(), grammar))
 
 
 def _rules(
-    settings: GenerationSettings, row: Row, vocab_size: int, custom: Sequence[Any], history: TokenHistory
+    settings: GenerationSettings,
+    row: Row,
+    vocab_size: int,
+    custom: Sequence[Any],
+    history: TokenHistory,
+    grammar: Grammar | None,
 ) -> Iterator[ScoreRule]:
     asked = frozenset(settings.score_settings)
     used: set[int] = set()
     for name, replaced, make in _RULES:
         if name not in asked:
             continue
-        own = next((processor for processor in custom if _class_name(processor) == replaced), None)
+        own = (
+            next((processor for processor in custom if _class_name(processor) == replaced), None) if replaced else None
+        )
         if own is None:
             yield make(settings, row, vocab_size)
         else:
@@ -139,6 +159,8 @@ def _rules(
         if id(processor) not in used:
             used.add(id(processor))
             yield TransformersRule(processor, history)
+    if grammar is not None:
+        yield grammar.rule()
     for name, make_warper in _WARPERS:
         if name in asked:
             yield make_warper(settings)

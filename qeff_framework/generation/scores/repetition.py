@@ -50,6 +50,24 @@ class SourcePenalty:
         _penalize(scores, self._seen, self._penalty)
 
 
+class AnswerPenalty:
+    """Subtracts `penalty` from the scores of tokens that the answer holds: once, or once for each occurrence."""
+
+    def __init__(self, penalty: float, vocab_size: int, *, per_occurrence: bool) -> None:
+        self._penalty = penalty
+        self._per_occurrence = per_occurrence
+        self._read = 0
+        #: ``[V]``: what is subtracted.
+        self._amounts = np.zeros(vocab_size, dtype=np.float32)
+
+    def __call__(self, row: Row, scores: Scores) -> None:
+        """See `ScoreRule`."""
+        for token in row.generated[self._read :]:
+            self._amounts[token] = self._penalty + (self._amounts[token] if self._per_occurrence else 0)
+        self._read = len(row.generated)
+        scores -= self._amounts
+
+
 def _penalize(scores: Scores, seen: NDArray[np.bool_], penalty: float) -> None:
     negative = scores < 0
     np.multiply(scores, penalty, out=scores, where=seen & negative)

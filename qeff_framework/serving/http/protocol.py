@@ -49,10 +49,37 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class ResponseFormat(BaseModel):
-    """The form of the answer; only text is offered."""
+class JsonSchema(BaseModel):
+    """The schema of a response format. An answer always follows it, so that `strict` changes nothing."""
 
-    type: str
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of the answer: any text, a JSON object, or JSON by a schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("response_format: json_schema belongs to the type 'json_schema', and to it alone")
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema that the answer follows; `None` for any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class GenerationRequest(ApiRequest):
@@ -66,10 +93,13 @@ class GenerationRequest(ApiRequest):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
     logit_bias: dict[str, float] | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     metadata: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
 
+    #: A regular expression that the whole answer matches.
+    regex: str | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
@@ -82,9 +112,6 @@ class GenerationRequest(ApiRequest):
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
-        for name in ("frequency_penalty", "presence_penalty"):
-            if getattr(self, name):
-                raise ValueError(f"{name} is not supported; use repetition_penalty")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream=true")
         return self
@@ -109,6 +136,10 @@ class GenerationRequest(ApiRequest):
             "repetition_penalty": self.repetition_penalty,
             "min_new_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "json_schema": None if self.response_format is None else self.response_format.schema_of_answer,
+            "regex": self.regex,
         }
         return {**settings, **{name: value for name, value in further.items() if value is not None}}
 
@@ -155,7 +186,6 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -168,8 +198,6 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _is_offered(self) -> Self:
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ValueError(f"response_format {self.response_format.type!r} is not supported; only 'text' is")
         if self.tool_choice not in (None, "auto", "none"):
             raise ValueError("tool_choice can be 'auto' or 'none': the program cannot be made to call a tool")
         if self.top_logprobs is not None and not self.logprobs:
