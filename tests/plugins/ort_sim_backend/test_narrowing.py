@@ -76,6 +76,26 @@ def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_
     assert bits(tmp_path / "w4")[:3] == [("rough", 4), ("fine", 4), ("fine", 4)]
 
 
+@pytest.mark.parametrize(("calibrate", "calibrated"), [("never", False), ("auto", False), ("always", True)])
+def test_a_large_model_is_calibrated_where_that_is_asked_for(calibrate, calibrated, tmp_path, monkeypatch):
+    monkeypatch.setattr("ort_sim_backend.narrowing.CALIBRATED_WEIGHTS", 1000)
+    exported = export(model(), tmp_path / "export", task="encoder", states=())
+
+    compiled = compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibrate=calibrate)
+
+    assert compiled.program["calibrated"] is calibrated
+    assert compiled.program["products_4_bits"] == (1 if calibrated else 3)
+
+
+def test_what_cannot_be_calibrated_is_refused_where_that_is_asked_for(tmp_path):
+    text = LAYERS.replace("input_ids,", "input_ids, float[batch_size, seq_len, 64] pictures,").replace(
+        "b = MatMul (a, rough)", "both = Add (a, pictures) b = MatMul (both, rough)"
+    )
+    exported = export(model(text), tmp_path / "export", task="encoder", states=())
+    with pytest.raises(CompileError, match="nothing is known for its input pictures"):
+        compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibrate="always")
+
+
 def test_prompts_that_cannot_be_used_are_refused(tmp_path):
     exported = export(model(), tmp_path / "export", task="encoder", states=())
     with pytest.raises(CompileError, match="calibration_prompts needs a tokenizer, and the checkpoint has none"):
@@ -83,6 +103,8 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path):
     for options, told in (
         ({"calibration_prompts": tmp_path}, "calibration_prompts needs precision='w4'"),
         ({"precision": "w4", "eight_bit_share": 1.5}, "a share is at most 1"),
+        ({"precision": "w8", "calibrate": "always"}, "calibrate='always' needs precision='w4'"),
+        ({"precision": "w4", "calibrate": "never", "calibration_prompts": tmp_path}, "contradict each other"),
     ):
         with pytest.raises(OptionError, match=told):
             parse_options(OrtSimOptions, options, owner="ort_sim")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ort_sim_backend.calibration import Calibration, calibration_rows, unknown_inputs
 from ort_sim_backend.compensation import Compensated, compensated
 from ort_sim_backend.lowering.compressed_products import PRODUCT
-from ort_sim_backend.options import BLOCK_SIZE
+from ort_sim_backend.options import BLOCK_SIZE, CALIBRATED_WEIGHTS
 from qeff_framework.lowering import ConstantProduct, WeightBlocks, add_initializer, content_key, weight_of
-from qeff_framework.plugin_api import CompileRequest
+from qeff_framework.plugin_api import CompileError, CompileRequest
 
 _FOUR_BITS: Final = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
 
@@ -48,16 +48,17 @@ class _Weight:
 def narrow(request: CompileRequest) -> dict[str, Any]:
     """Gives 4 bits to those products of the request's model that bear it. Returns what a reader of the artifact may want to know.
 
-    A model with inputs that no calibration fills, and products inside branches, get 4 bits without a measurement.
+    A model that is not calibrated, by the option `calibrate` or since no calibration fills its inputs, gets 4 bits without a
+    measurement. So do products inside branches.
 
     Raises:
         CompileError: the calibration prompts cannot be used, or ONNX Runtime refuses the model.
     """
     weights = _weights(request.model)
-    inside, unknown = set(request.model.graph), unknown_inputs(request)
-    seen = {} if unknown else {key: weight for key, weight in weights.items() if inside.issuperset(weight.nodes)}
-    if unknown and weights:
-        request.progress(f"rounding weights to 4 bits without calibration: it has nothing for the input {unknown[0]}")
+    inside, obstacle = set(request.model.graph), _obstacle(request, weights)
+    seen = {} if obstacle else {key: weight for key, weight in weights.items() if inside.issuperset(weight.nodes)}
+    if obstacle and weights:
+        request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
     measured = [
         (weight, compensated(weight.rows, covariance, _FOUR_BITS)) for weight, covariance in _measured(request, seen)
     ]
@@ -75,6 +76,25 @@ def narrow(request: CompileRequest) -> dict[str, Any]:
     _drop_unread(request.model)
     count = sum(len(weight.nodes) for weight in weights.values())
     return {"products_4_bits": count - kept, "products_8_bits": kept, "calibrated": bool(seen)}
+
+
+def _obstacle(request: CompileRequest, weights: Mapping[Hashable, _Weight]) -> str:
+    """Why the model is not calibrated; empty if it is."""
+    options = request.options
+    if options.calibrate == "never":
+        return "calibrate='never'"
+    unknown = unknown_inputs(request)
+    if unknown:
+        if options.calibrate == "always" or options.calibration_prompts is not None:
+            raise CompileError(
+                f"the model cannot be calibrated: nothing is known for its input {unknown[0]}; leave out calibrate and "
+                "calibration_prompts"
+            )
+        return f"it has nothing for the input {unknown[0]}"
+    size = sum(weight.size for weight in weights.values())
+    if options.calibrate == "auto" and options.calibration_prompts is None and size > CALIBRATED_WEIGHTS:
+        return f"the products have {size / 1e9:.1f} billion weights; calibrate='always' does it all the same"
+    return ""
 
 
 def _weights(model: ir.Model) -> dict[Hashable, _Weight]:
