@@ -37,6 +37,8 @@ def shared_digests(directory: Path, origins: Sequence[Path]) -> Mapping[str, str
     """Digests, by name, of files of `directory` that are files of the artifacts `origins` as well."""
     known = {}
     for origin in origins:
+        if not (origin / Manifest.FILE).is_file():
+            continue  # An export that is not published.
         for name, record in Manifest.load(origin).files.items():
             found = (origin / name).stat()
             known[found.st_dev, found.st_ino] = record.sha256

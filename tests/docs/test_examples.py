@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shlex
 import subprocess
@@ -60,6 +61,7 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
         "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(tmp_path_factory.mktemp("pipeline")),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(_chat_model(tmp_path_factory.mktemp("chat"))),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
 
@@ -67,6 +69,12 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def _saved_pipeline(folder: Path) -> str:
     tiny_stable_diffusion().save_pretrained(folder)
     return str(folder)
+
+
+def _chat_model(folder: Path) -> Path:
+    save_tiny_checkpoint(folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    return folder
 
 
 def _saved_llava(folder: Path) -> Path:
@@ -98,6 +106,7 @@ def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, mo
     assert found
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "photo.jpg", shade=100)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n"))
     for command in found:
         arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
         if arguments[0] == "coverage":

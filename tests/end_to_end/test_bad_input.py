@@ -143,7 +143,7 @@ def test_an_architecture_that_does_not_fit_the_task(tmp_path: Path, checkpoint: 
     with pytest.raises(UnsupportedModelError, match="not a model for encoder but for causal-lm"):
         QEFFAutoModelForFeatureExtraction.from_pretrained(checkpoint)
     with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        QEFFAutoModel.from_pretrained(folder("whisper", model_type="whisper", is_encoder_decoder=True))
+        QEFFAutoModel.from_pretrained(folder("charts", model_type="pix2struct", is_encoder_decoder=True))
     with pytest.raises(UnsupportedModelError, match="does not know model_type 'martian'"):
         QEFFAutoModel.from_pretrained(folder("new", model_type="martian", architectures=["MartianForCausalLM"]))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.contracts import Capabilities, CompiledModel
 from qeff_framework.errors import ExecutionError, OptionError
+from qeff_framework.model import QEFFBaseModel
 from qeff_framework.plugin_api import Backend
 from qeff_framework.tasks import task_names, task_spec
 from qeff_framework.testing.checks import BrokenPromiseError, UnavailableError, check, require
@@ -87,6 +88,9 @@ def _compile_task(subject: Subject, task: str, home: Any) -> None:
     class Denied(spec.model_class):  # type: ignore[misc,name-defined]
         _export = SmallModel._export  # noqa: SLF001 -- the model of the kit
         _exported = exported
+
+        def __init__(self, source: Any) -> None:
+            QEFFBaseModel.__init__(self, source)
 
     with subject.store(home):
         Denied(SmallModel(exported, "denied")._source).compile(backend=subject.asked, **subject.settings.options)  # noqa: SLF001

@@ -41,6 +41,7 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "simulate": None,
         "fp32_nodes": [],
         "precision": "fp32",
+        "calibrate": None,
         "calibration_prompts": None,
         "eight_bit_share": 0.5,
     }

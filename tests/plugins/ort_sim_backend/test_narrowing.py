@@ -76,7 +76,7 @@ def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_
     assert bits(tmp_path / "w4")[:3] == [("rough", 4), ("fine", 4), ("fine", 4)]
 
 
-@pytest.mark.parametrize(("calibrate", "calibrated"), [("never", False), ("auto", False), ("always", True)])
+@pytest.mark.parametrize(("calibrate", "calibrated"), [(False, False), (None, False), (True, True)])
 def test_a_large_model_is_calibrated_where_that_is_asked_for(calibrate, calibrated, tmp_path, monkeypatch):
     monkeypatch.setattr("ort_sim_backend.narrowing.CALIBRATED_WEIGHTS", 1000)
     exported = export(model(), tmp_path / "export", task="encoder", states=())
@@ -93,7 +93,7 @@ def test_what_cannot_be_calibrated_is_refused_where_that_is_asked_for(tmp_path):
     )
     exported = export(model(text), tmp_path / "export", task="encoder", states=())
     with pytest.raises(CompileError, match="nothing is known for its input pictures"):
-        compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibrate="always")
+        compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibrate=True)
 
 
 def test_prompts_that_cannot_be_used_are_refused(tmp_path):
@@ -103,8 +103,8 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path):
     for options, told in (
         ({"calibration_prompts": tmp_path}, "calibration_prompts needs precision='w4'"),
         ({"precision": "w4", "eight_bit_share": 1.5}, "a share is at most 1"),
-        ({"precision": "w8", "calibrate": "always"}, "calibrate='always' needs precision='w4'"),
-        ({"precision": "w4", "calibrate": "never", "calibration_prompts": tmp_path}, "contradict each other"),
+        ({"precision": "w8", "calibrate": True}, "calibrate=True needs precision='w4'"),
+        ({"precision": "w4", "calibrate": False, "calibration_prompts": tmp_path}, "contradict each other"),
     ):
         with pytest.raises(OptionError, match=told):
             parse_options(OrtSimOptions, options, owner="ort_sim")

@@ -81,19 +81,19 @@ def narrow(request: CompileRequest) -> dict[str, Any]:
 def _obstacle(request: CompileRequest, weights: Mapping[Hashable, _Weight]) -> str:
     """Why the model is not calibrated; empty if it is."""
     options = request.options
-    if options.calibrate == "never":
-        return "calibrate='never'"
+    if options.calibrate is False:
+        return "calibrate=False"
     unknown = unknown_inputs(request)
     if unknown:
-        if options.calibrate == "always" or options.calibration_prompts is not None:
+        if options.calibrate or options.calibration_prompts is not None:
             raise CompileError(
                 f"the model cannot be calibrated: nothing is known for its input {unknown[0]}; leave out calibrate and "
                 "calibration_prompts"
             )
         return f"it has nothing for the input {unknown[0]}"
     size = sum(weight.size for weight in weights.values())
-    if options.calibrate == "auto" and options.calibration_prompts is None and size > CALIBRATED_WEIGHTS:
-        return f"the products have {size / 1e9:.1f} billion weights; calibrate='always' does it all the same"
+    if options.calibrate is None and options.calibration_prompts is None and size > CALIBRATED_WEIGHTS:
+        return f"the products have {size / 1e9:.1f} billion weights; calibrate=True does it all the same"
     return ""
 
 

@@ -43,11 +43,10 @@ class OrtSimOptions(MicroscalingOptions):
         "bears it, multiplied with 8-bit activations; less memory and faster steps, other logits",
         choices=("fp32", *COMPRESSED_BITS),
     )
-    calibrate: str = option(
-        "auto",
-        "with precision=w4: round weights for the inputs that they have on texts, which runs the model some times; auto: where "
-        f"the products have at most {CALIBRATED_WEIGHTS:.0e} weights, larger models are rounded to the nearest level",
-        choices=("auto", "always", "never"),
+    calibrate: bool | None = option(
+        None,
+        "with precision=w4: round weights for the inputs that they have on texts, for which the model is run some times, or to "
+        f"the nearest level; by default models are calibrated whose products have at most {CALIBRATED_WEIGHTS:.0e} weights",
     )
     calibration_prompts: Path | None = option(
         None,
@@ -63,10 +62,12 @@ class OrtSimOptions(MicroscalingOptions):
         """Refuses what a simulated device has not, and what the CPU has not."""
         if self.calibration_prompts is not None and self.precision != "w4":
             raise ValueError(f"calibration_prompts needs precision='w4': nothing is calibrated for '{self.precision}'")
-        if self.calibration_prompts is not None and self.calibrate == "never":
-            raise ValueError("calibration_prompts and calibrate='never' contradict each other")
-        if self.calibrate == "always" and self.precision != "w4":
-            raise ValueError(f"calibrate='always' needs precision='w4': nothing is calibrated for '{self.precision}'")
+        if self.calibration_prompts is not None and self.calibrate is False:
+            raise ValueError("calibration_prompts and calibrate=False contradict each other")
+        if self.calibrate is not None and self.precision != "w4":
+            raise ValueError(
+                f"calibrate={self.calibrate} needs precision='w4': nothing is calibrated for '{self.precision}'"
+            )
         if self.eight_bit_share > 1:
             raise ValueError(f"eight_bit_share={self.eight_bit_share} is out of range: a share is at most 1")
         if self.simulate is None:

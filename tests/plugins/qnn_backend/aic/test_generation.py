@@ -108,4 +108,5 @@ def test_the_backend_as_a_whole_can_do_what_a_target_can() -> None:
         found = dataclasses.asdict(backend.capabilities_for(QnnOptions(target=target)))
         assert found.pop("scope") == f"target {target}"
         for name, value in found.items():
-            assert value in (False, getattr(backend.capabilities, name)), name
+            whole = getattr(backend.capabilities, name)
+            assert value <= whole, name  # subsets of tasks, and what is claimed at all
