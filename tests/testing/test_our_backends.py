@@ -32,7 +32,7 @@ def test_ort_sim_conforms(capsys) -> None:
 
 
 def test_qaic_conforms_without_its_sdk_as_far_as_can_be_told(capsys) -> None:
-    found = outcomes(capsys, "qaic", ["descriptor", "metadata", "transforms", "capabilities", "errors"])
+    found = outcomes(capsys, "qaic", ["descriptor", "metadata", "transforms", "compile", "capabilities", "errors"])
     assert found["capabilities/dry_run"] == found["errors/unavailable"] == Outcome.PASSED
     assert found["capabilities/compressed[mxfp6_matmul]"] == Outcome.UNAVAILABLE
 

@@ -15,7 +15,7 @@ from qeff_framework.contracts import CompiledModel, Specialization
 from qeff_framework.errors import CompileError, OptionError, QEFFError, UnsupportedModelError
 from qeff_framework.options import default_of, describe_options
 from qeff_framework.plugin_api import Backend
-from qeff_framework.testing.checks import BrokenPromiseError, NotClaimedError, check, require
+from qeff_framework.testing.checks import BrokenPromiseError, NotClaimedError, UnavailableError, check, require
 from qeff_framework.testing.comparing import require_close
 from qeff_framework.testing.groups.execute import attention_layer, output_of
 from qeff_framework.testing.layers import STEPS, Layer, feeds, plain_layer, step_inputs, valid_part
@@ -318,6 +318,8 @@ def check_refused_sizes(subject: Subject, case: str) -> None:
     program = dataclasses.replace(attention_layer().program, specializations=specializations)
     try:
         subject.compile(program)
+    except UnavailableError:
+        raise
     except CompileError as error:
         require(str(error).strip(), "the refusal gives no reason")
     except Exception as error:
