@@ -13,9 +13,9 @@ from qeff_framework.plugin_api import MicroscalingOptions, RuntimeOptions, optio
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
 #: Weights with one scale.
 BLOCK_SIZE: Final = 32
-#: Weights of the products of a model that is calibrated unless told otherwise. Time and memory grow faster than the model: 2,000
-#: tokens through a model of 8 billion weights, some thirty times, would take hours.
-CALIBRATED_WEIGHTS: Final = 10**9
+#: Weights of the products of a model that is calibrated unless told otherwise. Time and memory grow faster than the model: more
+#: than seven minutes for a Llama of 1.1 billion on two cores, and hours for one of 8 billion.
+CALIBRATED_WEIGHTS: Final = 5 * 10**8
 #: Compute cores of one Cloud AI 100 device.
 AI100_CORES: Final = 16
 
@@ -46,7 +46,7 @@ class OrtSimOptions(MicroscalingOptions):
     calibrate: bool | None = option(
         None,
         "with precision=w4: round weights for the inputs that they have on texts, for which the model is run some times, or to "
-        f"the nearest level; by default models are calibrated whose products have at most {CALIBRATED_WEIGHTS:.0e} weights",
+        f"the nearest level; by default models are calibrated whose products have at most {CALIBRATED_WEIGHTS:,} weights",
     )
     calibration_prompts: Path | None = option(
         None,
