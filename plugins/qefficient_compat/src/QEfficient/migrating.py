@@ -24,7 +24,7 @@ _INTRODUCTION = """\
 # Migrating from QEfficient
 
 Scripts that were written for QEfficient (`efficient-transformers`) run unchanged with the package `qeff-qefficient-compat`, which
-provides the module `QEfficient`. It is written from QEfficient's public interface, and it cannot be installed beside QEfficient.
+provides the module `QEfficient`. It contains none of QEfficient's code, and it cannot be installed beside it.
 qeff_framework itself does not know it: a script can be moved to `qeff_framework` one call at a time, by the tables below.
 
     pip install -c constraints.txt . ./plugins/ort_sim_backend ./plugins/qefficient_compat
