@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from qeff_framework.auto.task_model import TaskModel
+from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Task
-from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
+from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program
 from qeff_framework.shapes import ImageTextShapes
 from qeff_framework.sources import CheckpointSource, ModelSource
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 LANGUAGE, VISION = "language", "vision"
 
 
-class QEFFAutoModelForImageTextToText(TaskModel):
+class QEFFAutoModelForImageTextToText(ProcessedModel):
     """A vision-language model, as two programs in one artifact: ``vision`` encodes an image, ``language`` generates text.
 
     ``compile`` takes ``img_size`` (or ``height`` and ``width``; lists for several sizes), ``num_images=1`` of a prompt at most,
@@ -52,8 +51,7 @@ class QEFFAutoModelForImageTextToText(TaskModel):
     def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None, kv_offload: bool = True) -> None:
         if not kv_offload:
             raise OptionError("kv_offload=False, one program for images and text, is not supported; leave it out")
-        super().__init__(model)
-        self._processor = processor
+        super().__init__(model, processor=processor)
 
     @classmethod
     def from_pretrained(
@@ -68,21 +66,6 @@ class QEFFAutoModelForImageTextToText(TaskModel):
         source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
         cls._check_architecture(source)
         return cls(source, processor=processor, kv_offload=kv_offload)
-
-    @property
-    def processor(self) -> Any:
-        """The processor that was given, or the checkpoint's.
-
-        Raises:
-            CheckpointError: there is none, or it cannot be loaded here.
-        """
-        if self._processor is None:
-            if not isinstance(self._source, CheckpointSource):
-                raise CheckpointError(
-                    f"{self.name} is a module in memory, which carries no processor; pass processor=..."
-                )
-            self._processor = self._source.processor()
-        return self._processor
 
     def _programs(self, relay: Relay, options: object, shapes: ImageTextShapes) -> list[Program]:
         sizes = shapes.image_sizes or (self._own_image_size(),)
@@ -167,13 +150,6 @@ class QEFFAutoModelForImageTextToText(TaskModel):
         found = next((getattr(transformers, name) for name in names if name and hasattr(transformers, name)), None)
         # Code that the checkpoint brings along is known once it is loaded.
         return found if found is not None else type(self.module)
-
-    def _complete_export(self, directory: Path) -> Mapping[str, Any]:
-        """Adds the processor, so that ``qeff generate --image`` needs no checkpoint."""
-        if self._processor is None and not isinstance(self._source, CheckpointSource):
-            return {}
-        self.processor.save_pretrained(directory / "processor")
-        return {}
 
 
 def _tensors(unit: Unit) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the classes share whose models read sound, or images without a prompt: a processor that says what the model is given."""
+"""What the classes share whose models read sound or images: a processor that says what the model is given."""
 
 from __future__ import annotations
 
