@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,7 @@ from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.image_inputs import NO_IMAGES, NO_IMAGES_IN_STEP, ImageInputs, ImagesOfStep
-from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping
+from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping, without_stamped_weights
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.mask_plan import MaskPlan
@@ -92,12 +92,11 @@ def causal_lm_graph(
     with stage("probe run"):
         plan = _probe(weightless, images)
         _check_extra_inputs(plan, extra_inputs)
-        kinds = _layer_kinds(weightless, plan, extra_inputs, images)
     weights = graph_weights(module, norms)
     try:
-        model = _traced_model(weightless, plan, extra_inputs, weights, kinds, images)
+        model = _traced_model(weightless, plan, extra_inputs, weights, plan.kinds, images)
     except QEFFError as reason:
-        if not kinds.kinds:
+        if not plan.kinds.kinds:
             raise
         # A model may do with its layers what a record does not show.
         logger.info("every layer is traced: %s", reason)
@@ -123,25 +122,7 @@ def _traced_model(
     with stage("trace"):
         program = _trace(weightless, plan, extra_inputs, kinds, images)
     with stage("translation to ONNX"):
-        return translate(program, weights, kinds)
-
-
-def _layer_kinds(
-    weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], images: ImageInputs
-) -> LayerKinds:
-    """The layers that are alike in a run of the very graph that is traced. Those with loops of their own are not among them."""
-    recorder = LayerRecorder()
-
-    def recording(cache: SeamCache) -> AbstractContextManager[object]:
-        return recorder.watching(weightless, cache, plan.masks)
-
-    example, _ = _example(plan.states, extra_inputs, images)
-    try:
-        probe(_CausalLMGraph(weightless, plan, extra_inputs, images, recording), example)
-    except Exception as reason:  # noqa: BLE001 - what is wrong shows in the trace
-        logger.info("every layer is traced: %s", reason)
-        return LayerKinds()
-    return recorder.kinds().without([site.name for site in plan.loops])
+        return translate(program, weights, kinds, [shape.id for shape in plan.states])
 
 
 def _trace(
@@ -152,16 +133,19 @@ def _trace(
     def stamped(cache: SeamCache) -> AbstractContextManager[object]:
         return stamping(weightless, kinds, cache)
 
+    # The layers that are not traced bring their states with them when they are stamped.
+    plan = replace(plan, states=tuple(shape for shape in plan.states if shape.id not in kinds.stamped_states))
     example, axes = _example(plan.states, extra_inputs, images)
-    program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, stamped), example, axes)
-    require_no_text_length(program)
-    if token_counting(program) is None:
+    with without_stamped_weights(weightless, kinds):
+        program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, stamped), example, axes)
+        require_no_text_length(program)
+        if token_counting(program) is None:
+            return program
+        program = trace(
+            _CausalLMGraph(weightless, plan, extra_inputs, images, stamped, PositionalArangeMode), example, axes
+        )
+        require_given_positions(program)
         return program
-    program = trace(
-        _CausalLMGraph(weightless, plan, extra_inputs, images, stamped, PositionalArangeMode), example, axes
-    )
-    require_given_positions(program)
-    return program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +155,8 @@ class _Plan:
     masks: MaskPlan
     states: tuple[StateShape, ...]
     loops: tuple[LoopSite, ...]
+    #: The layers that are alike. Those with loops of their own are not among them.
+    kinds: LayerKinds
 
 
 class _CausalLMGraph(torch.nn.Module):
@@ -290,9 +276,13 @@ def _last_logits(
 
 def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
-    recorder = LoopRecorder()
+    recorder, layers = LoopRecorder(), LayerRecorder()
     graph = _ProbeGraph(weightless, recorder, images)
-    with recorder.watching(weightless), refusing_lookahead(graph.masks, weightless.config):
+    with (
+        recorder.watching(weightless),
+        refusing_lookahead(graph.masks, weightless.config),
+        layers.watching(weightless, graph.cache, graph.masks),
+    ):
         logits = probe(graph, _example_tokens(token_id=images.token_id))
     graph.masks.finish_recording()
     states = graph.cache.shapes()
@@ -310,7 +300,8 @@ def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     loops = _probe_loops(weightless, recorder.owners(weightless), states, images)
-    return _Plan(masks=graph.masks, states=states, loops=loops)
+    kinds = layers.kinds().without([site.name for site in loops])
+    return _Plan(masks=graph.masks, states=states, loops=loops, kinds=kinds)
 
 
 def _probe_loops(

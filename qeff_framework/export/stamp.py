@@ -18,6 +18,7 @@ from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.weights import ModuleTensor
 from qeff_framework.lowering.values import graph_of, has_subgraph
 from qeff_framework.seam.layers import CALL_OP, INPUT_OP, OUTPUT_OP, Layer, LayerKinds, NotAlikeError
+from qeff_framework.seam.states import StateId
 
 
 @contextmanager
@@ -39,8 +40,13 @@ def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds) -> Iterator[None]:
         graph.register_initializer(value)
 
 
-def stamp_layers(model: onnx_ir.Model, kinds: LayerKinds, weights: Mapping[str, torch.Tensor]) -> None:
+def stamp_layers(
+    model: onnx_ir.Model, kinds: LayerKinds, weights: Mapping[str, torch.Tensor], states: Sequence[StateId]
+) -> None:
     """Replaces each ``LayerCall`` of `model` by the nodes of its kind, and removes the marks.
+
+    `states`: those of all layers in the order in which the graph is to have them; in `model`, the last inputs and outputs are
+    those of them that belong to layers that were traced.
 
     Raises:
         NotAlikeError: the nodes of a layer cannot be told from those around it.
@@ -51,10 +57,12 @@ def stamp_layers(model: onnx_ir.Model, kinds: LayerKinds, weights: Mapping[str, 
     numbers = {layer.name: number for number, (layer, _) in enumerate(kinds.layers)}
     bodies = {kind[0].name: _Body(model, kind[0], numbers[kind[0].name], nodes) for kind in kinds.kinds}
     files = MappedFiles()
+    added: dict[StateId, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
     for node in nodes:
         if node.op_type == CALL_OP:
             layer, first = kinds.layers[node.attributes["layer"].as_int()]
-            bodies[first.name].stamp(node, layer, weights, files)
+            added |= bodies[first.name].stamp(node, layer, weights, files)
+    _order_states(model.graph, states, added)
     for node in nodes:
         if node.op_type != CALL_OP:
             source = node.inputs[0]
@@ -64,6 +72,17 @@ def stamp_layers(model: onnx_ir.Model, kinds: LayerKinds, weights: Mapping[str, 
             graph_of(node).remove(node, safe=True)
 
 
+def _order_states(
+    graph: onnx_ir.Graph, states: Sequence[StateId], added: Mapping[StateId, tuple[onnx_ir.Value, onnx_ir.Value]]
+) -> None:
+    """Puts the states of stamped layers among those of traced ones."""
+    known = len(states) - len(added)
+    for place, values in enumerate((graph.inputs, graph.outputs)):
+        traced = iter(values[len(values) - known :])
+        ordered = [added[state][place] if state in added else next(traced) for state in states]
+        values[len(values) - known :] = ordered
+
+
 class _Body:
     """The nodes of a traced layer."""
 
@@ -71,6 +90,7 @@ class _Body:
         self._model, self._layer = model, layer
         mine = [mark for mark in marks if mark.op_type != CALL_OP and mark.attributes["layer"].as_int() == number]
         self._inputs = {mark.outputs[0]: _place(mark) for mark in mine if mark.op_type == INPUT_OP}
+        self._given = {_place(mark): mark.inputs[0] for mark in mine if mark.op_type == INPUT_OP}
         self._outputs = {_place(mark): mark.inputs[0] for mark in mine if mark.op_type == OUTPUT_OP}
         self._weights = {
             value: name.removeprefix(f"{layer.name}.")
@@ -79,10 +99,14 @@ class _Body:
         }
         self._nodes = self._dependent(self._closure())
 
-    def stamp(self, call: onnx_ir.Node, layer: Layer, weights: Mapping[str, torch.Tensor], files: MappedFiles) -> None:
-        """Puts a copy in the place of `call`."""
+    def stamp(
+        self, call: onnx_ir.Node, layer: Layer, weights: Mapping[str, torch.Tensor], files: MappedFiles
+    ) -> dict[StateId, tuple[onnx_ir.Value, onnx_ir.Value]]:
+        """Puts a copy in the place of `call`; returns what the states of `layer` were and what they have become."""
+        before = [self._state(state, place) for place, state in enumerate(layer.states, len(call.inputs))]
+        given = [*call.inputs, *before]
         values: dict[onnx_ir.Value | None, onnx_ir.Value | None] = {
-            inner: call.inputs[place] for inner, place in self._inputs.items()
+            inner: given[place] for inner, place in self._inputs.items()
         }
         values.update({value: self._weight(value, layer, own, weights, files) for value, own in self._weights.items()})
         copies = []
@@ -102,12 +126,26 @@ class _Body:
                 values[old] = new
             copies.append(copy)
         self._model.graph.insert_before(call, copies)
-        for place, result in enumerate(call.outputs):
-            made = values.get(self._outputs[place], self._outputs[place])
-            if made is None:
-                raise NotAlikeError(f"{self._layer.name} has no result {place}")
+        after = [self._result(place, values) for place in range(len(call.outputs) + len(layer.states))]
+        for result, made in zip(call.outputs, after, strict=False):
             result.replace_all_uses_with(made, replace_graph_outputs=True)
         self._model.graph.remove(call, safe=True)
+        return dict(zip(layer.states, zip(before, after[len(call.outputs) :], strict=True), strict=True))
+
+    def _state(self, state: StateId, place: int) -> onnx_ir.Value:
+        """A new input like that of the traced layer's own state."""
+        pattern = self._given.get(place)
+        if pattern is None or pattern.shape is None:
+            raise NotAlikeError(f"{self._layer.name} does not take the state {state.name}")
+        return onnx_ir.Value(name=state.name, shape=pattern.shape.copy(), type=pattern.type)
+
+    def _result(
+        self, place: int, values: Mapping[onnx_ir.Value | None, onnx_ir.Value | None]
+    ) -> onnx_ir.Value:
+        made = values.get(self._outputs[place], self._outputs[place])
+        if made is None:
+            raise NotAlikeError(f"{self._layer.name} has no result {place}")
+        return made
 
     def _weight(
         self,

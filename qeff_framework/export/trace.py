@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,6 +24,7 @@ from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.seam.adapt import positional_masks
 from qeff_framework.seam.layers import LayerKinds
+from qeff_framework.seam.states import StateId
 from qeff_framework.seam.weightless import fake_parameters
 from qeff_framework.thread_quiet import ignored_warning, muted_loggers
 
@@ -65,11 +66,14 @@ def _trace(
 
 
 def translate(
-    program: torch.export.ExportedProgram, weights: Mapping[str, torch.Tensor], kinds: LayerKinds = _NO_KINDS
+    program: torch.export.ExportedProgram,
+    weights: Mapping[str, torch.Tensor],
+    kinds: LayerKinds = _NO_KINDS,
+    states: Sequence[StateId] = (),
 ) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are.
 
-    `kinds`: the layers that stand in the program as one node each.
+    `kinds`: the layers that stand in the program as one node each. `states`: those of the graph, see `stamp_layers`.
 
     Raises:
         NotAlikeError: such a node cannot be replaced by the layer that it is alike.
@@ -85,7 +89,7 @@ def translate(
 
             def stamp() -> None:
                 hidden.close()
-                stamp_layers(model, kinds, weights)
+                stamp_layers(model, kinds, weights, states)
 
             simplify(model, should_fold=_should_fold, between=stamp)
     return model

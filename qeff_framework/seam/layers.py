@@ -63,6 +63,11 @@ class LayerKinds:
         """Each layer with the one that is traced for it. The number of a layer is its place here."""
         return [(layer, kind[0]) for kind in self.kinds for layer in kind]
 
+    @property
+    def stamped_states(self) -> frozenset[StateId]:
+        """The states of the layers that are not traced. The traced graph does not have them."""
+        return frozenset(state for kind in self.kinds for layer in kind[1:] for state in layer.states)
+
     def without(self, names: Sequence[str]) -> LayerKinds:
         """Without the layers that are, or hold, one of the modules `names`."""
         kept = (
@@ -80,11 +85,13 @@ class LayerRecorder:
 
     def __init__(self) -> None:
         self._records: dict[str, tuple[Any, tuple[StateId, ...]] | None] = {}
+        #: States that a layer reads and another one writes.
+        self._shared: set[StateId] = set()
 
     @contextlib.contextmanager
     def watching(self, model: torch.nn.Module, cache: SeamCache, masks: MaskPlan) -> Iterator[None]:
         """While the body runs `model` once."""
-        mode, owners = _RecordingMode(), _owners(model)
+        run = _Run(model, _owners(model), cache, masks, _RecordingMode(), self._shared)
 
         def recording(name: str, forward: Forward) -> Forward:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -92,12 +99,12 @@ class LayerRecorder:
                     self._records[name] = None  # It runs more than once in a step.
                     return forward(*args, **kwargs)
                 self._records[name] = None
-                result, self._records[name] = _recorded(model, owners, name, forward, args, kwargs, mode, cache, masks)
+                result, self._records[name] = _recorded(run, name, forward, args, kwargs)
                 return result
 
             return wrapped
 
-        with replaced_forwards(model, dict.fromkeys(_members(model), recording)), mode:
+        with replaced_forwards(model, dict.fromkeys(_members(model), recording)), run.mode:
             yield
 
     def kinds(self) -> LayerKinds:
@@ -106,6 +113,8 @@ class LayerRecorder:
         for name, record in self._records.items():
             if record is not None:
                 program, states = record
+                if self._shared.intersection(states):
+                    continue  # What reads the state needs it in the trace.
                 found.setdefault(program, []).append(Layer(name=name, states=states))
         return LayerKinds(kinds=tuple(tuple(kind) for kind in found.values() if len(kind) > 1))
 
@@ -139,6 +148,8 @@ class _Frame:
     program: list[Any] = field(default_factory=list)
     #: States by the tensors that they were before the call.
     held: dict[int, StateId] = field(default_factory=dict)
+    #: Tensors that are `_Outside`.
+    outside: set[int] = field(default_factory=set)
 
     def name(self, tensor: torch.Tensor, name: Any) -> None:
         self.kept.append(tensor)
@@ -148,7 +159,10 @@ class _Frame:
         """`value` in a form that can be compared, tensors by their names."""
         if isinstance(value, torch.Tensor):
             self.kept.append(value)
-            return self.names.get(id(value)) or _Outside(id(value))
+            if (name := self.names.get(id(value))) is None:
+                self.outside.add(id(value))
+                return _Outside(id(value))
+            return name
         if isinstance(value, (list, tuple)):
             return (type(value).__name__, *(self.told(item) for item in value))
         if isinstance(value, Mapping):
@@ -184,27 +198,34 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         return result
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The run that is recorded."""
+
+    model: torch.nn.Module
+    #: Names of the modules that hold each parameter and buffer.
+    owners: Mapping[int, Sequence[str]]
+    cache: SeamCache
+    masks: MaskPlan
+    mode: _RecordingMode
+    #: See `LayerRecorder`.
+    shared: set[StateId]
+
+
 def _recorded(
-    model: torch.nn.Module,
-    owners: Mapping[int, Sequence[str]],
-    name: str,
-    forward: Forward,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    mode: _RecordingMode,
-    cache: SeamCache,
-    masks: MaskPlan,
+    run: _Run, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, tuple[StateId, ...]] | None]:
     """The result of a call, and its record; `None` where a record cannot hold what it does."""
+    mode, cache, masks = run.mode, run.cache, run.masks
     if mode.frame is not None:
         return forward(*args, **kwargs), None  # Inside of another layer.
-    layer, frame = model.get_submodule(name), _Frame()
+    layer, frame = run.model.get_submodule(name), _Frame()
     leaves, tree = pytree.tree_flatten((args, kwargs))
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor):
             frame.name(leaf, ("argument", number))
     head = [_describe(leaf, frame, cache) for leaf in leaves]
-    head += _own_tensors(owners, name, layer, frame)
+    head += _own_tensors(run.owners, name, layer, frame)
     states, asked, attributes = dict(cache.states), masks.calls, _attributes(layer)
     frame.held = {id(tensor): state for state, tensor in states.items()}
     mode.frame = frame
@@ -215,6 +236,10 @@ def _recorded(
     after, after_tree = pytree.tree_flatten((args, kwargs))
     unchanged = after_tree == tree and all(a is b for a, b in zip(after, leaves, strict=True))
     outputs, output_tree = pytree.tree_flatten(result)
+    written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
+    told_outputs = frame.told(outputs)
+    read = {state for identity, state in frame.held.items() if identity in frame.outside}
+    run.shared.update(read.difference(written))
     if (
         not unchanged
         or asked != masks.calls
@@ -223,9 +248,8 @@ def _recorded(
         or not all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in outputs)
     ):
         return result, None
-    written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
     kept = [(state.role, state.number, frame.told(cache.states[state])) for state in written]
-    program: Any = (str(tree), tuple(head), tuple(frame.program), str(output_tree), frame.told(outputs), tuple(kept))
+    program: Any = (str(tree), tuple(head), tuple(frame.program), str(output_tree), told_outputs, tuple(kept))
     # A state that the layer replaces is its own; any other one is from outside.
     own = {identity: ("state", written.index(state)) for identity, state in frame.held.items() if state in written}
     return result, (_with_states(program, own), written)
@@ -294,19 +318,40 @@ class _Traced:
     input_tree: Any
     results: list[Any]
     output_tree: Any
-    states: list[torch.Tensor]
+
+
+@contextlib.contextmanager
+def without_stamped_weights(model: torch.nn.Module, kinds: LayerKinds) -> Iterator[None]:
+    """While the body traces `model`, the layers that are not traced hold no weights, which the tracer would work on each."""
+    emptied = [module for layer, first in kinds.layers if layer is not first for module in _modules(model, layer)]
+    held = [(module, module._parameters, module._buffers) for module in emptied]  # noqa: SLF001  (no public setter)
+    for module in emptied:
+        module._parameters, module._buffers = {}, {}  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for module, parameters, buffers in held:
+            module._parameters, module._buffers = parameters, buffers  # noqa: SLF001
+
+
+def _modules(model: torch.nn.Module, layer: Layer) -> Iterator[torch.nn.Module]:
+    return model.get_submodule(layer.name).modules()
 
 
 @contextlib.contextmanager
 def stamping(model: torch.nn.Module, kinds: LayerKinds, cache: SeamCache) -> Iterator[None]:
-    """Lets the first layer of each kind be traced between marks, and each other one emit a single node."""
+    """Lets the first layer of each kind be traced between marks, and each other one emit a single node.
+
+    The inputs of that node are the tensors that the layer is called with, and its outputs those that it returns. Its states are
+    no part of the trace; `export.stamp` adds them.
+    """
     traced: dict[str, _Traced] = {}
     makers: dict[str, Callable[[str, Forward], Forward]] = {}
     for number, (layer, first) in enumerate(kinds.layers):
         if layer is first:
             makers[layer.name] = _marking(number, layer, cache, traced)
         else:
-            makers[layer.name] = _calling(number, layer, first, cache, traced)
+            makers[layer.name] = _calling(number, layer, first, traced)
     with replaced_forwards(model, makers):
         yield
 
@@ -335,8 +380,7 @@ def _marking(
             ]
             for place, state in enumerate(layer.states, count):
                 cache.states[state] = _mark(OUTPUT_OP, number, place, cache.states[state])
-            states = [cache.states[state] for state in layer.states]
-            traced[layer.name] = _Traced(leaves, tree, outer, output_tree, states)
+            traced[layer.name] = _Traced(leaves, tree, outer, output_tree)
             return pytree.tree_unflatten(outer, output_tree)
 
         return marked
@@ -345,7 +389,7 @@ def _marking(
 
 
 def _calling(
-    number: int, layer: Layer, first: Layer, cache: SeamCache, traced: dict[str, _Traced]
+    number: int, layer: Layer, first: Layer, traced: dict[str, _Traced]
 ) -> Callable[[str, Forward], Forward]:
     def maker(_: str, forward: Forward) -> Forward:
         del forward
@@ -355,11 +399,10 @@ def _calling(
             known = traced.get(first.name)
             if known is None or tree != known.input_tree or not all(map(_fits, leaves, known.given)):
                 raise NotAlikeError(f"{layer.name} is not called in the trace as {first.name} is")
-            held = [cache.states[state] for state in layer.states]
-            patterns = [leaf for leaf in known.results if isinstance(leaf, torch.Tensor)] + known.states
+            patterns = [leaf for leaf in known.results if isinstance(leaf, torch.Tensor)]
             values = torch.onnx.ops.symbolic_multi_out(
                 f"{DOMAIN}::{CALL_OP}",
-                [*(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), *held],
+                [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)],
                 {"layer": number},
                 dtypes=[pattern.dtype for pattern in patterns],
                 shapes=[list(pattern.shape) for pattern in patterns],
@@ -367,8 +410,6 @@ def _calling(
             )
             found = iter(values)
             results = [next(found) if isinstance(leaf, torch.Tensor) else leaf for leaf in known.results]
-            for state in layer.states:
-                cache.states[state] = next(found)
             return pytree.tree_unflatten(results, known.output_tree)
 
         return call
