@@ -139,9 +139,7 @@ class _Body:
             raise NotAlikeError(f"{self._layer.name} does not take the state {state.name}")
         return onnx_ir.Value(name=state.name, shape=pattern.shape.copy(), type=pattern.type)
 
-    def _result(
-        self, place: int, values: Mapping[onnx_ir.Value | None, onnx_ir.Value | None]
-    ) -> onnx_ir.Value:
+    def _result(self, place: int, values: Mapping[onnx_ir.Value | None, onnx_ir.Value | None]) -> onnx_ir.Value:
         made = values.get(self._outputs[place], self._outputs[place])
         if made is None:
             raise NotAlikeError(f"{self._layer.name} has no result {place}")

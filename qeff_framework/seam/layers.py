@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import onnx_ir
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,6 +36,8 @@ INPUT_OP, OUTPUT_OP, CALL_OP = "LayerInput", "LayerOutput", "LayerCall"
 #: Constants of the code, which are compared by their numbers.
 _LIFTING: Final = frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
 _MAX_CONSTANT: Final = 1024
+#: What `torch.onnx.ops.symbolic` calls.
+_SYMBOLIC: Final = torch.ops.onnx_symbolic._symbolic.default  # noqa: SLF001
 
 Forward = Callable[..., Any]
 
@@ -131,11 +135,13 @@ def _members(model: torch.nn.Module) -> list[str]:
     return [name for name in names if counted[id(model.get_submodule(name))] == 1]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class _Outside:
-    """A tensor that neither belongs to the layer nor was given to it."""
+    """A tensor that neither belongs to the layer nor was given to it: a state of its own, or the tensor of that identity."""
 
-    identity: int
+    name: Any
+    #: Kept alive with the record: an identity is used again when its object is gone.
+    tensor: torch.Tensor = field(compare=False, repr=False)
 
 
 @dataclass
@@ -148,8 +154,7 @@ class _Frame:
     program: list[Any] = field(default_factory=list)
     #: States by the tensors that they were before the call.
     held: dict[int, StateId] = field(default_factory=dict)
-    #: Tensors that are `_Outside`.
-    outside: set[int] = field(default_factory=set)
+    outside: dict[int, _Outside] = field(default_factory=dict)
 
     def name(self, tensor: torch.Tensor, name: Any) -> None:
         self.kept.append(tensor)
@@ -159,10 +164,8 @@ class _Frame:
         """`value` in a form that can be compared, tensors by their names."""
         if isinstance(value, torch.Tensor):
             self.kept.append(value)
-            if (name := self.names.get(id(value))) is None:
-                self.outside.add(id(value))
-                return _Outside(id(value))
-            return name
+            name = self.names.get(id(value))
+            return self.outside.setdefault(id(value), _Outside(id(value), value)) if name is None else name
         if isinstance(value, (list, tuple)):
             return (type(value).__name__, *(self.told(item) for item in value))
         if isinstance(value, Mapping):
@@ -188,14 +191,42 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.frame: _Frame | None = None
+        self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def without_numbers(self, leaves: Sequence[Any]) -> list[Any]:
+        """The same arguments, those of floating point without data. Torch takes long over operators on tensors of both sorts."""
+        fake = next((leaf for leaf in leaves if isinstance(leaf, FakeTensor)), None)
+        if fake is None:
+            return list(leaves)
+        return [self._fake_of(leaf, fake) if _is_real_floats(leaf) else leaf for leaf in leaves]
+
+    def _fake_of(self, tensor: torch.Tensor, pattern: FakeTensor) -> torch.Tensor:
+        if id(tensor) not in self._fakes:
+            self._fakes[id(tensor)] = (tensor, pattern.fake_mode.from_tensor(tensor, static_shapes=True))
+        return self._fakes[id(tensor)][1]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator."""
         del types
-        result = function(*args, **(kwargs or {}))
+        result = _zeros_of_symbolic(function, args, kwargs)
+        if result is None:
+            result = function(*args, **(kwargs or {}))
         if self.frame is not None:
             self.frame.note(function, args, kwargs or {}, result)
         return result
+
+
+def _is_real_floats(leaf: Any) -> bool:
+    return type(leaf) is torch.Tensor and leaf.is_floating_point()
+
+
+def _zeros_of_symbolic(function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """What a node of the graph returns outside a trace, without torch's way through a custom operator; `None` for others."""
+    if function is not _SYMBOLIC or not isinstance(args[0][0], FakeTensor):
+        return None
+    return args[0][0].new_zeros(
+        kwargs["shape"], dtype=onnx_ir.tensor_adapters.to_torch_dtype(onnx_ir.DataType(args[2]))
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +252,8 @@ def _recorded(
         return forward(*args, **kwargs), None  # Inside of another layer.
     layer, frame = run.model.get_submodule(name), _Frame()
     leaves, tree = pytree.tree_flatten((args, kwargs))
+    leaves = run.mode.without_numbers(leaves)
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor):
             frame.name(leaf, ("argument", number))
@@ -238,8 +271,8 @@ def _recorded(
     outputs, output_tree = pytree.tree_flatten(result)
     written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
     told_outputs = frame.told(outputs)
-    read = {state for identity, state in frame.held.items() if identity in frame.outside}
-    run.shared.update(read.difference(written))
+    read = {state: frame.outside[identity] for identity, state in frame.held.items() if identity in frame.outside}
+    run.shared.update(read.keys() - {*written})
     if (
         not unchanged
         or asked != masks.calls
@@ -251,16 +284,10 @@ def _recorded(
     kept = [(state.role, state.number, frame.told(cache.states[state])) for state in written]
     program: Any = (str(tree), tuple(head), tuple(frame.program), str(output_tree), told_outputs, tuple(kept))
     # A state that the layer replaces is its own; any other one is from outside.
-    own = {identity: ("state", written.index(state)) for identity, state in frame.held.items() if state in written}
-    return result, (_with_states(program, own), written)
-
-
-def _with_states(program: Any, own: Mapping[int, Any]) -> Any:
-    if isinstance(program, _Outside):
-        return own.get(program.identity, program)
-    if isinstance(program, tuple):
-        return tuple(_with_states(item, own) for item in program)
-    return program
+    for state in written:
+        if state in read:
+            read[state].name = ("state", written.index(state))
+    return result, (program, written)
 
 
 def _describe(leaf: Any, frame: _Frame, cache: SeamCache) -> Any:
@@ -388,9 +415,7 @@ def _marking(
     return maker
 
 
-def _calling(
-    number: int, layer: Layer, first: Layer, traced: dict[str, _Traced]
-) -> Callable[[str, Forward], Forward]:
+def _calling(number: int, layer: Layer, first: Layer, traced: dict[str, _Traced]) -> Callable[[str, Forward], Forward]:
     def maker(_: str, forward: Forward) -> Forward:
         del forward
 

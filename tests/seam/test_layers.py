@@ -113,6 +113,19 @@ def test_a_weight_that_is_shared_with_the_outside_is_no_own_weight(model: Model)
     assert kinds_of(model) == [["0", "2", "3"]]
 
 
+def test_a_layer_whose_state_another_one_reads_is_traced(model: Model) -> None:
+    """The trace holds the states of traced layers only."""
+
+    def forward(hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+        keys = cache.read("key", 1)
+        assert keys is not None
+        return hidden + keys.amax(dim=(1, 2))[:, None]
+
+    model.layers[3].forward = forward  # type: ignore[union-attr, assignment]
+
+    assert kinds_of(model) == [["0", "2"]]
+
+
 def test_a_layer_that_runs_twice_is_traced(model: Model) -> None:
     class Twice(Model):
         def forward(self, hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
