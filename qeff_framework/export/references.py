@@ -18,7 +18,15 @@ import torch
 
 from qeff_framework.export.weights import ModuleTensor
 from qeff_framework.lowering.stored_weights import STORED
-from qeff_framework.seam.deferred import Applied, DeferredTensor, Recipe, StoredTensor, stored_tensors, without_casts
+from qeff_framework.seam.deferred import (
+    Applied,
+    ComputedTensor,
+    DeferredTensor,
+    Recipe,
+    StoredTensor,
+    beginnings,
+    without_casts,
+)
 
 _ATEN = torch.ops.aten
 
@@ -54,9 +62,11 @@ class _Turned:
 _Form = _Range | _Joined | _Turned
 
 
-def refers(tensor: onnx_ir.TensorProtocol | None) -> bool:
-    """Whether a weight will be referred to, in the layout that it has in its file."""
-    return isinstance(tensor, ModuleTensor) and _form_of(tensor) is not None
+def keeps_layout(tensor: onnx_ir.TensorProtocol | None) -> bool:
+    """Whether a weight stands in the graph in the layout of the checkpoint: it is referred to, or computed row by row."""
+    if not isinstance(tensor, ModuleTensor) or not isinstance(tensor.raw, DeferredTensor):
+        return False
+    return isinstance(without_casts(tensor.raw.recipe), ComputedTensor) or _form_of(tensor) is not None
 
 
 def refer_to_files(model: onnx_ir.Model, directory: Path) -> list[str]:
@@ -67,10 +77,10 @@ def refer_to_files(model: onnx_ir.Model, directory: Path) -> list[str]:
         if not isinstance(tensor, ModuleTensor) or not isinstance(tensor.raw, DeferredTensor):
             continue
         recipe = tensor.raw.recipe
-        stored = list(stored_tensors(recipe))
+        stored = _stored(recipe)
         is_small = tensor.nbytes < INLINE_BYTES
         form = None if is_small or any(item.path.parent != directory for item in stored) else _form_of(tensor)
-        dtype = _one_type(recipe, stored)
+        dtype = _one_type(recipe)
         if form is not None:
             used.update(item.path.name for item in stored)
             _put(model, value, _Writer(model, str(value.name), directory), form, stored[0].dtype)
@@ -90,22 +100,32 @@ def _form_of(tensor: ModuleTensor) -> _Form | None:
     raw = tensor.raw
     if not isinstance(raw, DeferredTensor) or tensor.dtype != onnx_ir.DataType.FLOAT:
         return None
-    if _one_type(raw.recipe, list(stored_tensors(raw.recipe))) is None:
+    if _one_type(raw.recipe) is None:
         return None
     found = _formed(without_casts(raw.recipe))
     return _finished(found) if found is not None else None
 
 
-def _one_type(recipe: Recipe, stored: Sequence[StoredTensor]) -> torch.dtype | None:
+def _stored(recipe: Recipe) -> list[StoredTensor]:
+    """The tensors of files that a recipe moves."""
+    return [leaf for leaf in beginnings(recipe) if isinstance(leaf, StoredTensor)]
+
+
+def _one_type(recipe: Recipe) -> torch.dtype | None:
     """The type of all that the recipe reads, if each number comes out as it is stored."""
-    types = {item.dtype for item in stored}
-    if len(types) != 1 or not types <= {torch.float32, *_HALVES} or not _only_widens(recipe):
+    types = {item.dtype for item in _stored(recipe)}
+    if (
+        any(isinstance(leaf, ComputedTensor) for leaf in beginnings(recipe))
+        or len(types) != 1
+        or not types <= {torch.float32, *_HALVES}
+        or not _only_widens(recipe)
+    ):
         return None
     return types.pop()
 
 
 def _only_widens(recipe: Recipe) -> bool:
-    if isinstance(recipe, StoredTensor):
+    if isinstance(recipe, (StoredTensor, ComputedTensor)):
         return True
     dtype = recipe.keywords.get("dtype")
     if dtype not in (None, torch.float32):
@@ -115,7 +135,7 @@ def _only_widens(recipe: Recipe) -> bool:
 
 def _inner(arguments: Any) -> Iterator[Recipe]:
     for argument in arguments:
-        if isinstance(argument, (StoredTensor, Applied)):
+        if isinstance(argument, (StoredTensor, ComputedTensor, Applied)):
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from _inner(argument)
@@ -132,6 +152,8 @@ class _View:
 def _formed(recipe: Recipe) -> _View | _Form | None:
     if isinstance(recipe, StoredTensor):
         return _View(stored=recipe, seen=torch.empty(recipe.shape, dtype=recipe.dtype, device="meta"))
+    if isinstance(recipe, ComputedTensor):
+        return None
     if recipe.function in _JOINING:
         return _joined(recipe)
     source = _formed(recipe.arguments[0])

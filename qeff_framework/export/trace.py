@@ -16,7 +16,7 @@ from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
 from qeff_framework.export.decompose import decompose_only_where_needed
 from qeff_framework.export.interface import strip_module_prefix
-from qeff_framework.export.references import refers
+from qeff_framework.export.references import keeps_layout
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
@@ -97,7 +97,7 @@ def translate(
 
 def finish(model: onnx_ir.Model) -> None:
     """Brings a translated model into the form in which it is written."""
-    store_transposed(model, stays=refers)
+    store_transposed(model, stays=keeps_layout)
     _strip_metadata(model)
     attach_functions(model)
 

@@ -10,7 +10,7 @@ import torch
 
 from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.unloaded import placeholders
-from qeff_framework.seam.deferred import DeferredTensor
+from qeff_framework.seam.deferred import DeferredTensor, pieces
 from qeff_framework.seam.norms import RMSNormMatch, effective_weight
 
 if TYPE_CHECKING:
@@ -57,11 +57,17 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         file.writelines(self._chunks())
 
     def _chunks(self) -> Iterator[memoryview]:
-        whole = _read(self.raw)
+        if isinstance(self.raw, DeferredTensor):
+            for part in pieces(self.raw, _CHUNK_BYTES):
+                yield from self._chunks_of(part)
+        else:
+            yield from self._chunks_of(self.raw)
+
+    def _chunks_of(self, whole: torch.Tensor) -> Iterator[memoryview]:
         tensor = whole.reshape(-1) if whole.is_contiguous() else whole
         if tensor.numel() == 0:
             return
-        rows = max(1, _CHUNK_BYTES * tensor.shape[0] // int(self.nbytes))
+        rows = max(1, _CHUNK_BYTES // (self._torch_dtype.itemsize * max(1, tensor.numel() // tensor.shape[0])))
         for start in range(0, tensor.shape[0], rows):
             source = tensor[start : start + rows]
             converted = source.to(self._torch_dtype).contiguous()

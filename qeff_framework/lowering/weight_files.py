@@ -19,7 +19,7 @@ from qeff_framework.lowering.stored_weights import (
 from qeff_framework.progress import reported_parts
 
 #: Of the files of a checkpoint.
-_SHARD_SUFFIX = ".safetensors"
+_SHARD_SUFFIXES = frozenset({".safetensors", ".gguf"})
 
 
 def narrow_stored_weights(
@@ -86,7 +86,7 @@ def link_stored_weights(model: ir.Model, directory: Path, *, types: Collection[i
 def _link(source: Path, directory: Path) -> Path | None:
     """Where the file has its second name; `None` where it has none. Files that an export has written itself are not shared."""
     target = directory / source.name
-    if source.suffix != _SHARD_SUFFIX or target.exists() or not hard_link(source, target):
+    if source.suffix not in _SHARD_SUFFIXES or target.exists() or not hard_link(source, target):
         return None
     return target
 

@@ -50,6 +50,8 @@ _MOVING = frozenset(
 )
 _CAST = _ATEN._to_copy.default  # noqa: SLF001
 _SAME = frozenset({_ATEN.alias.default, _ATEN.detach.default})
+#: Operators whose result has the rows of their argument, each made from that row alone.
+_BY_ROWS = frozenset({_CAST, _ATEN.alias.default, _ATEN.clone.default, _ATEN.detach.default})
 _FACTORIES = frozenset(
     {
         _ATEN.empty_like.default,
@@ -104,6 +106,36 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ComputedTensor:
+    """Numbers that are computed each time that they are needed, such as those of packed blocks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    #: Returns all numbers.
+    compute: Callable[[], torch.Tensor]
+    #: Returns the part ``[start:stop]`` of the first dimension, where that takes no more than its share of the work.
+    compute_rows: Callable[[int, int], torch.Tensor] | None = None
+    #: Tensors of files that are zeros if the numbers are; empty where that is not known.
+    sources: tuple[StoredTensor, ...] = ()
+
+    def read(self) -> torch.Tensor:
+        """The numbers. Raises `CheckpointError` where they are not of the shape that was said."""
+        found = self.compute()
+        if tuple(found.shape) != self.shape:
+            raise CheckpointError(
+                f"a weight was {list(self.shape)} when the checkpoint was looked at and is {list(found.shape)} now; run again "
+                "when the checkpoint is complete"
+            )
+        return found.to(self.dtype)
+
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """The part ``[start:stop]`` of the first dimension."""
+        if self.compute_rows is None:
+            return self.read()[start:stop]
+        return self.compute_rows(start, stop).to(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Applied:
     """A result of an operator that moves or casts numbers."""
 
@@ -114,7 +146,9 @@ class Applied:
     index: int | None = None
 
 
-Recipe = StoredTensor | Applied
+Recipe = StoredTensor | ComputedTensor | Applied
+#: What a recipe begins with.
+_LEAVES = (StoredTensor, ComputedTensor)
 
 
 class DeferredTensor(torch.Tensor):
@@ -135,6 +169,11 @@ class DeferredTensor(torch.Tensor):
     def of_file(cls, stored: StoredTensor) -> DeferredTensor:
         """The tensor that lies in a file."""
         return cls(stored, torch.empty(stored.shape, dtype=stored.dtype, device="meta"))
+
+    @classmethod
+    def of_computed(cls, computed: ComputedTensor) -> DeferredTensor:
+        """The tensor that is computed when it is read."""
+        return cls(computed, torch.empty(computed.shape, dtype=computed.dtype, device="meta"))
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         del tensor_contents
@@ -173,7 +212,7 @@ class DeferredTensor(torch.Tensor):
 
 def evaluate(recipe: Recipe) -> torch.Tensor:
     """What the recipe says, with the numbers of the files."""
-    if isinstance(recipe, StoredTensor):
+    if isinstance(recipe, _LEAVES):
         return recipe.read()
     arguments = _replaced_recipes(recipe.arguments, evaluate)
     result = recipe.function(*arguments, **recipe.keywords)
@@ -181,9 +220,37 @@ def evaluate(recipe: Recipe) -> torch.Tensor:
     return chosen
 
 
+def pieces(tensor: DeferredTensor, max_bytes: int) -> Iterator[torch.Tensor]:
+    """The numbers, so many rows at a time as take at most `max_bytes`; at once where its rows cannot be computed one by one."""
+    rows = tensor.shape[0] if tensor.dim() else 1
+    size = tensor.dtype.itemsize * tensor.numel()
+    if not tensor.dim() or size <= max_bytes or not _has_rows(tensor.recipe):
+        yield tensor.materialise()
+        return
+    step = max(1, max_bytes * rows // size)
+    for start in range(0, rows, step):
+        yield _rows(tensor.recipe, start, min(rows, start + step))
+
+
+def _has_rows(recipe: Recipe) -> bool:
+    """Whether `_rows` reads no more than it returns."""
+    if isinstance(recipe, StoredTensor):
+        return True
+    if isinstance(recipe, ComputedTensor):
+        return recipe.compute_rows is not None
+    return recipe.function in _BY_ROWS and _has_rows(recipe.arguments[0])
+
+
+def _rows(recipe: Recipe, start: int, stop: int) -> torch.Tensor:
+    if isinstance(recipe, _LEAVES):
+        return recipe.read_rows(start, stop)
+    result: torch.Tensor = recipe.function(_rows(recipe.arguments[0], start, stop), **recipe.keywords)
+    return result
+
+
 def without_casts(recipe: Recipe) -> Recipe:
     """The same movements of the numbers as they are stored."""
-    if isinstance(recipe, StoredTensor):
+    if isinstance(recipe, _LEAVES):
         return recipe
     if recipe.function is _CAST:
         return without_casts(recipe.arguments[0])
@@ -195,21 +262,21 @@ def without_casts(recipe: Recipe) -> Recipe:
     )
 
 
-def stored_tensors(recipe: Recipe) -> Iterator[StoredTensor]:
-    """The tensors of files that a recipe reads."""
-    if isinstance(recipe, StoredTensor):
+def beginnings(recipe: Recipe) -> Iterator[StoredTensor | ComputedTensor]:
+    """What the numbers of a recipe are taken from."""
+    if isinstance(recipe, _LEAVES):
         yield recipe
         return
     found: list[Recipe] = []
     _replaced_recipes(recipe.arguments, found.append)
     for inner in found:
-        yield from stored_tensors(inner)
+        yield from beginnings(inner)
 
 
 def has_numbers(tensor: torch.Tensor) -> bool:
     """Whether one number is not zero. Of a deferred tensor, whether one is not zero in what it is made from."""
     if isinstance(tensor, DeferredTensor):
-        return any(_stored_numbers(stored) for stored in stored_tensors(tensor.recipe))
+        return any(_leaf_has_numbers(leaf) for leaf in beginnings(tensor.recipe))
     # The first row settles it for all but strange matrices.
     return bool(tensor[:1].any()) or bool(tensor.any())
 
@@ -219,6 +286,15 @@ def memory_of(tensor: torch.Tensor) -> Any:
     if isinstance(tensor, DeferredTensor):
         return tensor.recipe
     return tensor.data_ptr()
+
+
+def _leaf_has_numbers(leaf: StoredTensor | ComputedTensor) -> bool:
+    if isinstance(leaf, StoredTensor):
+        return _stored_numbers(leaf)
+    if leaf.sources:
+        return any(_stored_numbers(stored) for stored in leaf.sources)
+    # The first row settles it for all but strange matrices.
+    return bool(leaf.read_rows(0, 1).any()) or bool(leaf.read().any())
 
 
 def _stored_numbers(stored: StoredTensor) -> bool:
@@ -308,4 +384,4 @@ def _replaced_any(tree: Any, call: Callable[[Any], Any]) -> None:
 
 
 def _replaced_recipes(tree: Any, replace: Callable[[Recipe], Any]) -> Any:
-    return tree_map(lambda leaf: replace(leaf) if isinstance(leaf, (StoredTensor, Applied)) else leaf, tree)
+    return tree_map(lambda leaf: replace(leaf) if isinstance(leaf, (*_LEAVES, Applied)) else leaf, tree)

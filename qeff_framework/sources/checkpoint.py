@@ -20,6 +20,7 @@ from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
+from qeff_framework.sources.gguf_header import holds_blocks, quick_reading
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -31,7 +32,7 @@ from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
 from qeff_framework.sources.quantized.loading import load_dequantised
 from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
-from qeff_framework.sources.references import PlacedShards, read_buffers, reading_nothing
+from qeff_framework.sources.references import PlacedShards, WatchedFiles, read_buffers, reading_nothing
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.thread_quiet import swallowed_stderr
@@ -92,7 +93,7 @@ class CheckpointSource:
         self._packed: QuantizedCheckpoint | None = None
         #: A module whose parameters point into the files of `_placed`.
         self._referring: torch.nn.Module | None = None
-        self._placed: PlacedShards | None = None
+        self._placed: PlacedShards | WatchedFiles | None = None
         self._report = LoadingReport(unloaded=frozenset(), notes=())
         self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self.identity)
         if self._overrides:
@@ -179,20 +180,20 @@ class CheckpointSource:
         return self._module
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
-        """As `load`, but weights of safetensors files are not read: `directory` gets the files, and parameters point into them.
+        """As `load`, but weights of safetensors and GGUF files are not read: parameters say what they are made from.
 
-        A checkpoint that is quantised, that takes an adapter, that is of another format, or that the loader cannot take so is
-        loaded as `load` does.
+        Files that the export may refer to are put into `directory`; a GGUF file that holds blocks is read where it lies. A
+        checkpoint that is quantised in another way, that takes an adapter, that is of another format, or that the loader cannot
+        take so is loaded as `load` does.
         """
-        shards = {} if self._module is not None else self._shards()
-        if not shards:
+        found = None if self._module is not None else self._deferral(directory)
+        if found is None:
             return self.load(auto_class)
-        self._check_files()
-        placed = PlacedShards(shards, directory, name=self.name)
+        placed, deferring = found
         report(f"reading what the files of {self.name} hold")
         arguments = self._model_arguments()
         try:
-            with captured_transformers(), reading_nothing(placed):
+            with captured_transformers(), deferring:
                 module, info = self._loaded(auto_class, arguments)
                 read_buffers(module)
         except Exception as error:  # noqa: BLE001 - whatever it is, the loader tells it better with numbers
@@ -204,6 +205,37 @@ class CheckpointSource:
         self._judge(module, info)
         self._referring, self._placed = checked_module(module), placed
         return self._referring
+
+    def _deferral(
+        self, directory: Path
+    ) -> tuple[PlacedShards | WatchedFiles, contextlib.AbstractContextManager[None]] | None:
+        """How weights are loaded without reading them, and where their files are; `None` where they are read."""
+        if not self.refers_to_files:
+            return None
+        if self._gguf:
+            return self._gguf_deferral(self._file(self._gguf), directory)
+        shards = self._shards()
+        if not shards:
+            return None
+        self._check_files()
+        placed = PlacedShards(shards, directory, name=self.name)
+        return placed, reading_nothing(placed)
+
+    def _gguf_deferral(
+        self, file: Path, directory: Path
+    ) -> tuple[PlacedShards | WatchedFiles, contextlib.AbstractContextManager[None]] | None:
+        self._check_files()
+        try:
+            has_blocks = holds_blocks(file)
+        except ValueError:
+            return None  # Transformers says what is wrong with the file.
+        from qeff_framework.sources.gguf_weights import deferring_gguf
+
+        if has_blocks:
+            # The graph cannot refer to blocks, and the few plain weights beside them are no reason for a copy of all.
+            return WatchedFiles([file], name=self.name), deferring_gguf(file, file)
+        placed = PlacedShards({file: _digest(file)}, directory, name=self.name)
+        return placed, deferring_gguf(file, placed.path_of(file) or file)
 
     def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
         """See `ModelSource`. Raises `CheckpointError` where a file was written to since the weights were looked at."""
@@ -239,7 +271,7 @@ class CheckpointSource:
 
     def _shards(self) -> dict[Path, str]:
         """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
-        if self._gguf or not self.refers_to_files or quantisation.is_stated(self._config_object()):
+        if quantisation.is_stated(self._config_object()):
             return {}
         place = self._place
         found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()
@@ -346,7 +378,8 @@ class CheckpointSource:
         import transformers
 
         arguments = self._loader_arguments(self._tokenizer_config())
-        return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+        with quick_reading(with_vocabulary=True):
+            return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
     def processor(self) -> Any:
         """The processor of Transformers that prepares images or sound. Raises `CheckpointError` where none can be loaded."""
@@ -541,7 +574,7 @@ class CheckpointSource:
             report(f"reading the metadata of {self._gguf}")
             files.check_weight_files([self._file(self._gguf)])
         try:
-            with quiet_transformers():
+            with quiet_transformers(), quick_reading():
                 return transformers.AutoConfig.from_pretrained(self._location, **self._loader_arguments(), **overrides)
         except Exception as error:
             reason = f"{first_line(error)}{remote_code.trust_hint(error)}"

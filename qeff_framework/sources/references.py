@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -85,11 +85,11 @@ class PlacedShards:
                 placed.path.unlink(missing_ok=True)
                 continue
             if _facts(placed.path) != placed.facts:
-                raise self._changed(placed.path)
+                raise changed_meanwhile(placed.path, self._name)
             if placed.is_link:
                 digests[placed.path.name] = placed.digest
             elif content_digest(placed.path) != placed.digest:
-                raise self._changed(placed.path)
+                raise changed_meanwhile(placed.path, self._name)
         return digests
 
     def remove(self) -> None:
@@ -107,15 +107,36 @@ class PlacedShards:
             logger.info("%s is copied, not linked: %s", source, error)
             return False
         if _facts(target) != before:
-            raise self._changed(source)
+            raise changed_meanwhile(source, self._name)
         # The new name has moved the time of the last change, by which digests are remembered.
         renew_digest(source, digest)
         return True
 
-    def _changed(self, path: Path) -> CheckpointError:
-        return CheckpointError(
-            f"{path.name} of {self._name} changed while it was exported; run again when the checkpoint is complete"
-        )
+
+class WatchedFiles:
+    """Files of a checkpoint that are read where they lie while an export is written, and belong to none."""
+
+    def __init__(self, paths: Iterable[Path], *, name: str) -> None:
+        self._name = name
+        self._facts = {path: _facts(path) for path in paths}
+
+    def keep(self, used: Collection[str]) -> dict[str, str]:
+        """Nothing stays. Raises `CheckpointError` where a file was written to, or replaced, since this object was made."""
+        del used
+        for path, facts in self._facts.items():
+            if not path.exists() or _facts(path) != facts:
+                raise changed_meanwhile(path, self._name)
+        return {}
+
+    def remove(self) -> None:
+        """There is nothing to take away."""
+
+
+def changed_meanwhile(path: Path, name: str) -> CheckpointError:
+    """What to raise for a file of the checkpoint `name` that is no longer what it was when its export began."""
+    return CheckpointError(
+        f"{path.name} of {name} changed while it was exported; run again when the checkpoint is complete"
+    )
 
 
 def read_buffers(module: torch.nn.Module) -> None:

@@ -320,9 +320,10 @@ def test_blocks_of_a_gguf_file_that_are_kept(tmp_path: Path, store_root: Path) -
             gguf.quants.quantize(module.state_dict()[key].numpy(), gguf.GGMLQuantizationType[kind]),
             gguf.GGMLQuantizationType[kind],
         )
-    source = CheckpointSource(write_gguf(tmp_path / "a.gguf", module, packed=packed), {"keep_quantized": True})
-    loaded = source.load("AutoModelForCausalLM")
-    kept = source.packed_matrices(loaded)
+    file = write_gguf(tmp_path / "a.gguf", module, packed=packed)
+    source = CheckpointSource(file, {"keep_quantized": True})
+    kept = source.packed_matrices(source.load_for_export("AutoModelForCausalLM", tmp_path))
+    loaded = load(file).load("AutoModelForCausalLM")
     assert {name: matrix.bits for name, matrix in kept.items()} == {
         "model.layers.0.self_attn.q_proj.weight": 4,
         "model.layers.0.self_attn.k_proj.weight": 8,

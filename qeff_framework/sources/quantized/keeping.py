@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from qeff_framework.contracts import PackedMatrix
+from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight
 
 #: Fewest and most numbers with one scale that kernels for such blocks take.
@@ -38,8 +39,9 @@ def packed_matrices(weights: Iterable[StoredWeight], module: torch.nn.Module) ->
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.dim() != 2:
             continue
+        matrix = parameter.materialise() if isinstance(parameter, DeferredTensor) else parameter
         for transposed in (False, True):
-            rows = _row_digests(parameter.T if transposed else parameter)
+            rows = _row_digests(matrix.T if transposed else matrix)
             source = known.get(frozenset(rows))
             if source is None or len(source[1]) != len(rows):
                 continue

@@ -1,0 +1,188 @@
+"""The header of a GGUF file: its values and where its tensors lie, read in one pass.
+
+The reader of the gguf package makes several NumPy arrays of each word of the vocabulary, which takes seconds and hundreds of
+megabytes, and Transformers reads each file three times. `quick_reading` gives Transformers this one instead.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qeff_framework.sources.stand_ins import StandIn
+
+#: Numbers of the types of values, and how a value of fixed size is stored.
+_STRING, _ARRAY = 8, 9
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_ALIGNMENT = "general.alignment"
+_MAGIC = b"GGUF"
+#: Types of tensors whose numbers are stored as such, with torch's names for them.
+PLAIN = {0: "float32", 1: "float16", 30: "bfloat16"}
+#: Where the entries of the vocabulary are, which the weights and most of the config have no use for.
+_VOCABULARY = "tokenizer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFValue:
+    """A value of the header; those of an array one by one. Texts are bytes, numbers tuples of one."""
+
+    types: tuple[int, ...]
+    items: list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFTensorPlace:
+    """A tensor of the file."""
+
+    name: str
+    #: As torch counts dimensions.
+    shape: tuple[int, ...]
+    #: Number of the type of its blocks.
+    kind: int
+    #: Bytes from the start of the file.
+    offset: int
+
+
+class GGUFHeader:
+    """Values and tensors by name.
+
+    Args:
+        path: a little-endian file.
+        with_vocabulary: read the texts and numbers of the vocabulary as well; otherwise its texts are empty.
+
+    Raises:
+        ValueError: the file is none of GGUF, or is cut in its header.
+    """
+
+    def __init__(self, path: Path, *, with_vocabulary: bool = False) -> None:
+        self.values: dict[str, GGUFValue] = {}
+        self.tensors: dict[str, GGUFTensorPlace] = {}
+        self._with_vocabulary = with_vocabulary
+        self._place = len(_MAGIC)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as self._content:
+            if self._content[: self._place] != _MAGIC:
+                raise ValueError(f"{path} does not begin with {_MAGIC.decode()}")
+            try:
+                self._read()
+            except (struct.error, IndexError, KeyError) as error:
+                raise ValueError(f"the header of {path} is cut or damaged: {error}") from error
+
+    def _read(self) -> None:
+        version, tensor_count, value_count = self._take("IQQ")
+        if version & 0xFFFF == 0:
+            raise ValueError("it is written for machines of the other byte order")
+        for _ in range(value_count):
+            name = self._text().decode()
+            (kind,) = self._take("I")
+            self.values[name] = self._value(kind, keeps=self._with_vocabulary or not name.startswith(_VOCABULARY))
+        found = []
+        for _ in range(tensor_count):
+            name = self._text().decode()
+            (rank,) = self._take("I")
+            sizes = self._take(f"{rank}Q")
+            found.append((name, tuple(reversed(sizes)), *self._take("IQ")))
+        alignment = int(self.values[_ALIGNMENT].items[0][0]) if _ALIGNMENT in self.values else 32
+        start = -(-self._place // alignment) * alignment
+        for name, shape, kind, offset in found:
+            self.tensors[name] = GGUFTensorPlace(name=name, shape=shape, kind=kind, offset=start + offset)
+
+    def _value(self, kind: int, *, keeps: bool) -> GGUFValue:
+        if kind == _STRING:
+            return GGUFValue(types=(kind,), items=[self._text()])
+        if kind != _ARRAY:
+            return GGUFValue(types=(kind,), items=[self._take(_FORMS[kind])])
+        inner, count = self._take("IQ")
+        if inner == _STRING:
+            texts = [self._text() for _ in range(count)]
+            return GGUFValue(types=(kind, inner), items=texts if keeps else [b""] * count)
+        form = f"<{count}{_FORMS[inner]}"
+        numbers = struct.unpack_from(form, self._content, self._place) if keeps else ()
+        self._place += struct.calcsize(form)
+        return GGUFValue(types=(kind, inner), items=[(number,) for number in numbers])
+
+    def _take(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(f"<{form}", self._content, self._place)
+        self._place += struct.calcsize(f"<{form}")
+        return values
+
+    def _text(self) -> bytes:
+        (length,) = self._take("Q")
+        self._place += length
+        if self._place > len(self._content):
+            raise IndexError("a text ends behind the end of the file")
+        return self._content[self._place - length : self._place]
+
+
+def holds_blocks(path: Path) -> bool:
+    """Whether a matrix of the file is stored in blocks. Raises `ValueError` where the header cannot be read."""
+    return any(place.kind not in PLAIN for place in GGUFHeader(path).tensors.values() if len(place.shape) > 1)
+
+
+class _QuickReader:
+    """What Transformers uses of the reader of the gguf package, without the data of the tensors."""
+
+    def __init__(self, path: Any, *, with_vocabulary: bool) -> None:
+        import numpy as np
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, ReaderField
+
+        header = GGUFHeader(Path(path), with_vocabulary=with_vocabulary)
+        size = Path(path).stat().st_size
+        for place in header.tensors.values():
+            block, width = GGML_QUANT_SIZES[GGMLQuantizationType(place.kind)]
+            if place.offset + math.prod(place.shape) // block * width > size:
+                raise ValueError(f"the file ends before the numbers of {place.name} do")
+        self.fields: dict[str, Any] = {}
+        for name, value in header.values.items():
+            # Single numbers as the package has them; of an array, whatever holds one number does.
+            items = [np.asarray(value.items[0])] if value.types[0] not in (_STRING, _ARRAY) else value.items
+            self.fields[name] = ReaderField(0, name, items, list(range(len(items))), list(value.types))
+        self.tensors = [
+            _QuickTensor(name=name, tensor_type=GGMLQuantizationType(place.kind), shape=place.shape[::-1])
+            for name, place in header.tensors.items()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _QuickTensor:
+    name: str
+    tensor_type: Any
+    shape: tuple[int, ...]
+
+
+_with_vocabulary: ContextVar[bool | None] = ContextVar("with_vocabulary", default=None)
+
+
+@contextmanager
+def quick_reading(*, with_vocabulary: bool = False) -> Iterator[None]:
+    """While the body runs, Transformers reads the headers of GGUF files with `GGUFHeader` in this thread.
+
+    For what needs no data of tensors. Without the gguf package nothing changes.
+    """
+    try:
+        import gguf
+    except ImportError:
+        yield
+        return
+    token = _with_vocabulary.set(with_vocabulary)
+    try:
+        with _READER.installed(gguf):
+            yield
+    finally:
+        _with_vocabulary.reset(token)
+
+
+def _opened(original: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+    with_vocabulary = _with_vocabulary.get()
+    if with_vocabulary is None:
+        return original(path, *args, **kwargs)
+    return _QuickReader(path, with_vocabulary=with_vocabulary)
+
+
+_READER = StandIn("GGUFReader", _opened)
