@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
+from qeff_framework.contracts import EXTRA_INPUTS, PROBABILITIES, SAMPLER_INPUTS, TOKEN_BITMASKS, Specialization
 from qeff_framework.options import option
 
 #: Prompt tokens per prefill step where none are asked for and the context holds as many.
@@ -51,6 +51,13 @@ class CausalLMShapes:
     )
     include_sampler: bool = option(
         False, "choose tokens on the device, so that no logits travel: penalties, temperature, top-k, top-p, min-p"
+    )
+    include_guided_decoding: bool = option(
+        False,
+        "with include_sampler: the host says which tokens may be chosen, for JSON schemas, regex and banned tokens",
+    )
+    return_pdfs: bool = option(
+        False, "with include_sampler: the program returns the probability of every token as well, as probs"
     )
 
     def __post_init__(self) -> None:
@@ -94,6 +101,9 @@ class CausalLMShapes:
                 "include_sampler cannot be combined with num_speculative_tokens: drafts are checked by their logits, which a "
                 "program with a sampler does not return"
             )
+        for name in ("include_guided_decoding", "return_pdfs"):
+            if getattr(self, name) and not self.include_sampler:
+                yield f"{name} belongs to the sampler of a program; give include_sampler=True as well, or leave it out"
         if len(drafts) > 1 and self.has_compute_contexts:
             yield (
                 "several num_speculative_tokens cannot be combined with comp_ctx_lengths: the device tells programs apart by one "
@@ -174,7 +184,13 @@ class CausalLMShapes:
             "comp_ctx_lengths": self.has_compute_contexts,
             "num_logits_to_keep": self.num_speculative_tokens is not None,
         }
-        return (*(name for name in EXTRA_INPUTS if asked[name]), *(SAMPLER_INPUTS if self.include_sampler else ()))
+        sampler = SAMPLER_INPUTS if self.include_sampler else ()
+        masks = (TOKEN_BITMASKS,) if self.include_guided_decoding else ()
+        return (*(name for name in EXTRA_INPUTS if asked[name]), *sampler, *masks)
+
+    def extra_outputs(self) -> tuple[str, ...]:
+        """Outputs of the graph beside its own, see `contracts.ExportRequest`."""
+        return (PROBABILITIES,) if self.return_pdfs else ()
 
     def specializations(self) -> tuple[Specialization, ...]:
         """Prefill and decode over the same cache; a single one when the prefill takes one token at a time."""

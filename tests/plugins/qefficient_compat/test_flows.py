@@ -132,15 +132,15 @@ def test_gguf_with_compute_contexts_and_a_sampler(
     expected = [eager_greedy(read, tokenizer(prompt)["input_ids"], NEW) for prompt in PROMPTS]
     config = {
         "include_sampler": True,
-        "return_pdfs": False,
+        "return_pdfs": True,
         "max_top_k_ids": 512,
-        "include_guided_decoding": False,
+        "include_guided_decoding": True,
         "ccl_enabled": True,
     }
     model = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path), gguf_file="tiny.gguf", qaic_config=config)
     assert model.ccl_enabled
     contexts = {"comp_ctx_lengths_prefill": "[8]", "comp_ctx_lengths_decode": [16, 24]}
-    model.compile(batch_size=2, num_speculative_tokens=0, **contexts, **SIZES)
+    path = model.compile(batch_size=2, num_speculative_tokens=0, **contexts, **SIZES)
     neutral = {"repetition_penalties": 1.0, "presence_penalties": 0.0, "top_ps": 1.0, "min_ps": 0.0, "top_ks": -1}
     params = {name: np.full((2, 1), value) for name, value in neutral.items()}
     params["random_numbers"] = np.random.default_rng(0).random((2, 512), dtype=np.float32)
@@ -152,7 +152,7 @@ def test_gguf_with_compute_contexts_and_a_sampler(
             generation_len=NEW,
             stream=False,
             include_sampler=True,
-            return_pdfs=False,
+            return_pdfs=True,
             sampling_params={**params, "temperatures": np.broadcast_to(temperature, (2, 1)), **changes},
             seed=3,
         )
@@ -162,6 +162,10 @@ def test_gguf_with_compute_contexts_and_a_sampler(
     assert tokens(0.0, top_ks=np.full((2, 1), 54), top_ps=np.full((2, 1), 0.9)) == expected[1:]
     assert tokens(3.0) == tokens(3.0) != expected[1:]
     assert tokens(3.0, top_ks=np.ones((2, 1), dtype=np.int32)) == expected[1:]
+    masks = np.ones((2, 128), dtype=np.bool_)
+    masks[:, expected[1]] = False
+    assert not {*expected[1]} & {token for row in tokens(0.0, token_bitmasks=masks) for token in row}
+    assert QAICInferenceSession(path).output_names[:2] == ["next_tokens", "probs"]
     assert "random_numbers has no effect" in caplog.text
     with pytest.raises(NotImplementedError, match="temperatures differs between the prompts"):
         tokens([[0.5], [0.6]])

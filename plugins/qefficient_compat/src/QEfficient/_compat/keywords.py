@@ -224,7 +224,11 @@ GENERATE: tuple[Keyword, ...] = (
     Keyword(name="is_tlm", treatment="no effect", note="the program knows it"),
     Keyword(name="include_sampler", treatment="no effect", note="the program knows it"),
     Keyword(name="include_guided_decoding", treatment="no effect", note="the program knows it"),
-    Keyword(name="return_pdfs", treatment="refused", note="read the logits through QAICInferenceSession.run"),
+    Keyword(
+        name="return_pdfs",
+        treatment="no effect",
+        note="the program knows it; `QAICInferenceSession.run` returns `probs`",
+    ),
     Keyword(name="comp_ctx_lengths_prefill", treatment="no effect", note="the program knows them"),
     Keyword(name="comp_ctx_lengths_decode", treatment="no effect", note="the program knows them"),
     Keyword(name="enable_debug_logs", treatment="no effect", note="`qeff doctor`, and logging of the backend"),
@@ -248,7 +252,7 @@ SAMPLING_PARAMS: Mapping[str, str] = {
     "top_ps": "top_p",
     "min_ps": "min_p",
     "random_numbers": "",
-    "token_bitmasks": "token_bitmasks",
+    "token_bitmasks": "suppress_tokens",
 }
 #: Values of entries of ``sampling_params`` that ask for nothing.
 NEUTRAL: Mapping[str, Any] = {
