@@ -49,6 +49,10 @@ class CausalLMShapes:
         False,
         "compute contexts of lengths that double from 4096 on, where the two lists are not given; none up to 4096",
     )
+    prefill_only: bool | None = option(
+        None,
+        "True: the programs that read prompts and no others; False: those that decode; not given: both in one artifact",
+    )
     include_sampler: bool = option(
         False, "choose tokens on the device, so that no logits travel: penalties, temperature, top-k, top-p, min-p"
     )
@@ -198,11 +202,15 @@ class CausalLMShapes:
         if self.full_batch_size is not None:
             shared["full_batch_size"] = self.kv_cache_batch_size or self.full_batch_size
         prefill = self._entries("prefill", self.batch_size, self.prefill_seq_len, shared, kept=1)
+        if self.prefill_only:
+            return tuple(prefill)
         rows = self.full_batch_size or self.batch_size
         decode: list[Specialization] = []
         for drafts in self.draft_lengths or (0,):
             name = f"decode_{drafts}_drafts" if len(self.draft_lengths) > 1 else "decode"
             decode += self._entries(name, rows, drafts + 1, shared, kept=drafts + 1)
+        if self.prefill_only is False:
+            return tuple(decode)
         known = [dict(entry.dims) for entry in decode]
         return (*(entry for entry in prefill if dict(entry.dims) not in known), *decode)
 
@@ -445,10 +453,11 @@ class ImageTextShapes(CausalLMShapes):
             raise ValueError(
                 f"height has {len(heights)} sizes and width has {len(widths)}; give one width for each height"
             )
-        if self.include_sampler or self.num_speculative_tokens is not None or self.has_compute_contexts:
+        of_text = self.include_sampler or self.num_speculative_tokens is not None or self.prefill_only is not None
+        if of_text or self.has_compute_contexts:
             raise ValueError(
-                "include_sampler, num_speculative_tokens, comp_ctx_lengths and ccl_enabled are for models of text alone; leave "
-                "them out"
+                "include_sampler, num_speculative_tokens, prefill_only, comp_ctx_lengths and ccl_enabled are for models of text "
+                "alone; leave them out"
             )
 
     @property

@@ -123,7 +123,8 @@ class ProgramShape:
         decodes = sorted((s for s in steps if s.width == s.kept and s.rows == most_rows), key=lambda s: s.width)
         if not decodes:
             raise InputError(
-                "the program has no decode entry: none of its specializations has seq_len=1; compile it anew"
+                "the program has no decode entry: none of its specializations has seq_len=1. One that reads prompts alone "
+                "(prefill_only=True) is run through its session; compile another one to generate"
             )
         least_rows = min(step.rows for step in steps)
         prefill = max((s for s in steps if s.kept == 1 and s.rows == least_rows), key=lambda s: s.width, default=None)

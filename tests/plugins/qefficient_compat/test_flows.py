@@ -113,12 +113,21 @@ def test_awq_with_continuous_batching_and_drafts(tmp_path: Path, checkpoint: str
         "batch_index": np.arange(2)[:, None],
         "num_logits_to_keep": np.zeros((3, 1), dtype=np.int64),
     }
+    names = [name for name in session.input_names if name.startswith("past_")]
+    states = {name: first[f"{name}_RetainedState"] for name in names}
+    assert len(states) == 2
     answers = session.run(step)["logits"].argmax(-1).tolist()
     assert [first + more for first, more in zip(tokens, answers, strict=True)] == [row[:4] for row in expected[:2]]
-    with pytest.raises(NotImplementedError, match=r"state 'past_key.0_RetainedState' stays in the session"):
-        first["past_key.0_RetainedState"]
-    with pytest.raises(NotImplementedError, match=r"state 'past_key.0' stays in the session and cannot be set"):
-        session.run({**step, "past_key.0": np.ones((1, 2, 24, 8), dtype=np.float32)})
+    # Another session goes on from the same states, as scripts for disaggregated serving do.
+    decoding = QAICInferenceSession(path)
+    assert decoding.run({**step, **states})["logits"].argmax(-1).tolist() == answers
+    with pytest.raises(KeyError):
+        first["past_key.9_RetainedState"]
+    last = decoding.run(step)
+    decoding.run(step)
+    with pytest.raises(NotImplementedError, match=r"state 'past_key.0_RetainedState' has changed in a later step"):
+        last["past_key.0_RetainedState"]
+    decoding.deactivate()
     session.deactivate()
 
 

@@ -162,9 +162,7 @@ COMPILE: tuple[Keyword, ...] = (
         note="the compiler's inputs are written, and nothing is run",
     ),
     Keyword(name="prefill_only", treatment="size", note="without it: both programs in one artifact"),
-    Keyword(
-        name="retain_full_kv", treatment="size", note="without it: leave it out, every state holds all of `ctx_len`"
-    ),
+    Keyword(name="retain_full_kv", treatment="no effect", note="every state holds all of `ctx_len`"),
     Keyword(name="enable_chunking", treatment="no effect", note="every program reads long prompts in chunks"),
     Keyword(name="use_onnx_subfunctions", treatment="no effect", note=_ONE_TRACE),
     Keyword(name="offload_pt_weights", treatment="no effect", note=_ONE_TRACE, harmless=(True,)),
@@ -320,7 +318,7 @@ NAMES: tuple[Name, ...] = (
     Name(
         name="generation.cloud_infer.QAICInferenceSession",
         instead="load_compiled(...).session",
-        note="states stay in the session; an artifact of several programs is refused",
+        note="states are written as inputs and read as outputs; an artifact of several programs is refused",
     ),
     Name(
         name="generation.text_generation_inference",
