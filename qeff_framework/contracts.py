@@ -64,6 +64,12 @@ SAMPLER_INPUTS = (
     "min_ps",
     "random_numbers",
 )
+#: Input of a sampler that takes masks, behind `SAMPLER_INPUTS`: ``token_bitmasks [B, V]``, bool, True for the tokens that may be
+#: chosen. Hosts of this platform feed one byte for each token, not packed bits.
+TOKEN_BITMASKS = "token_bitmasks"  # noqa: S105 - a name of an input
+#: Output of a sampler that returns probabilities, behind ``next_tokens``: ``probs [B, 1, V]``, of each token after masks,
+#: penalties, temperature, top-k, top-p and min-p. Where the temperature is 0 they are those of the temperature 1.
+PROBABILITIES = "probs"
 #: Tokens that a sampler chooses among at most: the most likely ones.
 SAMPLER_CANDIDATES = 512
 
@@ -388,8 +394,10 @@ class ExportRequest:
     #: function of it and the attention mask ``[B, S]``, which may be a torch module with weights; `None` leaves it as it is.
     pooling: str | Callable[..., Any] | None = None
     #: Causal LMs: inputs of the graph beside tokens, positions and states, from `EXTRA_INPUTS` and in that order, and all of
-    #: `SAMPLER_INPUTS` behind them when the graph ends in a sampler.
+    #: `SAMPLER_INPUTS` behind them when the graph ends in a sampler, and `TOKEN_BITMASKS` behind those when it takes masks.
     extra_inputs: tuple[str, ...] = ()
+    #: Causal LMs that end in a sampler: further outputs of the graph. `PROBABILITIES` is the only one.
+    extra_outputs: tuple[str, ...] = ()
     #: Names of parameters and buffers of `module` that its checkpoint did not hold. They contain random values: a graph that
     #: reads one must be refused by an error that names it.
     unloaded: frozenset[str] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.contracts import CompiledModel, ExecuteRequest, ExecutionSession, TensorSpec
@@ -70,6 +70,28 @@ class GuardedSession:
         """Forgets the retained state."""
         with blamed(self._told, "failed to reset its states", ExecutionError):
             self._session.reset()
+
+    def read_states(self, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Copies of the retained states; see `BaseSession.read_states`."""
+        read = self._for_states("read_states")
+        with blamed(self._told, "failed to read its states", ExecutionError):
+            states: dict[str, Array] = read(names)
+        return states
+
+    def write_states(self, states: Mapping[str, Array]) -> None:
+        """Overwrites retained states; see `BaseSession.write_states`."""
+        write = self._for_states("write_states")
+        with blamed(self._told, "failed to write its states", ExecutionError):
+            write(states)
+
+    def _for_states(self, name: str) -> Any:
+        call = getattr(self._session, name, None)
+        if call is None:
+            raise ExecutionError(
+                f"{self._told} keeps its states to itself: its session has no {name}, which qeff_framework.sessions.BaseSession "
+                "provides; run prompt and answer in one session"
+            )
+        return call
 
     def close(self) -> None:
         """Releases device and memory."""

@@ -73,6 +73,7 @@ class ExportPlan:
     relay: Relay
     transforms: Sequence[Transform]
     extra_inputs: tuple[str, ...]
+    extra_outputs: tuple[str, ...]
     #: Of a model of several programs, see `ExportRequest.program`.
     program: str
     program_inputs: Mapping[str, Any]
@@ -190,6 +191,7 @@ class QEFFBaseModel:
         options: object,
         *,
         extra_inputs: tuple[str, ...] = (),
+        extra_outputs: tuple[str, ...] = (),
         program: str = "",
         program_inputs: Mapping[str, Any] | None = None,
     ) -> ExportPlan:
@@ -213,6 +215,7 @@ class QEFFBaseModel:
             **_patches(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
+            **({"extra_outputs": list(extra_outputs)} if extra_outputs else {}),
             **({"program": program} if program else {}),
             **({"program_inputs": _key_of_inputs(program_inputs)} if program or program_inputs else {}),
         }
@@ -220,6 +223,7 @@ class QEFFBaseModel:
             relay=relay,
             transforms=transforms,
             extra_inputs=extra_inputs,
+            extra_outputs=extra_outputs,
             program=program,
             program_inputs=program_inputs,
             identity=identity,
@@ -249,6 +253,7 @@ class QEFFBaseModel:
                 task=self.task,
                 output_dir=output_dir,
                 extra_inputs=plan.extra_inputs,
+                extra_outputs=plan.extra_outputs,
                 unloaded=self._source.unloaded(),
                 program=plan.program,
                 program_inputs=plan.program_inputs,
@@ -422,7 +427,9 @@ class QEFFBaseModel:
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         """The programs of the artifact: one without a name, unless a task has several. The last is the main one."""
-        plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs())
+        plan = self._plan_export(
+            relay, options, extra_inputs=shapes.extra_inputs(), extra_outputs=getattr(shapes, "extra_outputs", tuple)()
+        )
         return [Program(name="", plan=plan, specializations=shapes.specializations())]
 
     def _parse(self, relay: Relay, options: Mapping[str, Any]) -> tuple[Any, Any]:

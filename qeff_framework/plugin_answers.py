@@ -243,6 +243,10 @@ def check_exported(exported: ExportedModel, request: ExportRequest, told: str) -
     lacking = [name for name in request.extra_inputs if name not in there]
     if lacking:
         problems.append(f"it lacks the inputs {_listed(lacking)} of the request")
+    returned = {item.name for item in exported.outputs}
+    lacking = [name for name in request.extra_outputs if name not in returned]
+    if lacking:
+        problems.append(f"it lacks the outputs {_listed(lacking)} of the request")
     problems += _state_problems(exported.states, exported.inputs, exported.outputs)
     problems += _json_problems(exported, ("metadata",))
     _refuse(problems, f"{told} returned an export that does not fit its request")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, Specialization
+from qeff_framework.contracts import EXTRA_INPUTS, PROBABILITIES, SAMPLER_INPUTS, TOKEN_BITMASKS, Specialization
 from qeff_framework.options import option
 
 #: Prompt tokens per prefill step where none are asked for and the context holds as many.
@@ -49,8 +49,19 @@ class CausalLMShapes:
         False,
         "compute contexts of lengths that double from 4096 on, where the two lists are not given; none up to 4096",
     )
+    prefill_only: bool | None = option(
+        None,
+        "True: the programs that read prompts and no others; False: those that decode; not given: both in one artifact",
+    )
     include_sampler: bool = option(
         False, "choose tokens on the device, so that no logits travel: penalties, temperature, top-k, top-p, min-p"
+    )
+    include_guided_decoding: bool = option(
+        False,
+        "with include_sampler: the host says which tokens may be chosen, for JSON schemas, regex and banned tokens",
+    )
+    return_pdfs: bool = option(
+        False, "with include_sampler: the program returns the probability of every token as well, as probs"
     )
 
     def __post_init__(self) -> None:
@@ -94,6 +105,9 @@ class CausalLMShapes:
                 "include_sampler cannot be combined with num_speculative_tokens: drafts are checked by their logits, which a "
                 "program with a sampler does not return"
             )
+        for name in ("include_guided_decoding", "return_pdfs"):
+            if getattr(self, name) and not self.include_sampler:
+                yield f"{name} belongs to the sampler of a program; give include_sampler=True as well, or leave it out"
         if len(drafts) > 1 and self.has_compute_contexts:
             yield (
                 "several num_speculative_tokens cannot be combined with comp_ctx_lengths: the device tells programs apart by one "
@@ -174,7 +188,13 @@ class CausalLMShapes:
             "comp_ctx_lengths": self.has_compute_contexts,
             "num_logits_to_keep": self.num_speculative_tokens is not None,
         }
-        return (*(name for name in EXTRA_INPUTS if asked[name]), *(SAMPLER_INPUTS if self.include_sampler else ()))
+        sampler = SAMPLER_INPUTS if self.include_sampler else ()
+        masks = (TOKEN_BITMASKS,) if self.include_guided_decoding else ()
+        return (*(name for name in EXTRA_INPUTS if asked[name]), *sampler, *masks)
+
+    def extra_outputs(self) -> tuple[str, ...]:
+        """Outputs of the graph beside its own, see `contracts.ExportRequest`."""
+        return (PROBABILITIES,) if self.return_pdfs else ()
 
     def specializations(self) -> tuple[Specialization, ...]:
         """Prefill and decode over the same cache; a single one when the prefill takes one token at a time."""
@@ -182,11 +202,15 @@ class CausalLMShapes:
         if self.full_batch_size is not None:
             shared["full_batch_size"] = self.kv_cache_batch_size or self.full_batch_size
         prefill = self._entries("prefill", self.batch_size, self.prefill_seq_len, shared, kept=1)
+        if self.prefill_only:
+            return tuple(prefill)
         rows = self.full_batch_size or self.batch_size
         decode: list[Specialization] = []
         for drafts in self.draft_lengths or (0,):
             name = f"decode_{drafts}_drafts" if len(self.draft_lengths) > 1 else "decode"
             decode += self._entries(name, rows, drafts + 1, shared, kept=drafts + 1)
+        if self.prefill_only is False:
+            return tuple(decode)
         known = [dict(entry.dims) for entry in decode]
         return (*(entry for entry in prefill if dict(entry.dims) not in known), *decode)
 
@@ -429,10 +453,11 @@ class ImageTextShapes(CausalLMShapes):
             raise ValueError(
                 f"height has {len(heights)} sizes and width has {len(widths)}; give one width for each height"
             )
-        if self.include_sampler or self.num_speculative_tokens is not None or self.has_compute_contexts:
+        of_text = self.include_sampler or self.num_speculative_tokens is not None or self.prefill_only is not None
+        if of_text or self.has_compute_contexts:
             raise ValueError(
-                "include_sampler, num_speculative_tokens, comp_ctx_lengths and ccl_enabled are for models of text alone; leave "
-                "them out"
+                "include_sampler, num_speculative_tokens, prefill_only, comp_ctx_lengths and ccl_enabled are for models of text "
+                "alone; leave them out"
             )
 
     @property

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
-from qeff_framework.contracts import EXTRA_INPUTS, PROMPT_LENGTHS, SAMPLER_INPUTS, StateSpec
+from qeff_framework.contracts import (
+    EXTRA_INPUTS,
+    PROBABILITIES,
+    PROMPT_LENGTHS,
+    SAMPLER_INPUTS,
+    TOKEN_BITMASKS,
+    StateSpec,
+)
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.interface import (
     BATCH,
@@ -71,6 +78,9 @@ def causal_lm_graph(
     ``reread_lengths`` in its metadata: a text that has grown to one of these lengths is read anew.
     """
     extra_inputs = request.extra_inputs
+    takes_masks = extra_inputs[-1:] == (TOKEN_BITMASKS,)
+    if takes_masks:
+        extra_inputs = extra_inputs[:-1]
     has_sampler = extra_inputs[-len(SAMPLER_INPUTS) :] == SAMPLER_INPUTS
     if has_sampler:
         extra_inputs = extra_inputs[: -len(SAMPLER_INPUTS)]
@@ -78,6 +88,10 @@ def causal_lm_graph(
         raise ExportError(
             f"the inputs {', '.join(extra_inputs)} are not of {', '.join(EXTRA_INPUTS)}, or not in this order"
         )
+    if not has_sampler and (takes_masks or request.extra_outputs):
+        raise ExportError(f"{TOKEN_BITMASKS} and {PROBABILITIES} belong to a sampler, and the graph is to have none")
+    if set(request.extra_outputs) - {PROBABILITIES}:
+        raise ExportError(f"the outputs {', '.join(request.extra_outputs)} are not of {PROBABILITIES}")
     if has_sampler and "num_logits_to_keep" in extra_inputs:
         raise ExportError("a sampler chooses one token per step, and num_logits_to_keep asks for several logits")
     refuse_special(module)
@@ -106,7 +120,15 @@ def causal_lm_graph(
     finish(model)
     states = _name_interface(model, plan.states, extra_inputs)
     if has_sampler:
-        states = (*states, *append_sampler(model, first_state=2 + len(extra_inputs)))
+        states = (
+            *states,
+            *append_sampler(
+                model,
+                first_state=2 + len(extra_inputs),
+                takes_masks=takes_masks,
+                returns_probabilities=bool(request.extra_outputs),
+            ),
+        )
     metadata = {"reread_lengths": list(rereading)} if rereading else {}
     return PortableGraph(model=model, states=states, metadata=metadata)
 

@@ -32,6 +32,7 @@ class CoreHooks:
             output_dir=request.output_dir,
             pooling=request.pooling,
             extra_inputs=request.extra_inputs,
+            extra_outputs=request.extra_outputs,
             unloaded=request.unloaded,
             program=request.program,
             program_inputs=request.program_inputs,

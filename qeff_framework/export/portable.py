@@ -41,6 +41,7 @@ def export_portable(
     output_dir: Path,
     pooling: str | Callable[..., Any] | None = None,
     extra_inputs: Sequence[str] = (),
+    extra_outputs: Sequence[str] = (),
     unloaded: AbstractSet[str] = frozenset(),
     program: str = "",
     program_inputs: Mapping[str, Any] = MappingProxyType({}),
@@ -55,6 +56,7 @@ def export_portable(
 
     `pooling` applies to encoders: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, or a function of the last hidden state
     ``[B, S, H]`` and the attention mask ``[B, S]``. `extra_inputs` applies to causal LMs, see `contracts.EXTRA_INPUTS`.
+    `extra_outputs` are those of a sampler at its end, see `contracts.ExportRequest`.
     `program` and `program_inputs` are for models of several programs, see `contracts.ExportRequest`.
     `unloaded` names parameters and buffers whose values the checkpoint did not hold. `packed_matrices` are parameters that stay
     in the blocks of their checkpoint. `adapters` are those that the rows of a step choose among, see `contracts.ExportRequest`.
@@ -69,6 +71,7 @@ def export_portable(
     request = GraphRequest(
         pooling=resolve_pooling(pooling),
         extra_inputs=tuple(extra_inputs),
+        extra_outputs=tuple(extra_outputs),
         program=program,
         program_inputs=program_inputs,
     )

@@ -22,6 +22,8 @@ class GraphRequest:
     pooling: Pooling | None = None
     #: Causal LMs: inputs between tokens and states, see `contracts.EXTRA_INPUTS` and `contracts.SAMPLER_INPUTS`.
     extra_inputs: tuple[str, ...] = ()
+    #: Causal LMs that end in a sampler: see `contracts.ExportRequest`.
+    extra_outputs: tuple[str, ...] = ()
     #: Models of several programs: which one, and what it is made for, see `contracts.ExportRequest`.
     program: str = ""
     program_inputs: Mapping[str, Any] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """The end of a causal LM's graph that chooses the next token on the device: no logits travel to the host.
 
-It computes what Transformers' processors compute for a row, in their order: penalties, temperature, top-k, top-p, min-p. The host
-gives the settings of each row and, for sampling, random numbers; ``temperatures`` of 0 asks for the most likely token. The names
-are those that hosts of this platform feed, see `contracts.SAMPLER_INPUTS`.
+It computes what Transformers' processors compute for a row, in their order: penalties, masks, temperature, top-k, top-p, min-p.
+The host gives the settings of each row and, for sampling, random numbers; ``temperatures`` of 0 asks for the most likely token.
+The names are those that hosts of this platform feed, see `contracts.SAMPLER_INPUTS`.
 
 Candidates are the `SAMPLER_CANDIDATES` most likely tokens, most likely first. A draw takes the candidate with the greatest sum of
 log-probability and Gumbel noise (the Gumbel-max trick), which draws each with its probability and needs no normalisation.
@@ -10,12 +10,18 @@ log-probability and Gumbel noise (the Gumbel-max trick), which draws each with i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import onnx_ir.tape
 
-from qeff_framework.contracts import SAMPLER_CANDIDATES, SAMPLER_INPUTS, StateSpec
+from qeff_framework.contracts import (
+    PROBABILITIES,
+    SAMPLER_CANDIDATES,
+    SAMPLER_INPUTS,
+    TOKEN_BITMASKS,
+    StateSpec,
+)
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.interface import BATCH, FULL_BATCH, SEQ
 
@@ -30,12 +36,15 @@ _REPETITION = "past_repetition_penalty_buffer"
 _PRESENCE = "past_presence_penalty_buffer"
 
 
-def append_sampler(model: ir.Model, *, first_state: int) -> tuple[StateSpec, ...]:
+def append_sampler(
+    model: ir.Model, *, first_state: int, takes_masks: bool = False, returns_probabilities: bool = False
+) -> tuple[StateSpec, ...]:
     """Ends `model` in ``next_tokens [B, 1, 1]`` instead of ``logits [B, 1, V]``; returns its two retained states.
 
     They are bool ``[B or F, V]``: ``past_repetition_penalty_buffer`` marks the tokens of prompt and answer,
     ``past_presence_penalty_buffer`` those of the answer. A row whose step begins at position 0 begins with empty marks.
-    `first_state` is the number of the first input that is a state: the sampler's inputs are put before it.
+    `first_state` is the number of the first input that is a state: the sampler's inputs are put before it. `takes_masks` adds the
+    input `contracts.TOKEN_BITMASKS`, `returns_probabilities` the output `contracts.PROBABILITIES` behind the tokens.
     """
     inputs = {value.name: value for value in model.graph.inputs}
     logits = model.graph.outputs[0]
@@ -44,6 +53,8 @@ def append_sampler(model: ir.Model, *, first_state: int) -> tuple[StateSpec, ...
         raise UnsupportedModelError("the size of its vocabulary is not fixed, so no sampler can follow it")
     rows = FULL_BATCH if "batch_index" in inputs else BATCH
     fed = {name: _value(name, *_interface(min(vocab, SAMPLER_CANDIDATES))[name]) for name in SAMPLER_INPUTS}
+    if takes_masks:
+        fed[TOKEN_BITMASKS] = _value(TOKEN_BITMASKS, ir.DataType.BOOL, (BATCH, vocab))
     buffers = {name: _value(name, ir.DataType.BOOL, (rows, vocab)) for name in (_REPETITION, _PRESENCE)}
 
     write = _Writer()
@@ -66,9 +77,15 @@ def append_sampler(model: ir.Model, *, first_state: int) -> tuple[StateSpec, ...
         marked[name] = _mark(write, own, tokens, is_there, is_first, vocab)
 
     scores = _penalized(write, write.op("Squeeze", logits, *write.ints([1])), fed, marked)
-    tokens = _chosen(write, scores, fed, min(vocab, SAMPLER_CANDIDATES))
-    result = write.op("Unsqueeze", tokens, *write.ints([2]))
+    if takes_masks:
+        scores = write.op("Where", fed[TOKEN_BITMASKS], scores, write.float(_LOWEST))
+    choice = _chosen(write, scores, fed, min(vocab, SAMPLER_CANDIDATES))
+    result = write.op("Unsqueeze", choice.tokens, *write.ints([2]))
     _name(result, "next_tokens", ir.DataType.INT64, (BATCH, 1, 1))
+    results = [result]
+    if returns_probabilities:
+        results.append(_probabilities(write, scores, choice))
+        _name(results[-1], PROBABILITIES, ir.DataType.FLOAT, (BATCH, 1, vocab))
 
     states = []
     for name, held in buffers.items():
@@ -77,7 +94,7 @@ def append_sampler(model: ir.Model, *, first_state: int) -> tuple[StateSpec, ...
         _name(new, states[-1].output, ir.DataType.BOOL, (rows, vocab))
         model.graph.outputs.append(new)
     model.graph.extend(write.nodes)
-    model.graph.outputs[0] = result
+    model.graph.outputs[:1] = results
     for number, value in enumerate(fed.values()):
         model.graph.inputs.insert(first_state + number, value)
     model.graph.inputs.extend(buffers.values())
@@ -113,8 +130,19 @@ def _penalized(write: _Writer, scores: ir.Value, fed: dict[str, ir.Value], marke
     return write.op("Where", marked[_PRESENCE], write.op("Sub", scores, fed["presence_penalties"]), scores)
 
 
-def _chosen(write: _Writer, scores: ir.Value, fed: dict[str, ir.Value], candidates: int) -> ir.Value:
-    """The tokens ``[B, 1]`` by ``scores [B, V]``."""
+class _Choice(NamedTuple):
+    #: ``[B, 1]``.
+    tokens: ir.Value
+    #: ``[B, candidates]``, most likely first.
+    ids: ir.Value
+    #: ``[B, candidates]``: their scores, divided by the temperature.
+    logs: ir.Value
+    #: ``[B, candidates]``: top-k, top-p and min-p leave them.
+    is_kept: ir.Value
+
+
+def _chosen(write: _Writer, scores: ir.Value, fed: dict[str, ir.Value], candidates: int) -> _Choice:
+    """The choice by ``scores [B, V]``."""
     is_sampled = write.op("Greater", fed["temperatures"], write.float(0.0))
     greedy = write.op("ArgMax", scores, axis=1, keepdims=1)
     values, ids = write.ops("TopK", 2, scores, *write.ints([candidates]), axis=1, largest=1, sorted=1)
@@ -125,6 +153,9 @@ def _chosen(write: _Writer, scores: ir.Value, fed: dict[str, ir.Value], candidat
 
     ranks = write.op("Constant", value=ir.tensor([list(range(candidates))], dtype=ir.DataType.INT32))
     in_top_k = write.op("Less", ranks, fed["top_ks"])
+    if TOKEN_BITMASKS in fed:
+        # A great temperature brings the lowest score near to the others.
+        in_top_k = write.op("And", in_top_k, write.op("GatherElements", fed[TOKEN_BITMASKS], ids, axis=1))
     probabilities = write.op("Softmax", write.op("Where", in_top_k, logs, write.float(_LOWEST)), axis=1)
     # A token stays while those above it have less than top_p together. Rounding must not cut the tail when top_p is 1.
     above = write.op("CumSum", probabilities, write.int(1), exclusive=1)
@@ -138,7 +169,16 @@ def _chosen(write: _Writer, scores: ir.Value, fed: dict[str, ir.Value], candidat
     is_kept = write.op("And", write.op("And", in_top_k, in_top_p), in_min_p)
     noisy = write.op("Add", logs, _gumbel(write, fed["random_numbers"]))
     drawn = write.op("ArgMax", write.op("Where", is_kept, noisy, write.float(_LOWEST)), axis=1, keepdims=1)
-    return write.op("Where", is_sampled, write.op("GatherElements", ids, drawn, axis=1), greedy)
+    tokens = write.op("Where", is_sampled, write.op("GatherElements", ids, drawn, axis=1), greedy)
+    return _Choice(tokens, ids, logs, is_kept)
+
+
+def _probabilities(write: _Writer, scores: ir.Value, choice: _Choice) -> ir.Value:
+    """``[B, 1, V]``: 0 for the tokens that cannot be drawn."""
+    left = write.op("Softmax", write.op("Where", choice.is_kept, choice.logs, write.float(_LOWEST)), axis=1)
+    left = write.op("Where", choice.is_kept, left, write.float(0.0))
+    none = write.op("Expand", write.float(0.0), write.op("Shape", scores))
+    return write.op("Unsqueeze", write.op("ScatterElements", none, choice.ids, left, axis=1), *write.ints([1]))
 
 
 def _gumbel(write: _Writer, uniform: ir.Value) -> ir.Value:

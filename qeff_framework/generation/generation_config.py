@@ -37,7 +37,7 @@ _KEYWORDS = (
 _CALLER_ONLY = frozenset(
     {
         *("do_sample", "seed", "ignore_eos", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
-        *("presence_penalty", "frequency_penalty", "json_schema", "regex"),
+        *("presence_penalty", "frequency_penalty", "json_schema", "regex", "return_pdfs"),
     }
 )
 

@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation.admission import admitted_rows
@@ -264,10 +266,17 @@ class TextGenerator:
         """
         settings = settings if settings is not None else self.settings()
         rows = admitted_rows(prompts, settings, self.shape, adapters=prompt_to_adapter_mapping, queued=queued)
+        if settings.return_pdfs and not self.shape.returns_probabilities:
+            raise InputError(
+                "return_pdfs: the program does not return probabilities; compile with include_sampler=True, return_pdfs=True"
+            )
         selector: TokenSelector = GreedySelector()
         sampler: DeviceSampler | None = None
         if self.shape.candidates is not None:
-            selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor)
+            grammar = None
+            if self.shape.masked_tokens is not None:
+                grammar = grammar_of(settings, self.tokenizer, self.shape.masked_tokens)
+            selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor, grammar)
         elif logits_processor or settings.score_settings or settings.do_sample:
             selector = RuledSelector(
                 settings,
@@ -280,6 +289,7 @@ class TextGenerator:
             rows=rows,
             selector=selector,
             sampler=sampler,
+            keeps_probabilities=settings.return_pdfs,
             rules=StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria),
             drafting=drafting_of(rows, settings, self.shape, draft),
             pad=self._pad(settings),
@@ -334,7 +344,9 @@ class TextGenerator:
     def output(self, request: Request) -> GenerationOutput:
         """The result of a request that has finished."""
         tokenizer = self.tokenizer
+        probs = [np.stack(row.probabilities) for row in request.rows if request.keeps_probabilities]
         return GenerationOutput(
+            probs=probs,
             batch_size=self.shape.batch_size,
             prompts=[tokenizer.decode(row.given) for row in request.rows] if tokenizer else [],
             prompt_lengths=[len(row.given) for row in request.rows],

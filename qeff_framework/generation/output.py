@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qeff_framework.generation.rows import FinishReason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,9 @@ class GenerationOutput:
     generated_texts: list[str]
     finish_reasons: list[FinishReason]
     perf_metrics: PerfMetrics
+    #: Of ``return_pdfs=True``: float32 ``[new tokens, V]`` for each prompt, the probabilities that each token was chosen by. They
+    #: are those behind masks, penalties, temperature, top-k, top-p and min-p; of greedy decoding at the temperature 1.
+    probs: list[NDArray[np.float32]] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = []

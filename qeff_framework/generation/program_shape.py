@@ -6,12 +6,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from qeff_framework.contracts import EXTRA_INPUTS, LORA_IDS, PROMPT_LENGTHS, SAMPLER_INPUTS, CompiledModel, TensorSpec
+from qeff_framework.contracts import (
+    EXTRA_INPUTS,
+    LORA_IDS,
+    PROBABILITIES,
+    PROMPT_LENGTHS,
+    SAMPLER_INPUTS,
+    TOKEN_BITMASKS,
+    CompiledModel,
+    TensorSpec,
+)
 from qeff_framework.errors import InputError
 from qeff_framework.images.rows import IMAGE_INPUTS, VISION_INDEX
 from qeff_framework.tasks import task_spec, task_specs
 
 _TOKENS = ("input_ids", "position_ids")
+_SAMPLER = (*SAMPLER_INPUTS, TOKEN_BITMASKS)
 _ENCODER_INPUTS = ("encoder_input_ids", "encoder_position_ids", "encoder_lengths")
 
 
@@ -57,6 +67,10 @@ class ProgramShape:
     reread_lengths: frozenset[int] = frozenset()
     #: Tokens that the program's own sampler chooses among; `None` when it returns logits.
     candidates: int | None = None
+    #: Tokens that the program's own sampler takes a mask over; `None` when it takes none.
+    masked_tokens: int | None = None
+    #: The program's own sampler returns the probability of each token.
+    returns_probabilities: bool = False
     #: Token ids that the encoder knows; `None` without an encoder or when the program does not tell.
     source_vocab_size: int | None = None
     #: Inputs that belong to images, by name; empty in a model that reads text alone.
@@ -99,7 +113,7 @@ class ProgramShape:
             )
         if task_spec(compiled.task).is_encoder_decoder:
             return cls._of_encoder_decoder(compiled)
-        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, LORA_IDS, *IMAGE_INPUTS, *SAMPLER_INPUTS))
+        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, LORA_IDS, *IMAGE_INPUTS, *_SAMPLER))
         entries = [entry.dims for entry in compiled.specializations]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
@@ -109,7 +123,8 @@ class ProgramShape:
         decodes = sorted((s for s in steps if s.width == s.kept and s.rows == most_rows), key=lambda s: s.width)
         if not decodes:
             raise InputError(
-                "the program has no decode entry: none of its specializations has seq_len=1; compile it anew"
+                "the program has no decode entry: none of its specializations has seq_len=1. One that reads prompts alone "
+                "(prefill_only=True) is run through its session; compile another one to generate"
             )
         least_rows = min(step.rows for step in steps)
         prefill = max((s for s in steps if s.kept == 1 and s.rows == least_rows), key=lambda s: s.width, default=None)
@@ -136,7 +151,9 @@ class ProgramShape:
             and all(state.kind in ("kv", "sampler") for state in compiled.states),
             rewinds=all(state.kind == "kv" for state in compiled.states),
             reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
-            candidates=_candidates(fed),
+            candidates=_fixed_size(fed, "random_numbers"),
+            masked_tokens=_fixed_size(fed, TOKEN_BITMASKS),
+            returns_probabilities=any(output.name == PROBABILITIES for output in compiled.outputs),
             image_inputs={name: fed[name] for name in IMAGE_INPUTS if name in fed},
             adapters=dict(compiled.metadata.get("adapters", {})) if LORA_IDS in fed else {},
         )
@@ -176,20 +193,20 @@ def _fed(compiled: CompiledModel, further: Collection[str]) -> dict[str, TensorS
             f"has them, {', '.join(further)}"
         )
     lacking = [name for name in SAMPLER_INPUTS if name not in fed]
-    if 0 < len(lacking) < len(SAMPLER_INPUTS):
+    if lacking and any(name in fed for name in _SAMPLER):
         raise InputError(
             f"the program has a part of a sampler's inputs: it lacks {', '.join(lacking)}; compile it anew"
         )
     return fed
 
 
-def _candidates(fed: Mapping[str, TensorSpec]) -> int | None:
-    numbers = fed.get("random_numbers")
-    if numbers is None:
+def _fixed_size(fed: Mapping[str, TensorSpec], name: str) -> int | None:
+    """The last dimension of an input, `None` where the program does not have it."""
+    if name not in fed:
         return None
-    count = numbers.shape[-1]
+    count = fed[name].shape[-1]
     if not isinstance(count, int):
-        raise InputError("the program leaves the size of random_numbers open; compile it anew")
+        raise InputError(f"the program leaves the size of {name} open; compile it anew")
     return count
 
 

@@ -33,6 +33,8 @@ class Request:
     pad: int
     sampler: DeviceSampler | None = None
     drafting: Drafting | None = None
+    #: The rows keep the probabilities of their tokens.
+    keeps_probabilities: bool = False
     #: What ended the request instead of its last token.
     error: Exception | None = None
     started: float = 0.0

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from qeff_framework.images.rows import RowImages
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qeff_framework.generation.request import Request
 
 #: Why a row ended: its end-of-sequence token, a stop string, the caller's criteria, the time limit or the token limit; in an
@@ -36,6 +39,8 @@ class Row:
     limit: int
     generated: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    #: Of each new token, where the request keeps them: the probabilities ``[V]`` that it was chosen by.
+    probabilities: list[NDArray[np.float32]] = field(default_factory=list)
     #: Its row of a step's arrays: its own number, unless rows take turns.
     lane: int = -1
     #: Tokens of the prompt that are in the cache.

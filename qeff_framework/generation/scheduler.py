@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.contracts import ExecutionSession
+from qeff_framework.contracts import PROBABILITIES, ExecutionSession
 from qeff_framework.errors import ExecutionError
 from qeff_framework.generation.placement import Placement
 from qeff_framework.generation.program_shape import ProgramShape
@@ -47,6 +47,8 @@ class Scheduler:
         #: The rows of the last decode step, and the same by request.
         self._grouped: Sequence[Row] = ()
         self._groups: Groups = ()
+        #: ``[B, 1, V]`` of the last step, where the program returns them. Valid until the next one.
+        self._probabilities: NDArray[Any] | None = None
         #: Requests that have ended with an error since the caller emptied the list.
         self.failed: list[Request] = []
         #: The last step has fed a prompt, so that the rows that decode come next.
@@ -201,6 +203,7 @@ class Scheduler:
     def _run_step(self, inputs: StepInputs) -> NDArray[Any]:
         """Logits of each row's last tokens, ``[B, K, V]``; of a sampler its tokens, ``[B, 1, 1]``. Valid until the next step."""
         outputs = self._session.run(inputs.feed)
+        self._probabilities = outputs.get(PROBABILITIES)
         name, last = ("logits", "vocabulary") if self._shape.candidates is None else ("next_tokens", "1")
         result = outputs.get(name)
         wanted = inputs.shape.rows, inputs.shape.kept
@@ -220,6 +223,9 @@ class Scheduler:
         for request, rows in groups:
             try:
                 steps += request.take(logits, rows, drafts)
+                if request.keeps_probabilities and self._probabilities is not None:
+                    for row in rows:
+                        row.probabilities.append(self._probabilities[row.lane, 0].copy())
             except Exception as error:  # noqa: BLE001 - rules and criteria are the caller's code; the others go on
                 request.error = error
                 request.end("error")

@@ -84,6 +84,8 @@ class GenerationSettings:
     json_schema: Any = None
     #: A regular expression that the whole answer matches.
     regex: str | None = None
+    #: The output has the probability of every token, for each new token: of a program that returns them.
+    return_pdfs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length"):
@@ -287,5 +289,6 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "regex": (lambda v: isinstance(v, str) and bool(v), "a regular expression"),
     "do_sample": (lambda v: isinstance(v, bool), "True or False"),
     "remove_invalid_values": (lambda v: isinstance(v, bool), "True or False"),
+    "return_pdfs": (lambda v: isinstance(v, bool), "True or False"),
     "renormalize_logits": (lambda v: isinstance(v, bool), "True or False"),
 }

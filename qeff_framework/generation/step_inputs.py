@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.contracts import LORA_IDS, PROMPT_LENGTHS
+from qeff_framework.contracts import LORA_IDS, PROMPT_LENGTHS, TOKEN_BITMASKS
 from qeff_framework.generation.program_shape import ProgramShape, StepShape
 from qeff_framework.images.rows import ImageStepInputs
 
@@ -47,6 +47,8 @@ class StepInputs:
         self._accepted = np.full(size, -1, dtype=np.int64)
         if shape.candidates is not None:
             self.sampling = _sampling(step.rows, shape.candidates)
+            if shape.masked_tokens is not None:
+                self.sampling[TOKEN_BITMASKS] = np.ones((step.rows, shape.masked_tokens), dtype=np.bool_)
             common |= {"last_accepted_output_tokens": self._accepted, **self.sampling}
         #: What belongs to images; `None` in a model that reads text alone.
         self.images: ImageStepInputs | None = None

@@ -201,6 +201,8 @@ class Engine:
         request = generator.request(ids * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, queued=True)
         for row in request.rows:
             self._limit(row, settings)
+        if settings.return_pdfs:
+            raise InputError("return_pdfs is for generate(...), which returns them with its output; leave it out")
         recorder = None
         if logprobs is not None:
             if generator.shape.candidates is not None:

@@ -7,7 +7,7 @@ heavier.
 from __future__ import annotations
 
 from qeff_framework.sessions.base import BaseSession
-from qeff_framework.sessions.buffers import allocate, state_buffers, write_tokens
+from qeff_framework.sessions.buffers import allocate, padding_inputs, state_buffers, write_tokens
 from qeff_framework.sessions.checks import check_positions, check_rows, check_step
 from qeff_framework.sessions.selection import StepSelector
 from qeff_framework.sessions.shapes import Shape, describe_shapes, host_inputs, host_outputs, resolve_shape
@@ -26,6 +26,7 @@ __all__ = [
     "describe_shapes",
     "host_inputs",
     "host_outputs",
+    "padding_inputs",
     "resolve_shape",
     "state_buffers",
     "write_tokens",

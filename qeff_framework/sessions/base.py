@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from qeff_framework.contracts import CompiledModel, Specialization
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.sessions.buffers import state_buffers
+from qeff_framework.sessions.buffers import state_buffers, state_specs
 from qeff_framework.sessions.selection import StepSelector
+from qeff_framework.sessions.shapes import resolve_shape
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
@@ -23,7 +24,8 @@ class BaseSession(ABC):
     Implements `qeff_framework.plugin_api.ExecutionSession` and is a context manager. Calls from several threads run one after the
     other, and `close` waits for the step that is running.
 
-    A backend whose states lie on the device overrides `clear_states`; one that holds a device or memory overrides `release`.
+    A backend whose states lie on the device overrides `clear_states`, `fetch_states` and `replace_states`; one that holds a
+    device or memory overrides `release`.
 
     Example::
 
@@ -72,6 +74,15 @@ class BaseSession(ABC):
         for buffer in (self._states or {}).values():
             buffer.fill(0)
 
+    def fetch_states(self, names: Sequence[str]) -> dict[str, Array]:
+        """Copies of retained states, in the dtypes and shapes of the program's inputs; by default of those in `states`."""
+        return {name: self.states[name].copy() for name in names}
+
+    def replace_states(self, states: Mapping[str, Array]) -> None:
+        """Overwrites retained states with arrays of their dtypes and shapes; by default those in `states`."""
+        for name, value in states.items():
+            self.states[name][...] = value
+
     def release(self) -> None:  # noqa: B027 -- a session without a device need not override it
         """Gives the device and memory back; by default there is nothing to give back. Called once."""
 
@@ -100,10 +111,7 @@ class BaseSession(ABC):
         """
         with self._lock:
             self._check_open()
-            if self._state_is_undefined:
-                raise ExecutionError(
-                    "an earlier step failed and left the retained state undefined: call reset() and start again"
-                )
+            self._check_defined()
             specialization, arrays = self._selector.select(inputs)
             # Set first, so that an interruption counts as a failure.
             self._state_is_undefined = bool(self.compiled.states)
@@ -126,6 +134,45 @@ class BaseSession(ABC):
             self.clear_states()
             self._state_is_undefined = False
 
+    def read_states(self, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Copies of the retained states by input name, for instance ``past_key.0 [B, H, C, D]``: all, or those of `names`.
+
+        Written into another session of the same model, they continue there what this one has read.
+
+        Raises:
+            InputError: the program has no such state.
+            ExecutionError: the session is closed, or a step failed and `reset` was not called.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_defined()
+            known = state_specs(self.compiled)
+            asked = [*known] if names is None else [*names]
+            self._check_known(asked, known)
+            return self.fetch_states(asked)
+
+    def write_states(self, states: Mapping[str, Array]) -> None:
+        """Overwrites retained states, by input name; those that are not given stay as they are.
+
+        Raises:
+            InputError: the program has no such state, or it has another dtype or shape. No state has changed.
+            ExecutionError: the session is closed, or a step failed and `reset` was not called.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_defined()
+            known = state_specs(self.compiled)
+            self._check_known(states, known)
+            dims = self.compiled.specializations[0].dims
+            for name, value in states.items():
+                wanted = resolve_shape(known[name], dims)
+                if tuple(value.shape) != wanted or str(value.dtype) != known[name].dtype:
+                    raise InputError(
+                        f"the state {name} is {known[name].dtype} {list(wanted)}, and {value.dtype} {list(value.shape)} was "
+                        "given; read it from a program with the same sizes and precision, or convert it"
+                    )
+            self.replace_states(states)
+
     def close(self) -> None:
         """Releases the device and memory. Idempotent; every other call afterwards raises `ExecutionError`."""
         with self._lock:
@@ -144,6 +191,19 @@ class BaseSession(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_defined(self) -> None:
+        if self._state_is_undefined:
+            raise ExecutionError(
+                "an earlier step failed and left the retained state undefined: call reset() and start again"
+            )
+
+    def _check_known(self, names: Iterable[str], known: Mapping[str, object]) -> None:
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(
+                f"the program has no state {', '.join(unknown)}; it has {', '.join(known) if known else 'none'}"
+            )
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.contracts import CompiledModel, TensorSpec
-from qeff_framework.sessions.shapes import resolve_shape
+from qeff_framework.sessions.checks import POSITIONS, ROWS
+from qeff_framework.sessions.shapes import host_inputs, resolve_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qeff_framework.contracts import Array
+
+
+#: The input of a sampler with tokens that belong to the answer; -1 is none.
+ACCEPTED = "last_accepted_output_tokens"
 
 
 def allocate(specs: Iterable[TensorSpec], dims: Mapping[str, int]) -> dict[str, Array]:
@@ -36,5 +41,20 @@ def write_tokens(cache: Array, new: Array, position_ids: NDArray[Any]) -> None:
 
 def state_buffers(compiled: CompiledModel) -> dict[str, Array]:
     """Zeros for each retained state, by input name. All specializations agree on the sizes of the states."""
+    return allocate(state_specs(compiled).values(), compiled.specializations[0].dims)
+
+
+def state_specs(compiled: CompiledModel) -> dict[str, TensorSpec]:
+    """The inputs that are retained states, by name."""
     names = {state.input for state in compiled.states}
-    return allocate((spec for spec in compiled.inputs if spec.name in names), compiled.specializations[0].dims)
+    return {spec.name: spec for spec in compiled.inputs if spec.name in names}
+
+
+def padding_inputs(compiled: CompiledModel, dims: Mapping[str, int]) -> dict[str, Array]:
+    """The inputs of a step whose tokens are all padding, with the sizes of `dims`: it leaves every state as it was."""
+    inputs = allocate(host_inputs(compiled), dims)
+    for name in {*POSITIONS, ACCEPTED} & inputs.keys():
+        inputs[name][...] = -1
+    if ROWS in inputs:
+        inputs[ROWS][:, 0] = np.arange(len(inputs[ROWS]))
+    return inputs

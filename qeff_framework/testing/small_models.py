@@ -41,6 +41,7 @@ class SmallModel(QEFFAutoModelForCausalLM):
         options: object,  # noqa: ARG002
         *,
         extra_inputs: tuple[str, ...] = (),
+        extra_outputs: tuple[str, ...] = (),
         program: str = "",
         program_inputs: Mapping[str, Any] | None = None,
     ) -> ExportPlan:
@@ -48,6 +49,7 @@ class SmallModel(QEFFAutoModelForCausalLM):
             relay=relay,
             transforms=(),
             extra_inputs=extra_inputs,
+            extra_outputs=extra_outputs,
             program=program,
             program_inputs=program_inputs or {},
             identity={},

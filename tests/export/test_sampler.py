@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeff_framework.contracts import SAMPLER_INPUTS
+from qeff_framework.contracts import SAMPLER_INPUTS, TOKEN_BITMASKS
 from qeff_framework.errors import ExportError
 from qeff_framework.export.portable import export_portable
 from qeff_framework.export.sampler import append_sampler
@@ -42,10 +42,13 @@ logits_only (int64[batch_size, seq_len] input_ids, int64[batch_size, seq_len] po
 class Sampler:
     """The sampler alone: the logits are an input."""
 
-    def __init__(self, *, rows: int, slots: int | None = None) -> None:
+    def __init__(self, *, rows: int, slots: int | None = None, guided: bool = False) -> None:
+        """`guided`: it takes masks and returns probabilities."""
         text = _LOGITS_ONLY % "int64[batch_size, 1] batch_index" if slots else _LOGITS_ONLY.replace(", %s", "")
         model = onnx_ir.serde.deserialize_model(onnx.parser.parse_model(text))
-        self.states = append_sampler(model, first_state=len(model.graph.inputs))
+        self.states = append_sampler(
+            model, first_state=len(model.graph.inputs), takes_masks=guided, returns_probabilities=guided
+        )
         proto = onnx_ir.serde.serialize_model(model)
         onnx.checker.check_model(proto, full_check=True)
         options = ort.SessionOptions()
@@ -53,6 +56,9 @@ class Sampler:
         self.session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.held = {state.input: np.zeros((slots or rows, VOCAB), dtype=np.bool_) for state in self.states}
         self.slots = slots
+        self.guided = guided
+        #: Of the last step, ``[B, V]``.
+        self.probabilities = np.zeros((0, VOCAB))
 
     def step(
         self,
@@ -63,6 +69,7 @@ class Sampler:
         accepted: Any = None,
         index: Any = None,
         random: Any = 0.5,
+        mask: Any = True,
         **asked: Any,
     ) -> list[int]:
         """The next token of each row; `asked` is by the names of the inputs, the rest is greedy."""
@@ -80,7 +87,13 @@ class Sampler:
         }
         if self.slots:
             feeds["batch_index"] = np.asarray(index)[:, None]
+        if self.guided:
+            feeds[TOKEN_BITMASKS] = np.broadcast_to(np.asarray(mask, np.bool_), (rows, VOCAB)).copy()
         tokens, *states = self.session.run(None, {**feeds, **self.held})
+        if self.guided:
+            probabilities, *states = states
+            assert probabilities.shape == (rows, 1, VOCAB)
+            self.probabilities = probabilities[:, 0]
         self.held = dict(zip(self.held, states, strict=True))
         assert tokens.shape == (rows, 1, 1)
         chosen: list[int] = tokens[:, 0, 0].tolist()
@@ -90,6 +103,11 @@ class Sampler:
 @pytest.fixture(scope="module")
 def alone() -> Sampler:
     return Sampler(rows=1)
+
+
+@pytest.fixture(scope="module")
+def guided() -> Sampler:
+    return Sampler(rows=1, guided=True)
 
 
 def host_probabilities(asked: Mapping[str, Any], scores: np.ndarray, history: list[int]) -> np.ndarray:
@@ -140,6 +158,28 @@ def test_a_draw_is_the_gumbel_maximum_of_what_transformers_leaves(alone: Sampler
     best, second = np.sort(noisy)[[-1, -2]]
     assert probabilities[token] > 0
     assert token == np.argmax(noisy) or best - second < 1e-4
+
+
+@settings(deadline=None, max_examples=100)
+@given(samplings(), st.integers(0, VOCAB - 1), st.integers(0, 2**32))
+def test_masked_tokens_have_no_probability_and_the_others_what_transformers_gives_them(
+    guided: Sampler, case: dict[str, Any], least: int, seed: int
+) -> None:
+    history, asked, scores = case["history"], case["asked"], case["scores"]
+    mask = np.random.default_rng(seed).random(VOCAB) < 0.4
+    mask[least] = True
+    fed = {"ids": [history], "positions": [range(len(history))], "random": case["random"], "mask": mask}
+    (token,) = guided.step([scores], **fed, **asked)
+    masked = np.where(mask, scores, -np.inf)
+    np.testing.assert_allclose(guided.probabilities[0], host_probabilities(asked, masked, history), atol=2e-6)
+    assert guided.probabilities[0, token] > 0
+    # A temperature that makes all scores alike brings no masked token back.
+    (token,) = guided.step([scores], **fed, temperatures=1e9)
+    assert mask[token]
+    assert not guided.probabilities[0, ~mask].any()
+    penalty = {"repetition_penalties": asked["repetition_penalties"]}
+    (token,) = guided.step([scores], **fed, **asked | {"temperatures": 0.0})
+    assert token == host_probabilities(penalty, masked, history).argmax()
 
 
 @settings(deadline=None, max_examples=60)
@@ -218,10 +258,19 @@ def test_presence_penalty_counts_tokens_of_the_answer_only() -> None:
 
 
 def test_interface_of_an_export(llama, tmp_path) -> None:
-    extra = ("batch_index", *SAMPLER_INPUTS)
-    exported = export_portable(llama, task="causal-lm", output_dir=tmp_path, extra_inputs=extra)
-    assert [spec.name for spec in exported.inputs[2:11]] == list(extra)
-    assert exported.inputs[11].name == "past_key.0"
+    extra = ("batch_index", *SAMPLER_INPUTS, TOKEN_BITMASKS)
+    exported = export_portable(
+        llama, task="causal-lm", output_dir=tmp_path, extra_inputs=extra, extra_outputs=("probs",)
+    )
+    assert [spec.name for spec in exported.inputs[2:12]] == list(extra)
+    assert exported.inputs[12].name == "past_key.0"
+    mask, probabilities = exported.inputs[11], exported.outputs[1]
+    assert (mask.dtype, mask.shape) == ("bool", ("batch_size", 128))
+    assert (probabilities.name, probabilities.dtype, probabilities.shape) == (
+        "probs",
+        "float32",
+        ("batch_size", 1, 128),
+    )
     assert exported.outputs[0].name == "next_tokens"
     assert exported.outputs[0].shape == ("batch_size", 1, 1)
     assert [(state.input, state.kind) for state in exported.states[-2:]] == [
@@ -233,7 +282,7 @@ def test_interface_of_an_export(llama, tmp_path) -> None:
     onnx.checker.check_model(str(exported.model_path), full_check=True)
 
 
-@pytest.mark.parametrize("extra", [("temperatures",), ("num_logits_to_keep", *SAMPLER_INPUTS)])
+@pytest.mark.parametrize("extra", [("temperatures",), ("num_logits_to_keep", *SAMPLER_INPUTS), (TOKEN_BITMASKS,)])
 def test_part_of_a_sampler_and_several_logits_are_refused(llama, tmp_path, extra) -> None:
     with pytest.raises(ExportError):
         export_portable(llama, task="causal-lm", output_dir=tmp_path, extra_inputs=extra)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from qeff_framework.contracts import SAMPLER_INPUTS, CompiledModel, Specialization, StateSpec, TensorSpec
+from qeff_framework.contracts import (
+    SAMPLER_INPUTS,
+    TOKEN_BITMASKS,
+    CompiledModel,
+    Specialization,
+    StateSpec,
+    TensorSpec,
+)
 from qeff_framework.shapes import CausalLMShapes
 
 VOCAB = 17
@@ -243,10 +250,12 @@ class FakeSpeculative:
 
 
 class FakeSampler(FakeCausalLM):
-    """Chooses the most likely token itself, and keeps what else it was fed."""
+    """Chooses the most likely token itself, and keeps what else it was fed. `masks`: among those of ``token_bitmasks``."""
 
-    def __init__(self, batch_size: int = 1, prefill: int = 4) -> None:
-        super().__init__(batch_size, prefill)
+    def __init__(
+        self, batch_size: int = 1, prefill: int = 4, ctx_len: int = 32, *, vocab: int = VOCAB, masks: bool = False
+    ) -> None:
+        super().__init__(batch_size, prefill, ctx_len, vocab=vocab)
         more = [
             TensorSpec(
                 name=name,
@@ -256,7 +265,10 @@ class FakeSampler(FakeCausalLM):
             for name in SAMPLER_INPUTS
         ]
         tokens, positions, cache = self.compiled.inputs
-        self.compiled = replace(self.compiled, inputs=(tokens, positions, *more, cache), metadata={"vocab_size": VOCAB})
+        self.compiled = replace(self.compiled, inputs=(tokens, positions, *more, cache), metadata={"vocab_size": vocab})
+        if masks:
+            mask = TensorSpec(name=TOKEN_BITMASKS, dtype="bool", shape=("batch_size", vocab))
+            self.compiled = replace(self.compiled, inputs=(*self.compiled.inputs, mask))
         self.fed: list[dict[str, np.ndarray]] = []
         self.answer: int | None = None
 
@@ -264,7 +276,10 @@ class FakeSampler(FakeCausalLM):
         assert all(inputs[name].dtype == _SAMPLER_DTYPES.get(name, "float32") for name in SAMPLER_INPUTS)
         self.fed.append({name: array.copy() for name, array in inputs.items()})
         logits = super().run({name: inputs[name] for name in ("input_ids", "position_ids")})["logits"]
-        tokens = np.nan_to_num(logits).argmax(axis=-1)[:, :, None]
+        logits = np.nan_to_num(logits)
+        if TOKEN_BITMASKS in inputs:
+            logits = np.where(inputs[TOKEN_BITMASKS][:, None], logits, -np.inf)
+        tokens = logits.argmax(axis=-1)[:, :, None]
         return {"next_tokens": tokens if self.answer is None else np.full_like(tokens, self.answer)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,11 @@ import pytest
 
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation import TextGenerator
+from qeff_framework.runtime import CompiledCausalLM
+from qeff_framework.serving import Engine
 from tests.generation.fakes import VOCAB, FakeSampler, expected_tokens
+from tests.serving.programs import VOCAB as TEXT_VOCAB
+from tests.serving.programs import program, write_artifact
 
 
 def test_tokens_of_the_answer_are_told_from_those_of_the_prompt() -> None:
@@ -83,3 +89,50 @@ def test_a_token_that_the_model_does_not_know_is_an_error() -> None:
     session.answer = VOCAB
     with pytest.raises(ExecutionError, match=f"chose the token {VOCAB} for prompt 0"):
         TextGenerator(session).generate([[1]], max_new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_artifact(tmp_path_factory.mktemp("masks"))
+
+
+def masking_program(directory: Path) -> tuple[CompiledCausalLM, FakeSampler]:
+    session = FakeSampler(2, 8, 160, vocab=TEXT_VOCAB, masks=True)
+    session.compiled = replace(session.compiled, directory=directory)
+    return CompiledCausalLM(session), session
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"regex": "(yes|not the fox|maybe [0-9]{2})"},
+        {"json_schema": {"type": "object", "properties": {"size": {"enum": [1, 25]}}, "required": ["size"]}},
+        {"bad_words_ids": [[7], [8, 9]], "no_repeat_ngram_size": 1, "min_new_tokens": 5},
+        {"forced_eos_token_id": 3, "suppress_tokens": [7, 9], "begin_suppress_tokens": list(range(300))},
+    ],
+)
+def test_masks_are_those_of_the_hosts_rules(directory: Path, rules: dict[str, Any]) -> None:
+    on_host = program(directory)
+    on_device, session = masking_program(directory)
+    asked = {"prompts": ["The fox", "The quick brown fox jumps"], "max_new_tokens": 40}
+    expected = on_host.generate(**asked, **rules).generated_ids
+    assert on_device.generate(**asked, **rules).generated_ids == expected != on_host.generate(**asked).generated_ids
+    # Another request finds no mask left behind.
+    session.fed.clear()
+    assert on_device.generate(**asked).generated_ids == on_host.generate(**asked).generated_ids
+    assert all(step["token_bitmasks"].all() for step in session.fed)
+
+
+def test_rules_that_leave_no_token_end_their_request_alone(directory: Path) -> None:
+    engine = Engine(masking_program(directory)[0])
+    broken = engine.add("The fox", suppress_tokens=list(range(TEXT_VOCAB)), max_new_tokens=3)
+    other = engine.add("The fox", max_new_tokens=3)
+    tokens = [token for piece in engine.stream(other) for token in piece.tokens]
+    assert [tokens] == program(directory).generate(prompts=["The fox"], max_new_tokens=3).generated_ids
+    with pytest.raises(InputError, match="suppress_tokens left prompt 0 no token to choose from"):
+        list(engine.stream(broken))
+
+
+def test_a_program_without_masks_says_how_to_get_them(directory: Path) -> None:
+    with pytest.raises(InputError, match="^regex: .* or compile with include_guided_decoding=True, or without"):
+        TextGenerator(FakeSampler()).generate([[1]], regex="a")

@@ -30,6 +30,32 @@ def test_shapes_choose_the_step_and_states_stay_until_reset() -> None:
     assert session.run(feeds([[1], [-1]]))["total"].tolist() == [2, 0]
 
 
+def test_states_go_from_one_session_to_another() -> None:
+    first, second = Adder(program()), Adder(program())
+    first.run(feeds([[0, 1, 2, 3], [0, 1, -1, -1]]))
+    states = first.read_states()
+    assert list(states) == ["past"]
+    first.run(feeds([[4], [2]]))
+    second.write_states(states)
+    assert second.run(feeds([[4], [2]]))["total"].tolist() == [15, 6]
+    assert first.read_states(["past"])["past"].tolist() == second.states["past"].tolist()
+    for wrong, message in (
+        ({"future": states["past"]}, "no state future; it has past"),
+        ({"past": states["past"][:2]}, r"the state past is int64 \[3, 8\], and int64 \[2, 8\] was given"),
+        ({"past": states["past"].astype("float32")}, "and float32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            second.write_states(wrong)
+    with pytest.raises(InputError, match="it has none"):
+        Adder(program(states=False)).read_states(["past"])
+    first.failure = ExecutionError("gone")
+    with pytest.raises(ExecutionError, match="gone"):
+        first.run(feeds([[5], [3]]))
+    for call in (first.read_states, lambda: first.write_states(states)):
+        with pytest.raises(ExecutionError, match=r"undefined: call reset\(\)"):
+            call()
+
+
 @pytest.mark.parametrize("failure", [ExecutionError("the device is gone"), KeyboardInterrupt()], ids=type)
 def test_a_failed_step_needs_a_reset(failure: BaseException) -> None:
     session = Adder(program())

@@ -74,6 +74,18 @@ def test_state_stays_between_steps_until_reset(opened):
         opened.reset()
 
 
+def test_each_step_may_run_in_another_session(compiled):
+    """The states go along: those that are overwritten in place, and those of two buffers."""
+    sessions = [execute(compiled), execute(compiled)]
+    sessions[1].run(STEPS.feeds(0))
+    for number, expected in enumerate(reference_outputs()):
+        before, after = sessions[number % 2], sessions[1 - number % 2]
+        outputs = before.run(STEPS.feeds(number))
+        row, token = np.nonzero(STEPS.steps[number] >= 0)
+        np.testing.assert_allclose(outputs["attended"][row, :, token], expected[row, :, token], rtol=1e-5, atol=1e-5)
+        after.write_states(before.read_states())
+
+
 def test_a_program_that_cannot_be_loaded_says_why(compiled, tmp_path):
     shutil.copytree(compiled.directory, tmp_path / "copy")
     (tmp_path / "copy" / "model.onnx").write_bytes(b"not a model")

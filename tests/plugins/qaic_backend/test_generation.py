@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, TensorSpec
+from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, TOKEN_BITMASKS, TensorSpec
 from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from tests.eager import eager_greedy
@@ -138,10 +138,14 @@ def test_standin_tokens_chosen_on_the_device(sizes, standin, exports, tmp_path) 
     shared = {"ctx_len": CTX_LEN, "full_batch_size": 3, "kv_cache_batch_size": 5, **sizes}
     asked = {"max_length": MAX_LENGTH, "eos_token_id": 2}
     answers = []
-    for extra in ((BATCH_INDEX,), (BATCH_INDEX, *SAMPLER_INPUTS)):
+    for extra in ((BATCH_INDEX,), (BATCH_INDEX, *SAMPLER_INPUTS, TOKEN_BITMASKS)):
         include_sampler = len(extra) > 1
         compiled = compile_program(
-            exports("llama", *extra), tmp_path / f"{include_sampler}", include_sampler=include_sampler, **shared
+            exports("llama", *extra),
+            tmp_path / f"{include_sampler}",
+            include_sampler=include_sampler,
+            include_guided_decoding=include_sampler,
+            **shared,
         )
         if include_sampler:
             assert (compiled.directory / "custom_io.yaml").read_text().count("penalty_buffer") == 0
@@ -150,13 +154,13 @@ def test_standin_tokens_chosen_on_the_device(sizes, standin, exports, tmp_path) 
         answers.append(
             [
                 generator.generate(twelve_prompts(), **asked, **more).generated_ids
-                for more in ({}, {"repetition_penalty": 1.5})
+                for more in ({}, {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1, "suppress_tokens": [7]})
             ]
         )
         session.close()
     on_host, on_device = answers
     assert on_device == on_host
-    assert on_device[0] != on_device[1]
+    assert on_device[0] not in on_device[1:]
 
 
 @pytest.mark.parametrize("rounding", ["io", "every_node"])
@@ -177,8 +181,9 @@ def test_standin_samples_follow_the_hosts_distribution(rounding, standin, export
     session.close()
     best = np.sort(logits)[::-1][:40]
     expected = np.exp((best - best[0]) / 3) / np.exp((best - best[0]) / 3).sum() * count
-    exported = exports("llama", BATCH_INDEX, *SAMPLER_INPUTS)
-    session = open_session(compile_program(exported, tmp_path / "sampler", include_sampler=True, **sizes))
+    exported = exports("llama", BATCH_INDEX, *SAMPLER_INPUTS, TOKEN_BITMASKS)
+    sizes |= {"include_sampler": True, "include_guided_decoding": True}
+    session = open_session(compile_program(exported, tmp_path / "sampler", **sizes))
     asked = {"do_sample": True, "temperature": 3.0, "top_k": 40, "seed": 5, "max_new_tokens": 1}
     tokens = [ids[0] for ids in TextGenerator(session).generate([prompt] * count, **asked).generated_ids]
     session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -90,6 +91,44 @@ def test_standin_state_is_kept_until_reset(llama_session) -> None:
     np.testing.assert_array_equal(llama_session.run(feed(7, 0))["logits"], first)
     np.testing.assert_array_equal(llama_session.run(feed(8, 1))["logits"], second)
     assert first.dtype == np.float32
+
+
+def test_standin_states_are_read_and_written(standin, llama_export, tmp_path) -> None:
+    """They leave the device beside a step of padding, which changes nothing, and go there with the next step."""
+    standin()
+    filling = open_session(compile_program(llama_export, tmp_path / "fills", prefill_only=True))
+    assert [item.name for item in filling.specializations] == ["prefill"]
+    filling.run({"input_ids": np.array([[7, 8, 9, 0]]), "position_ids": np.array([[0, 1, 2, -1]])})
+    states = filling.read_states()
+    assert all(np.array_equal(value, states[name]) for name, value in filling.read_states().items())
+    filling.close()
+    # The slots behind the text were never written.
+    assert all(
+        value.dtype == np.float32 and value[:, :, :3].any() and not value[:, :, 3:].any() for value in states.values()
+    )
+
+    whole = open_session(compile_program(llama_export, tmp_path / "program"))
+    whole.run({"input_ids": np.array([[7, 8, 9, 0]]), "position_ids": np.array([[0, 1, 2, -1]])})
+    expected = whole.run(feed(5, 3))["logits"].copy()
+    whole.close()
+    decoding = open_session(compile_program(llama_export, tmp_path / "decodes", prefill_only=False))
+    decoding.run(feed(1, 0))
+    decoding.reset()
+    decoding.write_states(states)
+    read = decoding.read_states(["past_key.0"])["past_key.0"]
+    np.testing.assert_array_equal(read, states["past_key.0"])
+    np.testing.assert_array_equal(decoding.run(feed(5, 3))["logits"], expected)
+    decoding.close()
+
+    bundle = compile_program(llama_export, tmp_path / "bundle", prefill_only=True, dry_run=True)
+    assert json.loads((bundle.directory / "specializations.json").read_text()) == {
+        "specializations": [{"batch_size": "1", "ctx_len": "24", "seq_len": "4"}]
+    }
+
+    packed = open_session(compile_program(llama_export, tmp_path / "packed", mxint8_kv_cache=True))
+    with pytest.raises(ExecutionError, match=r"keeps past_key\.0 as MXINT8.*compile without mxint8_kv_cache"):
+        packed.read_states()
+    packed.close()
 
 
 def test_standin_program_of_another_artifact_is_refused(standin, llama_export, tmp_path) -> None:

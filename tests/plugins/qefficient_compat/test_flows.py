@@ -113,12 +113,21 @@ def test_awq_with_continuous_batching_and_drafts(tmp_path: Path, checkpoint: str
         "batch_index": np.arange(2)[:, None],
         "num_logits_to_keep": np.zeros((3, 1), dtype=np.int64),
     }
+    names = [name for name in session.input_names if name.startswith("past_")]
+    states = {name: first[f"{name}_RetainedState"] for name in names}
+    assert len(states) == 2
     answers = session.run(step)["logits"].argmax(-1).tolist()
     assert [first + more for first, more in zip(tokens, answers, strict=True)] == [row[:4] for row in expected[:2]]
-    with pytest.raises(NotImplementedError, match=r"state 'past_key.0_RetainedState' stays in the session"):
-        first["past_key.0_RetainedState"]
-    with pytest.raises(NotImplementedError, match=r"state 'past_key.0' stays in the session and cannot be set"):
-        session.run({**step, "past_key.0": np.ones((1, 2, 24, 8), dtype=np.float32)})
+    # Another session goes on from the same states, as scripts for disaggregated serving do.
+    decoding = QAICInferenceSession(path)
+    assert decoding.run({**step, **states})["logits"].argmax(-1).tolist() == answers
+    with pytest.raises(KeyError):
+        first["past_key.9_RetainedState"]
+    last = decoding.run(step)
+    decoding.run(step)
+    with pytest.raises(NotImplementedError, match=r"state 'past_key.0_RetainedState' has changed in a later step"):
+        last["past_key.0_RetainedState"]
+    decoding.deactivate()
     session.deactivate()
 
 
@@ -132,15 +141,15 @@ def test_gguf_with_compute_contexts_and_a_sampler(
     expected = [eager_greedy(read, tokenizer(prompt)["input_ids"], NEW) for prompt in PROMPTS]
     config = {
         "include_sampler": True,
-        "return_pdfs": False,
+        "return_pdfs": True,
         "max_top_k_ids": 512,
-        "include_guided_decoding": False,
+        "include_guided_decoding": True,
         "ccl_enabled": True,
     }
     model = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path), gguf_file="tiny.gguf", qaic_config=config)
     assert model.ccl_enabled
     contexts = {"comp_ctx_lengths_prefill": "[8]", "comp_ctx_lengths_decode": [16, 24]}
-    model.compile(batch_size=2, num_speculative_tokens=0, **contexts, **SIZES)
+    path = model.compile(batch_size=2, num_speculative_tokens=0, **contexts, **SIZES)
     neutral = {"repetition_penalties": 1.0, "presence_penalties": 0.0, "top_ps": 1.0, "min_ps": 0.0, "top_ks": -1}
     params = {name: np.full((2, 1), value) for name, value in neutral.items()}
     params["random_numbers"] = np.random.default_rng(0).random((2, 512), dtype=np.float32)
@@ -152,7 +161,7 @@ def test_gguf_with_compute_contexts_and_a_sampler(
             generation_len=NEW,
             stream=False,
             include_sampler=True,
-            return_pdfs=False,
+            return_pdfs=True,
             sampling_params={**params, "temperatures": np.broadcast_to(temperature, (2, 1)), **changes},
             seed=3,
         )
@@ -162,6 +171,10 @@ def test_gguf_with_compute_contexts_and_a_sampler(
     assert tokens(0.0, top_ks=np.full((2, 1), 54), top_ps=np.full((2, 1), 0.9)) == expected[1:]
     assert tokens(3.0) == tokens(3.0) != expected[1:]
     assert tokens(3.0, top_ks=np.ones((2, 1), dtype=np.int32)) == expected[1:]
+    masks = np.ones((2, 128), dtype=np.bool_)
+    masks[:, expected[1]] = False
+    assert not {*expected[1]} & {token for row in tokens(0.0, token_bitmasks=masks) for token in row}
+    assert QAICInferenceSession(path).output_names[:2] == ["next_tokens", "probs"]
     assert "random_numbers has no effect" in caplog.text
     with pytest.raises(NotImplementedError, match="temperatures differs between the prompts"):
         tokens([[0.5], [0.6]])

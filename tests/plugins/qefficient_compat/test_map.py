@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import qeff_framework
@@ -126,6 +127,13 @@ def test_sampling_params() -> None:
         "repetition_penalty": 1.5,
     }
     assert of_sampling_params({"temperatures": [[0.0]], "top_ks": [[5]]}) == {}
+    masks = np.ones((2, 8), dtype=bool)
+    assert of_sampling_params({"token_bitmasks": masks}) == {}
+    masks[:, [2, 5]] = False
+    assert of_sampling_params({"token_bitmasks": masks}) == {"suppress_tokens": [2, 5]}
+    masks[0, 7] = False
+    with pytest.raises(NotSupportedError, match="token_bitmasks differs between the prompts"):
+        of_sampling_params({"token_bitmasks": masks})
     with pytest.raises(OptionError, match="unknown entry 'temperature'"):
         of_sampling_params({"temperature": 1})
 

@@ -151,7 +151,8 @@ T is `generation_len` where it is given, else the longest answer. Prompts that d
 `model.model` is the torch module. Its `config` is read without the weights; whatever else is asked for loads them.
 
 `QAICInferenceSession(path).run(inputs)` runs one step of a program. Retained states stay in the session: they are among `input_names`
-and `output_names`, skipping them changes nothing, and reading or setting one is refused. Buffers for outputs need not be set.
+and `output_names`, and skipping them changes nothing. One that is given as an input is written before the step, and
+`outputs["past_key.0_RetainedState"]` reads one behind it, until the next step. Buffers for outputs need not be set.
 
 `QEfficient.compile` compiles the model whose graph `QEfficient.export` has written on this machine. Which one that is, is kept in
 `QEFF_MODELS_DIR`, by default `qeff_models` beside the artifact store.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from qaic_backend.runtime.bindings import Dims
 from qaic_backend.runtime.modules import RuntimeModules
 from qaic_backend.runtime.program import DeviceProgram
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, Specialization, TensorSpec
-from qeff_framework.sessions import BaseSession, host_inputs, host_outputs, resolve_shape
+from qeff_framework.sessions import BaseSession, host_inputs, host_outputs, padding_inputs, resolve_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class QaicSession(BaseSession):
             raise
         #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
         self._state_is_fresh, self._overwrite_state = True, False
+        #: Contents of states that the next step takes to the device, by binding.
+        self._written: dict[int, bytes] = {}
         self.info = {
             "device": "Cloud AI " + (", ".join(f"QID {qid}" for qid in device_ids) or "chosen by the runtime"),
             "simulator": "no",
@@ -60,24 +62,62 @@ class QaicSession(BaseSession):
 
     def run_step(self, specialization: Specialization, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Sends the inputs, and zeros for the states after `reset`, and waits for the outputs."""
-        step = self._steps[specialization.name]
-        contents = dict(step.placeholders)
-        for name, binding in self._inputs.items():
-            contents[binding.index] = np.ascontiguousarray(inputs[name], dtype=binding.dtype).tobytes()
-        if self._overwrite_state:
-            sizes = self._program.description
-            contents.update({one.index: bytes(sizes.bytes_of(one.index, step.shape)) for one in self._state_inputs})
-        self._state_is_fresh = False
-        results = self._program.step(step.shape, contents)
-        self._overwrite_state = False
+        results = self._run(specialization, inputs, {})
         return {
             name: results[binding.index].astype(self._dtypes[name], copy=False)
             for name, binding in self._outputs.items()
         }
 
+    def _run(
+        self, specialization: Specialization, inputs: Mapping[str, Array], more: Mapping[int, bytes]
+    ) -> Mapping[int, Array]:
+        """The outputs of a step by binding: those that the host reads, and those that `more` has placeholders for."""
+        step = self._steps[specialization.name]
+        contents = {**step.placeholders, **more}
+        for name, binding in self._inputs.items():
+            contents[binding.index] = np.ascontiguousarray(inputs[name], dtype=binding.dtype).tobytes()
+        if self._overwrite_state:
+            sizes = self._program.description
+            contents.update(
+                {one.index: bytes(sizes.bytes_of(one.index, step.shape)) for one in self._state_inputs.values()}
+            )
+        contents.update(self._written)
+        self._state_is_fresh = False
+        results = self._program.step(step.shape, contents)
+        self._overwrite_state = False
+        self._written = {}
+        return results
+
     def clear_states(self) -> None:
         """The next step writes zeros over the states before it runs."""
         self._overwrite_state = not self._state_is_fresh
+        self._written = {}
+
+    def fetch_states(self, names: Sequence[str]) -> dict[str, Array]:
+        """Reads the states beside the outputs of a step of padding, which leaves them as they are."""
+        self._check_readable(names)
+        specialization = self.specializations[-1]
+        step, description = self._steps[specialization.name], self._program.description
+        asked = {name: self._state_outputs[name] for name in names}
+        space = {one.index: bytes(description.bytes_of(one.index, step.shape)) for one in asked.values()}
+        results = self._run(specialization, padding_inputs(self.compiled, specialization.dims), space)
+        dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.compiled.inputs}
+        return {name: results[one.index].astype(dtypes[name]) for name, one in asked.items()}
+
+    def replace_states(self, states: Mapping[str, Array]) -> None:
+        """The next step takes them to the device."""
+        self._check_readable(states)
+        for name, value in states.items():
+            binding = self._state_inputs[name]
+            self._written[binding.index] = np.ascontiguousarray(value, dtype=binding.dtype).tobytes()
+
+    def _check_readable(self, names: Iterable[str]) -> None:
+        declared = {spec.name: np.dtype(spec.dtype) for spec in self.compiled.inputs}
+        packed = [name for name in names if declared[name].kind == "f" and self._state_inputs[name].dtype.kind != "f"]
+        if packed:
+            raise ExecutionError(
+                f"qaic: the program keeps {packed[0]} as MXINT8, which has no form on the host; compile without mxint8_kv_cache"
+            )
 
     def release(self) -> None:
         """Gives the device back."""
@@ -96,7 +136,8 @@ class QaicSession(BaseSession):
         # A compiler may drop an input that nothing reads.
         self._inputs = {spec.name: bindings[spec.name] for spec in inputs if spec.name in bindings}
         self._outputs = {spec.name: bindings[spec.name] for spec in outputs}
-        self._state_inputs = [bindings[state.input] for state in states]
+        self._state_inputs = {state.input: bindings[state.input] for state in states}
+        self._state_outputs = {state.input: bindings[state.output] for state in states if state.output in bindings}
         specs = [spec for spec in inputs if spec.name in bindings]
         self._steps = {item.name: self._step(item, specs) for item in self.specializations}
 

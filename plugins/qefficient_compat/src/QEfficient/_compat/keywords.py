@@ -162,9 +162,7 @@ COMPILE: tuple[Keyword, ...] = (
         note="the compiler's inputs are written, and nothing is run",
     ),
     Keyword(name="prefill_only", treatment="size", note="without it: both programs in one artifact"),
-    Keyword(
-        name="retain_full_kv", treatment="size", note="without it: leave it out, every state holds all of `ctx_len`"
-    ),
+    Keyword(name="retain_full_kv", treatment="no effect", note="every state holds all of `ctx_len`"),
     Keyword(name="enable_chunking", treatment="no effect", note="every program reads long prompts in chunks"),
     Keyword(name="use_onnx_subfunctions", treatment="no effect", note=_ONE_TRACE),
     Keyword(name="offload_pt_weights", treatment="no effect", note=_ONE_TRACE, harmless=(True,)),
@@ -224,7 +222,11 @@ GENERATE: tuple[Keyword, ...] = (
     Keyword(name="is_tlm", treatment="no effect", note="the program knows it"),
     Keyword(name="include_sampler", treatment="no effect", note="the program knows it"),
     Keyword(name="include_guided_decoding", treatment="no effect", note="the program knows it"),
-    Keyword(name="return_pdfs", treatment="refused", note="read the logits through QAICInferenceSession.run"),
+    Keyword(
+        name="return_pdfs",
+        treatment="no effect",
+        note="the program knows it; `QAICInferenceSession.run` returns `probs`",
+    ),
     Keyword(name="comp_ctx_lengths_prefill", treatment="no effect", note="the program knows them"),
     Keyword(name="comp_ctx_lengths_decode", treatment="no effect", note="the program knows them"),
     Keyword(name="enable_debug_logs", treatment="no effect", note="`qeff doctor`, and logging of the backend"),
@@ -248,7 +250,7 @@ SAMPLING_PARAMS: Mapping[str, str] = {
     "top_ps": "top_p",
     "min_ps": "min_p",
     "random_numbers": "",
-    "token_bitmasks": "token_bitmasks",
+    "token_bitmasks": "suppress_tokens",
 }
 #: Values of entries of ``sampling_params`` that ask for nothing.
 NEUTRAL: Mapping[str, Any] = {
@@ -316,7 +318,7 @@ NAMES: tuple[Name, ...] = (
     Name(
         name="generation.cloud_infer.QAICInferenceSession",
         instead="load_compiled(...).session",
-        note="states stay in the session; an artifact of several programs is refused",
+        note="states are written as inputs and read as outputs; an artifact of several programs is refused",
     ),
     Name(
         name="generation.text_generation_inference",

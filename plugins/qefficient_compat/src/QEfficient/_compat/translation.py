@@ -182,13 +182,16 @@ def of_sampling_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
         array = np.asarray(value)
         if array.dtype == object or not array.size:
             continue
-        if setting == "token_bitmasks":
-            settings[setting] = array
-            continue
-        if len(np.unique(array)) > 1:
+        is_mask = name == "token_bitmasks"
+        if len(np.unique(array, axis=0) if is_mask else np.unique(array)) > 1:
             raise NotSupportedError(
                 f"sampling_params: {name} differs between the prompts, which is not supported; call generate for each of them"
             )
+        if is_mask:
+            forbidden = np.flatnonzero(~array[0].astype(bool)).tolist()
+            if forbidden:
+                settings[setting] = forbidden
+            continue
         number = array.reshape(-1)[0].item()
         if NEUTRAL.get(setting) != number:
             settings[setting] = int(number) if setting == "top_k" else number

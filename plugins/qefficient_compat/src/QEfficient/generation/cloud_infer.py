@@ -36,8 +36,9 @@ class Binding:
 class QAICInferenceSession:
     """A loaded program that is run step by step: ``run({"input_ids": ..., "position_ids": ...})`` returns the outputs by name.
 
-    Retained states stay in the session and need not be skipped; they are neither inputs nor outputs of a step. `activate` loads
-    the program.
+    Retained states stay in the session and need not be skipped. Given as inputs, or with `set_buffers`, they are written before
+    the next step; behind the last step they can be read by name (``outputs["past_key.0_RetainedState"]``). `activate` loads the
+    program.
 
     Args:
         qpc_path: the artifact's directory.
@@ -64,7 +65,6 @@ class QAICInferenceSession:
             )
         states = self._compiled.states
         self._state_inputs = {state.input for state in states}
-        self._state_outputs = {state.output for state in states}
         self._names = self._outputs_by_name()
         largest = max(self._compiled.specializations, key=lambda each: _volume(each.dims)).dims
         specs = [*self._compiled.inputs, *self._compiled.outputs]
@@ -82,6 +82,9 @@ class QAICInferenceSession:
         if len(self.allowed_shapes) == 1:
             self.allowed_shapes = []
         self._buffers: dict[str, NDArray[Any]] = {}
+        #: States that are written before the next step.
+        self._written: dict[str, NDArray[Any]] = {}
+        self._last: _Outputs | None = None
         self._program: Any = None
         if activate:
             self.activate()
@@ -135,20 +138,15 @@ class QAICInferenceSession:
     # --- running ------------------------------------------------------------------------------------------------------
 
     def set_buffers(self, buffers: Mapping[str, NDArray[Any]]) -> None:
-        """Keeps inputs for the steps that follow; buffers for outputs are not needed, and are left out.
-
-        Raises:
-            NotSupportedError: a retained state with contents: it cannot be set from outside.
-        """
+        """Keeps inputs for the steps that follow, and states for the next one; buffers for outputs are not needed."""
         for name, value in buffers.items():
             if name not in self.binding_index_map:
                 logger.warning("QAICInferenceSession: there is no input or output '%s'; it is left out", name)
             elif name in self._state_inputs:
                 if getattr(value, "size", 0):
-                    raise NotSupportedError(
-                        f"QAICInferenceSession: the state '{name}' stays in the session and cannot be set; run the prompt in "
-                        "this session"
-                    )
+                    self._written[name] = value
+                else:
+                    self._written.pop(name, None)
             elif name in self.input_names:
                 if getattr(value, "size", 0):
                     self._buffers[name] = value
@@ -156,15 +154,16 @@ class QAICInferenceSession:
                     self._buffers.pop(name, None)
 
     def skip_buffers(self, skipped_buffer_names: Iterable[str]) -> None:
-        """Forgets inputs that were kept. Retained states stay in the session anyway."""
+        """Forgets inputs that were kept, and states that were not written yet. Retained states stay in the session anyway."""
         for name in skipped_buffer_names:
             self._buffers.pop(name, None)
+            self._written.pop(name, None)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Runs one step and returns copies of its outputs.
+        """Runs one step and returns copies of its outputs. The states behind it can be read until the next step.
 
         Raises:
-            InputError: an input is missing, or the shapes are those of no program.
+            InputError: an input is missing, or the shapes are those of no program, or not those of a state.
             ExecutionError: the session is not active.
         """
         import numpy as np
@@ -183,26 +182,43 @@ class QAICInferenceSession:
                 f"QAICInferenceSession.run: {', '.join(missing)} was not given, neither now nor with set_buffers"
             )
         arrays = {name: np.asarray(given[name]).astype(spec.dtype, copy=False) for name, spec in wanted.items()}
-        outputs = self._program.session.run(arrays)
-        return _Outputs(
-            {self._names[name]: np.array(value) for name, value in outputs.items()}, hidden=self._state_outputs
-        )
+        session = self._program.session
+        if self._written:
+            specs = {spec.name: spec for spec in self._compiled.inputs}
+            session.write_states(
+                {name: np.asarray(value).astype(specs[name].dtype) for name, value in self._written.items()}
+            )
+            self._written = {}
+        outputs = session.run(arrays)
+        if self._last is not None:
+            self._last.expire()
+        states = {state.output: state.input for state in self._compiled.states}
+        self._last = _Outputs({self._names[name]: np.array(value) for name, value in outputs.items()}, session, states)
+        return self._last
 
 
 class _Outputs(dict[str, Any]):
-    """Outputs by name; says what became of retained states, which are not among them."""
+    """The outputs of a step; the states behind it are read when they are asked for, until the next step has run."""
 
-    def __init__(self, outputs: Mapping[str, Any], *, hidden: set[str]) -> None:
+    def __init__(self, outputs: Mapping[str, Any], session: Any, states: Mapping[str, str]) -> None:
         super().__init__(outputs)
-        self._hidden = hidden
+        self._session = session
+        #: The input of each state by the name of its output.
+        self._states = states
+
+    def expire(self) -> None:
+        """Another step has run."""
+        self._session = None
 
     def __missing__(self, name: str) -> Any:
-        if name in self._hidden:
+        if name not in self._states:
+            raise KeyError(name)
+        if self._session is None:
             raise NotSupportedError(
-                f"QAICInferenceSession: the state '{name}' stays in the session and cannot be read; run prompt and answer in one "
-                "session"
+                f"QAICInferenceSession: the state '{name}' has changed in a later step; read it before that, or from its outputs"
             )
-        raise KeyError(name)
+        self[name] = self._session.read_states([self._states[name]])[self._states[name]]
+        return self[name]
 
 
 def _volume(dims: Mapping[str, int]) -> int:
