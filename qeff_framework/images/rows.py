@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.images.rope_positions import rope_positions
+from qeff_framework.images.rope_positions import RopeLayout, rope_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VISION_EMBEDS = "vision_embeds"
 #: ``[B, S]`` int64: which of them stands in the place of a token, -1 at tokens of text and at padding.
 VISION_INDEX = "vision_index"
-#: ``[3, B, S]`` int64: where a token stands in time, height and width, for rotary embeddings of several axes.
+#: ``[A, B, S]`` int64: where a token stands on each axis (in time, height and width), for rotary embeddings of several axes.
 ROPE_POSITIONS = "rope_position_ids"
 #: ``[B, ctx_len]`` int64: the kind of token in each slot of the cache, for masks in which the tokens of an image see each other.
 TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
@@ -33,7 +33,7 @@ class RowImages:
     embeds: NDArray[np.float32]
     #: ``[P]``: which of them stands in the place of a token, -1 at text.
     index: NDArray[np.int64]
-    #: ``[3, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
+    #: ``[A, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
     rope: tuple[NDArray[np.int64], int] | None = None
 
     @classmethod
@@ -43,13 +43,13 @@ class RowImages:
         embeds: NDArray[np.float32],
         image_token_id: int,
         *,
-        grids: Sequence[Sequence[int]] = (),
-        merge_size: int = 0,
+        layouts: Sequence[RopeLayout] = (),
+        rope_axes: int = 1,
     ) -> RowImages:
-        """`merge_size` is 0 for models whose positions have one axis."""
+        """`layouts` of the images in order, for models whose positions have several axes."""
         is_image = np.asarray(ids) == image_token_id
         index = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int64)
-        rope = rope_positions(ids, image_token_id, grids, merge_size) if merge_size else None
+        rope = rope_positions(is_image, layouts, rope_axes) if rope_axes > 1 else None
         return cls(embeds=embeds, index=index, rope=rope)
 
     def chunk(self, start: int, width: int) -> int:
