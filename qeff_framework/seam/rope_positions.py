@@ -36,12 +36,11 @@ def rope_axes(model: PreTrainedModel, token_id: int) -> int:
         return len(_Rule(model, token_id, {}, 0)([_TEXT] * 2, 0))
 
 
-def rope_layout(
-    model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int
-) -> RopeLayout:
+def rope_layout(model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout:
     """Where the tokens of an image stand.
 
     Args:
+        model: the whole model.
         token_id: the id of an image token.
         sizes: the tensors that tell an image's size, by name; of one image.
         tokens: the tokens of such an image.
@@ -55,29 +54,29 @@ def rope_layout(
             layout = _read_off([(counts, rule(rule.prompt(counts), len(counts))) for counts in _EXAMPLES], tokens)
             told = [(counts, rule.prompt(counts)) for counts in _EXAMPLES]
             told += [(_EXAMPLES[-1], prompt) for prompt in rule.prompts_with_other_tokens(_EXAMPLES[-1])]
-            for counts, prompt in told:
-                own = rule(prompt, len(counts))
-                composed, _ = rope_positions(np.asarray(prompt) == token_id, [layout] * len(counts), len(own))
-                if not np.array_equal(own, composed):
-                    raise UnsupportedModelError(_OTHER_RULE)
-    except UnsupportedModelError:
-        raise
+            fits = layout is not None and all(_gives(layout, rule, prompt, len(counts)) for counts, prompt in told)
     except Exception as error:
         raise UnsupportedModelError(f"{_OTHER_RULE}: {error}") from error
+    if layout is None or not fits:
+        raise UnsupportedModelError(_OTHER_RULE)
     return layout
+
+
+def _gives(layout: RopeLayout, rule: _Rule, prompt: Sequence[int], images: int) -> bool:
+    own = rule(prompt, images)
+    composed, _ = rope_positions(np.asarray(prompt) == rule.token_id, [layout] * images, len(own))
+    return np.array_equal(own, composed)
 
 
 class _Rule:
     """The method of a model, for prompts of images of one size."""
 
-    def __init__(
-        self, model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> None:
         owner: Any = next(part for part in (model, getattr(model, "model", None)) if hasattr(part, "get_rope_index"))
         self._method = owner.get_rope_index
         self._known = inspect.signature(self._method).parameters
         self._config = model.config
-        self._token_id, self._tokens = token_id, tokens
+        self.token_id, self._tokens = token_id, tokens
         self._sizes = {name: value for name, value in sizes.items() if name in self._known}
         start = getattr(model.config, "vision_start_token_id", None)
         self._start = start if isinstance(start, int) else _TEXT
@@ -86,14 +85,19 @@ class _Rule:
         """An image behind each number of text tokens, and text at the end."""
         ids: list[int] = []
         for count in counts:
-            ids += [*[_TEXT] * (count - 2), *[around] * min(1, count - 1), self._start, *[self._token_id] * self._tokens]
+            ids += [
+                *[_TEXT] * (count - 2),
+                *[around] * min(1, count - 1),
+                self._start,
+                *[self.token_id] * self._tokens,
+            ]
         return [*ids, around, _TEXT]
 
     def prompts_with_other_tokens(self, counts: Sequence[int]) -> Iterator[list[int]]:
         """Prompts with each special token beside the images: a rule must not look at tokens that are text to a program."""
         for name, value in vars(self._config).items():
             is_token = name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
-            if is_token and value not in (self._token_id, self._start) and not any(o in name for o in _OTHER_MODALITIES):
+            if is_token and value not in (self.token_id, self._start) and not any(o in name for o in _OTHER_MODALITIES):
                 yield self.prompt(counts, around=value)
 
     def __call__(self, ids: Sequence[int], images: int) -> NDArray[np.int64]:
@@ -102,7 +106,7 @@ class _Rule:
         given: dict[str, Any] = {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),
-            "mm_token_type_ids": (tokens == self._token_id).long(),
+            "mm_token_type_ids": (tokens == self.token_id).long(),
             **{name: torch.cat([value] * images) for name, value in self._sizes.items() if images},
         }
         result = self._method(**{name: value for name, value in given.items() if name in self._known})
@@ -110,8 +114,11 @@ class _Rule:
         return positions
 
 
-def _read_off(examples: Sequence[tuple[Sequence[int], NDArray[np.int64]]], tokens: int) -> RopeLayout:
-    """The layout that examples have in common: the number of text tokens in front of each image, and positions ``[A, S]``."""
+def _read_off(examples: Sequence[tuple[Sequence[int], NDArray[np.int64]]], tokens: int) -> RopeLayout | None:
+    """The layout that examples have in common: the number of text tokens in front of each image, and positions ``[A, S]``.
+
+    `None` where they have none in common.
+    """
     found: list[NDArray[np.int64]] = []
     origins: list[list[int]] = []
     advances = set()
@@ -126,7 +133,7 @@ def _read_off(examples: Sequence[tuple[Sequence[int], NDArray[np.int64]]], token
             advances.add(behind - following)
             following = behind
     if len(advances) != 1:
-        raise UnsupportedModelError(_OTHER_RULE)
+        return None
     values = np.stack(found)
     offsets, bases = np.zeros(values.shape[1:], np.int64), np.full(values.shape[1:], -1, np.int64)
     for base in reversed(BASES):
@@ -134,5 +141,5 @@ def _read_off(examples: Sequence[tuple[Sequence[int], NDArray[np.int64]]], token
         fits = (less == less[0]).all(axis=0)
         offsets[fits], bases[fits] = less[0][fits], base
     if (bases < 0).any():
-        raise UnsupportedModelError(_OTHER_RULE)
+        return None
     return RopeLayout(offsets=offsets, bases=bases, advance=advances.pop())

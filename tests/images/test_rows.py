@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeff_framework.images.rope_positions import rope_positions
+from qeff_framework.images.rope_positions import FOLLOWING, IMAGES, TOKENS, RopeLayout, rope_positions
 from qeff_framework.images.rows import RowImages
 
 IMAGE = 9
@@ -33,10 +33,17 @@ def test_chunks_cut_no_image_and_leave_no_token_out(images: list[int], width: in
         start = stop
 
 
-def test_positions_go_on_behind_the_longest_side_of_an_image() -> None:
-    ids = [1, *[IMAGE] * 6, 2, 3]
-    positions, shift = rope_positions(ids, IMAGE, [(1, 4, 6)], 2)
-    assert positions[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 4, 5]
-    assert positions[1].tolist() == [0, 1, 1, 1, 2, 2, 2, 4, 5]
-    assert positions[2].tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 5]
-    assert len(ids) + shift == 6
+def test_positions_of_image_tokens_count_from_what_their_layout_says() -> None:
+    """One axis counts from the text in front, one from the number of images in front, one from the tokens in front."""
+    layout = RopeLayout(
+        offsets=np.array([[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 2, 3]]),
+        bases=np.array([[FOLLOWING] * 4, [IMAGES] * 4, [TOKENS] * 4]),
+        advance=2,
+    )
+    assert [*RopeLayout.from_json(layout.as_json()).bases[:, 0]] == [FOLLOWING, IMAGES, TOKENS]
+    picture = [IMAGE] * 4
+    positions, shift = rope_positions(np.array([1, *picture, 2, *picture, 3]) == IMAGE, [layout, layout], 3)
+    assert positions[0].tolist() == [0, 1, 1, 1, 1, 3, 4, 4, 4, 4, 6]
+    assert positions[1].tolist() == [0, 0, 1, 0, 1, 3, 1, 2, 1, 2, 6]
+    assert positions[2].tolist() == [0, 1, 2, 3, 4, 3, 6, 7, 8, 9, 6]
+    assert 11 + shift == 7
