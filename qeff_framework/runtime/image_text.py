@@ -195,13 +195,23 @@ class CompiledImageTextToText(CompiledRunner):
             )
         width = sum(int(size) for size in self._vision[0].session.compiled.metadata["image_features"]["widths"])
         embeds = np.concatenate(encoded) if encoded else np.zeros((0, width), dtype=np.float32)
-        return RowImages.of(
+        types: Mapping[str, Any] = self._facts.get("token_types", {})
+        row = RowImages.of(
             ids,
             embeds,
             int(self._facts["image_token_id"]),
             layouts=[layout for unit in units if (layout := self._program_for(unit).layout) is not None],
             rope_axes=self._rope_axes,
+            block=str(types.get("block", "")),
+            plain_type=int(types.get("plain", 0)),
         )
+        width = self._generator.shape.prefill.width
+        if row.longest_block > width:
+            raise InputError(
+                f"{row.longest_block} tokens of a prompt see each other and must be read in one step, and the program reads {width} "
+                f"tokens in a step; compile with prefill_seq_len={row.longest_block} or more"
+            )
+        return row
 
     def _units(self, inputs: Mapping[str, Any]) -> list[Unit]:
         if inputs.get(PIXELS) is None:

@@ -45,6 +45,8 @@ class ImageInputs:
     token_id: int = 0
     #: Axes of a token's position.
     rope_axes: int = 1
+    #: The kind of a token that sees those in front of it alone; the other kind sees its block.
+    plain_type: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
@@ -77,7 +79,7 @@ class ImageInputs:
             return torch.zeros((batch, tokens), dtype=torch.int64)
         if name == ROPE_POSITIONS:
             return torch.arange(tokens).expand(self.rope_axes, batch, -1).contiguous()
-        return torch.zeros((batch, context), dtype=torch.int64)
+        return torch.full((batch, context), self.plain_type)
 
     def of_step(self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor) -> ImagesOfStep:
         """What the forward of one step gets."""
