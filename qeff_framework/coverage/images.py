@@ -364,7 +364,11 @@ def _joined(images: Sequence[Image], *, one_prompt: bool = False) -> dict[str, t
         # Tiles of one prompt stand along the second axis.
         return int(one_prompt and first["pixel_values"].dim() == 5 and "pixel_attention_mask" in first)
 
-    return {name: torch.cat([each[name] for each in images], dim=axis(name)) for name in first}
+    joined = {name: torch.cat([each[name] for each in images], dim=axis(name)) for name in first}
+    if (name := "image_token_pooling") in first:  # numbers of patches, over all images
+        patches = first["pixel_values"].shape[:-1].numel()
+        joined[name] = torch.cat([each[name] + number * patches for number, each in enumerate(images)])
+    return joined
 
 
 def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], float]:

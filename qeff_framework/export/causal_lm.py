@@ -33,7 +33,7 @@ from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.images.rows import OF_IMAGE, OF_IMAGES, OF_PROMPT, TOKEN_TYPES, VISION_EMBEDS
+from qeff_framework.images.rows import NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, TOKEN_TYPES, VISION_EMBEDS
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
@@ -90,7 +90,7 @@ def causal_lm_graph(
     extra_inputs = (*extra_inputs, *images.names)
     weightless = weightless_copy(module)
     adapt(weightless, norms, rotary)
-    block = ""
+    block = NO_BLOCK
     with stage("probe run"):
         if images.token_types:
             block, plain_type = _blocks(weightless, images)
@@ -322,7 +322,7 @@ def _blocks(weightless: PreTrainedModel, images: ImageInputs) -> tuple[str, int]
     if all(of_kind):
         raise not_causal(weightless.config)
     if not any(of_kind):
-        return "", 0
+        return NO_BLOCK, 0
     if of_kind[0]:
         return OF_PROMPT, 1
     return (OF_IMAGES if bool(ahead([1, 0, 1])[0, 2]) else OF_IMAGE), 0

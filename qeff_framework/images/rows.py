@@ -24,8 +24,8 @@ ROPE_POSITIONS = "rope_position_ids"
 #: ``[B, ctx_len]`` int64: the kind of token in each slot of the cache, for masks in which the tokens of an image see each other.
 TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
 #: Which tokens see each other, and must be read in one step: those of an image, those from the first image of a prompt to its
-#: last one, or the whole prompt.
-OF_IMAGE, OF_IMAGES, OF_PROMPT = "image", "images", "prompt"
+#: last one, the whole prompt, or none.
+OF_IMAGE, OF_IMAGES, OF_PROMPT, NO_BLOCK = "image", "images", "prompt", ""
 IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES)
 
 
@@ -39,8 +39,8 @@ class RowImages:
     index: NDArray[np.int64]
     #: ``[A, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
     rope: tuple[NDArray[np.int64], int] | None = None
-    #: Which tokens see each other; "" for none.
-    block: str = ""
+    #: Which tokens see each other.
+    block: str = NO_BLOCK
     #: The kind of a token that sees those in front of it alone: 0 or 1.
     plain_type: int = 0
 
@@ -53,7 +53,7 @@ class RowImages:
         *,
         layouts: Sequence[RopeLayout] = (),
         rope_axes: int = 1,
-        block: str = "",
+        block: str = NO_BLOCK,
         plain_type: int = 0,
     ) -> RowImages:
         """`layouts` of the images in order, for models whose positions have several axes."""

@@ -11,7 +11,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.images.rope_positions import RopeLayout
-from qeff_framework.images.rows import ROPE_POSITIONS, RowImages
+from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, RowImages
 from qeff_framework.images.units import PIXELS, image_units
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -202,14 +202,14 @@ class CompiledImageTextToText(CompiledRunner):
             int(self._facts["image_token_id"]),
             layouts=[layout for unit in units if (layout := self._program_for(unit).layout) is not None],
             rope_axes=self._rope_axes,
-            block=str(types.get("block", "")),
+            block=str(types.get("block", NO_BLOCK)),
             plain_type=int(types.get("plain", 0)),
         )
         width = self._generator.shape.prefill.width
         if row.longest_block > width:
             raise InputError(
-                f"{row.longest_block} tokens of a prompt see each other and must be read in one step, and the program reads {width} "
-                f"tokens in a step; compile with prefill_seq_len={row.longest_block} or more"
+                f"{row.longest_block} tokens of a prompt see each other and must be read in one step, and a step of the program "
+                f"reads {width}; compile with prefill_seq_len={row.longest_block} or more"
             )
         return row
 

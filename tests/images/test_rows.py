@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qeff_framework.images.rope_positions import FOLLOWING, IMAGES, TOKENS, RopeLayout, rope_positions
-from qeff_framework.images.rows import RowImages
+from qeff_framework.images.rows import NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, RowImages
 
 IMAGE = 9
 
 
-def row(ids: list[int]) -> RowImages:
-    return RowImages.of(ids, np.zeros((ids.count(IMAGE), 2), dtype=np.float32), IMAGE)
+def row(ids: list[int], block: str = OF_IMAGE) -> RowImages:
+    return RowImages.of(ids, np.zeros((ids.count(IMAGE), 2), dtype=np.float32), IMAGE, block=block)
 
 
 def test_image_tokens_are_counted_over_all_images() -> None:
@@ -31,6 +31,18 @@ def test_chunks_cut_no_image_and_leave_no_token_out(images: list[int], width: in
         stop = start + count
         assert stop >= len(ids) or not (ids[stop - 1] == ids[stop] == IMAGE)
         start = stop
+
+
+def test_tokens_that_see_each_other_are_read_in_one_step() -> None:
+    ids = [1, 2, IMAGE, IMAGE, 3, IMAGE, 4, 5]
+    longest = {block: row(ids, block).longest_block for block in (NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT)}
+    assert longest == {NO_BLOCK: 1, OF_IMAGE: 2, OF_IMAGES: 4, OF_PROMPT: 8}
+    assert row(ids, NO_BLOCK).chunk(0, 3) == 3
+    assert row(ids, OF_IMAGE).chunk(0, 3) == 2
+    assert row(ids, OF_IMAGES).chunk(0, 5) == 2
+    assert row(ids, OF_IMAGES).chunk(2, 5) == 5
+    assert row(ids, OF_PROMPT).chunk(0, 8) == 8
+    assert [row(ids, block).in_block.sum() for block in (OF_IMAGE, OF_PROMPT)] == [3, 8]
 
 
 def test_positions_of_image_tokens_count_from_what_their_layout_says() -> None:
