@@ -49,6 +49,10 @@ _OF_VISION: Final[Mapping[str, Any]] = {
 IMAGE_TOLERANCE: Final = 1e-4
 #: As many times as a program may round otherwise.
 _ROUNDINGS: Final = 4
+#: Whose prompts' tokens all see each other: a processor marks them with the kind 0.
+_PREFIXES: Final = ("paligemma",)
+#: Whose tokens see further than their own image.
+_WIDE_BLOCKS: Final = (*_PREFIXES, "molmo2")
 _TOKEN_TYPES: Final = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -280,10 +284,12 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
     image = example_image(module)
     reference = image_reference(module, image)
     facts["margin"], facts["image_tokens"] = round(reference.margin, 5), reference.image_tokens
-    # Tokens that see each other must be read in one step; others may lie in several.
-    chunk = reference.image_tokens + 1 if sees_image_tokens_ahead(type(module)) else max(2, reference.image_tokens - 1)
-    model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(image))
     longest = max(map(len, reference.prompts))
+    # Tokens that see each other must be read in one step; others may lie in several.
+    chunk = max(2, reference.image_tokens - 1)
+    if sees_image_tokens_ahead(type(module)):
+        chunk = longest if module.config.model_type in _WIDE_BLOCKS else reference.image_tokens + 1
+    model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(image))
     # Some families read the cache in blocks.
     context = max(CONTEXT, -(-(longest + STEPS) // _BLOCK) * _BLOCK)
     sizes: dict[str, Any] = {
@@ -358,7 +364,11 @@ def _joined(images: Sequence[Image], *, one_prompt: bool = False) -> dict[str, t
         # Tiles of one prompt stand along the second axis.
         return int(one_prompt and first["pixel_values"].dim() == 5 and "pixel_attention_mask" in first)
 
-    return {name: torch.cat([each[name] for each in images], dim=axis(name)) for name in first}
+    joined = {name: torch.cat([each[name] for each in images], dim=axis(name)) for name in first}
+    if (name := "image_token_pooling") in first:  # numbers of patches, over all images
+        patches = first["pixel_values"].shape[:-1].numel()
+        joined[name] = torch.cat([each[name] + number * patches for number, each in enumerate(images)])
+    return joined
 
 
 def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], float]:
@@ -370,7 +380,9 @@ def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[li
     ids = torch.tensor([prompt])
     known = inspect.signature(module.forward).parameters
     given: dict[str, Any] = _joined(images, one_prompt=True)
-    given |= {name: (ids == image_token_id(module)).long() for name in _TOKEN_TYPES if name in known}
+    of_image = (ids == image_token_id(module)).long()
+    kinds = torch.zeros_like(ids) if module.config.model_type in _PREFIXES else of_image
+    given |= {name: kinds for name in _TOKEN_TYPES if name in known}
     with plain_generation(module), torch.no_grad():
         result = module.generate(
             input_ids=ids,

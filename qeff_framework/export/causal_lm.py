@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.cache_utils import Cache
 
 from qeff_framework.contracts import (
@@ -39,7 +40,7 @@ from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.images.rows import VISION_EMBEDS
+from qeff_framework.images.rows import NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, TOKEN_TYPES, VISION_EMBEDS
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
@@ -48,7 +49,7 @@ from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping, with
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
 from qeff_framework.seam.mask_plan import MaskPlan
-from qeff_framework.seam.masks import refusing_lookahead
+from qeff_framework.seam.masks import not_causal, refusing_lookahead
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.rereading import reread_lengths
 from qeff_framework.seam.rotary import find_length_dependent_rotary, length_limits
@@ -103,7 +104,11 @@ def causal_lm_graph(
     extra_inputs = (*extra_inputs, *images.names)
     weightless = weightless_copy(module)
     adapt(weightless, norms, rotary)
+    block = NO_BLOCK
     with stage("probe run"):
+        if images.token_types:
+            block, plain_type = _blocks(weightless, images)
+            images = replace(images, plain_type=plain_type)
         plan = _probe(weightless, images)
         _check_extra_inputs(plan, extra_inputs)
     weights = graph_weights(module, norms)
@@ -129,7 +134,9 @@ def causal_lm_graph(
                 returns_probabilities=bool(request.extra_outputs),
             ),
         )
-    metadata = {"reread_lengths": list(rereading)} if rereading else {}
+    metadata: dict[str, Any] = {"reread_lengths": list(rereading)} if rereading else {}
+    if images.token_types:
+        metadata["token_types"] = {"block": block, "plain": images.plain_type}
     return PortableGraph(model=model, states=states, metadata=metadata)
 
 
@@ -228,7 +235,7 @@ class _CausalLMGraph(torch.nn.Module):
             batch_index=extra.get("batch_index"),
             reads_part=compute_ctx is not None,
         )
-        cache = SeamCache(length, held)
+        cache = SeamCache(length, held, reads_blocks=bool(self.images.token_types))
         with (
             looping(self.model, self.plan.loops, held) as looped,
             self.around_layers(cache),
@@ -255,10 +262,14 @@ def _slots(states: Mapping[StateId, torch.Tensor]) -> int:
 class _ProbeGraph(torch.nn.Module):
     """The same step over a cache that records states."""
 
-    def __init__(self, model: PreTrainedModel, recorder: LoopRecorder, images: ImageInputs) -> None:
+    def __init__(
+        self, model: PreTrainedModel, recorder: LoopRecorder, images: ImageInputs, kinds: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.model = model
         self.images = images
+        #: Of the tokens; without any all are plain.
+        self.kinds = kinds
         self.masks = MaskPlan()
         self.cache = SeamCache(_CTX, loops=recorder)
 
@@ -268,6 +279,8 @@ class _ProbeGraph(torch.nn.Module):
         scope = Scope(masks=self.masks, step=step, token_lengths=position_ids + 1)
         batch, tokens = input_ids.shape
         extra = {name: self.images.example(name, batch, tokens, _CTX) for name in self.images.names}
+        if self.kinds:
+            extra[TOKEN_TYPES] = torch.tensor([*self.kinds, *[1 - self.kinds[-1]] * (_CTX - tokens)]).expand(batch, -1)
         return _last_logits(self.model, scope, input_ids, self.cache, images=self.images.of_step(extra, input_ids))
 
 
@@ -294,6 +307,33 @@ def _last_logits(
         return logits
 
     return last_logits(model, position_ids, run, kept_logits)
+
+
+def _blocks(weightless: PreTrainedModel, images: ImageInputs) -> tuple[str, int]:
+    """Which tokens see each other, one of `images.rows`, and the kind of those that do not.
+
+    Found out by runs of steps of one kind, and of one with text between two images.
+    """
+
+    def ahead(kinds: Sequence[int]) -> torch.Tensor:
+        recorder = LoopRecorder()
+        graph = _ProbeGraph(weightless, recorder, images, kinds=kinds)
+        graph.masks.watched = []
+        with recorder.watching(weightless):
+            probe(graph, _example_tokens(token_id=images.token_id))
+        seen = [mask[0, 0, :, :_SEQ] for mask in graph.masks.watched if not isinstance(mask, FakeTensor)]
+        if len(seen) != len(graph.masks.watched):
+            raise UnsupportedModelError("its attention masks depend on more than the kinds of tokens")
+        return torch.stack(seen).any(dim=0).triu(1) if seen else torch.zeros(_SEQ, _SEQ, dtype=torch.bool)
+
+    of_kind = [bool(ahead([kind] * _SEQ).any()) for kind in (0, 1)]
+    if all(of_kind):
+        raise not_causal(weightless.config)
+    if not any(of_kind):
+        return NO_BLOCK, 0
+    if of_kind[0]:
+        return OF_PROMPT, 1
+    return (OF_IMAGES if bool(ahead([1, 0, 1])[0, 2]) else OF_IMAGE), 0
 
 
 def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:

@@ -8,10 +8,8 @@ from qeff_framework.errors import ExportError
 from qeff_framework.export.causal_lm import causal_lm_graph
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.vision import vision_graph
-from qeff_framework.images.rows import ROPE_POSITIONS
 from qeff_framework.seam.image_features import FeatureForm
 from qeff_framework.seam.image_inputs import ImageInputs
-from qeff_framework.seam.rope_positions import merge_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +27,4 @@ def image_text_graph(module: PreTrainedModel, request: GraphRequest) -> Portable
     images = ImageInputs.of(module, form)
     graph = causal_lm_graph(module, request, images=images)
     metadata = {**graph.metadata, "image_token_id": images.token_id}
-    if ROPE_POSITIONS in images.names:
-        metadata["merge_size"] = merge_size(module, images.token_id)
     return PortableGraph(model=graph.model, states=graph.states, metadata=metadata)

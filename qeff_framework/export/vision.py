@@ -20,14 +20,18 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.images.units import pixel_names
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.image_features import FeatureForm, OneUnit, encoder_arguments, image_encoder
+from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.real_constants import ConstantsStayReal
+from qeff_framework.seam.rope_positions import rope_layout
 from qeff_framework.seam.scope import Scope, forward_scope
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from qeff_framework.images.rope_positions import RopeLayout
 
 #: Output ``[N, F]``.
 EMBEDS = "vision_embeds"
@@ -55,6 +59,7 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     graph.masks.finish_recording()
     if embeds.dim() != 2:
         raise UnsupportedModelError(f"its image features have the shape {list(embeds.shape)}")
+    layout = _layout(module, {name: value for name, value in given.items() if name not in pixels}, embeds.shape[0])
     with stage("trace"):
         program = trace(graph, example, (tuple({} for _ in example),))
     with stage("translation to ONNX"):
@@ -62,12 +67,21 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
         finish(model)
     rename_interface(model, inputs=list(pixels), outputs=[EMBEDS])
     form = graph.form.as_json() if graph.form is not None else {}
-    metadata = {
+    metadata: dict[str, Any] = {
         "image_tokens": int(embeds.shape[0]),
         "image_features": form,
         "image": {name: _described(tensor, constant=name not in pixels) for name, tensor in given.items()},
     }
+    if layout is not None:
+        metadata["rope_layout"] = layout.as_json()
     return PortableGraph(model=model, metadata=metadata)
+
+
+def _layout(module: PreTrainedModel, given: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout | None:
+    """Where the tokens of this image stand, of a model whose positions have several axes."""
+    if not has_rope_axes(type(module)):
+        return None
+    return rope_layout(module, image_token_id(module), given, tokens)
 
 
 def _described(tensor: torch.Tensor, *, constant: bool) -> dict[str, Any]:

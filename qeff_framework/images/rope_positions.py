@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: What the position of an image token counts from: the position that text would have in the image's place, the number of tokens
+#: in front of the image, the number of images in front of it, or nothing.
+FOLLOWING, TOKENS, IMAGES, ORIGIN = range(4)
+BASES = (FOLLOWING, TOKENS, IMAGES, ORIGIN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeLayout:
+    """Where the N tokens of an image of one size stand on A axes."""
+
+    #: ``[A, N]``: the position of each token, less what it counts from.
+    offsets: NDArray[np.int64]
+    #: ``[A, N]``: what it counts from, one of `BASES`.
+    bases: NDArray[np.int64]
+    #: By how much the text behind the image is further than the text in front of it.
+    advance: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For the metadata of a program. Axes whose tokens all count from the same name it once."""
+        bases = [axis[:1] if len(set(axis)) == 1 else axis for axis in self.bases.tolist()]
+        return {"offsets": self.offsets.tolist(), "bases": bases, "advance": self.advance}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RopeLayout:
+        """What `as_json` has written."""
+        offsets = np.asarray(content["offsets"], dtype=np.int64)
+        bases = [np.broadcast_to(np.asarray(axis), offsets.shape[1:]) for axis in content["bases"]]
+        return cls(offsets=offsets, bases=np.stack(bases).astype(np.int64), advance=int(content["advance"]))
+
 
 def rope_positions(
-    ids: Sequence[int], image_token_id: int, grids: Sequence[Sequence[int]], merge_size: int
+    is_image: Sequence[bool] | NDArray[np.bool_], layouts: Sequence[RopeLayout], axes: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Positions ``[3, S]`` of a prompt (time, height, width), and what the position of each later token adds to its number.
+    """Positions ``[A, S]`` of a prompt, and what the position of each later token adds to its number.
 
-    A token of text is one further than all before it, on all axes. The tokens of an image begin there too, and count along its
-    axes; `grids` holds time, height and width of each image in patches, `merge_size` squared of which are a token.
+    A token of text is one further than the text in front of it, on all axes. `layouts` has an entry for each image, in order.
     """
-    positions = np.zeros((3, len(ids)), dtype=np.int64)
-    place, following = 0, 0
-    images = iter(grids)
-    while place < len(ids):
-        if ids[place] != image_token_id:
+    positions = np.zeros((axes, len(is_image)), dtype=np.int64)
+    place = following = number = 0
+    while place < len(is_image):
+        if not is_image[place]:
             positions[:, place] = following
             place, following = place + 1, following + 1
             continue
-        time, height, width = next(images)
-        shape = (time, height // merge_size, width // merge_size)
-        axes = np.indices(shape).reshape(3, -1) + following
-        positions[:, place : place + axes.shape[1]] = axes
-        place, following = place + axes.shape[1], int(axes.max()) + 1
-    return positions, following - len(ids)
+        layout = layouts[number]
+        origins = np.array([following, place, number, 0])
+        end = place + layout.offsets.shape[1]
+        positions[:, place:end] = layout.offsets + origins[layout.bases]
+        place, following, number = end, following + layout.advance, number + 1
+    return positions, following - len(is_image)

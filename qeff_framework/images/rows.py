@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.images.rope_positions import rope_positions
+from qeff_framework.images.rope_positions import RopeLayout, rope_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 VISION_EMBEDS = "vision_embeds"
 #: ``[B, S]`` int64: which of them stands in the place of a token, -1 at tokens of text and at padding.
 VISION_INDEX = "vision_index"
-#: ``[3, B, S]`` int64: where a token stands in time, height and width, for rotary embeddings of several axes.
+#: ``[A, B, S]`` int64: where a token stands on each axis (in time, height and width), for rotary embeddings of several axes.
 ROPE_POSITIONS = "rope_position_ids"
 #: ``[B, ctx_len]`` int64: the kind of token in each slot of the cache, for masks in which the tokens of an image see each other.
 TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
+#: Which tokens see each other, and must be read in one step: those of an image, those from the first image of a prompt to its
+#: last one, the whole prompt, or none.
+OF_IMAGE, OF_IMAGES, OF_PROMPT, NO_BLOCK = "image", "images", "prompt", ""
 IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES)
 
 
@@ -33,8 +37,12 @@ class RowImages:
     embeds: NDArray[np.float32]
     #: ``[P]``: which of them stands in the place of a token, -1 at text.
     index: NDArray[np.int64]
-    #: ``[3, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
+    #: ``[A, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
     rope: tuple[NDArray[np.int64], int] | None = None
+    #: Which tokens see each other.
+    block: str = NO_BLOCK
+    #: The kind of a token that sees those in front of it alone: 0 or 1.
+    plain_type: int = 0
 
     @classmethod
     def of(
@@ -43,24 +51,47 @@ class RowImages:
         embeds: NDArray[np.float32],
         image_token_id: int,
         *,
-        grids: Sequence[Sequence[int]] = (),
-        merge_size: int = 0,
+        layouts: Sequence[RopeLayout] = (),
+        rope_axes: int = 1,
+        block: str = NO_BLOCK,
+        plain_type: int = 0,
     ) -> RowImages:
-        """`merge_size` is 0 for models whose positions have one axis."""
+        """`layouts` of the images in order, for models whose positions have several axes."""
         is_image = np.asarray(ids) == image_token_id
         index = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int64)
-        rope = rope_positions(ids, image_token_id, grids, merge_size) if merge_size else None
-        return cls(embeds=embeds, index=index, rope=rope)
+        rope = rope_positions(is_image, layouts, rope_axes) if rope_axes > 1 else None
+        return cls(embeds=embeds, index=index, rope=rope, block=block, plain_type=plain_type)
+
+    @property
+    def in_block(self) -> NDArray[np.bool_]:
+        """``[P]``: the tokens that see others behind them."""
+        return np.full(len(self.index), fill_value=True) if self.block == OF_PROMPT else self.index >= 0
+
+    @cached_property
+    def _cuts(self) -> NDArray[np.bool_]:
+        """``[P + 1]``: whether a step may end in front of a token."""
+        places = np.flatnonzero(self.index >= 0)
+        cuts = np.full(len(self.index) + 1, fill_value=True)
+        if self.block == OF_PROMPT:
+            cuts[1:-1] = False
+        elif self.block == OF_IMAGES and len(places):
+            cuts[places[0] + 1 : places[-1] + 1] = False
+        elif self.block == OF_IMAGE:
+            cuts[1:-1] = ~((self.index[1:] >= 0) & (self.index[:-1] >= 0))
+        return cuts
+
+    @property
+    def longest_block(self) -> int:
+        """The most tokens that must be read in one step."""
+        ends = np.flatnonzero(self._cuts)
+        return int(np.diff(ends).max()) if len(ends) > 1 else len(self.index)
 
     def chunk(self, start: int, width: int) -> int:
-        """How many of the next `width` tokens a step may read so that no image is cut in two."""
+        """How many of the next `width` tokens a step may read so that no block is cut in two; no block is longer."""
         stop = start + width
-        if stop >= len(self.index) or self.index[stop] < 0 or self.index[stop - 1] < 0:
+        if stop >= len(self.index):
             return width
-        first = stop
-        while first > start and self.index[first - 1] >= 0:
-            first -= 1
-        return first - start
+        return int(np.flatnonzero(self._cuts[: stop + 1])[-1]) - start
 
 
 class ImageStepInputs:
@@ -97,5 +128,5 @@ class ImageStepInputs:
             target[:, row, known:count] = np.arange(start + known, start + count) + shift
         if TOKEN_TYPES in self.arrays and known:
             kinds = self.arrays[TOKEN_TYPES]
-            kinds[row].fill(0)
-            kinds[row, :prompt] = images.index >= 0
+            kinds[row].fill(images.plain_type)
+            kinds[row, :prompt] = np.where(images.in_block, 1 - images.plain_type, images.plain_type)

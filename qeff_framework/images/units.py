@@ -20,6 +20,9 @@ PIXELS = "pixel_values"
 _GRIDS = ("image_grid_thw", "image_grid_hw", "target_sizes")
 #: What belongs to the second view of an image, and how many tiles of it each image has.
 _LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
+#: ``[M, K]``: which patches become a token, numbered over the crops of all images, -1 for none; and ``[N, 4]``: height and width
+#: of the whole image and of its crops in tokens.
+_POOLED, _POOLED_GRIDS = "image_token_pooling", "image_grids"
 _SIZES = "image_sizes"
 #: The last axis of an image counts channels if it is no longer, else pixels.
 _CHANNELS = 3
@@ -34,9 +37,10 @@ def pixel_names(unit: Unit) -> tuple[str, ...]:
 def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     """The units in ``pixel_values`` and the tensors that belong to it, in the order of the images.
 
-    Four forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
+    Five forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
     ``[N, 2 or 3]``: a unit is an image. Tiles ``[B, T, C, H, W]`` of each prompt, filled up with empty ones: a unit is a tile
-    that is not empty. Images with ``pixel_values_local``: a unit is an image with its tiles. Any other tensors: a unit is a row
+    that is not empty. Images with ``pixel_values_local``: a unit is an image with its tiles. Crops of all images with
+    ``image_token_pooling``: a unit is an image with its crops. Any other tensors: a unit is a row
     of each.
     """
     arrays = {name: _array(value) for name, value in tensors.items() if value is not None}
@@ -61,11 +65,35 @@ def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
             {_LOCAL: tiles[place], **{name: arrays[name][place][None] for name in others}}
             for place in range(pixels.shape[0])
         ]
+    if _POOLED in arrays:
+        return _pooled_units(pixels, arrays[_POOLED], arrays[_POOLED_GRIDS])
     lengths = {name: rows.shape[0] for name, rows in arrays.items()}
     if len(set(lengths.values())) != 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"the tensors of the images have unequal numbers of rows: {told}")
     return [{name: rows[place][None] for name, rows in arrays.items()} for place in range(pixels.shape[0])]
+
+
+def _pooled_units(pixels: NDArray[Any], pooled: NDArray[Any], grids: NDArray[Any]) -> list[Unit]:
+    """Images whose tokens name their patches, the numbers of each counted from its own first patch."""
+    tokens = grids[:, 0] * grids[:, 1] + grids[:, 2] * grids[:, 3]
+    if int(tokens.sum()) != pooled.shape[0]:
+        raise InputError(
+            f"{_POOLED} has {pooled.shape[0]} tokens, and {_POOLED_GRIDS} tells of {int(tokens.sum())}; pass what the processor "
+            "returns as it is"
+        )
+    parts = np.split(pooled, np.cumsum(tokens)[:-1])
+    patches = pixels.shape[1]
+    # The crop of the whole image comes first and begins with its first patch.
+    first = [int(part[part >= 0].min()) // patches for part in parts]
+    return [
+        {
+            PIXELS: pixels[start:end],
+            _POOLED: np.where(part >= 0, part - start * patches, part),
+            _POOLED_GRIDS: grids[place][None],
+        }
+        for place, (part, start, end) in enumerate(zip(parts, first, [*first[1:], pixels.shape[0]], strict=True))
+    ]
 
 
 def _split_patches(pixels: NDArray[Any], grid: NDArray[Any], name: str) -> list[NDArray[Any]]:

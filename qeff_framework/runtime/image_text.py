@@ -10,7 +10,8 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
-from qeff_framework.images.rows import RowImages
+from qeff_framework.images.rope_positions import RopeLayout
+from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, RowImages
 from qeff_framework.images.units import PIXELS, image_units
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -40,6 +41,8 @@ class CompiledImageTextToText(CompiledRunner):
         ]
         language = session.sessions[_LANGUAGE]
         self._facts: Mapping[str, Any] = language.compiled.metadata
+        rope = [each.shape for each in language.compiled.inputs if each.name == ROPE_POSITIONS]
+        self._rope_axes = int(rope[0][0]) if rope else 1
         self._generator = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
 
     @cached_property
@@ -192,14 +195,23 @@ class CompiledImageTextToText(CompiledRunner):
             )
         width = sum(int(size) for size in self._vision[0].session.compiled.metadata["image_features"]["widths"])
         embeds = np.concatenate(encoded) if encoded else np.zeros((0, width), dtype=np.float32)
-        grids = [unit["image_grid_thw"][0].tolist() for unit in units if "image_grid_thw" in unit]
-        return RowImages.of(
+        types: Mapping[str, Any] = self._facts.get("token_types", {})
+        row = RowImages.of(
             ids,
             embeds,
             int(self._facts["image_token_id"]),
-            grids=grids,
-            merge_size=int(self._facts.get("merge_size", 0)),
+            layouts=[layout for unit in units if (layout := self._program_for(unit).layout) is not None],
+            rope_axes=self._rope_axes,
+            block=str(types.get("block", NO_BLOCK)),
+            plain_type=int(types.get("plain", 0)),
         )
+        width = self._generator.shape.prefill.width
+        if row.longest_block > width:
+            raise InputError(
+                f"{row.longest_block} tokens of a prompt see each other and must be read in one step, and a step of the program "
+                f"reads {width}; compile with prefill_seq_len={row.longest_block} or more"
+            )
+        return row
 
     def _units(self, inputs: Mapping[str, Any]) -> list[Unit]:
         if inputs.get(PIXELS) is None:
@@ -208,7 +220,11 @@ class CompiledImageTextToText(CompiledRunner):
         return image_units({name: value for name, value in inputs.items() if name in names})
 
     def _encoded(self, unit: Unit) -> NDArray[np.float32]:
-        """The features of one image, by the program that was made for its size."""
+        """The features of one image."""
+        return self._program_for(unit)(unit)
+
+    def _program_for(self, unit: Unit) -> _ImageProgram:
+        """The program that was made for an image's size."""
         program = next((program for program in self._vision if program.takes(unit)), None)
         if program is None:
             told = ", ".join(program.told for program in self._vision)
@@ -216,7 +232,7 @@ class CompiledImageTextToText(CompiledRunner):
                 f"an image has {PIXELS} {list(unit[PIXELS].shape)}, the programs were compiled for {told}; resize the image, or "
                 "compile with its height and width"
             )
-        return program(unit)
+        return program
 
 
 class _ImageProgram:
@@ -227,6 +243,9 @@ class _ImageProgram:
         #: What the unit that it was made for looked like.
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
+        layout = session.compiled.metadata.get("rope_layout")
+        #: Where the tokens of an image stand, for models whose positions have several axes.
+        self.layout = RopeLayout.from_json(layout) if layout else None
         self._pixels = [name for name, described in self._example.items() if "values" not in described]
 
     @property

@@ -99,15 +99,24 @@ class SeamCache(Cache):
 
     A recording cache (`states` is `None`) is that of the probe run: it is empty, as at the start of a text, and makes a state
     that fits the first tensor that a layer writes. Any other cache holds the states of the graph and knows no others.
+
+    With `reads_blocks` every step may read tokens that see each other, which some models allow the first step alone.
     """
 
     def __init__(
-        self, ctx_len: int, states: Mapping[StateId, torch.Tensor] | None = None, loops: LoopRecorder | None = None
+        self,
+        ctx_len: int,
+        states: Mapping[StateId, torch.Tensor] | None = None,
+        loops: LoopRecorder | None = None,
+        *,
+        reads_blocks: bool = False,
     ) -> None:
         super().__init__(layers=_Layers())
         #: Slots that a step reads.
         self.ctx_len = ctx_len
         self.recording = states is None
+        #: What the library asks of it: whether the text has begun in an earlier step.
+        self.has_begun = bool(states) and not reads_blocks
         self.states = dict(states or {})
         self._loops = loops
         for state in self.states:
@@ -212,6 +221,11 @@ class SeamCache(Cache):
         """Nothing is rolled back."""
         del layer_idx
         return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the text has begun in an earlier step."""
+        return self.has_begun
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from qeff_framework.dialect import ops
 from qeff_framework.dialect.names import Activation, Gate
@@ -22,6 +24,10 @@ _INTERFACE = ("_apply_gate", "has_gate", "has_bias", "has_post_expert_norm", "is
 #: Relative deviation that float32 rounding explains.
 _TOLERANCE = 1e-5
 _ALPHAS = (1.0, 1.702)
+#: Weights of all experts are one tensor ``[E, out, in]``.
+_EXPERT_AXES = 3
+#: Sizes of an example.
+_SMALL = 6
 
 _Experts = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,11 +36,51 @@ def replace_experts(model: PreTrainedModel) -> None:
     """Lets the experts of `model` emit the dialect op; where it does not describe their activation, they run as plain ops."""
     model.set_experts_implementation(_PLAIN_IMPLEMENTATION)
     for module in model.modules():
+        if _has_library_layout(module):
+            _join_interface(module)
         if not all(hasattr(module, name) for name in _INTERFACE) or module.has_post_expert_norm:
             continue
         gate = find_gate(module)
         if gate is not None:
             module.forward = MethodType(_forward_with(gate), module)
+
+
+def _has_library_layout(module: torch.nn.Module) -> bool:
+    """Whether `module` holds experts as the library's decorated classes do, and computes the same, without being one.
+
+    Its own forward is compared with the library's on small weights.
+    """
+    up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    if hasattr(module, "has_gate") or not hasattr(module, "_apply_gate"):
+        return False
+    if not all(isinstance(each, torch.nn.Parameter) and each.dim() == _EXPERT_AXES for each in (up, down)):
+        return False
+    small = copy.copy(module)
+    generator = torch.Generator().manual_seed(0)
+    count = up.shape[0]  # type: ignore[union-attr]
+    small._parameters = {  # noqa: SLF001 - a copy that shares nothing which is changed
+        "gate_up_proj": torch.nn.Parameter(torch.randn((count, 2 * _SMALL, _SMALL), generator=generator)),
+        "down_proj": torch.nn.Parameter(torch.randn((count, _SMALL, _SMALL), generator=generator)),
+    }
+    hidden = torch.randn((_SMALL, _SMALL), generator=generator)
+    chosen = torch.rand((_SMALL, count), generator=generator).topk(min(2, count), dim=1)
+    try:
+        with torch.no_grad():
+            wanted = small(hidden, chosen.indices, chosen.values)
+            _join_interface(small)
+            result = small(hidden, chosen.indices, chosen.values)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return result.shape == wanted.shape and _same(result, wanted)
+
+
+def _join_interface(module: torch.nn.Module) -> None:
+    """Gives `module` what the library's decorator gives, and its code that gathers the chosen experts' weights."""
+    for name in ("has_gate", "is_concatenated"):
+        setattr(module, name, True)
+    for name in ("has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel"):
+        setattr(module, name, False)
+    module.forward = MethodType(ALL_EXPERTS_FUNCTIONS[_PLAIN_IMPLEMENTATION], module)
 
 
 def find_gate(module: torch.nn.Module) -> Gate | None:

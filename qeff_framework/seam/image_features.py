@@ -218,7 +218,10 @@ class RowForEveryToken(TorchFunctionMode):
             return args[0].flatten(0, mask.dim() - 1)
         if func is torch.Tensor.__setitem__ and (mask := self._token_mask(args[1])) is not None:
             target, _, value = args
-            return _set_where(target, self._of_images(mask), value)
+            if isinstance(value, torch.Tensor) and value.dim() > 1:
+                return _set_where(target, self._of_images(mask), value)
+            # One value for all: the ids themselves are replaced, whether an image stands there or not.
+            return _set_where(target, mask, value)
         return func(*args, **given)
 
     def _of_images(self, mask: torch.Tensor) -> torch.Tensor:
@@ -260,6 +263,6 @@ class OneUnit(TorchFunctionMode):
 
 def _set_where(target: torch.Tensor, mask: torch.Tensor, value: Any) -> None:
     wide = mask.reshape(*mask.shape, *(1 for _ in range(target.dim() - mask.dim())))
-    if isinstance(value, torch.Tensor) and value.dim() > 0:
+    if isinstance(value, torch.Tensor) and value.dim() > 1:
         value = value.reshape(target.shape)
     target.copy_(torch.where(wide, value, target))

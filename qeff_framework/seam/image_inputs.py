@@ -13,13 +13,13 @@ import torch
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.images.rows import ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
 from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken, class_without_head
+from qeff_framework.seam.rope_positions import rope_axes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 _EXAMPLE_FEATURES = 7
-_ROPE_AXES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,23 @@ class ImageInputs:
     token_types: str = ""
     #: Id that stands in a text for an image token. Examples consist of it: Transformers compares its count with the features.
     token_id: int = 0
+    #: Axes of a token's position.
+    rope_axes: int = 1
+    #: The kind of a token that sees those in front of it alone; the other kind sees its block.
+    plain_type: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
         """The inputs that a model needs, read from what its parts are called and take."""
         names = [VISION_EMBEDS, VISION_INDEX]
+        token_id, axes = image_token_id(model), 1
         if has_rope_axes(type(model)):
             names.append(ROPE_POSITIONS)
+            axes = rope_axes(model, token_id)
         token_types = sees_image_tokens_ahead(type(model))
         if token_types:
             names.append(TOKEN_TYPES)
-        return cls(names=tuple(names), form=form, token_types=token_types, token_id=image_token_id(model))
+        return cls(names=tuple(names), form=form, token_types=token_types, token_id=token_id, rope_axes=axes)
 
     def axes(self, name: str) -> Mapping[int, str]:
         """The symbolic dimensions of an input."""
@@ -72,8 +78,8 @@ class ImageInputs:
         if name == VISION_INDEX:
             return torch.zeros((batch, tokens), dtype=torch.int64)
         if name == ROPE_POSITIONS:
-            return torch.arange(tokens).expand(_ROPE_AXES, batch, -1).contiguous()
-        return torch.zeros((batch, context), dtype=torch.int64)
+            return torch.arange(tokens).expand(self.rope_axes, batch, -1).contiguous()
+        return torch.full((batch, context), self.plain_type)
 
     def of_step(self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor) -> ImagesOfStep:
         """What the forward of one step gets."""

@@ -50,6 +50,8 @@ class MaskPlan:
     additive: bool = False
     #: This is the probe run, whose tensors of positions and masks can be looked at.
     recording: bool = True
+    #: Masks of the step's tokens, where a run is to show which of them look ahead; `None`: none may.
+    watched: list[torch.Tensor] | None = None
     _next: int = 0
 
     def finish_recording(self) -> None:

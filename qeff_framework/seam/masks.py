@@ -81,7 +81,9 @@ def mask_interface(
     form = scope.masks.form_of_call(mask_function, config, local_size)
     if scope.step is not None and kv_length == scope.step.kv_positions.shape[0]:
         mask = _positional_mask(mask_function, form, scope.step)
-        if scope.masks.recording and _looks_ahead(mask, scope.step):
+        if scope.masks.watched is not None:
+            scope.masks.watched.append(mask)
+        elif scope.masks.recording and _looks_ahead(mask, scope.step):
             raise not_causal(config)
         return mask
     if scope.memory is not None:

@@ -1,64 +1,145 @@
 """Positions of several axes: tokens of an image count in time, height and width, those of text alike on all axes.
 
 Transformers makes them in torch from the sizes of the images (``get_rope_index``), with a method of each model. Running a program
-needs no torch, so the rule is written here once more, in NumPy; an export compares the two, and refuses a model whose rule is
-another one.
+needs no torch, and the size of an image is a constant of its program. So the method is called with prompts that hold such images,
+and what it does to them is read off its results: a `RopeLayout`. A model whose positions are no such layout is refused.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.images.rope_positions import rope_positions
+from qeff_framework.images.rope_positions import BASES, RopeLayout, rope_positions
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-#: Sizes of images in patches: time, height, width.
 _OTHER_RULE = "it places the tokens of images by a rule of its own"
-_EXAMPLES = (((1, 4, 6),), ((1, 4, 4), (1, 8, 4)))
+#: Tokens of text in front of each image of a prompt. More than one image, and unequal distances: what a position counts from
+#: shows in its differences.
+_EXAMPLES = ((2,), (5,), (2, 3), (4, 1, 2))
+_TEXT = 3
+#: Names of tokens that have no part in a prompt of images and text.
+_OTHER_MODALITIES = ("audio", "video")
 
 
-def merge_size(model: PreTrainedModel, token_id: int) -> int:
-    """Patches of an image that become one token, along each axis of the image.
+def rope_axes(model: PreTrainedModel, token_id: int) -> int:
+    """The number of axes of the model's positions."""
+    with torch.no_grad():
+        return len(_Rule(model, token_id, {}, 0)([_TEXT] * 2, 0))
+
+
+def rope_layout(model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout:
+    """Where the tokens of an image stand.
+
+    Args:
+        model: the whole model.
+        token_id: the id of an image token.
+        sizes: the tensors that tell an image's size, by name; of one image.
+        tokens: the tokens of such an image.
 
     Raises:
-        UnsupportedModelError: the model's own positions differ from those of `rope_positions`.
+        UnsupportedModelError: no such layout gives the model's own positions.
     """
-    vision = getattr(model.config, "vision_config", None)
-    size = getattr(vision, "spatial_merge_size", None)
-    if not isinstance(size, int):
-        raise UnsupportedModelError(
-            "its config names no spatial_merge_size, by which positions of image tokens are made"
-        )
-    start = getattr(model.config, "vision_start_token_id", None)
-    start = start if isinstance(start, int) else 4
-    for grids in _EXAMPLES:
-        ids = [3]
-        for time, height, width in grids:
-            ids += [start, *[token_id] * (time * height * width // size**2), 5]
-        try:
-            own = _own(model, ids, token_id, grids)
-        except Exception as error:
-            raise UnsupportedModelError(f"{_OTHER_RULE}: {error}") from error
-        if not torch.equal(own, torch.from_numpy(rope_positions(ids, token_id, grids, size)[0])):
-            raise UnsupportedModelError(_OTHER_RULE)
-    return size
+    rule = _Rule(model, token_id, sizes, tokens)
+    try:
+        with torch.no_grad():
+            layout = _read_off([(counts, rule(rule.prompt(counts), len(counts))) for counts in _EXAMPLES], tokens)
+            told = [(counts, rule.prompt(counts)) for counts in _EXAMPLES]
+            told += [(_EXAMPLES[-1], prompt) for prompt in rule.prompts_with_other_tokens(_EXAMPLES[-1])]
+            fits = layout is not None and all(_gives(layout, rule, prompt, len(counts)) for counts, prompt in told)
+    except Exception as error:
+        raise UnsupportedModelError(f"{_OTHER_RULE}: {error}") from error
+    if layout is None or not fits:
+        raise UnsupportedModelError(_OTHER_RULE)
+    return layout
 
 
-def _own(model: PreTrainedModel, ids: list[int], token_id: int, grids: Any) -> torch.Tensor:
-    owner: Any = next(part for part in (model, getattr(model, "model", None)) if hasattr(part, "get_rope_index"))
-    tokens = torch.tensor([ids])
-    given = {
-        "input_ids": tokens,
-        "image_grid_thw": torch.tensor(grids),
-        "attention_mask": torch.ones_like(tokens),
-        "mm_token_type_ids": (tokens == token_id).long(),
-    }
-    known = inspect.signature(owner.get_rope_index).parameters
-    positions: torch.Tensor = owner.get_rope_index(**{name: value for name, value in given.items() if name in known})[0]
-    return positions[:, 0]
+def _gives(layout: RopeLayout, rule: _Rule, prompt: Sequence[int], images: int) -> bool:
+    own = rule(prompt, images)
+    composed, _ = rope_positions(np.asarray(prompt) == rule.token_id, [layout] * images, len(own))
+    return np.array_equal(own, composed)
+
+
+class _Rule:
+    """The method of a model, for prompts of images of one size."""
+
+    def __init__(self, model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> None:
+        owner: Any = next(part for part in (model, getattr(model, "model", None)) if hasattr(part, "get_rope_index"))
+        self._method = owner.get_rope_index
+        self._known = inspect.signature(self._method).parameters
+        self._config = model.config
+        self.token_id, self._tokens = token_id, tokens
+        self._sizes = {name: value for name, value in sizes.items() if name in self._known}
+        start = getattr(model.config, "vision_start_token_id", None)
+        self._start = start if isinstance(start, int) else _TEXT
+
+    def prompt(self, counts: Sequence[int], around: int = _TEXT) -> list[int]:
+        """An image behind each number of text tokens, and text at the end."""
+        ids: list[int] = []
+        for count in counts:
+            ids += [
+                *[_TEXT] * (count - 2),
+                *[around] * min(1, count - 1),
+                self._start,
+                *[self.token_id] * self._tokens,
+            ]
+        return [*ids, around, _TEXT]
+
+    def prompts_with_other_tokens(self, counts: Sequence[int]) -> Iterator[list[int]]:
+        """Prompts with each special token beside the images: a rule must not look at tokens that are text to a program."""
+        for name, value in vars(self._config).items():
+            is_token = name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+            if is_token and value not in (self.token_id, self._start) and not any(o in name for o in _OTHER_MODALITIES):
+                yield self.prompt(counts, around=value)
+
+    def __call__(self, ids: Sequence[int], images: int) -> NDArray[np.int64]:
+        """Positions ``[A, S]``."""
+        tokens = torch.tensor([ids])
+        given: dict[str, Any] = {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "mm_token_type_ids": (tokens == self.token_id).long(),
+            **{name: torch.cat([value] * images) for name, value in self._sizes.items() if images},
+        }
+        result = self._method(**{name: value for name, value in given.items() if name in self._known})
+        positions: NDArray[np.int64] = result[0][:, 0].numpy()
+        return positions
+
+
+def _read_off(examples: Sequence[tuple[Sequence[int], NDArray[np.int64]]], tokens: int) -> RopeLayout | None:
+    """The layout that examples have in common: the number of text tokens in front of each image, and positions ``[A, S]``.
+
+    `None` where they have none in common.
+    """
+    found: list[NDArray[np.int64]] = []
+    origins: list[list[int]] = []
+    advances = set()
+    for counts, positions in examples:
+        place = following = 0
+        for number, count in enumerate(counts):
+            place, following = place + count, following + count
+            found.append(positions[:, place : place + tokens])
+            origins.append([following, place, number, 0])
+            place += tokens
+            behind = int(positions[0, place])
+            advances.add(behind - following)
+            following = behind
+    if len(advances) != 1:
+        return None
+    values = np.stack(found)
+    offsets, bases = np.zeros(values.shape[1:], np.int64), np.full(values.shape[1:], -1, np.int64)
+    for base in reversed(BASES):
+        less = values - np.array([origin[base] for origin in origins])[:, None, None]
+        fits = (less == less[0]).all(axis=0)
+        offsets[fits], bases[fits] = less[0][fits], base
+    if (bases < 0).any():
+        return None
+    return RopeLayout(offsets=offsets, bases=bases, advance=advances.pop())

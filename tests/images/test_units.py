@@ -29,6 +29,22 @@ def test_tiles_that_only_fill_up_a_prompt_are_left_out() -> None:
     assert [int(unit["pixel_attention_mask"].min()) for unit in units] == [0, 32, 48]
 
 
+def test_tokens_that_name_their_patches_name_those_of_their_own_image() -> None:
+    """Two images of one and of two crops with 4 patches each; -1 fills up."""
+    pooled = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [8, -1]])
+    tensors = {
+        "pixel_values": np.arange(3 * 4).reshape(3, 4, 1),
+        "image_token_pooling": pooled,
+        "image_grids": np.array([[1, 2, 0, 0], [1, 2, 1, 1]]),
+    }
+    first, second = image_units(tensors)
+    assert first["image_token_pooling"].tolist() == [[0, 1], [2, 3]]
+    assert second["image_token_pooling"].tolist() == [[0, 1], [2, 3], [4, -1]]
+    assert [unit["pixel_values"].ravel().tolist() for unit in (first, second)] == [[0, 1, 2, 3], [*range(4, 12)]]
+    with pytest.raises(InputError, match="has 4 tokens, and image_grids tells of 5"):
+        image_units({**tensors, "image_token_pooling": pooled[:4]})
+
+
 def test_other_tensors_have_a_row_for_each_image() -> None:
     units = image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4], [2, 4]]})
     assert [unit["image_sizes"].tolist() for unit in units] == [[[4, 4]], [[2, 4]]]

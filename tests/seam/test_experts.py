@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qeff_framework.dialect.names import Activation, Gate
-from qeff_framework.seam.experts import find_gate
+from qeff_framework.seam.experts import find_gate, replace_experts
 
 
 class Experts(torch.nn.Module):
@@ -69,3 +69,42 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 )
 def test_gate(experts, expected):
     assert find_gate(experts) == expected
+
+
+class Loop(torch.nn.Module):
+    """Experts in the library's layout, by a loop of their own over those that are chosen."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.gate_up_proj = torch.nn.Parameter(torch.randn(4, 12, 8))
+        self.down_proj = torch.nn.Parameter(torch.randn(4, 8, 6))
+        self.factor = factor
+
+    def _apply_gate(self, projected: torch.Tensor) -> torch.Tensor:
+        gate, up = projected.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        result = torch.zeros_like(hidden)
+        for expert in chosen.unique():
+            token, place = torch.where(chosen == expert)
+            inner = self._apply_gate(hidden[token] @ self.gate_up_proj[expert].T) @ self.down_proj[expert].T
+            result.index_add_(0, token, inner * weights[token, place, None] * self.factor)
+        return result
+
+
+class Model(torch.nn.Module):
+    def __init__(self, experts: torch.nn.Module) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def set_experts_implementation(self, name: str) -> None:
+        """As models of Transformers have it."""
+
+
+def test_experts_in_the_librarys_layout_need_not_be_registered_with_it():
+    """Their loop cannot be traced. One that does something else stays as it is."""
+    for experts, joined in ((Loop(), True), (Loop(factor=0.5), False)):
+        replace_experts(Model(experts))  # type: ignore[arg-type]
+        assert ("forward" in vars(experts)) == joined
+        assert hasattr(experts, "has_gate") == joined

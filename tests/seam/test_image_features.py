@@ -26,6 +26,14 @@ def test_features_go_where_images_are_and_nowhere_else() -> None:
     assert torch.equal(added, expected)
 
 
+def test_one_value_for_all_image_tokens_replaces_generated_ones_too() -> None:
+    """Transformers puts another id in their places before it looks embeddings up."""
+    ids = torch.tensor([[5, 9, 9, 6, 9]])
+    with RowForEveryToken(IS_IMAGE):
+        ids[MASK] = 0
+    assert ids.tolist() == [[5, 0, 0, 6, 0]]
+
+
 def test_the_form_of_features_survives_json_and_brings_back_what_was_packed() -> None:
     features, deeper = torch.randn(3, 4), torch.randn(3, 2)
     outputs = SimpleNamespace(pooler_output=[features[:1], features[1:]], deepstack_features=[[deeper]])

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 
 from ort_sim_backend.lowering import GroupQueryAttention
 from qeff_framework.lowering import RemoveUnused
-from tests.lowering.graphs import STATES, attention_layer, lowered, op_types, run, run_in_place, session
+from tests.lowering.graphs import STATES, attention_layer, lowered, op_types, parse, run, run_in_place, session
 from tests.lowering.steps import Sequence, sequences
 
 VARIANTS = {
@@ -134,3 +134,35 @@ def test_what_the_kernel_cannot_do_is_left_alone(model):
     assert not GroupQueryAttention()(model)
 
     assert op_types(model) == before
+
+
+def test_what_another_attention_sees_is_measured_by_a_buffer_that_the_kernel_did_not_lengthen():
+    """The kernel's caches are longer than the context in a session; a mask of their length would fit no other cache."""
+    layer = (
+        "float[batch, 4, seq, 8] query, float[batch, 2, seq, 8] key, int64[batch, seq] position_ids,"
+        "float[batch, 2, ctx, 8] past_key, float[batch, 2, ctx, 8] past_value, float[batch, 2, ctx, 8] shared_key,"
+        "float[batch, 2, ctx, 8] shared_value"
+    )
+    model = parse(
+        f"layers ({layer}) => (float[batch, 4, seq, 8] first, float[batch, 4, seq, 8] second, float[batch, 4, seq, 8] third,"
+        "float[batch, 2, ctx, 8] new_key, float[batch, 2, ctx, 8] new_value,"
+        "float[batch, 2, ctx, 8] new_shared_key, float[batch, 2, ctx, 8] new_shared_value)"
+        "<int64 zero = {0}, int64 one = {1}> {"
+        "new_key = qeff.KVUpdate (past_key, key, position_ids)"
+        "new_value = qeff.KVUpdate (past_value, key, position_ids)"
+        "new_shared_key = qeff.KVUpdate (shared_key, key, position_ids)"
+        "new_shared_value = qeff.KVUpdate (shared_value, key, position_ids)"
+        "size = Shape <start = 2, end = 3> (past_key)"
+        "limit = Squeeze (size)"
+        "slots = Range (zero, limit, one)"
+        "mask = qeff.CausalMask <window = 0, chunk = 0> (position_ids, slots)"
+        "first = qeff.Attention <scale: float = 0.4, softcap: float = 0.0> (query, new_key, new_value, mask)"
+        "second = qeff.Attention <scale: float = 0.4, softcap: float = 0.0> (query, new_shared_key, new_shared_value, mask)"
+        "third = qeff.Attention <scale: float = 0.5, softcap: float = 0.0> (query, new_shared_key, new_shared_value, mask)"
+        "}"
+    )
+    changed = lowered(model, PASSES)
+    assert op_types(changed).count("GroupQueryAttention") == 1
+    measured = {node.inputs[0].name for node in changed.graph if node.op_type == "Shape" and node.inputs[0] is not None}
+    assert "past_key" not in measured
+    assert measured & {"shared_key", "shared_value"}

@@ -36,13 +36,15 @@ from qeff_framework.lowering import (
 _HEAD_DIM_MULTIPLE = 8
 #: ``[B, H, S, D]`` to ``[B, S, H, D]`` and back.
 _HEADS_LAST = (0, 2, 1, 3)
+#: Axis of a cache ``[B, H, C, D]``.
+_SLOTS = 2
 
 
 class GroupQueryAttention(GraphPass):
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
 
     name = "GroupQueryAttention"
-    version = "4"
+    version = "5"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether an attention was lowered."""
@@ -51,7 +53,43 @@ class GroupQueryAttention(GraphPass):
         for match in matches:
             if match is not None:
                 _lower(GraphEditor(model, match.attention.node, shared), match)
+        if any(matches):
+            _measure_other_inputs(model)
         return any(matches)
+
+
+def _measure_other_inputs(model: ir.Model) -> None:
+    """Takes the size of the context from an input whose buffer is exactly as long, where there is one.
+
+    The buffers of the kernel's caches are longer (`in_place.states_with_room`). Masks of other attention, and caches that this
+    attention reads, are not: a mask as long as the kernel's buffer would not fit them.
+    """
+    longer = [value for value in model.graph.inputs if _has_kernel_buffer(value)]
+    context = next(cache.shape[_SLOTS] for cache in longer if cache.shape is not None)
+    exact = next(
+        (
+            (value, axis)
+            for value in model.graph.inputs
+            if value not in longer
+            for axis, size in enumerate(value.shape or ())
+            if size == context
+        ),
+        None,
+    )
+    if exact is None:
+        return
+    value, axis = exact
+    for cache in longer:
+        for node in [use.node for use in cache.uses()]:
+            span = (node.attributes.get_int("start", 0), node.attributes.get_int("end", None))
+            if node.op_type == "Shape" and span == (_SLOTS, _SLOTS + 1):
+                node.replace_input_with(0, value)
+                node.attributes["start"] = ir.AttrInt64("start", axis)
+                node.attributes["end"] = ir.AttrInt64("end", axis + 1)
+
+
+def _has_kernel_buffer(value: ir.Value) -> bool:
+    return any(node.op_type == "GroupQueryAttention" for node in readers(value))
 
 
 @dataclass(frozen=True, kw_only=True)
