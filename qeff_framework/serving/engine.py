@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Deadlines that are kept beyond twice those of the requests under way, so that they are looked through seldom.
+_FEW = 64
+
 
 @dataclass(kw_only=True, eq=False)
 class Job:
@@ -371,6 +374,11 @@ class Engine:
         self._by_request.pop(job.request, None)
         if not job.is_streamed:
             self._jobs.pop(job.id, None)
+        if len(self._deadlines) > 2 * len(self._by_request) + _FEW:
+            # Those of requests that have ended would stay until they are over.
+            alive = {job.id for job in self._by_request.values()}
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in alive]
+            heapq.heapify(self._deadlines)
         if job.on_end is not None:
             job.on_end()
 
