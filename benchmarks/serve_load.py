@@ -6,8 +6,8 @@
 Compiles the checkpoint with continuous batching (`lanes` answers at once) and for one answer at a time, and serves each by a
 process of its own: one answer at a time before and behind the load with many, half of the time each, so that a machine that
 becomes slower or faster does not decide the ratio. Every client streams one answer after the other, prompts of random tokens
-and lengths mixed; a third of the answers are given up by their reader. The others must be the texts that the program gives
-alone. The exit code is 1 when an answer failed or differed, when the server's memory grew by more than 5 % after the first
+and lengths mixed; a third of the answers are given up by their reader. The others must be the texts that the same program
+gives alone. The exit code is 1 when an answer failed or differed, when the server's memory grew by more than 5 % after the first
 fifth of the time, or when its throughput is below 1.3 times that of one answer at a time. Needs the extra `serve`, and the
 packages openai and psutil.
 """
