@@ -12,7 +12,7 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.textfiles import read_input, split_lines
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.audio_files import SoundFile
+    from qeff_framework.runtime.sound_files import SoundFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -102,7 +102,7 @@ def given_audio(args: argparse.Namespace) -> list[SoundFile]:
         raise OptionError(
             "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file and --image out"
         )
-    from qeff_framework.cli.audio_files import read_sound
+    from qeff_framework.runtime.sound_files import read_sound
 
     return [read_sound(file) for file in args.audio]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 
 def add_to(subparsers: Any) -> None:
@@ -34,10 +34,11 @@ def add_to(subparsers: Any) -> None:
         "serve",
         run,
         summary="serve a model or a compiled artifact over HTTP",
-        description="Serves text generation, embeddings or classes of texts with OpenAI's HTTP interface, for instance for its "
-        "official clients. A MODEL is compiled first, unless the artifact store has its program; --full-batch-size N lets N "
-        "answers advance together. The server listens on this machine only unless --host says otherwise, SIGTERM lets it finish "
-        "the answers that are under way, and / is a page to try it. Needs the extra: pip install 'qeff-framework[serve]'.",
+        description="Serves text generation, speech recognition, embeddings or classes of texts with OpenAI's HTTP interface, "
+        "for instance for its official clients. A MODEL is compiled first, unless the artifact store has its program; "
+        "--full-batch-size N lets N answers advance together. The server listens on this machine only unless --host says "
+        "otherwise, SIGTERM lets it finish the answers that are under way, and / is a page to try it. Needs the extra: pip "
+        "install 'qeff-framework[serve]'.",
         examples=[
             "qeff serve gpt2 --backend ort_sim --full-batch-size 8 --ctx-len 1024",
             "QEFF_KEY=secret qeff serve gpt2-compiled --host 0.0.0.0 --api-key-env QEFF_KEY",
@@ -84,7 +85,10 @@ def add_to(subparsers: Any) -> None:
         help="an answer ends after this time, waiting included (default 600)",
     )
     limits.add_argument(
-        "--max-body-bytes", metavar="N", type=int, default=4 * 2**20, help="size of a request (default 4194304)"
+        "--max-body-bytes",
+        metavar="N",
+        type=int,
+        help="size of a request (default 4194304, and 26214400 for programs of images or sound)",
     )
     limits.add_argument(
         "--drain-seconds",
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and serves until a signal comes."""
     _check_extra()
     for name in ("max_queue", "request_timeout", "max_body_bytes", "drain_seconds"):
-        if getattr(args, name) <= 0:
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise OptionError(f"--{name.replace('_', '-')}={getattr(args, name)} must be above 0")
     api_key = _api_key(args)
 
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
             max_queue=args.max_queue,
             max_model_len=args.max_model_len,
             timeout=args.request_timeout,
-            limits=Limits(body_bytes=args.max_body_bytes),
+            limits=None if args.max_body_bytes is None else Limits(body_bytes=args.max_body_bytes),
             origins=args.allow_origin,
             # A page of another site can reach this machine by a name of its own.
             hosts=LOOPBACK if is_local else None,

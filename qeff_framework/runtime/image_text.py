@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,22 @@ from qeff_framework.runtime.text_generation import generation_defaults
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qeff_framework.generation import GenerationOutput
+    from qeff_framework.generation import GenerationOutput, TextGenerator
     from qeff_framework.images.units import Unit
+    from qeff_framework.tokenization import ChatOptions
+    from qeff_framework.tokenization.chat import Conversation
 
 _LANGUAGE, _VISION, _EMBEDS = "language", "vision", "vision_embeds"
 _OF_TEXT = ("input_ids", "attention_mask")
+_PARTS = frozenset({"text", "image"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePrompt:
+    """A prompt as the processor has prepared it. Its images have not been through the program."""
+
+    ids: list[int]
+    units: list[Unit]
 
 
 class CompiledImageTextToText(CompiledRunner):
@@ -44,6 +57,8 @@ class CompiledImageTextToText(CompiledRunner):
         rope = [each.shape for each in language.compiled.inputs if each.name == ROPE_POSITIONS]
         self._rope_axes = int(rope[0][0]) if rope else 1
         self._generator = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
+        #: A processor's tokenizer is for one thread.
+        self._processing = threading.Lock()
 
     @cached_property
     def processor(self) -> Any:
@@ -55,6 +70,61 @@ class CompiledImageTextToText(CompiledRunner):
 
         load: Any = AutoProcessor.from_pretrained
         return load(directory)
+
+    def text_generator(self) -> TextGenerator:
+        """The generator over the language program, with the tokenizer that the artifact carries."""
+        self._generator.tokenizer = self.tokenizer
+        return self._generator
+
+    def conversation(self, messages: Conversation, chat: ChatOptions | None = None) -> ImagePrompt:
+        """Renders messages by the processor's chat template and prepares their images; any thread may call it.
+
+        Args:
+            messages: the content of each is a text, or parts: ``{"type": "text", "text": ...}`` and ``{"type": "image", "image":
+                ...}`` with what the processor takes as an image.
+            chat: how they are rendered.
+
+        Raises:
+            InputError: messages that the template or the processor refuses, or images of a size that no program was compiled for.
+        """
+        from qeff_framework.tokenization import ChatOptions
+        from qeff_framework.tokenization.chat import chosen_template, render_chat
+
+        chat = chat if chat is not None else ChatOptions()
+        # Templates of such models look for the images in lists of parts, and some read nothing else.
+        told = [{**message, "content": _parts(message.get("content"))} for message in messages]
+        images = [
+            part["image"]
+            for message in told
+            for part in message["content"]
+            if isinstance(part, dict) and "image" in part
+        ]
+        plain = [{**message, "content": [_without_image(part) for part in message["content"]]} for message in told]
+        processor = self.processor
+        tokenizer = getattr(processor, "tokenizer", None)
+        templates = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+        tokens = getattr(tokenizer, "special_tokens_map", {})
+        text = render_chat(chosen_template(templates, chat), plain, chat, tokens, parts=_PARTS)
+        try:
+            with self._processing:
+                processed = processed_text(processor, text, images)
+        except Exception as error:
+            raise InputError(
+                f"the processor does not take the conversation with {len(images)} images: {error}"
+            ) from error
+        prompt = ImagePrompt(ids=self._ids(processed)[0], units=self._units(processed))
+        for unit in prompt.units:
+            self._program_for(unit)
+        return prompt
+
+    def row_images(self, prompt: ImagePrompt) -> RowImages:
+        """What the programs make of the images of a prompt. For the thread of the session.
+
+        Raises:
+            InputError: more images than fit, or other image tokens than the images give.
+        """
+        ((_, images),) = self._matched([prompt.ids], prompt.units)
+        return images
 
     def generate(
         self,
@@ -150,7 +220,7 @@ class CompiledImageTextToText(CompiledRunner):
         for number, (text, of_text) in enumerate(zip(texts, per_prompt, strict=True)):
             try:
                 rendered = _rendered(processor, text, len(of_text))
-                processed.append(processor(text=[rendered], images=of_text or None, return_tensors="np"))
+                processed.append(processed_text(processor, rendered, of_text))
             except Exception as error:
                 raise InputError(
                     f"the processor does not take prompt {number} with {len(of_text)} images: {error}"
@@ -161,10 +231,16 @@ class CompiledImageTextToText(CompiledRunner):
 
     def _rows(self, inputs: Mapping[str, Any]) -> list[tuple[list[int], RowImages]]:
         """Token ids and images of each prompt of a processor's output."""
+        return self._matched(self._ids(inputs), self._units(inputs))
+
+    @staticmethod
+    def _ids(inputs: Mapping[str, Any]) -> list[list[int]]:
         from qeff_framework.tokenization import normalize_inputs
 
-        prompts = normalize_inputs({name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}, None)
-        units = self._units(inputs)
+        return normalize_inputs({name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}, None)
+
+    def _matched(self, prompts: Sequence[list[int]], units: Sequence[Unit]) -> list[tuple[list[int], RowImages]]:
+        """The prompts, each with the features of its images: as many as its image tokens need, in order."""
         encoded = [self._encoded(unit) for unit in units]
         token_id = int(self._facts["image_token_id"])
         rows, place = [], 0
@@ -186,7 +262,7 @@ class CompiledImageTextToText(CompiledRunner):
             )
         return rows
 
-    def _row(self, ids: list[int], encoded: list[NDArray[np.float32]], units: list[Unit]) -> RowImages:
+    def _row(self, ids: list[int], encoded: Sequence[NDArray[np.float32]], units: Sequence[Unit]) -> RowImages:
         room = self._generator.shape.prefill.vision
         tokens = sum(map(len, encoded))
         if tokens > room:
@@ -297,3 +373,22 @@ def _rendered(processor: Any, text: str, images: int) -> str:
     if not images or token is None or token in text:
         return text
     return f"{token * images}{text}"
+
+
+def processed_text(processor: Any, text: str, images: Sequence[Any]) -> Mapping[str, Any]:
+    """What the processor makes of a rendered text. One that begins with the start token gets no second one."""
+    start = getattr(getattr(processor, "tokenizer", None), "bos_token", None)
+    options = {"add_special_tokens": False} if start and text.startswith(start) else {}
+    processed: Mapping[str, Any] = processor(text=[text], images=list(images) or None, return_tensors="np", **options)
+    return processed
+
+
+def _parts(content: Any) -> list[Any]:
+    if content is None:
+        return []
+    return list(content) if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
+
+
+def _without_image(part: Any) -> Any:
+    """What a chat template sees of a part: not the pixels."""
+    return {"type": "image"} if isinstance(part, Mapping) and "image" in part else part

@@ -25,7 +25,7 @@ def deployment(
     max_queue: int = 256,
     max_model_len: int | None = None,
     timeout: float = 600.0,
-    max_body_bytes: int = 4 * 2**20,
+    max_body_bytes: int | None = None,
     origins: Collection[str] = (),
     verify: Literal["quick", "full"] = "quick",
     extensions: Sequence[str] | None = None,
@@ -50,7 +50,7 @@ def deployment(
         max_queue: answers that may wait in a replica; further ones are refused with status 429.
         max_model_len: prompt and answer together at most.
         timeout: seconds that an answer may take.
-        max_body_bytes: size of a request.
+        max_body_bytes: size of a request; by default 4 MiB, and 25 MiB for programs of images or sound.
         origins: other origins whose pages may use the server.
         verify: as for `load_compiled`.
         extensions: as for `load_compiled`.
@@ -60,7 +60,7 @@ def deployment(
     Raises:
         OptionError: Ray Serve or the HTTP server is not installed, or a number is out of range.
     """
-    needs_ray("deployment", "fastapi", "uvicorn", "prometheus_client", "grpc_reflection")
+    needs_ray("deployment", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "grpc_reflection")
     for name, value in (("replicas", replicas), ("max_replicas", max_replicas), ("max_queue", max_queue)):
         if value is not None and value < 1:
             raise OptionError(f"{name}={value} must be at least 1")
@@ -106,7 +106,7 @@ def _replica_app(
     artifact: str,
     load: Mapping[str, Any],
     api_key_env: str | None,
-    max_body_bytes: int,
+    max_body_bytes: int | None,
     options: Mapping[str, Any],
 ) -> FastAPI:
     """The application of one replica, in its process."""
@@ -118,4 +118,5 @@ def _replica_app(
 
     key = None if api_key_env is None else key_of_environment(api_key_env, "api_key_env")
     runner = load_compiled(local_artifact(artifact), **load)
-    return create_app(runner, api_key=key, limits=Limits(body_bytes=max_body_bytes), **options)
+    limits = None if max_body_bytes is None else Limits(body_bytes=max_body_bytes)
+    return create_app(runner, api_key=key, limits=limits, **options)

@@ -15,6 +15,7 @@ from qeff_framework.errors import EngineClosedError
 from qeff_framework.generation.prompts import Prompts
 from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.runtime import CompiledCausalLM
+from qeff_framework.runtime.image_text import CompiledImageTextToText
 from qeff_framework.serving.answer import Delta
 from qeff_framework.serving.engine import Engine, Job
 
@@ -72,7 +73,11 @@ class AsyncEngine:
     ...         print(piece.text, end="")
     """
 
-    def __init__(self, artifact: str | os.PathLike[str] | CompiledCausalLM | Engine, **options: Any) -> None:
+    def __init__(
+        self,
+        artifact: str | os.PathLike[str] | CompiledCausalLM | CompiledImageTextToText | Engine,
+        **options: Any,
+    ) -> None:
         self.engine = artifact if isinstance(artifact, Engine) else Engine(artifact, **options)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()

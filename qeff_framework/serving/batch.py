@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,20 @@ def complete(
 
     Raises:
         ExecutionError: rows were left without an answer.
+        InputError: another process writes `target`, or it holds lines of another input.
     """
+    with _only_writer(target):
+        return _completed(source, target, answer, settings=settings, on_progress=on_progress)
+
+
+def _completed(
+    source: Path,
+    target: Path,
+    answer: Callable[[Iterator[tuple[int, str]]], Generator[Mapping[str, Any]]],
+    *,
+    settings: Mapping[str, Any],
+    on_progress: Callable[[BatchProgress], None] | None,
+) -> BatchProgress:
     total = sum(1 for _ in input_rows(source))
     failed, done = _finished(source, target, settings)
     before, count, started = len(done), len(done), time.perf_counter()
@@ -118,6 +131,31 @@ def complete(
     if count != total:
         raise ExecutionError(f"{total - count} of {total} rows got no answer; start the command again for them")
     return progress()
+
+
+@contextmanager
+def _only_writer(target: Path) -> Iterator[None]:
+    """Two processes with one output would both answer the rows that are left. The lock goes with its process."""
+    from filelock import FileLock, Timeout
+
+    from qeff_framework.artifacts import store_root
+
+    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    locks = store_root() / "locks"
+    lock = FileLock(locks / f"batch-{name}.lock", timeout=0)
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process writes {target}; wait for it, or give another output") from error
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be locked in {locks}: {error}; set QEFF_HOME to a writable directory"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def answers(

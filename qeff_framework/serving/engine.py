@@ -20,14 +20,18 @@ from qeff_framework.generation.request import Request
 from qeff_framework.generation.rows import FinishReason, Row, Step
 from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.runtime import CompiledCausalLM, load_compiled
+from qeff_framework.runtime.image_text import CompiledImageTextToText, ImagePrompt
 from qeff_framework.serving.answer import AnswerText, Delta
 from qeff_framework.serving.logprobs import LogprobRecorder
-from qeff_framework.tokenization.chat import ChatOptions
+from qeff_framework.tokenization.chat import ChatOptions, is_conversation
 
 if TYPE_CHECKING:
     from qeff_framework.generation.output import PerfMetrics
 
 logger = logging.getLogger(__name__)
+
+#: Deadlines that are kept beyond twice those of the requests under way, so that they are looked through seldom.
+_FEW = 64
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,6 +44,8 @@ class Job:
     deadline: float | None
     texts: list[AnswerText]
     recorder: LogprobRecorder | None
+    #: The prompt as the processor has prepared it, for a program that takes images.
+    images: ImagePrompt | None = None
     #: Is called for each piece of an answer.
     deliver: Callable[[Delta], None]
     #: Is called behind the last piece, or when the request has failed.
@@ -96,7 +102,7 @@ class Engine:
 
     def __init__(
         self,
-        artifact: str | os.PathLike[str] | CompiledCausalLM,
+        artifact: str | os.PathLike[str] | CompiledCausalLM | CompiledImageTextToText,
         *,
         max_queue: int = 256,
         max_model_len: int | None = None,
@@ -106,7 +112,7 @@ class Engine:
             if value is not None and value < 1:
                 raise OptionError(f"{name}={value} must be at least 1")
         runner = load_compiled(artifact, **runtime_options) if isinstance(artifact, str | os.PathLike) else artifact
-        if not isinstance(runner, CompiledCausalLM):
+        if not isinstance(runner, CompiledCausalLM | CompiledImageTextToText):
             task = runner.compiled.task
             runner.close()
             raise InputError(
@@ -144,7 +150,8 @@ class Engine:
         """Queues a request for one prompt and returns its number.
 
         Args:
-            prompt: a text, a conversation, or token ids.
+            prompt: a text, a conversation, or token ids. Messages to a program that takes images may have parts of the form
+                ``{"type": "image", "image": ...}``, with what its processor takes as an image.
             settings: complete settings; by default they are made of the checkpoint's and of `options`.
             **options: what `prepare` takes, and single settings as for ``generate``.
 
@@ -195,10 +202,11 @@ class Engine:
             settings = generator.settings(generation_config, **overrides)
         elif overrides or generation_config is not None:
             raise OptionError("settings are complete, nothing can be added; give one or the other")
-        ids = generator.tokenized(prompt, settings, chat).ids
-        if len(ids) != 1:
-            raise InputError(f"a request takes one prompt, {len(ids)} were given; add one request for each")
-        request = generator.request(ids * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, queued=True)
+        images = None
+        if isinstance(self.runner, CompiledImageTextToText):
+            images = self._image_prompt(self.runner, prompt, settings, chat)
+        ids = self._one_prompt(prompt, settings, chat) if images is None else images.ids
+        request = generator.request([ids] * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, queued=True)
         for row in request.rows:
             self._limit(row, settings)
         if settings.return_pdfs:
@@ -218,6 +226,7 @@ class Engine:
             deadline=deadline,
             texts=[AnswerText(generator.tokenizer, settings.stop_strings) for _ in request.rows],
             recorder=recorder,
+            images=images,
             deliver=deliver if deliver is not None else pieces.append,
             on_end=on_end,
             pieces=pieces,
@@ -225,13 +234,22 @@ class Engine:
         )
 
     def submit(self, job: Job) -> int:
-        """Queues a prepared request and returns its number. Raises `QueueFullError`."""
+        """Queues a prepared request and returns its number; the images of its prompt go through their program before.
+
+        Raises:
+            QueueFullError: `max_queue` answers are waiting.
+            InputError: the images do not fit the prompt.
+        """
         rows = len(job.request.rows)
         places = self.max_queue + self.generator.shape.batch_size - self.running
         if self.waiting + rows > places:
             raise QueueFullError(
                 f"{self.waiting} answers are waiting, and {rows} more would exceed max_queue={self.max_queue}; try again later"
             )
+        if job.images is not None and isinstance(self.runner, CompiledImageTextToText):
+            images = self.runner.row_images(job.images)
+            for row in job.request.rows:
+                row.images = images
         job.id = next(self._numbers)
         self._jobs[job.id] = self._by_request[job.request] = job
         if job.deadline is not None:
@@ -298,6 +316,20 @@ class Engine:
         if job.request.error is not None:
             raise job.request.error
 
+    def _image_prompt(
+        self, runner: CompiledImageTextToText, prompt: Prompts, settings: GenerationSettings, chat: ChatOptions | None
+    ) -> ImagePrompt:
+        """Of prompts without images too: where such a model has positions of several axes, text needs them as well."""
+        if is_conversation(prompt):
+            return runner.conversation(prompt, chat)
+        return ImagePrompt(ids=self._one_prompt(prompt, settings, chat), units=[])
+
+    def _one_prompt(self, prompt: Prompts, settings: GenerationSettings, chat: ChatOptions | None) -> list[int]:
+        ids = self.generator.tokenized(prompt, settings, chat).ids
+        if len(ids) != 1:
+            raise InputError(f"a request takes one prompt, {len(ids)} were given; add one request for each")
+        return ids[0]
+
     def _limit(self, row: Row, settings: GenerationSettings) -> None:
         room = self.max_model_len - len(row.prompt)
         if room < 1:
@@ -344,6 +376,11 @@ class Engine:
         self._by_request.pop(job.request, None)
         if not job.is_streamed:
             self._jobs.pop(job.id, None)
+        if len(self._deadlines) > 2 * len(self._by_request) + _FEW:
+            # Those of requests that have ended would stay until they are over.
+            alive = {job.id for job in self._by_request.values()}
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in alive]
+            heapq.heapify(self._deadlines)
         if job.on_end is not None:
             job.on_end()
 

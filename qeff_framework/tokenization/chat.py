@@ -90,18 +90,24 @@ def _is_message(value: object) -> bool:
     return "role" in value if isinstance(value, Mapping) else hasattr(value, "role") and not hasattr(value, "tolist")
 
 
-def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages as JSON values. Raises `InputError` for parts that are not text."""
+#: What parts of messages may be, for a model that reads text.
+TEXT_PARTS = frozenset({"text"})
+
+
+def plain_messages(messages: Sequence[Any], parts: frozenset[str] = TEXT_PARTS) -> list[dict[str, Any]]:
+    """Messages as JSON values. Raises `InputError` for parts of other types than `parts` names."""
     plain: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         content = _json_value(message)
         # A missing key means the same as None, and templates tend to print None.
         plain.append({key: value for key, value in content.items() if value is not None})
-        parts = plain[-1].get("content")
-        for part in parts if isinstance(parts, list) else ():
+        given = plain[-1].get("content")
+        for part in given if isinstance(given, list) else ():
             kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-            if kind != "text":
-                raise InputError(f"message {number} holds a part of type {kind!r}; the program reads text only")
+            if kind not in parts:
+                raise InputError(
+                    f"message {number} holds a part of type {kind!r}; the program reads {' and '.join(sorted(parts))} only"
+                )
     return plain
 
 
@@ -129,14 +135,23 @@ def chosen_template(templates: str | Mapping[str, str] | None, options: ChatOpti
     return str(templates)
 
 
-def render_chat(source: str, messages: Conversation, options: ChatOptions, special_tokens: Mapping[str, str]) -> str:
+def render_chat(
+    source: str,
+    messages: Conversation,
+    options: ChatOptions,
+    special_tokens: Mapping[str, str],
+    *,
+    parts: frozenset[str] = TEXT_PARTS,
+) -> str:
     """The text that the template `source` makes of `messages`; `special_tokens` are variables of it, such as ``bos_token``.
+
+    `parts` are the types that parts of messages may have.
 
     Raises `InputError` where the template refuses the messages, or is none.
     """
     import jinja2
 
-    chat = [_with_reasoning(message) for message in plain_messages(messages)]
+    chat = [_with_reasoning(message) for message in plain_messages(messages, parts)]
     add_generation_prompt, continued = options.ending(chat)
     name = continued if isinstance(continued, str) else "content"
     final = _open_end(chat, name, source) if continued else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,9 @@ from transformers import AutoModelForCausalLM
 from qeff_framework import QEFFAutoPeftModelForCausalLM, load_compiled
 from qeff_framework.errors import CheckpointError, InputError, OptionError
 from qeff_framework.serving import Engine
+from qeff_framework.serving.http.app import create_app
 from tests.eager import eager_greedy
+from tests.serving.running import serving
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_loading import pack
 from tests.sources.test_lora import save_adapter
@@ -93,7 +96,33 @@ def test_with_continuous_batching(tmp_path: Path, session_store: Path) -> None:
     ]
     pieces = [[token for piece in engine.stream(request) for token in piece.tokens] for request in requests]
     assert pieces == [expected[name][row] for row, name in enumerate(["base", "c", "base"])]
+    scores = {}
+    for name in ("base", "c"):
+        request = engine.add(PROMPTS[1], adapter=name, max_new_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0)
+        scores[name] = [entry.logprob for piece in engine.stream(request) for entry in piece.logprobs]
+    assert scores["base"] != scores["c"]
     engine.close()
+    names_of_models_choose_adapters(model.compiled.directory, scores)
+
+
+def names_of_models_choose_adapters(directory: Path, scores: dict[str, list[float]]) -> None:
+    """The texts of random models are hard to tell apart; the log-probabilities are not."""
+    with serving(load_compiled(directory)) as served:
+        assert [(model.id, getattr(model, "parent", None)) for model in served.client.models.list()] == [
+            ("tiny", None),
+            ("c", "tiny"),
+        ]
+        for name, key in (("tiny", "base"), ("c", "c"), ("tiny", "base")):
+            answer = served.client.completions.create(
+                model=name, prompt=PROMPTS[1], max_tokens=NEW_TOKENS, logprobs=0, extra_body={"ignore_eos": True}
+            )
+            assert answer.model == name
+            assert answer.choices[0].logprobs is not None
+            assert answer.choices[0].logprobs.token_logprobs == pytest.approx(scores[key])
+        with pytest.raises(openai.NotFoundError, match="'a' is not served here; 'tiny', 'c' are"):
+            served.client.completions.create(model="a", prompt=PROMPTS[1])
+    with pytest.raises(InputError, match="an adapter that is called 'c'; give the model another name"):
+        create_app(load_compiled(directory), model="c")
 
 
 def test_beside_weights_that_stay_packed(tmp_path: Path, session_store: Path) -> None:

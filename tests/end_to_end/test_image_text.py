@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import PIL.Image
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     PreTrainedModel,
 )
 
-from qeff_framework import QEFFAutoModelForImageTextToText
+from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
 from qeff_framework.cli.app import main
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.runtime.image_text import CompiledImageTextToText, processed_text
 from tests.image_models import (
     IMAGE_TOKEN,
     NEW_TOKENS,
@@ -34,6 +39,7 @@ from tests.image_models import (
     saved_llava,
     shaded,
 )
+from tests.serving.running import serving
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +149,56 @@ def test_the_command_reads_images_from_files(
         assert main([*argv, *sizes, "--prompt", "<image> w9", *given_images]) in (1, 2)
         assert message in capsys.readouterr().err
 
+    assert main(["-q", "compile", str(tmp_path / "llava"), "--backend", "ort_sim", "--json", *sizes]) == 0
+    answers_over_http(Path(json.loads(capsys.readouterr().out)["directory"]), pictures)
+
+
+def answers_over_http(directory: Path, pictures: list[Path]) -> None:
+    """OpenAI's client gets the texts of `generate`; what is elsewhere is not fetched."""
+    template = (
+        "{% for m in messages %}{% for part in m.content %}{{ '<image> ' if part.type == 'image' else part.text + ' ' }}"
+        "{% endfor %}{% endfor %}"
+    )
+    images = [PIL.Image.open(file).convert("RGB") for file in pictures]
+    asked: list[tuple[str, list[int]]] = [("w5 w6", [0]), ("w9", [1]), ("w7 w8 w9", [])]
+    with load_compiled(directory) as alone:
+        assert isinstance(alone, CompiledImageTextToText)
+        alone.processor.chat_template = template
+        wanted = [
+            alone.generate(prompts=[text], images=[[images[n] for n in chosen]], max_new_tokens=9).generated_texts[0]
+            for text, chosen in asked
+        ]
+    assert len(set(wanted)) == 3
+    urls = [
+        f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+        for kind, file in zip(("png", "jpeg"), pictures, strict=True)
+    ]
+
+    def messages(text: str, *sources: str) -> Any:
+        parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in sources]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+    runner = load_compiled(directory)
+    assert isinstance(runner, CompiledImageTextToText)
+    runner.processor.chat_template = template
+    with serving(runner) as served:
+        ask = partial(served.client.chat.completions.create, model="tiny", max_tokens=9)
+        streams = [ask(messages=messages(text, *(urls[n] for n in chosen)), stream=True) for text, chosen in asked]
+        assert ["".join(piece.choices[0].delta.content or "" for piece in stream) for stream in streams] == wanted
+        assert ask(messages=[{"role": "user", "content": "w7 w8 w9"}]).choices[0].message.content == wanted[2]
+        refused = {
+            ("https://example.org/a.png",): "the server fetches nothing from elsewhere",
+            (str(pictures[0]),): "the server fetches nothing from elsewhere",
+            (urls[0], urls[1]): "32 tokens, the program has room for 16; compile with more num_images",
+            ("data:image/png;base64,AAAA",): "the image cannot be read",
+        }
+        for sources, told in refused.items():
+            with pytest.raises(openai.BadRequestError, match=told):
+                ask(messages=messages("w5", *sources))
+        assert (
+            served.client.completions.create(model="tiny", prompt="w7 w8 w9", max_tokens=9).choices[0].text == wanted[2]
+        )
+
 
 class ProcessorOfSizes(Processor):
     """Returns the tensors of an image by its height and width."""
@@ -202,3 +258,14 @@ def test_images_whose_tokens_see_each_other_need_a_chunk_that_holds_them() -> No
     model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
     with pytest.raises(OptionError, match="prefill_seq_len=2 is less than the 4 tokens of an image"):
         model.compile(backend="ort_sim", prefill_seq_len=2, ctx_len=32, img_size=28)
+
+
+def test_a_rendered_start_token_gets_no_second_one(tmp_path: Path) -> None:
+    module, _ = built(llava)
+    processor = saved_llava(module, tmp_path)
+    processor.tokenizer.add_special_tokens({"bos_token": "w3"})
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w3 $A", special_tokens=[("w3", 3)]
+    )
+    for text in ("w3 w5", "w5"):
+        assert np.asarray(processed_text(processor, text, [])["input_ids"]).tolist() == [[3, 5]]

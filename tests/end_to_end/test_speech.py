@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
+import soundfile
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForSpeechSeq2Seq, load_compiled
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
+from tests.serving.running import serving
 from tests.sound_models import LANGUAGES, RATE, clip, whisper, whisper_extractor
 
 NEW_TOKENS = 16
@@ -102,3 +107,71 @@ def test_an_artifact_runs_without_torch_and_transformers(program: CompiledSpeech
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(wanted)
+
+
+class Words:
+    """A tokenizer of the words w0, w1, ..."""
+
+    eos_token_id = bos_token_id = None
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return " ".join(f"w{token}" for token in ids)
+
+
+def wav(samples: NDArray[np.float32], rate: int = RATE, form: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form)
+    return file.getvalue()
+
+
+def test_openais_client_gets_texts_and_times(program: CompiledSpeechSeq2Seq, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` of the same program says what is right."""
+    words: Any = Words()
+    monkeypatch.setattr(CompiledSpeechSeq2Seq, "tokenizer", words)
+    # As they are read from a file of 16 bits.
+    short, long = (soundfile.read(io.BytesIO(wav(clip(seconds, seconds))), dtype="float32")[0] for seconds in (3, 31))
+    wanted = program.generate(program.prepared(short))
+    timed = program.generate(program.prepared(long), return_timestamps=True, language="de", task="transcribe")
+    translated = program.generate(program.prepared(short), task="translate")
+    with serving(load_compiled(program.compiled.directory)) as served:
+        hear, translate = served.client.audio.transcriptions.create, served.client.audio.translations.create
+        for form in ("WAV", "FLAC"):
+            found = hear(model="tiny", file=(f"a.{form.lower()}", wav(short, form=form)))
+            assert found.text == wanted.generated_texts[0]
+        assert hear(model="tiny", file=("a.wav", wav(short)), response_format="text").strip() == found.text
+        with pytest.deprecated_call():
+            assert translate(model="tiny", file=("a.wav", wav(short))).text == translated.generated_texts[0]
+        asked: Any = {"model": "tiny", "file": ("b.wav", wav(long)), "language": "de"}
+        verbose = hear(**asked, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0)
+        assert verbose.language == "german"
+        assert verbose.duration == 31
+        assert verbose.segments is not None
+        assert [(part.text, part.tokens) for part in verbose.segments] == [
+            (part.text, part.tokens) for part in timed.segments[0]
+        ]
+        np.testing.assert_allclose(
+            [(part.start, part.end) for part in verbose.segments],
+            [(part.start, part.end) for part in timed.segments[0]],
+            atol=1e-3,
+        )
+        asked["file"] = ("a.wav", wav(short))
+        assert hear(**asked, response_format="srt").startswith("1\n00:00:0")
+        assert hear(**asked, response_format="vtt").startswith("WEBVTT\n\n00:00:0")
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"file": ("a.wav", b"RIFFnonsense")}, "a.wav cannot be read"),
+            ({"file": ("a.wav", b"")}, "is empty"),
+            ({"language": "klingon"}, "does not know the language 'klingon'"),
+            ({"prompt": "Faust"}, "prompt is not supported"),
+            ({"timestamp_granularities": ["word"]}, "Input should be 'segment'"),
+            ({"stream": True}, "stream: Input should be False"),
+            ({"extra_body": {"best_of": 2}}, "best_of: Extra inputs are not permitted"),
+        ]
+        for change, message in refused:
+            with pytest.raises(openai.BadRequestError, match=message):
+                hear(**{**asked, **change})
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            hear(model="x", file=("a.wav", wav(short)))
+        status, _, answer = served.send("POST", "/v1/audio/transcriptions", {"model": "tiny"})
+        assert (status, answer["error"]["param"]) == (400, "file")
+        torn = {"content-type": "multipart/form-data; boundary=x"}
+        assert served.send("POST", "/v1/audio/transcriptions", b"--x\r\nnonsense", torn)[0] == 400

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import qeff_framework
 from tests.generation.fakes import expected_tokens
 
 SCRIPT = """
@@ -54,3 +55,18 @@ def test_decoding_with_rules_and_samples_imports_neither_torch_nor_transformers(
     eos = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<eos>"]
     expected = [expected_tokens(prompt, 6, [eos], result["vocab"]) for prompt in result["prompts"]]
     assert result["generated"] == expected
+
+
+def test_one_loop_runs_the_programs_of_language_models() -> None:
+    """`generate`, the engines and the server stand on the scheduler; the smaller model that drafts tokens is a program of its own."""
+    core = Path(qeff_framework.__file__).parent
+    rooms = [
+        core / "generation",
+        core / "serving",
+        core / "scale",
+        core / "cli",
+        core / "runtime" / "text_generation.py",
+    ]
+    files = [file for room in rooms for file in (room.rglob("*.py") if room.is_dir() else [room])]
+    running = {file.name for file in files if "ession.run(" in file.read_text(encoding="utf-8")}
+    assert running == {"scheduler.py", "draft_model.py"}

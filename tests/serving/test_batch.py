@@ -15,6 +15,8 @@ from qeff_framework.serving import Engine
 from qeff_framework.serving.batch import BatchProgress, complete, run_batch
 from tests.serving.programs import program
 
+pytestmark = pytest.mark.usefixtures("session_store")
+
 ROWS: list[Any] = [
     {"prompt": "The fox", "max_new_tokens": 9},
     {"prompt": "It's what"},
@@ -110,3 +112,19 @@ def test_rows_that_get_no_answer_are_not_passed_over(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="11 of 13 rows got no answer"):
         complete(source, target, lambda rows: ({"row": n, "text": ""} for n, _ in list(rows)[:2]), settings={})
     assert sorted(lines(target)) == [0, 1]
+
+
+def test_an_output_has_one_writer(engine: Engine, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl"
+    refused: list[str] = []
+
+    def second(_: BatchProgress) -> None:
+        try:
+            complete(source, target, lambda rows: ({"row": n, "text": ""} for n, _ in rows), settings={})
+        except InputError as error:
+            refused.append(str(error))
+
+    run_batch(engine, source, target, on_progress=second)
+    assert sorted(lines(target)) == [0, 1]
+    assert len(refused) == 2
+    assert "another process writes" in refused[0]

@@ -89,6 +89,20 @@ def test_deadlines_and_lengths(artifact: Path) -> None:
         engine.add([5] * 41)
 
 
+def test_nothing_is_kept_of_requests_that_have_ended(artifact: Path) -> None:
+    engine = Engine(program(artifact, lanes=2))
+    delivered: list[Delta] = []
+    first = engine.add("The fox", deadline=60, max_new_tokens=100, ignore_eos=True)
+    for _ in range(300):
+        engine.submit(engine.prepare("a", deadline=600, max_new_tokens=1, deliver=delivered.append))
+        while engine.waiting or engine.running > 1:
+            engine.step()
+    assert len(delivered) == 300
+    assert len(engine._jobs) <= 1
+    assert len(engine._deadlines) < 100
+    assert engine._jobs.keys() <= {first}
+
+
 def test_log_probabilities_are_those_of_the_logits(artifact: Path) -> None:
     runner = program(artifact)
     engine = Engine(runner)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +66,21 @@ def test_completions_are_those_of_generate(served: Served, alone: Any) -> None:
         texts[piece.choices[0].index] += piece.choices[0].text
     assert list(texts.values()) == expected.generated_texts
     assert pieces[-1].usage == answer.usage or pieces[-1].usage.total_tokens == answer.usage.total_tokens
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_reads_answers_and_streams(served: Served, alone: Any) -> None:
+    def curl(body: dict[str, Any]) -> str:
+        headers = [word for name, value in HEADERS.items() for word in ("-H", f"{name}: {value}")]
+        command = ["curl", "-sS", "--fail", "-N", f"{served.url}/v1/completions", *headers, "-d", json.dumps(body)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    (expected,) = alone("The fox", max_new_tokens=12).generated_texts
+    assert json.loads(curl({**GREEDY, "prompt": "The fox"}))["choices"][0]["text"] == expected
+    events = curl({**GREEDY, "prompt": "The fox", "stream": True}).split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    pieces = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == expected
 
 
 def test_chat_is_rendered_by_the_template(served: Served, alone: Any) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.audio_files import SoundFile
     from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.runtime.sound_files import SoundFile
 
 
 @dataclass(frozen=True, kw_only=True)

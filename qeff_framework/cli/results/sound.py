@@ -11,9 +11,9 @@ from qeff_framework.cli.results.common import artifact_path, backend_line, label
 from qeff_framework.cli.tables import facts
 
 if TYPE_CHECKING:
-    from qeff_framework.cli.audio_files import SoundFile
     from qeff_framework.cli.results.request import ResultsRequest
     from qeff_framework.runtime.sound import CompiledAudioClassifier, CompiledCTC, SoundRunner
+    from qeff_framework.runtime.sound_files import SoundFile
     from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
-from qeff_framework.errors import EngineClosedError, InputError, QueueFullError
+from qeff_framework.errors import InputError
 from qeff_framework.runtime import CompiledClassifier, CompiledEncoder, CompiledRunner
 from qeff_framework.serving.http.errors import ApiError
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.protocol import ClassifyRequest, EmbeddingRequest, RerankRequest
+from qeff_framework.serving.http.worker import SessionWorker
 from qeff_framework.single_pass import class_scores, tokenise_texts
 from qeff_framework.tokenization import encode_prompt
 from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
@@ -23,43 +22,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-T = TypeVar("T")
+class EncoderService(SessionWorker):
+    """An encoder or classifier and its tokenizer."""
 
-
-class EncoderService:
-    """One worker thread owns the session; requests take turns."""
-
-    def __init__(self, runner: CompiledEncoder | CompiledClassifier, *, max_queue: int) -> None:
+    def __init__(self, runner: CompiledEncoder | CompiledClassifier, *, max_queue: int, timeout: float) -> None:
         if runner.tokenizer is None:
             raise InputError(runner.no_tokenizer)
+        super().__init__(runner, max_queue=max_queue, timeout=timeout)
         self.runner = runner
         self.tokenizer: TextTokenizer = runner.tokenizer
-        self.max_queue = max_queue
-        #: Requests that wait or run.
-        self.pending = 0
-        self.ready = True
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="qeff-encoder")
-
-    async def run(self, function: Callable[[], T]) -> T:
-        """Runs `function` in the thread of the session, which may use the tokenizer too: cutting texts changes its state.
-
-        Raises `QueueFullError` and `EngineClosedError`.
-        """
-        if not self.ready:
-            raise EngineClosedError("the server takes no more requests")
-        if self.pending > self.max_queue:
-            raise QueueFullError(f"{self.max_queue} requests are waiting, as many as max_queue allows; try again later")
-        self.pending += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, function)
-        finally:
-            self.pending -= 1
-
-    def close(self) -> None:
-        """Waits for what runs, and releases the program."""
-        self.ready = False
-        self._worker.shutdown(cancel_futures=True)
-        self.runner.close()
 
     def outputs(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> NDArray[Any]:
         """The program's output for tokens; `types` tells which of two texts each belongs to."""

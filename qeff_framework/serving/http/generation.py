@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +17,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from qeff_framework.generation.rows import FinishReason
 from qeff_framework.serving.answer import Delta, TokenLogprobs
 from qeff_framework.serving.async_engine import AnswerStream, AsyncEngine
+from qeff_framework.serving.http.connection import while_connected
 from qeff_framework.serving.http.errors import ApiError, api_error
+from qeff_framework.serving.http.images import with_opened_images
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from qeff_framework.tokenization.chat import ChatOptions
 
-#: Seconds between two looks at whether the client of an answer that is not streamed is still there.
-_LOOK = 0.1
 #: JSON has no infinity.
 _LOWEST = -9999.0
 _REASONS: dict[FinishReason | None, str | None] = {None: None, "length": "length", "max_time": "length"}
@@ -32,11 +32,14 @@ _REASONS: dict[FinishReason | None, str | None] = {None: None, "length": "length
 class GenerationPages:
     """The pages of text generation."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics, model: str, timeout: float) -> None:
+    def __init__(
+        self, engine: AsyncEngine, metrics: Metrics, model: str, timeout: float, *, reads_images: bool = False
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._model = model
         self._timeout = timeout
+        self._reads_images = reads_images
         self.router = APIRouter()
         self.router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
         self.router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
@@ -59,7 +62,11 @@ class GenerationPages:
             "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
             "chat": chat,
         }
-        return await self._answer(asked, request, [asked.conversation], options, ChatForm(self._engine, asked))
+        messages = asked.conversation
+        if self._reads_images:
+            # Opening images takes time; other answers go on.
+            messages = await asyncio.to_thread(with_opened_images, messages)
+        return await self._answer(asked, request, [messages], options, ChatForm(self._engine, asked))
 
     async def _answer(
         self,
@@ -76,6 +83,8 @@ class GenerationPages:
             )
         options |= asked.settings()
         options = {name: value for name, value in options.items() if value is not None}
+        if asked.model != self._model:
+            options["adapter"] = asked.model
         options["deadline"] = min(asked.timeout or self._timeout, self._timeout)
         async with AsyncExitStack() as stack:
             streams = [
@@ -86,7 +95,7 @@ class GenerationPages:
             ]
             stack.callback(self._record, request, streams)
             if not asked.stream:
-                return JSONResponse(await _while_connected(request, form.whole(streams)))
+                return JSONResponse(await while_connected(request, form.whole(streams)))
             kept = stack.pop_all()
 
         async def events() -> AsyncIterator[str]:
@@ -264,16 +273,3 @@ async def _merged(streams: Sequence[AnswerStream], n: int) -> AsyncIterator[tupl
     finally:
         for task in waiting:
             task.cancel()
-
-
-async def _while_connected(request: Request, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    """The answer; an error when the client goes away before it is there."""
-    task = asyncio.ensure_future(answer)
-    try:
-        while not task.done():
-            await asyncio.wait([task], timeout=_LOOK)
-            if not task.done() and await request.is_disconnected():
-                raise ApiError(499, "the client went away")
-        return task.result()
-    finally:
-        task.cancel()

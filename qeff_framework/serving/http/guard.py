@@ -24,13 +24,15 @@ logger = logging.getLogger("qeff_framework.serving")
 #: Pages that need no key: probes, and the page where a key can be typed.
 _OPEN = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+#: Size of a request; images and sound are larger than texts.
+TEXT_BYTES, MEDIA_BYTES = 4 * 2**20, 25 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a request may cost before it is read."""
 
-    body_bytes: int = 4 * 2**20
+    body_bytes: int = TEXT_BYTES
     #: Seconds for sending the body.
     body_seconds: float = 30.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EXTRA = "pip install 'qeff-framework[audio]'"
+#: Samples of all channels of a file that a stranger sends: 512 MiB as float32, some 140 minutes of one channel at 16 kHz.
+MOST_SAMPLES = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +51,35 @@ class SoundFile:
         return resampled
 
 
-def read_sound(file: str) -> SoundFile:
+def read_sound(file: str, content: bytes | None = None, *, most_samples: int | None = None) -> SoundFile:
     """Reads a WAV, FLAC, OGG or other file that libsndfile knows.
+
+    Args:
+        file: its path; with `content` its name, for messages.
+        content: what is in it, for a file that is not on the disk.
+        most_samples: of all channels together; more are refused before they are decoded.
 
     Raises:
         OptionError: the library for that is not installed.
-        InputError: the file is missing, empty, damaged or of another format, or holds no sound.
+        InputError: the file is missing, empty, too long, damaged or of another format, or holds no sound.
     """
     import numpy as np
 
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the package is there without libsndfile
-        raise OptionError(f"--audio needs soundfile, which is not installed; {_EXTRA}") from error
-    path = Path(file)
+        raise OptionError(f"reading sound needs soundfile, which is not installed; {_EXTRA}") from error
     try:
-        if path.stat().st_size == 0:
+        if (Path(file).stat().st_size if content is None else len(content)) == 0:
             raise InputError(f"the sound file {file} is empty (0 bytes); give a WAV, FLAC or OGG file")
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file if content is None else BytesIO(content)) as opened:
+            if most_samples is not None and opened.frames * opened.channels > most_samples:
+                raise InputError(
+                    f"the sound file {file} holds {opened.frames} samples of {opened.channels} channels, more than "
+                    f"{most_samples} in all; cut it into parts"
+                )
+            rate = opened.samplerate
+            samples = opened.read(dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise InputError(f"the sound file {file} cannot be read: {error}; give a WAV, FLAC or OGG file") from error
     if not len(samples):

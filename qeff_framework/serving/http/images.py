@@ -1,0 +1,102 @@
+"""Images in the messages of a chat: opened from data URLs, never fetched from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from qeff_framework.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
+#: Those that OpenAI's interface names.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+#: Of all images of a request: a small file can hold very many.
+_MOST_PIXELS = 2**25
+#: What `image_url.detail` may be: an image is resized to what the program was compiled for.
+_DETAILS = (None, "auto")
+
+
+def check_pillow() -> None:
+    """Raises `OptionError` where images cannot be opened."""
+    from importlib.util import find_spec
+
+    if find_spec("PIL") is None:
+        raise OptionError(
+            "programs of images need Pillow, which is not installed here: pip install 'qeff-framework[vision]'"
+        )
+
+
+def with_opened_images(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with ``{"type": "image", "image": ...}`` in the place of each ``image_url``.
+
+    Raises `InputError` for an image that is elsewhere, too large, damaged or of another format, and for other parts.
+    """
+    opened, pixels = [], 0
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(content, list):
+            opened.append(message)
+            continue
+        parts: list[dict[str, Any]] = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                parts.append({"type": "text", "text": part["text"]})
+            elif kind == "image_url":
+                image = _opened(part.get("image_url"), f"message {number}", _MOST_PIXELS - pixels)
+                pixels += image.width * image.height
+                parts.append({"type": "image", "image": image})
+            else:
+                raise InputError(
+                    f"message {number} holds a part of type {kind!r}; the program reads text and image_url"
+                )
+        opened.append({**message, "content": parts})
+    return opened
+
+
+def _opened(given: Any, place: str, most_pixels: int) -> Image:
+    """An image in RGB."""
+    from PIL import Image
+
+    described = given if isinstance(given, dict) else {"url": given}
+    url = described.get("url")
+    if not isinstance(url, str) or described.keys() - {"url", "detail"}:
+        raise InputError(f'{place}: image_url must be {{"url": "data:image/png;base64,..."}}')
+    if described.get("detail") not in _DETAILS:
+        raise InputError(
+            f"{place}: image_url.detail can be 'auto': an image gets the size that the program was made for"
+        )
+    head = _DATA_URL.match(url)
+    if head is None:
+        raise InputError(
+            f"{place}: image_url must be a data URL, data:image/png;base64,...: the server fetches nothing from elsewhere, "
+            "neither addresses of other hosts nor files; send the image itself"
+        )
+    try:
+        content = base64.b64decode(url[head.end() :], validate=True)
+    except binascii.Error as error:
+        raise InputError(f"{place}: the image is not valid base64: {error}") from error
+    try:
+        with Image.open(BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > most_pixels:
+                raise InputError(
+                    f"{place}: an image has {image.width} x {image.height} pixels, and those of a request may have "
+                    f"{_MOST_PIXELS} in all; send smaller ones"
+                )
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{place}: the image cannot be read: {_without_address(error)}; send {', '.join(_FORMATS)}"
+        ) from error
+
+
+def _without_address(error: Exception) -> str:
+    """Pillow names the object that it read from, by its address in memory."""
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
