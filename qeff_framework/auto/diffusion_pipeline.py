@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from qeff_framework.contracts import ExportedModel, Specialization, Task
+from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, Task
+from qeff_framework.diffusion.arguments import PICTURES, SIZES, call_parameters, guidance_argument
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
 from qeff_framework.shapes import PipelineShapes
@@ -17,10 +17,9 @@ from qeff_framework.sources.pipeline import PipelineSource
 
 if TYPE_CHECKING:
     from qeff_framework.diffusion.calls import Call
+    from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
 
-#: Arguments of a pipeline that are sizes of its programs.
-SIZES = ("height", "width", "num_frames", "max_sequence_length")
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
 
@@ -62,6 +61,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._pipeline_source = PipelineSource(pipeline, name or type(pipeline).__name__)
         super().__init__(self._pipeline_source)
         self._pipeline: Any = pipeline
+        #: See `compile`.
+        self._call: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | Any, **hf_kwargs: Any) -> Self:
@@ -101,47 +102,108 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             f"{self.name} is a pipeline of several programs, whose sizes belong to its graphs; call compile()"
         )
 
-    def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
-        from qeff_framework.diffusion.recording import recorded_calls
+    def compile(
+        self,
+        backend: str | Backend | type[Backend] | None = None,
+        *,
+        call: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> CompiledModel:
+        """As `QEFFBaseModel.compile`, for calls of some form.
 
+        Args:
+            backend: as there.
+            call: arguments of the pipeline that decide about sizes (``prompt``, ``use_resolution_binning``, ``strength``) or
+                about what is computed (``image``, ``control_image``): the run that finds the programs gets them. A pipeline
+                that cannot be called without a picture gets a grey one of the size asked for.
+            **options: as there.
+
+        Raises:
+            OptionError: beside what it is raised for there, an argument that the pipeline does not take.
+        """
+        self._call = dict(call or {})
+        return super().compile(backend, **options)
+
+    def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
         self._pipeline_source.look_again()
-        runs = [self._run(shapes, height, width) for height, width in shapes.image_sizes]
         names: Counter[str] = Counter()
         programs = []
-        for call, number in recorded_calls(self._pipeline, runs):
+        runs, calls = self._recorded(shapes)
+        for call, number in calls:
             name = _name_of(call)
             names[name] += 1
             plan = self._plan_export(relay, options, program=name, program_inputs={"call": call.as_json()})
-            sizes = {size: int(value) for size, value in runs[number].items() if size in SIZES}
+            sizes = {size: int(value) for size, value in runs[number].items() if size in SIZES and value is not None}
             dims = {"batch_size": shapes.batch_size, "guidance": int(shapes.guidance), **sizes}
             entry = Specialization(name=name, dims=dims)
             title = name if names[name] == 1 else f"{name}-{names[name]}"
             programs.append(Program(name=title, plan=plan, specializations=(entry,)))
         return programs
 
-    def _run(self, shapes: PipelineShapes, height: int | None, width: int | None) -> dict[str, Any]:
+    def _recorded(self, shapes: PipelineShapes) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
+        """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
+        from qeff_framework.diffusion.recording import recorded_calls
+
+        def run(pictures: bool) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
+            runs = [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
+            return runs, recorded_calls(self._pipeline, runs)
+
+        missing = [name for name in PICTURES if name in call_parameters(self._pipeline) and name not in self._call]
+        if not missing:
+            return run(pictures=False)
+        try:
+            return run(pictures=False)
+        except (OptionError, UnsupportedModelError) as error:
+            if shapes.height is None:
+                raise OptionError(
+                    f"{type(self._pipeline).__name__} does not run without a picture ({error}); give the height and width of "
+                    f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
+                ) from error
+            return run(pictures=True)
+
+    def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""
-        taken = inspect.signature(self._pipeline.__call__).parameters
+        taken = call_parameters(self._pipeline)
+        kind = type(self._pipeline).__name__
         if "prompt" not in taken:
-            raise UnsupportedModelError(f"{type(self._pipeline).__name__} takes no prompt")
+            raise UnsupportedModelError(f"{kind} takes no prompt")
         asked = {
             "height": height,
             "width": width,
             "num_frames": shapes.num_frames,
             "max_sequence_length": shapes.max_sequence_length,
         }
+        reads_pictures = any(name in taken for name in PICTURES)
         given = {name: value for name, value in asked.items() if value is not None}
-        unknown = [name for name in given if name not in taken]
+        unknown = [name for name in {**given, **self._call} if name not in taken]
+        unknown = [name for name in unknown if not (reads_pictures and name in ("height", "width"))]
         if unknown:
-            raise OptionError(f"{type(self._pipeline).__name__} takes no {' and no '.join(unknown)}; leave it out")
-        fixed = {
+            raise OptionError(f"{kind} takes no {' and no '.join(unknown)}; leave it out")
+        guidance = guidance_argument(taken)
+        fixed: dict[str, Any] = {
             "prompt": ["a"] * shapes.batch_size,
             "negative_prompt": [""] * shapes.batch_size if shapes.guidance else None,
-            "guidance_scale": _GUIDED if shapes.guidance else _UNGUIDED,
-            "num_inference_steps": 2,
+            # Of a part of the steps only, so that a picture's own latents are computed as well.
+            "strength": 0.75,
+            "num_inference_steps": 4,
             "output_type": "np",
         }
+        if guidance is not None:
+            fixed[guidance] = _GUIDED if shapes.guidance else _UNGUIDED
+        if pictures and height is not None and width is not None:
+            fixed |= _example_pictures(height, width, shapes.batch_size)
+        fixed |= self._call
         return given | {name: value for name, value in fixed.items() if name in taken}
+
+
+def _example_pictures(height: int, width: int, batch_size: int) -> dict[str, Any]:
+    from PIL import Image
+
+    picture = Image.new("RGB", (width, height), "grey")
+    # White is what an inpainting pipeline paints.
+    mask = Image.new("L", (width, height), "white")
+    made = {name: mask if name == "mask_image" else picture for name in PICTURES}
+    return {name: each if batch_size == 1 else [each] * batch_size for name, each in made.items()}
 
 
 def _check_components(pipeline: Any) -> None:

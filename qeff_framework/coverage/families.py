@@ -109,11 +109,19 @@ def chosen_types(task: str, names: Sequence[str]) -> list[str]:
     known = types_of(task)
     unknown = [name for name in names if name not in known]
     if unknown:
-        from transformers import __version__
+        import importlib_metadata
 
+        library = coverage_of(task).library
         told = "; ".join(_unknown(name, task, known) for name in unknown)
-        raise OptionError(f"Transformers {__version__} has no {task} model of these types: {told}")
-    return list(dict.fromkeys(names)) or known
+        version = importlib_metadata.version(library)
+        raise OptionError(f"{library.capitalize()} {version} has no {task} model of these types: {told}")
+    is_built = coverage_of(task).is_built
+    if not_built := [name for name in names if not is_built(name)]:
+        raise OptionError(
+            f"there is no tiny {task} model of {', '.join(not_built)} to check; choose among "
+            f"{', '.join(name for name in known if is_built(name))}"
+        )
+    return list(dict.fromkeys(names)) or [name for name in known if is_built(name)]
 
 
 def _unknown(name: str, task: str, known: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from qeff_framework.coverage.families import coverage_of
 from qeff_framework.coverage.processes import Report
 from qeff_framework.errors import OptionError
 from qeff_framework.plugin_api import Backend
@@ -30,7 +31,8 @@ class Run:
         """A run with what is installed; the backend tells the versions that change its results."""
         import importlib_metadata
 
-        versions = {name: importlib_metadata.version(name) for name in _DISTRIBUTIONS}
+        names = dict.fromkeys((*_DISTRIBUTIONS, coverage_of(task).library))
+        versions = {name: importlib_metadata.version(name) for name in names}
         return cls(task=task, backend=backend.name, versions=versions | dict(backend.fingerprint()))
 
     def to_json(self) -> str:

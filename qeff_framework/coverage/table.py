@@ -12,6 +12,7 @@ from qeff_framework.coverage.families import coverage_of, covered_tasks
 from qeff_framework.coverage.images import IMAGE_TOLERANCE
 from qeff_framework.coverage.jsonl_results import Run
 from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LENGTHS, PREFILL
+from qeff_framework.coverage.pipelines import PICTURE_STEPS, PIXEL_TOLERANCE
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED
 from qeff_framework.textfiles import split_lines
@@ -52,6 +53,10 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
   largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of
   Transformers for two clips; *Deviation* is the distance of the two best logits at the closest choice.
+- **A pipeline passes** when no pixel (between 0 and 1) of a picture of {PICTURE_STEPS} steps differs by more than
+  {PIXEL_TOLERANCE:g} from that of diffusers, with the same scheduler, latents and, where there is guidance, with it.
+  `TYPE/image-to-image` and the like are the classes of diffusers' mapping for that task. *Deviation* is the largest
+  difference of a pixel. Types for which no tiny components are written are not run.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
 - Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from qeff_framework.coverage import families, images, parity, reference, sound
+from qeff_framework.coverage import families, images, parity, pipelines, reference, sound, tiny_pipelines
 from qeff_framework.coverage.tiny import tiny_model
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +24,13 @@ class TaskCoverage:
     #: The facts of a tiny model's reference. Raises `UnsupportedModelError` for one that any export would equal.
     check_reference: Callable[[str], dict[str, Any]]
     #: The tiny module of a type.
-    model: Callable[[str], torch.nn.Module]
-    #: Runs a tiny module on a backend, adds to the facts, and raises `CheckError` where it differs from Transformers.
-    check: Callable[[torch.nn.Module, str, dict[str, Any]], dict[str, Any]]
+    model: Callable[[str], Any]
+    #: Runs a tiny module on a backend, adds to the facts, and raises `CheckError` where it differs from the library.
+    check: Callable[[Any, str, dict[str, Any]], dict[str, Any]]
+    #: Distribution whose types they are.
+    library: str = "transformers"
+    #: Whether there is a tiny model of the type; one without is not run.
+    is_built: Callable[[str], bool] = lambda model_type: True
 
 
 CAUSAL_LM: Final = TaskCoverage(
@@ -87,4 +88,14 @@ AUDIO_CLASSIFICATION: Final = TaskCoverage(
     check_reference=partial(sound.check_reference, task="audio-classification"),
     model=partial(sound.tiny_sound_model, task="audio-classification"),
     check=partial(sound.check_scores, task="audio-classification"),
+)
+TEXT_TO_IMAGE: Final = TaskCoverage(
+    title="Pipelines of diffusers",
+    deviation="pixel_error",
+    types=lambda: list(tiny_pipelines.pipeline_classes()),
+    check_reference=pipelines.check_reference,
+    model=tiny_pipelines.tiny_pipeline,
+    check=pipelines.check_pipeline,
+    library="diffusers",
+    is_built=tiny_pipelines.is_built,
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
+from qeff_framework.diffusion.arguments import guidance_argument
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -57,8 +58,9 @@ class CompiledDiffusionPipeline(CompiledRunner):
         signature = inspect.signature(self.pipeline.__call__)
         given = signature.bind_partial(*args, **kwargs).arguments
         defaults: dict[str, Any] = {**self.sizes}
-        if not self._dims["guidance"]:
-            defaults["guidance_scale"] = 1.0
+        guidance = guidance_argument(dict(signature.parameters))
+        if not self._dims["guidance"] and guidance is not None:
+            defaults[guidance] = 1.0
         further = {
             name: value for name, value in defaults.items() if name in signature.parameters and name not in given
         }

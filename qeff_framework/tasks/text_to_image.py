@@ -13,4 +13,5 @@ SPEC = TaskSpec(
     runner_path="qeff_framework.runtime.pipeline:CompiledDiffusionPipeline",
     results_path="qeff_framework.cli.results.pictures:generate_pictures",
     makes_pictures=True,
+    coverage_path="qeff_framework.coverage.task_coverage:TEXT_TO_IMAGE",
 )

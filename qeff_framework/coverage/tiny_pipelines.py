@@ -1,0 +1,702 @@
+"""Pipelines of diffusers with tiny random weights: the components of each type, by the names that the pipeline gives them.
+
+A type of diffusers' own mappings is named as there; the same components in the mapping of another task are named
+``TYPE/image-to-image`` and ``TYPE/inpainting``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from qeff_framework.diffusion.arguments import PICTURES
+
+#: Width of the text encoders; of two that stand side by side the sum.
+TEXT: Final = 16
+_PROMPT_TOKENS: Final = 8
+_SPECIAL: Final = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+_CHAT: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+Parts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyPipeline:
+    """A pipeline, and what it is compiled and called with."""
+
+    pipeline: Any
+    #: Of ``compile``.
+    sizes: Mapping[str, Any]
+    #: Further arguments of the calls, which the programs are recorded with.
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- mappings of diffusers ------------------------------------------------------------------------------------------------
+
+_VARIANTS: Final = {"image-to-image": "IMAGE2IMAGE", "inpainting": "INPAINT", "image-to-video": "IMAGE2VIDEO"}
+
+
+def pipeline_classes() -> dict[str, type[Any]]:
+    """Every type of diffusers' mappings of pictures and videos from texts, and of those that also read pictures."""
+    found = {**_mapping("TEXT2IMAGE"), **_mapping("TEXT2VIDEO")}
+    for title, name in _VARIANTS.items():
+        found |= {f"{key}/{title}": kind for key, kind in _mapping(name).items()}
+    return found
+
+
+def _mapping(name: str) -> dict[str, type[Any]]:
+    from diffusers.pipelines import auto_pipeline
+
+    return dict(getattr(auto_pipeline, f"AUTO_{name}_PIPELINES_MAPPING"))
+
+
+def is_built(name: str) -> bool:
+    """Whether there are components for the type."""
+    return name in _BUILT or (name.partition("/")[0] in _BUILT and name not in _OTHER_PARTS)
+
+
+def tiny_pipeline(name: str) -> TinyPipeline:
+    """The pipeline of a type that `is_built`, with the same weights each time."""
+    import torch
+
+    kind = pipeline_classes()[name]
+    build, sizes = _BUILT.get(name) or _BUILT[name.partition("/")[0]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = build()
+        taken = inspect.signature(kind.__init__).parameters
+        pipeline = kind(**{part: value for part, value in parts.items() if part in taken})
+        for module in pipeline.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.eval()
+                _fill(module)
+    pipeline.set_progress_bar_config(disable=True)
+    called = inspect.signature(kind.__call__).parameters
+    arguments = {key: value for key, value in _FURTHER.items() if key in called}
+    if "max_area" in called:
+        arguments["max_area"] = sizes["height"] * sizes["width"]
+    if "/" in name or "control" in name:
+        arguments |= {key: picture(sizes) for key in PICTURES if key in called}
+    given = {key: value for key, value in sizes.items() if key in (*called, *_PICTURE_SIZES, "guidance")}
+    return TinyPipeline(pipeline=pipeline, sizes=given, arguments=arguments)
+
+
+def picture(sizes: Mapping[str, Any]) -> Any:
+    """Random colours, the left half of them dark."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (sizes["height"], sizes["width"], 3), dtype=np.uint8)
+    pixels[:, : sizes["width"] // 2] //= 8
+    return Image.fromarray(pixels)
+
+
+def _fill(module: Any) -> None:
+    """Numbers for parameters that a constructor leaves empty or zero: an output of zeros depends on nothing."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not torch.isfinite(parameter).all() or not parameter.any():
+                parameter.normal_(0.0, 0.05)
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------------
+
+
+def byte_words() -> list[str]:
+    """A letter for each byte."""
+    from transformers import convert_slow_tokenizer
+
+    untyped: Any = convert_slow_tokenizer
+    return list(untyped.bytes_to_unicode().values())
+
+
+def clip_tokenizer(length: int = _PROMPT_TOKENS) -> Any:
+    """Reads bytes."""
+    from transformers import CLIPTokenizer
+
+    letters = byte_words()
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=length)
+
+
+def clip_text(kind: str = "CLIPTextModel", **changed: Any) -> Any:
+    """A text encoder for `clip_tokenizer`."""
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=514, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=_PROMPT_TOKENS, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=TEXT,
+        **changed,
+    )  # fmt: skip
+    return getattr(transformers, kind)(config)
+
+
+def _letters_tokenizer(length: int = 16, **special: str) -> Any:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "</s>", "<unk>", "<s>", *_SPECIAL, "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.Unigram([(word, -float(number > 6)) for number, word in enumerate(words)], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer_class: Any = transformers.PreTrainedTokenizerFast  # untyped
+    return tokenizer_class(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",  # noqa: S106
+        model_max_length=length, chat_template=_CHAT, **special,
+    )  # fmt: skip
+
+
+def t5_text(kind: str = "T5EncoderModel", size: int = TEXT) -> Any:
+    """A text encoder for `_letters_tokenizer`."""
+    import transformers
+
+    config_class = transformers.UMT5Config if kind.startswith("UMT5") else transformers.T5Config
+    config = config_class(d_model=size, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=64)
+    return getattr(transformers, kind)(config)
+
+
+def _decoder_text(kind: str, config: str, **changed: Any) -> Any:
+    """A decoder whose hidden states are taken."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 64, "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0,
+    }  # fmt: skip
+    return getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, **changed}))
+
+
+def _qwen25_vl() -> Any:
+    import transformers
+
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 64, "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "max_position_embeddings": 1024, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT},
+        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
+    )  # fmt: skip
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------------
+
+
+def vae(channels: int = 4, blocks: int = 4, **changed: Any) -> Any:
+    """An autoencoder that makes sides shorter by 2 to the power of ``blocks - 1``."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=[8] * blocks, norm_num_groups=4, latent_channels=channels, layers_per_block=1,
+        down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks, **changed,
+    )  # fmt: skip
+
+
+def _flow_vae(channels: int = 4, blocks: int = 1) -> Any:
+    return vae(channels, blocks, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
+
+
+def _video_vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+
+
+def _scheduler(kind: str, **changed: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind)(**changed)
+
+
+_flow = partial(_scheduler, "FlowMatchEulerDiscreteScheduler")
+
+
+# --- denoisers ------------------------------------------------------------------------------------------------------------
+
+
+def unet(kind: str = "UNet2DConditionModel", **changed: Any) -> Any:
+    """Two blocks of 8 and 16 channels over latents of 8 x 8."""
+    import diffusers
+
+    sizes = {
+        "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": TEXT,
+        "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    }  # fmt: skip
+    if kind == "UNet2DConditionModel":
+        sizes |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 8}
+    return getattr(diffusers, kind)(**{**sizes, **changed})
+
+
+def _model(kind: str, **sizes: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind)(**sizes)
+
+
+# --- types ----------------------------------------------------------------------------------------------------------------
+
+_NO_CHECKER: Final = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _stable_diffusion(**changed: Any) -> Parts:
+    return {
+        "vae": vae(),
+        "text_encoder": clip_text(),
+        "tokenizer": clip_tokenizer(),
+        "unet": unet(**changed),
+        "scheduler": _scheduler("DDIMScheduler", clip_sample=False, steps_offset=1),
+        **_NO_CHECKER,
+    }
+
+
+def _with_controlnet(build: Callable[[], Parts], kind: str = "ControlNetModel", **changed: Any) -> Parts:
+    net = unet(kind, conditioning_embedding_out_channels=(8, 8, 8, 8), **changed)
+    return {**build(), "controlnet": net}
+
+
+_XL_SIZES: Final[Mapping[str, Any]] = {
+    "cross_attention_dim": 2 * TEXT,
+    "attention_head_dim": (2, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "transformer_layers_per_block": (1, 1),
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": TEXT + 6 * 8,
+}
+
+
+def _stable_diffusion_xl() -> Parts:
+    return {
+        "vae": vae(),
+        "text_encoder": clip_text(),
+        "text_encoder_2": clip_text("CLIPTextModelWithProjection"),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "unet": unet(**_XL_SIZES),
+        "scheduler": _scheduler("EulerDiscreteScheduler"),
+    }
+
+
+_SD3_SIZES: Final[Mapping[str, Any]] = {
+    "sample_size": 32, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+    "num_attention_heads": 4, "caption_projection_dim": 32, "joint_attention_dim": 2 * TEXT,
+    "pooled_projection_dim": 2 * TEXT,
+}  # fmt: skip
+
+
+def _stable_diffusion_3() -> Parts:
+    return {
+        "transformer": _model("SD3Transformer2DModel", **_SD3_SIZES),
+        "scheduler": _flow(),
+        "vae": _flow_vae(),
+        "text_encoder": clip_text("CLIPTextModelWithProjection"),
+        "text_encoder_2": clip_text("CLIPTextModelWithProjection"),
+        "text_encoder_3": t5_text(size=2 * TEXT),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "tokenizer_3": _letters_tokenizer(),
+    }
+
+
+def _stable_diffusion_3_controlnet() -> Parts:
+    sizes = {**_SD3_SIZES, "num_layers": 1}
+    return {**_stable_diffusion_3(), "controlnet": _model("SD3ControlNetModel", **sizes)}
+
+
+_FLUX_SIZES: Final[Mapping[str, Any]] = {
+    "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": TEXT, "axes_dims_rope": [4, 4, 8],
+}  # fmt: skip
+
+
+def _flux(kind: str = "FluxTransformer2DModel", **changed: Any) -> Parts:
+    return {
+        "transformer": _model(kind, **{**_FLUX_SIZES, **changed}),
+        "scheduler": _flow(),
+        "vae": _flow_vae(),
+        "text_encoder": clip_text(),
+        "text_encoder_2": t5_text(size=32),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": _letters_tokenizer(),
+    }
+
+
+def _flux_controlnet() -> Parts:
+    return {
+        **_flux(guidance_embeds=True),
+        "controlnet": _model("FluxControlNetModel", **_FLUX_SIZES, guidance_embeds=True),
+    }
+
+
+def _flux2() -> Parts:
+    transformer = _model(
+        "Flux2Transformer2DModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=3 * TEXT, timestep_guidance_channels=32, axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=False,
+    )  # fmt: skip
+    autoencoder = _model(
+        "AutoencoderKLFlux2", block_out_channels=(8,), norm_num_groups=4, latent_channels=4, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), sample_size=32,
+    )  # fmt: skip
+    encoder = _decoder_text("Qwen3ForCausalLM", "Qwen3Config", num_hidden_layers=28)
+    return {
+        "transformer": transformer,
+        "scheduler": _flow(),
+        "vae": autoencoder,
+        "text_encoder": encoder,
+        "tokenizer": _letters_tokenizer(),
+    }
+
+
+def _chroma() -> Parts:
+    transformer = _model(
+        "ChromaTransformer2DModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=[4, 4, 8], approximator_hidden_dim=32,
+        approximator_layers=1, approximator_num_channels=16,
+    )  # fmt: skip
+    return {**_t5_parts(transformer, _flow_vae()), "scheduler": _flow()}
+
+
+def _t5_parts(transformer: Any, autoencoder: Any, kind: str = "T5EncoderModel", size: int = TEXT) -> Parts:
+    return {
+        "transformer": transformer,
+        "vae": autoencoder,
+        "text_encoder": t5_text(kind, size),
+        "tokenizer": _letters_tokenizer(),
+    }
+
+
+def _pixart(**changed: Any) -> Parts:
+    transformer = _model(
+        "PixArtTransformer2DModel", sample_size=32, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        caption_channels=TEXT, in_channels=4, cross_attention_dim=16, out_channels=8, norm_type="ada_norm_single",
+        use_additional_conditions=False, **changed,
+    )  # fmt: skip
+    return {**_t5_parts(transformer, vae()), "scheduler": _scheduler("DDIMScheduler")}
+
+
+def _sana() -> Parts:
+    transformer = _model(
+        "SanaTransformer2DModel", patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
+        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+        caption_channels=TEXT, sample_size=32,
+    )  # fmt: skip
+    autoencoder = _model(
+        "AutoencoderDC", in_channels=3, latent_channels=4, attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+        decoder_act_fns="silu", scaling_factor=0.4,
+    )  # fmt: skip
+    return {
+        "transformer": transformer,
+        "vae": autoencoder,
+        "text_encoder": _decoder_text("Gemma2Model", "Gemma2Config"),
+        "tokenizer": _letters_tokenizer(length=512),
+        "scheduler": _flow(shift=3.0),
+    }
+
+
+def _qwen_image() -> Parts:
+    transformer = _model("QwenImageTransformer2DModel", **_QWEN_SIZES, guidance_embeds=False)
+    autoencoder = _model(
+        "AutoencoderKLQwenImage", base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    return {
+        "transformer": transformer,
+        "scheduler": _flow(),
+        "vae": autoencoder,
+        "text_encoder": _qwen25_vl(),
+        "tokenizer": _letters_tokenizer(length=1024),
+    }
+
+
+_QWEN_SIZES: Final[Mapping[str, Any]] = {
+    "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (8, 4, 4),
+}  # fmt: skip
+
+
+def _qwen_image_controlnet() -> Parts:
+    net = _model("QwenImageControlNetModel", **{**_QWEN_SIZES, "num_layers": 1})
+    return {**_qwen_image(), "controlnet": net}
+
+
+def _auraflow() -> Parts:
+    transformer = _model(
+        "AuraFlowTransformer2DModel", sample_size=32, patch_size=2, in_channels=4, num_mmdit_layers=1,
+        num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=4, caption_projection_dim=32,
+        joint_attention_dim=TEXT, out_channels=4, pos_embed_max_size=256,
+    )  # fmt: skip
+    return {**_t5_parts(transformer, vae(blocks=2), "UMT5EncoderModel"), "scheduler": _flow()}
+
+
+def _lumina(kind: str = "Lumina2Transformer2DModel", **changed: Any) -> Parts:
+    transformer = _model(
+        kind, sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3,
+        num_kv_heads=1, multiple_of=16, ffn_dim_multiplier=None, norm_eps=1e-5, scaling_factor=1.0, **changed,
+    )  # fmt: skip
+    return {
+        "transformer": transformer,
+        "vae": _flow_vae(),
+        "text_encoder": _decoder_text("Gemma2Model", "Gemma2Config"),
+        "tokenizer": _letters_tokenizer(),
+        "scheduler": _flow(),
+    }
+
+
+def _cogview4(**changed: Any) -> Parts:
+    transformer = _model(
+        "CogView4Transformer2DModel", **{
+            "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
+            "out_channels": 4, "text_embed_dim": TEXT, "time_embed_dim": 8, "condition_dim": 4, **changed,
+        }
+    )  # fmt: skip
+    shifted = _flow(
+        base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+    )
+    return {
+        "transformer": transformer,
+        "vae": vae(blocks=2),
+        "text_encoder": _decoder_text("GlmModel", "GlmConfig"),
+        "tokenizer": _letters_tokenizer(length=64),
+        "scheduler": shifted,
+    }
+
+
+def _cogview3() -> Parts:
+    transformer = _model(
+        "CogView3PlusTransformer2DModel", patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4,
+        num_attention_heads=2, out_channels=4, text_embed_dim=TEXT, time_embed_dim=8, condition_dim=2, pos_embed_max_size=8,
+        sample_size=8,
+    )  # fmt: skip
+    return {**_t5_parts(transformer, vae(blocks=2)), "scheduler": _scheduler("CogVideoXDDIMScheduler")}
+
+
+def _z_image() -> Parts:
+    transformer = _model(
+        "ZImageTransformer2DModel", all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=2,
+        n_refiner_layers=1, n_heads=2, n_kv_heads=2, norm_eps=1e-5, qk_norm=True, cap_feat_dim=TEXT, rope_theta=256.0,
+        t_scale=1000.0, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    return {
+        "transformer": transformer,
+        "vae": vae(16, 2, scaling_factor=0.4, shift_factor=0.1),
+        "text_encoder": _decoder_text("Qwen3Model", "Qwen3Config"),
+        "tokenizer": _letters_tokenizer(),
+        "scheduler": _flow(),
+    }
+
+
+def _ovis() -> Parts:
+    transformer = _model(
+        "OvisImageTransformer2DModel", patch_size=1, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    return {
+        "transformer": transformer,
+        "vae": _flow_vae(),
+        "text_encoder": _decoder_text("Qwen3Model", "Qwen3Config"),
+        "tokenizer": _letters_tokenizer(length=512),
+        "scheduler": _flow(),
+    }
+
+
+def _deepfloyd() -> Parts:
+    denoiser = _model(
+        "UNet2DConditionModel", sample_size=16, layers_per_block=1, block_out_channels=[32, 64],
+        down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"], in_channels=3, out_channels=6,
+        cross_attention_dim=16, encoder_hid_dim=TEXT, attention_head_dim=8, addition_embed_type="text",
+        addition_embed_type_num_heads=2, cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+    )  # fmt: skip
+    scheduler = _scheduler(
+        "DDPMScheduler", beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True
+    )
+    return {
+        "tokenizer": _letters_tokenizer(length=77),
+        "text_encoder": t5_text(),
+        "unet": denoiser,
+        "scheduler": scheduler,
+        "watermarker": None,
+        **_NO_CHECKER,
+    }
+
+
+def _kandinsky3() -> Parts:
+    denoiser = _model(
+        "Kandinsky3UNet", in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
+        block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=TEXT,
+    )  # fmt: skip
+    movq = _model(
+        "VQModel", block_out_channels=(32, 64), latent_channels=4, num_vq_embeddings=12, vq_embed_dim=4,
+        norm_type="spatial", down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    )  # fmt: skip
+    return {
+        "tokenizer": _letters_tokenizer(length=128),
+        "text_encoder": t5_text(),
+        "unet": denoiser,
+        "movq": movq,
+        "scheduler": _scheduler(
+            "DDPMScheduler", beta_schedule="squaredcos_cap_v2", clip_sample=True, thresholding=False
+        ),
+    }
+
+
+def _hunyuan() -> Parts:
+    from transformers import BertConfig, BertModel
+
+    transformer = _model(
+        "HunyuanDiT2DModel", sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        in_channels=4, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=16, hidden_size=16,
+        activation_fn="gelu-approximate", text_len=77, text_len_t5=256,
+    )  # fmt: skip
+    encoder = BertModel(
+        BertConfig(
+            vocab_size=64,
+            hidden_size=TEXT,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            pad_token_id=0,
+        )
+    )
+    return {
+        "transformer": transformer,
+        "vae": vae(),
+        "text_encoder": encoder,
+        "tokenizer": _letters_tokenizer(length=77),
+        "text_encoder_2": t5_text(),
+        "tokenizer_2": _letters_tokenizer(length=256),
+        "scheduler": _scheduler("DDPMScheduler"),
+        **_NO_CHECKER,
+    }
+
+
+_WAN_SIZES: Final[Mapping[str, Any]] = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
+    "text_dim": TEXT, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
+def _wan(
+    kind: str = "WanTransformer3DModel", scheduler: str = "FlowMatchEulerDiscreteScheduler", **changed: Any
+) -> Parts:
+    return {
+        "transformer": _model(kind, **{**_WAN_SIZES, **changed}),
+        "scheduler": _scheduler(scheduler),
+        "vae": _video_vae(),
+        "text_encoder": t5_text("UMT5EncoderModel"),
+        "tokenizer": _letters_tokenizer(),
+    }
+
+
+def _wan_of_pictures() -> Parts:
+    import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, projection_dim=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, intermediate_size=16,
+        patch_size=8,
+    )  # fmt: skip
+    return {
+        **_wan(in_channels=36, image_dim=16),
+        "image_encoder": transformers.CLIPVisionModel(config),
+        "image_processor": transformers.CLIPImageProcessorPil(
+            crop_size={"height": 32, "width": 32}, size={"shortest_edge": 32}
+        ),
+    }
+
+
+def _ltx() -> Parts:
+    transformer = _model(
+        "LTXVideoTransformer3DModel", in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4,
+        attention_head_dim=8, cross_attention_dim=32, num_layers=1, caption_channels=TEXT,
+    )  # fmt: skip
+    autoencoder = _model(
+        "AutoencoderKLLTXVideo", latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
+    )  # fmt: skip
+    autoencoder.use_framewise_encoding = autoencoder.use_framewise_decoding = False
+    return {**_t5_parts(transformer, autoencoder), "scheduler": _flow()}
+
+
+_SMALL: Final = {"height": 32, "width": 32}
+_USUAL: Final = {"height": 64, "width": 64}
+_TOKENS: Final = {"max_sequence_length": 16}
+_VIDEO: Final = {**_SMALL, "num_frames": 5, **_TOKENS}
+_XL_NET: Final = {**_XL_SIZES, "attention_head_dim": (2, 2)}
+
+#: How the components of a type are made, and the sizes that it is compiled for.
+_BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
+    "stable-diffusion": (_stable_diffusion, _USUAL),
+    "stable-diffusion-pag": (_stable_diffusion, _USUAL),
+    "stable-diffusion-controlnet": (partial(_with_controlnet, _stable_diffusion), _USUAL),
+    "stable-diffusion-controlnet-pag": (partial(_with_controlnet, _stable_diffusion), _USUAL),
+    "stable-diffusion-xl": (_stable_diffusion_xl, _USUAL),
+    "stable-diffusion-xl-pag": (_stable_diffusion_xl, _USUAL),
+    "stable-diffusion-xl-controlnet": (partial(_with_controlnet, _stable_diffusion_xl, **_XL_NET), _USUAL),
+    "stable-diffusion-xl-controlnet-pag": (partial(_with_controlnet, _stable_diffusion_xl, **_XL_NET), _USUAL),
+    "stable-diffusion-3": (_stable_diffusion_3, {**_SMALL, **_TOKENS}),
+    "stable-diffusion-3-pag": (_stable_diffusion_3, _SMALL),
+    "stable-diffusion-3-controlnet": (_stable_diffusion_3_controlnet, {**_SMALL, **_TOKENS}),
+    "lcm": (
+        lambda: {**_stable_diffusion(time_cond_proj_dim=8), "scheduler": _scheduler("LCMScheduler", clip_sample=False)},
+        {**_USUAL, "guidance": False},
+    ),
+    "if": (_deepfloyd, {"height": 16, "width": 16}),
+    "hunyuan": (_hunyuan, _USUAL),
+    "hunyuan-pag": (_hunyuan, _USUAL),
+    "kandinsky3": (_kandinsky3, _SMALL),
+    "pixart-alpha": (_pixart, {**_USUAL, **_TOKENS}),
+    "pixart-sigma": (_pixart, {**_USUAL, **_TOKENS}),
+    "pixart-sigma-pag": (_pixart, {**_USUAL, **_TOKENS}),
+    "sana": (_sana, {**_SMALL, **_TOKENS}),
+    "sana-pag": (_sana, {**_SMALL, **_TOKENS}),
+    "auraflow": (_auraflow, {**_SMALL, **_TOKENS}),
+    "flux": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),
+    "flux-control": (partial(_flux, guidance_embeds=True, in_channels=32, out_channels=16), {**_SMALL, **_TOKENS}),
+    "flux-controlnet": (_flux_controlnet, {**_SMALL, **_TOKENS}),
+    "flux-kontext": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),
+    "flux2-klein": (_flux2, {**_SMALL, **_TOKENS}),
+    "lumina": (
+        partial(_lumina, "LuminaNextDiT2DModel", learn_sigma=True, cross_attention_dim=TEXT),
+        {**_SMALL, **_TOKENS},
+    ),
+    "lumina2": (partial(_lumina, axes_dim_rope=[4, 2, 2], cap_feat_dim=TEXT), {**_SMALL, **_TOKENS}),
+    "chroma": (_chroma, {**_SMALL, **_TOKENS}),
+    "cogview3": (_cogview3, {"height": 16, "width": 16, **_TOKENS}),
+    "cogview4": (_cogview4, {**_SMALL, **_TOKENS}),
+    "cogview4-control": (partial(_cogview4, in_channels=8), {**_SMALL, **_TOKENS}),
+    "qwenimage": (_qwen_image, {**_SMALL, "max_sequence_length": 256}),
+    "qwenimage-controlnet": (_qwen_image_controlnet, {**_SMALL, "max_sequence_length": 256}),
+    "z-image": (_z_image, {**_SMALL, **_TOKENS}),
+    "ovis": (_ovis, {**_SMALL, "max_sequence_length": 256}),
+    "wan": (_wan, _VIDEO),
+    "anyflow": (partial(_wan, "AnyFlowTransformer3DModel", "FlowMapEulerDiscreteScheduler"), _VIDEO),
+    "ltx": (_ltx, {**_VIDEO, "num_frames": 9}),
+    "wan-i2v/image-to-video": (_wan_of_pictures, _VIDEO),
+}
+#: Types whose components differ from those that the name in front of the stroke has.
+_OTHER_PARTS: Final = ("flux-control/image-to-image",)
+#: Arguments without which a picture has a size of a table, or a prompt an introduction of hundreds of words.
+_FURTHER: Final[Mapping[str, Any]] = {
+    "use_resolution_binning": False,
+    "_auto_resize": False,
+    "complex_human_instruction": None,
+}
+_PICTURE_SIZES: Final = ("height", "width")
