@@ -97,7 +97,9 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="threads of each contender (default: all CPUs)"
     )
-    parser.add_argument("--prefill-seq-len", type=int, default=128, help="tokens of a prefill step of ort_sim")
+    parser.add_argument(
+        "--prefill-seq-len", type=int, nargs="+", default=[128, 512], help="tokens of the prefill steps of ort_sim"
+    )
     parser.add_argument("--time-limit", type=float, default=900, help="seconds of a contender in a round (default 900)")
     parser.add_argument("--write", type=Path, help="folder for performance.md and performance.svg")
     args = parser.parse_args()
@@ -170,7 +172,7 @@ def own_contenders(args: argparse.Namespace, precision: str, rows: int) -> tuple
         backend="ort_sim",
         precision=precision,
         batch_size=rows,
-        prefill_seq_len=min(args.prefill_seq_len, args.ctx_len),
+        prefill_seq_len=tuple({min(length, args.ctx_len) for length in args.prefill_seq_len}),
         ctx_len=args.ctx_len,
         num_cores=min(args.threads, 16),
     )

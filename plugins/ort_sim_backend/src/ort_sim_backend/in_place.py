@@ -38,7 +38,9 @@ def states_of_windows(model: ir.Model, states: Sequence[StateSpec]) -> tuple[Sta
     """The states, those that hold the last tokens of a row with the kind "window"."""
     writers = {value.name: value.producer() for value in model.graph.outputs}
     return tuple(
-        replace(state, kind="window") if _is_attention(writer := writers[state.output]) and is_windowed(writer) else state
+        replace(state, kind="window")
+        if _is_attention(writer := writers[state.output]) and is_windowed(writer)
+        else state
         for state in states
     )
 
@@ -49,9 +51,7 @@ def specs_of(values: Iterable[ir.Value], specs: Iterable[TensorSpec]) -> tuple[T
     return tuple(
         replace(
             spec,
-            shape=tuple(
-                dim if isinstance(dim, int) else told for dim, told in zip(shape, spec.shape, strict=True)
-            ),
+            shape=tuple(dim if isinstance(dim, int) else told for dim, told in zip(shape, spec.shape, strict=True)),
         )
         if (shape := shapes.get(spec.name)) is not None and len(shape) == len(spec.shape)
         else spec

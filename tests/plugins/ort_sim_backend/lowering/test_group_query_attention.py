@@ -86,7 +86,9 @@ def test_a_cache_of_the_window_gives_the_same(variant, texts):
     portable, changed = sessions(variant)[0], windowed_session(variant)
     expected_states = texts.states()
     states = {
-        name: np.full_like(buffer, np.nan, shape=(texts.batch, buffer.shape[1], VARIANTS[variant]["window"], buffer.shape[3]))
+        name: np.full_like(
+            buffer, np.nan, shape=(texts.batch, buffer.shape[1], VARIANTS[variant]["window"], buffer.shape[3])
+        )
         for name, buffer in expected_states.items()
     }
     for number, position_ids in enumerate(texts.steps):

@@ -5,8 +5,8 @@ the whole chunk, padding included, behind the row's first slot, though it writes
 buffers are that much longer than `ctx_len`. Past and present must be the same buffer. Then the result equals the dialect's, and
 every slot that no token names keeps its content bit for bit.
 
-Where a token sees a window of slots, the kernel also works with a cache of that many slots. It holds the last tokens of a row, the
-oldest one in front, so tokens can be appended to it and not taken back.
+Where a token sees a window of slots, the kernel also works with a cache of that many slots. It holds the last tokens of a row,
+the oldest one in front, so tokens can be appended to it and not taken back.
 """
 
 from __future__ import annotations
