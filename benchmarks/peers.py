@@ -23,6 +23,7 @@ import argparse
 import datetime as dt
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -96,7 +97,9 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="threads of each contender (default: all CPUs)"
     )
-    parser.add_argument("--prefill-seq-len", type=int, default=128, help="tokens of a prefill step of ort_sim")
+    parser.add_argument(
+        "--prefill-seq-len", type=int, nargs="+", default=[128, 512], help="tokens of the prefill steps of ort_sim"
+    )
     parser.add_argument("--time-limit", type=float, default=900, help="seconds of a contender in a round (default 900)")
     parser.add_argument("--write", type=Path, help="folder for performance.md and performance.svg")
     args = parser.parse_args()
@@ -169,7 +172,7 @@ def own_contenders(args: argparse.Namespace, precision: str, rows: int) -> tuple
         backend="ort_sim",
         precision=precision,
         batch_size=rows,
-        prefill_seq_len=min(args.prefill_seq_len, args.ctx_len),
+        prefill_seq_len=tuple({min(length, args.ctx_len) for length in args.prefill_seq_len}),
         ctx_len=args.ctx_len,
         num_cores=min(args.threads, 16),
     )
@@ -320,10 +323,31 @@ def prepare_genai(python: Path, folder: Path, args: argparse.Namespace, precisio
         "w8": ("-p", "int8"),
         "w4": ("-p", "int4"),
     }[precision]
-    builder = [str(python), "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint(args))]
-    return {
-        "directory": str(converted(python, folder, args, precision, [*builder, *options, "-e", "cpu", "-o"])),
-    }
+    source = frequencies_by_kind(checkpoint(args), folder / "checkpoint")
+    builder = [str(python), "-m", "onnxruntime_genai.models.builder", "-m", str(source)]
+    command = [*builder, *options, "-e", "cpu", "-o"]
+    return {"directory": str(converted(python, folder, args, precision, command))}
+
+
+def frequencies_by_kind(source: Path, target: Path) -> Path:
+    """A checkpoint that has the rotary frequencies of each kind of layer under the names of Transformers before 5 as well.
+
+    The builder reads these alone. A checkpoint without kinds is returned as it is.
+    """
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    kinds = config.get("rope_parameters") or {}
+    if "full_attention" not in kinds or "sliding_attention" not in kinds:
+        return source
+    kinds["rope_type"] = kinds["full_attention"]["rope_type"]
+    kinds["rope_theta"] = kinds["full_attention"]["rope_theta"]
+    kinds["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        (target / file.name).symlink_to(file)
+    (target / "config.json").unlink()
+    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return target
 
 
 def prepare_openvino(python: Path, folder: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class StateSpec:
 
     input: str
     output: str
-    #: ``"kv"`` for attention caches; ``"cross"`` for those of an encoder's output, which only steps with tokens for the encoder
+    #: ``"kv"`` for attention caches, ``"window"`` where a compiler keeps the last tokens of one alone, which cannot be taken
+    #: back; ``"cross"`` for those of an encoder's output, which only steps with tokens for the encoder
     #: write; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers; ``"sampler"`` for the marks of a
     #: sampler.
     kind: str = "kv"

@@ -361,6 +361,11 @@ def _state_problems(
     ]
 
 
+def _exported_kind(state: StateSpec) -> str:
+    """A compiler may keep the last tokens of an attention cache alone."""
+    return "kv" if state.kind == "window" else state.kind
+
+
 def _interface_problems(exported: ExportedModel, compiled: CompiledModel) -> list[str]:
     """What the program lacks of the export's interface.
 
@@ -368,7 +373,7 @@ def _interface_problems(exported: ExportedModel, compiled: CompiledModel) -> lis
     export. States stay with the session: a compiler may rename them (QNN has no dots in names), but each is there, in order.
     """
     problems = []
-    kinds, found = [state.kind for state in exported.states], [state.kind for state in compiled.states]
+    kinds, found = [state.kind for state in exported.states], [_exported_kind(state) for state in compiled.states]
     if kinds != found:
         there = {state.input for state in compiled.states}
         lacking = [state.input for state in exported.states if state.input not in there]

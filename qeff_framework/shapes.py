@@ -23,9 +23,10 @@ _NOT_GIVEN = 0
 class CausalLMShapes:
     """Sizes of a causal language model's programs: one for the prompt, one for each further token."""
 
-    prefill_seq_len: int = option(
+    prefill_seq_len: int | tuple[int, ...] = option(
         _NOT_GIVEN,
-        "prompt tokens per prefill step; longer prompts take several; not given: 32, or ctx_len where that is less",
+        "prompt tokens per prefill step; longer prompts take several; several numbers give one prefill program each, and a step "
+        "takes the one that fits what is left of the prompt; not given: 32, or ctx_len where that is less",
         minimum=1,
     )
     ctx_len: int = option(128, "positions of the KV cache: prompt and generated tokens together", minimum=1)
@@ -68,9 +69,14 @@ class CausalLMShapes:
         """Fits the default of the prefill into the context, and refuses sizes that contradict each other."""
         if self.prefill_seq_len == _NOT_GIVEN:
             object.__setattr__(self, "prefill_seq_len", min(_PREFILL_SEQ_LEN, self.ctx_len))
-        if self.prefill_seq_len > self.ctx_len:
+        if not self.prefill_lengths or self.prefill_lengths[0] < (1 if len(self.prefill_lengths) == 1 else 2):
             raise ValueError(
-                f"prefill_seq_len={self.prefill_seq_len} is greater than ctx_len={self.ctx_len}: a prefill step cannot hold "
+                f"prefill_seq_len={self.prefill_seq_len!r} must be one number of at least 1, or several of at least 2: decode "
+                "programs read one token"
+            )
+        if self.longest_prefill > self.ctx_len:
+            raise ValueError(
+                f"prefill_seq_len={self.longest_prefill} is greater than ctx_len={self.ctx_len}: a prefill step cannot hold "
                 "more tokens than the KV cache; raise ctx_len or lower prefill_seq_len"
             )
         problems = [*self._continuous_batching_problems(), *self._speculation_problems(), *self._context_problems()]
@@ -95,10 +101,10 @@ class CausalLMShapes:
         drafts = self.draft_lengths
         if self.num_speculative_tokens == () or (drafts and min(drafts) < 0):
             yield f"num_speculative_tokens={self.num_speculative_tokens!r} must be one or more numbers of at least 0"
-        elif drafts and max(drafts) + 1 > self.prefill_seq_len:
+        elif drafts and max(drafts) + 1 > self.longest_prefill:
             yield (
                 f"num_speculative_tokens={max(drafts)} makes decode steps of {max(drafts) + 1} tokens: more than "
-                f"prefill_seq_len={self.prefill_seq_len}; raise prefill_seq_len or lower num_speculative_tokens"
+                f"prefill_seq_len={self.longest_prefill}; raise prefill_seq_len or lower num_speculative_tokens"
             )
         if drafts and self.include_sampler:
             yield (
@@ -130,9 +136,14 @@ class CausalLMShapes:
                 f"ctx_len={self.ctx_len}): the device tells programs apart by this length, so choose another one, such as "
                 f"{_lower_multiple(common[0], {*prefill, *decode})}"
             )
-        if prefill and not common and min(prefill) < self.prefill_seq_len:
+        if len(self.prefill_lengths) > 1 and self.has_compute_contexts:
             yield (
-                f"comp_ctx_lengths_prefill holds {min(prefill)}, less than prefill_seq_len={self.prefill_seq_len}: a step must "
+                "several prefill_seq_len cannot be combined with comp_ctx_lengths: the device tells programs apart by one input "
+                "that differs in all of them"
+            )
+        if prefill and not common and min(prefill) < self.longest_prefill:
+            yield (
+                f"comp_ctx_lengths_prefill holds {min(prefill)}, less than prefill_seq_len={self.longest_prefill}: a step must "
                 "read at least what it writes"
             )
         if self.ccl_enabled and not prefill and not decode:
@@ -142,9 +153,19 @@ class CausalLMShapes:
         automatic = self._automatic_contexts()
         if automatic.decode and not automatic.prefill and not self._is_one_program:
             yield (
-                f"ccl_enabled: prefill_seq_len={self.prefill_seq_len} is more than every prefill length that differs from those "
+                f"ccl_enabled: prefill_seq_len={self.longest_prefill} is more than every prefill length that differs from those "
                 "of the decode programs; lower it, or give comp_ctx_lengths_prefill and comp_ctx_lengths_decode"
             )
+
+    @property
+    def prefill_lengths(self) -> tuple[int, ...]:
+        """Prompt tokens per step of each prefill program, ascending, each once."""
+        return tuple(sorted(set(_several(self.prefill_seq_len))))
+
+    @property
+    def longest_prefill(self) -> int:
+        """Prompt tokens per step at most."""
+        return self.prefill_lengths[-1]
 
     @property
     def draft_lengths(self) -> tuple[int, ...]:
@@ -169,7 +190,7 @@ class CausalLMShapes:
     @property
     def _is_one_program(self) -> bool:
         """The decode program does the prefill too."""
-        return self.prefill_seq_len == 1 and self.full_batch_size is None
+        return self.prefill_lengths == (1,) and self.full_batch_size is None
 
     def _automatic_contexts(self) -> _Contexts:
         most = _MOST_CONTEXTS_OF_ONE_PROGRAM if self._is_one_program else _MOST_CONTEXTS
@@ -178,7 +199,7 @@ class CausalLMShapes:
             return _Contexts(prefill=(), decode=decode)
         # The device tells programs apart by this length, so no prefill program may have one of a decode program.
         lower = {_lower_multiple(length, {*decode}) for length in decode}
-        prefill = tuple(sorted(length for length in lower if length >= self.prefill_seq_len))
+        prefill = tuple(sorted(length for length in lower if length >= self.longest_prefill))
         return _Contexts(prefill=prefill, decode=decode)
 
     def extra_inputs(self) -> tuple[str, ...]:
@@ -201,7 +222,10 @@ class CausalLMShapes:
         shared = {"ctx_len": self.ctx_len}
         if self.full_batch_size is not None:
             shared["full_batch_size"] = self.kv_cache_batch_size or self.full_batch_size
-        prefill = self._entries("prefill", self.batch_size, self.prefill_seq_len, shared, kept=1)
+        prefill: list[Specialization] = []
+        for length in self.prefill_lengths:
+            name = f"prefill_{length}" if len(self.prefill_lengths) > 1 else "prefill"
+            prefill += self._entries(name, self.batch_size, length, shared, kept=1)
         if self.prefill_only:
             return tuple(prefill)
         rows = self.full_batch_size or self.batch_size
@@ -222,7 +246,7 @@ class CausalLMShapes:
             dims["num_logits_to_keep"] = kept
         if not self.has_compute_contexts:
             return [Specialization(name=name, dims=dims)]
-        lengths = self._contexts.prefill if name == "prefill" else self._contexts.decode
+        lengths = self._contexts.prefill if name.startswith("prefill") else self._contexts.decode
         return [
             Specialization(name=f"{name}_{length}", dims={**dims, "comp_ctx_lengths": length}) for length in lengths
         ]

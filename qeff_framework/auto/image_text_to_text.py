@@ -99,9 +99,9 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         """The tokens of an image that see each other must be read in one step."""
         from qeff_framework.seam.image_inputs import sees_image_tokens_ahead
 
-        if sees_image_tokens_ahead(self._model_class()) and tokens > shapes.prefill_seq_len:
+        if sees_image_tokens_ahead(self._model_class()) and tokens > shapes.longest_prefill:
             raise OptionError(
-                f"prefill_seq_len={shapes.prefill_seq_len} is less than the {tokens} tokens of an image, which see each other in "
+                f"prefill_seq_len={shapes.longest_prefill} is less than the {tokens} tokens of an image, which see each other in "
                 f"{self.name} and must be read in one step; give prefill_seq_len={tokens} or more"
             )
 

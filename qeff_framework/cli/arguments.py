@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 #: Options of the common tasks and of every backend that have a flag of their own, and what they say.
 _SIZES = {
-    "prefill_seq_len": ("N", "causal LM: prompt tokens per prefill step (default 32, or ctx_len where that is less)"),
+    "prefill_seq_len": (
+        "N[,N]",
+        "causal LM: prompt tokens per prefill step; several give one program each (default 32, or ctx_len where that is less)",
+    ),
     "ctx_len": (
         "N",
         "causal LM: prompt and generated tokens together; encoder-decoder: start and generated tokens (default 128)",

@@ -12,7 +12,7 @@ from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row
-from qeff_framework.generation.step_inputs import StepInputs
+from qeff_framework.generation.step_inputs import StepInputs, fitting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,8 @@ class DraftModel:
         session.reset()
         self._session = session
         self._shape = shape
-        self._prefill, self._decode = StepInputs(shape, shape.prefill), StepInputs(shape, shape.decode)
+        self._prefills = [StepInputs(shape, step) for step in shape.prefills]
+        self._decode = StepInputs(shape, shape.decode)
         self._lanes: dict[int, _Lane] = {}
         #: Tokens that the target does not know cannot be drafts.
         self._vocab_size = target.vocab_size
@@ -90,8 +91,9 @@ class DraftModel:
     def _step(self, feed: dict[int, list[int]], starts: dict[int, int]) -> Mapping[int, int]:
         """Runs the next tokens of each lane, and takes them from `feed`; returns the tokens that follow complete texts."""
         reach = max(starts[lane] + len(tokens) for lane, tokens in feed.items())
-        is_short = max(map(len, feed.values())) == 1
-        inputs = self._decode if is_short or reach > self._shape.longest_prompt else self._prefill
+        longest = max(map(len, feed.values()))
+        is_decode = longest == 1 or reach > self._shape.longest_prompt
+        inputs = self._decode if is_decode else fitting(self._prefills, longest)
         inputs.clear(_PAD)
         for lane, tokens in feed.items():
             inputs.place(lane, tokens[: inputs.shape.width], starts[lane])
@@ -122,7 +124,7 @@ def _obstacles(shape: ProgramShape, target: ProgramShape) -> Sequence[tuple[bool
         ),
         (
             bool(shape.image_inputs) or not shape.rewinds,
-            "drafts that were wrong cannot be taken back from its states; give a model that keeps keys and values only",
+            "wrong drafts cannot be taken back: give a model of keys and values only, compiled with num_speculative_tokens=0",
         ),
         (
             bool(shape.reread_lengths) or "prompt_lengths" in shape.extra_inputs,

@@ -46,7 +46,8 @@ class StepShape:
 class ProgramShape:
     """The programs of a language model and what they have in common."""
 
-    prefill: StepShape
+    #: One program for each number of prompt tokens in a step, ascending.
+    prefills: tuple[StepShape, ...]
     #: One program for each number of tokens that a decode step checks, ascending; the first one is for a single token.
     decodes: tuple[StepShape, ...]
     ctx_len: int
@@ -79,6 +80,11 @@ class ProgramShape:
     adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def prefill(self) -> StepShape:
+        """The prefill program that reads most tokens at once."""
+        return self.prefills[-1]
+
+    @property
     def decode(self) -> StepShape:
         """The program for a single new token per row."""
         return self.decodes[0]
@@ -90,7 +96,7 @@ class ProgramShape:
 
     @property
     def prefill_seq_len(self) -> int:
-        """Tokens of one prefill chunk; 1 when the decode program does the prefill too."""
+        """Tokens of one prefill chunk at most; 1 when the decode program does the prefill too."""
         return self.prefill.width
 
     @property
@@ -127,18 +133,16 @@ class ProgramShape:
                 "(prefill_only=True) is run through its session; compile another one to generate"
             )
         least_rows = min(step.rows for step in steps)
-        prefill = max((s for s in steps if s.kept == 1 and s.rows == least_rows), key=lambda s: s.width, default=None)
-        if (
-            prefill is None
-            or (slots is None and prefill.rows != most_rows)
-            or (slots is not None and prefill.rows != 1)
-        ):
+        prefills = sorted((s for s in steps if s.kept == 1 and s.rows == least_rows), key=lambda s: s.width)
+        # The decode program reads a prompt where no other one does.
+        prefills = [s for s in prefills if s.width > 1] or prefills
+        if not prefills or least_rows != (most_rows if slots is None else 1):
             raise InputError(
                 f"prefill and decode must have one batch_size and ctx_len in common, found "
                 f"{sorted({(step.rows, ctx_len) for step in steps})}; with batch_index, prefill must have batch_size 1"
             )
         return cls(
-            prefill=prefill,
+            prefills=tuple(prefills),
             decodes=tuple(decodes),
             ctx_len=ctx_len,
             slots=slots,
@@ -170,7 +174,7 @@ class ProgramShape:
                 f"the source, found encoder_seq_len {lengths}; compile it anew"
             )
         return cls(
-            prefill=StepShape(rows=rows, width=1, contexts=(ctx_len,), sources=tuple(lengths[1:])),
+            prefills=(StepShape(rows=rows, width=1, contexts=(ctx_len,), sources=tuple(lengths[1:])),),
             decodes=(StepShape(rows=rows, width=1, contexts=(ctx_len,), sources=(1,)),),
             ctx_len=ctx_len,
             slots=None,

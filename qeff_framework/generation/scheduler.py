@@ -23,7 +23,7 @@ from qeff_framework.generation.placement import Placement
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.request import Request
 from qeff_framework.generation.rows import FinishReason, Row, Step
-from qeff_framework.generation.step_inputs import StepInputs
+from qeff_framework.generation.step_inputs import StepInputs, fitting
 from qeff_framework.images.rows import TOKEN_TYPES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Scheduler:
     def __init__(self, session: ExecutionSession, shape: ProgramShape) -> None:
         self._session = session
         self._shape = shape
-        self._prefill = StepInputs(shape, shape.prefill)
+        self._prefills = [StepInputs(shape, step) for step in shape.prefills]
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
         self._placement = self._empty_placement()
         self._pad = 0
@@ -116,12 +116,12 @@ class Scheduler:
     def _prefill_step(self, filling: Sequence[Row]) -> list[Step]:
         """Feeds the next chunk of each prompt; a row whose prompt is complete gets its first token."""
         begun = time.perf_counter()
-        inputs = self._prefill
+        inputs = self._next_chunk(filling)
         inputs.clear(self._pad)
         if self._shape.has_encoder:
             inputs.clear_sources(self._pad)
         for row in filling:
-            self._place_chunk(row)
+            self._place_chunk(inputs, row)
         logits = self._run_step(inputs)
         complete = [row for row in filling if row.is_prefilled]
         take = self._take if self._shape.slots is None else self._take_alone
@@ -134,8 +134,14 @@ class Scheduler:
         self._placement.release()
         return steps
 
-    def _place_chunk(self, row: Row) -> None:
-        inputs, place = self._prefill, row.lane
+    def _next_chunk(self, filling: Sequence[Row]) -> StepInputs:
+        """The inputs of the program that fits what is left of the longest prompt."""
+        if TOKEN_TYPES in self._shape.image_inputs:
+            return self._prefills[-1]  # an image is read at once
+        return fitting(self._prefills, max(row.prompt_length - row.prefilled for row in filling))
+
+    def _place_chunk(self, inputs: StepInputs, row: Row) -> None:
+        place = row.lane
         if self._shape.slots is not None:
             # The prefill program has one row, whatever the row's lane is.
             place = 0

@@ -122,6 +122,17 @@ class StepInputs:
         self._positions[row, : len(tokens)] = self._counting[start : start + len(tokens)]
 
 
+def fitting(prefills: Sequence[StepInputs], count: int) -> StepInputs:
+    """Which of the prefill programs, ascending, reads the next of `count` tokens.
+
+    The shortest one that holds all of them, unless more than half of it would be padding: then the longest one that they fill.
+    """
+    holding = next((each for each in prefills if each.shape.width >= count), prefills[-1])
+    if 2 * count >= holding.shape.width:
+        return holding
+    return next((each for each in reversed(prefills) if each.shape.width <= count), prefills[0])
+
+
 def _sampling(rows: int, candidates: int) -> dict[str, NDArray[Any]]:
     """See `contracts.SAMPLER_INPUTS`."""
     floats = ("repetition_penalties", "presence_penalties", "temperatures", "top_ps", "min_ps")

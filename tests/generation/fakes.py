@@ -46,10 +46,11 @@ def expected_tokens(prompt: Sequence[int], new_tokens: int, eos: Sequence[int] =
 
 
 def causal_lm(
-    batch_size: int, prefill: int, ctx_len: int, vocab: int = VOCAB, directory: Path = Path()
+    batch_size: int, prefill: int | tuple[int, ...], ctx_len: int, vocab: int = VOCAB, directory: Path = Path()
 ) -> CompiledModel:
     sizes = {"batch_size": batch_size, "ctx_len": ctx_len}
-    lengths = {"prefill": prefill, "decode": 1} if prefill > 1 else {"decode": 1}
+    prefills = (prefill,) if isinstance(prefill, int) else prefill
+    lengths = {**{f"prefill_{length}": length for length in prefills if length > 1}, "decode": 1}
     cache = TensorSpec(name="past_key.0", dtype="int64", shape=("batch_size", "ctx_len"))
     return CompiledModel(
         directory=directory,
@@ -72,7 +73,9 @@ def causal_lm(
 class FakeCausalLM:
     """A program whose cache holds the token ids themselves."""
 
-    def __init__(self, batch_size: int = 1, prefill: int = 4, ctx_len: int = 32, vocab: int = VOCAB) -> None:
+    def __init__(
+        self, batch_size: int = 1, prefill: int | tuple[int, ...] = 4, ctx_len: int = 32, vocab: int = VOCAB
+    ) -> None:
         self.compiled = causal_lm(batch_size, prefill, ctx_len, vocab)
         self.info: Mapping[str, str] = {"device": "none"}
         self.shapes = {(batch_size, entry.dims["seq_len"]) for entry in self.compiled.specializations}
@@ -135,7 +138,7 @@ class FakeContinuous(FakeCausalLM):
         self,
         batch_size: int,
         slots: int,
-        prefill: int = 4,
+        prefill: int | tuple[int, ...] = 4,
         ctx_len: int = 32,
         contexts: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
         **options: int,
@@ -253,7 +256,13 @@ class FakeSampler(FakeCausalLM):
     """Chooses the most likely token itself, and keeps what else it was fed. `masks`: among those of ``token_bitmasks``."""
 
     def __init__(
-        self, batch_size: int = 1, prefill: int = 4, ctx_len: int = 32, *, vocab: int = VOCAB, masks: bool = False
+        self,
+        batch_size: int = 1,
+        prefill: int | tuple[int, ...] = 4,
+        ctx_len: int = 32,
+        *,
+        vocab: int = VOCAB,
+        masks: bool = False,
     ) -> None:
         super().__init__(batch_size, prefill, ctx_len, vocab=vocab)
         more = [

@@ -17,6 +17,7 @@ from qeff_framework.generation.request import Request
 from tests.generation.fakes import FakeCausalLM, FakeContinuous, FakeSampler, FakeSpeculative
 
 CTX_LEN = 24
+PREFILLS = st.one_of(st.integers(1, 6), st.sets(st.integers(2, 9), min_size=1, max_size=3).map(tuple))
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=15)
 
 
@@ -34,8 +35,8 @@ def asked(draw_sample: bool, new_tokens: int, eos: tuple[int, ...], lookup: int 
 class Requests(RuleBasedStateMachine):
     """Adds, steps and cancels at random."""
 
-    @initialize(lanes=st.integers(1, 3), spare=st.integers(0, 2), prefill=st.integers(1, 6), kind=st.integers(0, 2))
-    def load(self, lanes: int, spare: int, prefill: int, kind: int) -> None:
+    @initialize(lanes=st.integers(1, 3), spare=st.integers(0, 2), prefill=PREFILLS, kind=st.integers(0, 2))
+    def load(self, lanes: int, spare: int, prefill: int | tuple[int, ...], kind: int) -> None:
         self.drafts = None
         session: Any
         if kind == 0:
@@ -115,6 +116,27 @@ class Requests(RuleBasedStateMachine):
 
 Requests.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
 test_every_request_gets_what_it_gets_alone = Requests.TestCase
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chunks"),
+    [
+        ([100], [128]),  # less padding than a half
+        ([300], [512]),
+        ([130], [128, 32]),
+        ([700], [512, 128, 32, 32]),
+        ([20, 1], [32]),
+        ([5], [32]),
+        ([150, 20], [128, 32]),  # the longest prompt decides
+    ],
+)
+def test_a_chunk_takes_the_program_that_fits_what_is_left(lengths, chunks):
+    session = FakeCausalLM(len(lengths), (512, 32, 128), ctx_len=1024)
+    generator = TextGenerator(session)
+
+    generator.generate_ids([[1] * length for length in lengths], GenerationSettings(max_new_tokens=1))
+
+    assert [step["input_ids"].shape[1] for step in session.steps] == chunks
 
 
 def drain(generator: TextGenerator, *requests: Request) -> None:

@@ -74,3 +74,21 @@ def sequences(draw: st.DrawFn) -> Sequence:
             next_position[row] += len(tokens)
         steps.append(position_ids)
     return Sequence(capacity=capacity, steps=tuple(steps), seed=draw(st.integers(0, 2**16)))
+
+
+@st.composite
+def appended_texts(draw: st.DrawFn) -> Sequence:
+    """Every row begins at 0 and goes on where it stopped, or begins anew; padding stands behind its tokens."""
+    capacity, batch = draw(st.integers(1, 12)), draw(st.integers(1, 3))
+    lengths, steps = [0] * batch, []
+    for _ in range(draw(st.integers(1, 6))):
+        seq = draw(st.one_of(st.just(1), st.integers(1, capacity)))
+        position_ids = np.full((batch, seq), -1, dtype=np.int64)
+        for row in range(batch):
+            if draw(st.integers(0, 5)) == 0:
+                lengths[row] = 0
+            count = draw(st.integers(0, min(seq, capacity - lengths[row])))
+            position_ids[row, :count] = np.arange(lengths[row], lengths[row] + count)
+            lengths[row] += count
+        steps.append(position_ids)
+    return Sequence(capacity=capacity, steps=tuple(steps), seed=draw(st.integers(0, 2**16)))

@@ -101,6 +101,19 @@ def test_unpacked_weights_give_the_same(compiled):
     np.testing.assert_array_equal(packed["attended"], unpacked["attended"])
 
 
+@pytest.mark.parametrize("compiled", ["lowered"], indirect=True)
+def test_a_window_takes_no_token_back_until_a_text_begins_anew(compiled):
+    assert {state.kind for state in compiled.states} == {"window"}
+    opened = execute(compiled)
+    first = opened.run(STEPS.feeds(0))["attended"].copy()
+    again = Sequence(capacity=CTX_LEN, steps=(np.array([[3], [-1]]),), seed=3).feeds(0)
+
+    with pytest.raises(InputError, match=r"row 0 of position_ids begins at 3, and the row has 4 tokens"):
+        opened.run(again)
+
+    np.testing.assert_array_equal(opened.run(STEPS.feeds(0))["attended"][0], first[0])
+
+
 # --- no step copies the cache ---------------------------------------------------------------------------------------
 
 SHORT, LONG = 256, 65536

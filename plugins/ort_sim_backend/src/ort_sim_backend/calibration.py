@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ort_sim_backend.in_place import specs_of
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, TensorSpec, prompt_ids
+from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, prompt_ids
 from qeff_framework.sessions import allocate
 
 #: Built-in texts, one a line.
@@ -136,7 +137,7 @@ def unknown_inputs(request: CompileRequest) -> list[str]:
 
 
 def _feeds(request: CompileRequest, row: Sequence[int]) -> dict[str, NDArray[Any]]:
-    specs: Sequence[TensorSpec] = request.exported.inputs
+    specs = specs_of(request.model.graph.inputs, request.exported.inputs)
     dims = dict(request.specializations[0].dims)
     row = row[: dims.get("ctx_len", len(row))]
     dims.update(dict.fromkeys((name for name in _ONE_ROW if name in dims), 1), seq_len=len(row))

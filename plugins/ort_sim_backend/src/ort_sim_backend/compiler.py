@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ort_sim_backend.in_place import states_updated_in_place, states_with_room
+from ort_sim_backend.in_place import specs_of, states_of_windows, states_updated_in_place, states_with_room
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.lowering import write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
@@ -47,7 +47,13 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         "roomy": states_with_room(request.model, states),
         **narrowed,
     }
-    return request.result(backend="ort_sim", program=program)
+    return request.result(
+        backend="ort_sim",
+        program=program,
+        inputs=specs_of(request.model.graph.inputs, request.exported.inputs),
+        outputs=specs_of(request.model.graph.outputs, request.exported.outputs),
+        states=states_of_windows(request.model, states),
+    )
 
 
 def optimize(source: Path, target: Path, *, level: str) -> None:

@@ -33,7 +33,15 @@ class OrtSimHooks:
             )
         from ort_sim_backend.lowering import passes
 
-        return list(passes(options.precision, one_row=request.sizes("batch_size") == (1,)))
+        # Drafts that are refused are taken back.
+        lengths = () if request.sizes("num_logits_to_keep") else request.sizes("ctx_len")
+        return list(
+            passes(
+                options.precision,
+                one_row=request.sizes("batch_size") == (1,),
+                ctx_len=lengths[0] if len(lengths) == 1 else None,
+            )
+        )
 
     @hookimpl
     def compile(self, request: CompileRequest) -> CompiledModel:

@@ -1,13 +1,16 @@
-"""Which retained states a program may overwrite while it runs."""
+"""What the kernels of a program want of its retained states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeGuard
 
 import onnx_ir as ir
 
+from ort_sim_backend.lowering.group_query_attention import is_windowed
 from qeff_framework.lowering import readers
-from qeff_framework.plugin_api import StateSpec
+from qeff_framework.plugin_api import StateSpec, TensorSpec
 
 #: Kernels that write a result over one of their inputs when both have the same buffer: op type -> {input: output}.
 _OVERWRITING = {"GroupQueryAttention": {3: 1, 4: 2}, "ScatterND": {0: 0}}
@@ -28,7 +31,36 @@ def states_with_room(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
     """Input names of the caches whose kernel wants room for a whole chunk behind the first slot that it writes."""
     outputs = {value.name: value.producer() for value in model.graph.outputs}
     writers = {state.input: outputs[state.output] for state in states}
-    return [name for name, writer in writers.items() if writer is not None and writer.op_type == "GroupQueryAttention"]
+    return [name for name, writer in writers.items() if _is_attention(writer) and not is_windowed(writer)]
+
+
+def states_of_windows(model: ir.Model, states: Sequence[StateSpec]) -> tuple[StateSpec, ...]:
+    """The states, those that hold the last tokens of a row with the kind "window"."""
+    writers = {value.name: value.producer() for value in model.graph.outputs}
+    return tuple(
+        replace(state, kind="window")
+        if _is_attention(writer := writers[state.output]) and is_windowed(writer)
+        else state
+        for state in states
+    )
+
+
+def specs_of(values: Iterable[ir.Value], specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The specs with the static sizes that the graph's values have: lowering makes caches of windows shorter."""
+    shapes = {value.name: value.shape for value in values}
+    return tuple(
+        replace(
+            spec,
+            shape=tuple(dim if isinstance(dim, int) else told for dim, told in zip(shape, spec.shape, strict=True)),
+        )
+        if (shape := shapes.get(spec.name)) is not None and len(shape) == len(spec.shape)
+        else spec
+        for spec in specs
+    )
+
+
+def _is_attention(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    return node is not None and node.op_type == "GroupQueryAttention"
 
 
 def _overwrites(old: ir.Value, new: ir.Value) -> bool:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, Specialization
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
 from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class OrtSession(BaseSession):
         self._alternating = [state for state in compiled.states if state.input not in in_place]
         #: Second buffers of the states that cannot be overwritten while they are read; the two change places after each step.
         self._next_states = {state.input: self.states[state.input].copy() for state in self._alternating}
+        #: Tokens of each row ``[B]``, where a state holds the last ones alone; `None` without such a state.
+        self._lengths = _lengths(compiled)
         self._steps = {item.name: self._prepare(item) for item in self.specializations}
         self.info = {
             "device": "CPU",
@@ -65,6 +67,7 @@ class OrtSession(BaseSession):
     def run_step(self, specialization: Specialization, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Copies the inputs into the step's buffers and runs it."""
         step = self._steps[specialization.name]
+        lengths = None if self._lengths is None else lengths_after(self._lengths, inputs["position_ids"])
         for name, buffer in step.inputs.items():
             np.copyto(buffer, inputs[name])
         for state in self._alternating:
@@ -74,9 +77,15 @@ class OrtSession(BaseSession):
             self._session.run_with_iobinding(step.binding)
         except Exception as error:
             raise ExecutionError(f"ONNX Runtime failed in a step: {reason(error)}") from error
+        self._lengths = lengths
         for name in self._next_states:
             self.states[name], self._next_states[name] = self._next_states[name], self.states[name]
         return step.outputs
+
+    def clear_states(self) -> None:
+        """Makes every state zero, and every row empty."""
+        super().clear_states()
+        self._lengths = _lengths(self.compiled)
 
     def release(self) -> None:
         """Frees the weights and the buffers."""
@@ -103,6 +112,29 @@ def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.I
         return open_session(model, options)
     except Exception as error:
         raise ExecutionError(f"ONNX Runtime cannot load {model}: {reason(error)}") from error
+
+
+def _lengths(compiled: CompiledModel) -> NDArray[np.int64] | None:
+    if all(state.kind != "window" for state in compiled.states):
+        return None
+    return np.zeros(compiled.specializations[0].dims["batch_size"], np.int64)
+
+
+def lengths_after(lengths: NDArray[np.int64], position_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Tokens of each row ``[B]`` after a step of the tokens ``[B, S]``.
+
+    Raises `InputError` for tokens that neither begin a text nor follow those that the row has: a cache of a window holds its
+    last tokens, wherever the next ones stand.
+    """
+    first, count = position_ids[:, 0], (position_ids >= 0).sum(axis=1)
+    wrong = (count > 0) & (first > 0) & (first != lengths)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise InputError(
+            f"row {row} of position_ids begins at {int(first[row])}, and the row has {int(lengths[row])} tokens: the program "
+            "keeps a window of the last tokens in some of its caches, so tokens are appended to a row, or it begins anew at 0"
+        )
+    return np.where(count > 0, first + count, lengths)
 
 
 def _with_room(state: Array, room: int) -> Array:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from ort_sim_backend.lowering import GroupQueryAttention
 from qeff_framework.lowering import RemoveUnused
 from tests.lowering.graphs import STATES, attention_layer, lowered, op_types, parse, run, run_in_place, session
-from tests.lowering.steps import Sequence, sequences
+from tests.lowering.steps import Sequence, appended_texts, sequences
 
 VARIANTS = {
     "plain": {},
@@ -66,6 +66,38 @@ def test_steps_equal_the_dialect(variant, sequence):
 
         for name, buffer in states.items():
             np.testing.assert_array_equal(buffer, with_room(expected_states[name], room))
+        assert np.isfinite(attended).all()
+        row, token = np.nonzero(position_ids >= 0)
+        np.testing.assert_allclose(attended[row, :, token], expected["attended"][row, :, token], rtol=1e-5, atol=1e-5)
+
+
+@cache
+def windowed_session(variant: str) -> ort.InferenceSession:
+    changed = lowered(attention_layer(**VARIANTS[variant]), (GroupQueryAttention(ctx_len=99), RemoveUnused()))
+    assert {value.shape[2] for value in changed.graph.inputs if value.name in STATES} == {VARIANTS[variant]["window"]}
+    return session(changed)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "window" in name])
+@settings(max_examples=60, deadline=None)
+@given(texts=appended_texts())
+@example(texts=fixed(9, [[0, 1, 2, 3], [0, -1, -1, -1]], [[4, 5, 6, 7], [-1] * 4], [[8], [1]], [[-1], [2]], [[0], [3]]))
+def test_a_cache_of_the_window_gives_the_same(variant, texts):
+    portable, changed = sessions(variant)[0], windowed_session(variant)
+    expected_states = texts.states()
+    states = {
+        name: np.full_like(
+            buffer, np.nan, shape=(texts.batch, buffer.shape[1], VARIANTS[variant]["window"], buffer.shape[3])
+        )
+        for name, buffer in expected_states.items()
+    }
+    for number, position_ids in enumerate(texts.steps):
+        feeds = texts.feeds(number)
+        expected = run(portable, {**feeds, **expected_states})
+        expected_states = {name: expected[output] for name, output in STATES.items()}
+
+        attended = run_in_place(changed, feeds, states)["attended"]
+
         assert np.isfinite(attended).all()
         row, token = np.nonzero(position_ids >= 0)
         np.testing.assert_allclose(attended[row, :, token], expected["attended"][row, :, token], rtol=1e-5, atol=1e-5)

@@ -25,12 +25,13 @@ from qeff_framework.plugin_api import Transform
 _EIGHT_BITS = WeightBlocks(bits=8, size=BLOCK_SIZE)
 
 
-def passes(precision: str = "fp32", *, one_row: bool = False) -> tuple[Transform, ...]:
+def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | None = None) -> tuple[Transform, ...]:
     """The passes, in the order in which they must run.
 
     Args:
         precision: the value of the option.
         one_row: all steps of the program have a single row.
+        ctx_len: slots of the caches, where no step takes tokens back: caches of windows may then be shorter.
     """
     bits = COMPRESSED_BITS.get(precision)
     experts = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
@@ -42,7 +43,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False) -> tuple[Transform
         FastGelu(),
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
-        GroupQueryAttention(),
+        GroupQueryAttention(ctx_len=ctx_len),
         GatherRows(),
         SimplifiedRMSNorm(),
         KeptProducts(int8_activations=experts is not None),

@@ -4,6 +4,9 @@ The tokens of a row stand in front of its padding, which is what the kernel asks
 the whole chunk, padding included, behind the row's first slot, though it writes the slots of the tokens alone: the session's
 buffers are that much longer than `ctx_len`. Past and present must be the same buffer. Then the result equals the dialect's, and
 every slot that no token names keeps its content bit for bit.
+
+Where a token sees a window of slots, the kernel also works with a cache of that many slots. It holds the last tokens of a row,
+the oldest one in front, so tokens can be appended to it and not taken back.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ _HEAD_DIM_MULTIPLE = 8
 _HEADS_LAST = (0, 2, 1, 3)
 #: Axis of a cache ``[B, H, C, D]``.
 _SLOTS = 2
+#: Attribute of the kernel: the cache has the length of the window.
+_WINDOWED = "sliding_window_cache"
 
 
 class GroupQueryAttention(GraphPass):
@@ -46,13 +51,18 @@ class GroupQueryAttention(GraphPass):
     name = "GroupQueryAttention"
     version = "5"
 
+    def __init__(self, *, ctx_len: int | None = None) -> None:
+        """Caches of windows shorter than `ctx_len` get the length of the window; without it all caches keep theirs."""
+        self._ctx_len = ctx_len
+
     def run(self, model: ir.Model) -> bool:
         """Says whether an attention was lowered."""
         shared: dict[Hashable, Any] = {}
         matches = [_match(node) for node in dialect_nodes(model, AttentionNode)]
         for match in matches:
             if match is not None:
-                _lower(GraphEditor(model, match.attention.node, shared), match)
+                is_short = self._ctx_len is not None and 0 < match.window < self._ctx_len
+                _lower(GraphEditor(model, match.attention.node, shared), match, windowed=is_short)
         if any(matches):
             _measure_other_inputs(model)
         return any(matches)
@@ -102,6 +112,11 @@ class _Match:
     head_dim: int
     #: Slots that a token sees, itself included; 0 for all.
     window: int
+
+
+def is_windowed(node: ir.Node) -> bool:
+    """Whether the kernel keeps a window of tokens."""
+    return bool(node.attributes.get_int(_WINDOWED, 0))
 
 
 def _match(attention: AttentionNode) -> _Match | None:
@@ -169,8 +184,13 @@ def _sizes(query: ir.Value, key_update: KVUpdateNode, value_update: KVUpdateNode
     return query_heads, key_heads, head_dim
 
 
-def _lower(edit: GraphEditor, match: _Match) -> None:
+def _lower(edit: GraphEditor, match: _Match, *, windowed: bool) -> None:
     attention, key_update, value_update = match.attention, match.key_update, match.value_update
+    if windowed:
+        for value in (key_update.cache, key_update.output, value_update.cache, value_update.output):
+            value.shape = ir.Shape(
+                [match.window if axis == _SLOTS else dim for axis, dim in enumerate(value.shape or ())]
+            )
     rows: Rows = edit.once(("rows", key_update.position_ids), lambda: describe_rows(edit, key_update.position_ids))
     inputs: list[ir.Value | None] = [
         token_major(edit, attention.query),
@@ -191,6 +211,7 @@ def _lower(edit: GraphEditor, match: _Match) -> None:
         "scale": attention.scale,
         "softcap": attention.softcap,
         "local_window_size": match.window or -1,
+        **({_WINDOWED: 1} if windowed else {}),
     }
     attended, *present = edit.ops("GroupQueryAttention", inputs, 3, CONTRIB, **attributes)
     attended.type = attention.query.type
