@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qeff_framework.errors import ArtifactCorruptError
+from qeff_framework.lowering.layer_functions import InlineLayers
 from qeff_framework.lowering.values import graph_of
 
 #: Between the name of a weight and a number, in the names of what it is made from.
@@ -227,14 +228,33 @@ class StoredWeight(ir.LazyTensor):
         return self._pieces()
 
     def unordered_pieces(self) -> Iterator[Array]:
-        """The numbers in the order of the file, for what does not go by their places: nothing large is turned for it."""
-        return StoredWeight(_as_laid_out(self._source), str(self.name)).pieces()
+        """The numbers in the order of the file, for what does not go by their places: nothing large is turned for it.
+
+        One zero stands for each piece that is a hole.
+        """
+        laid_out = StoredWeight(_as_laid_out(self._source), str(self.name))
+        hole = np.zeros(1, np.uint16 if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy())
+        for start, stop in laid_out._spans():
+            yield hole if laid_out._source.is_hole(start, stop) else laid_out._source.rows(start, stop)
+
+    @property
+    def filled_bytes(self) -> int:
+        """What the weight takes on a disk, where `tofile` leaves holes."""
+        row = int(self.nbytes) // max(1, self._source.shape[0]) if self.shape else int(self.nbytes)
+        spans = self._spans() if self._is_read_by_rows() else iter([(0, self._source.shape[0])])
+        return sum(row * (stop - start) for start, stop in spans if not self._source.is_hole(start, stop))
 
     def tofile(self, file: BinaryIO) -> None:
         """Writes little-endian bytes, a piece at a time. What is a hole of a file becomes one again."""
         if self.is_hole() and _skipped(file, int(self.nbytes)):
             return
-        file.writelines(_little_endian(piece) for piece in self._pieces())
+        if not self._is_read_by_rows():
+            file.writelines(_little_endian(piece) for piece in self._pieces())
+            return
+        row = int(self.nbytes) // self._source.shape[0]
+        for start, stop in self._spans():
+            if not (self._source.is_hole(start, stop) and _skipped(file, row * (stop - start))):
+                file.write(_little_endian(self._source.rows(start, stop)))
 
     def _whole(self) -> Array:
         shape = self._source.shape
@@ -246,21 +266,31 @@ class StoredWeight(ir.LazyTensor):
             first += len(piece)
         return result.view(self.dtype.numpy())
 
-    def _pieces(self) -> Iterator[Array]:
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """First and last row of each piece."""
         rows = self._source.shape[0]
-        size = max(1, int(self.nbytes))
-        step = max(1, _CHUNK_BYTES * rows // size)
-        source: _Stored = self._source
-        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
-        if isinstance(inner, _Turned) and inner.permutation[0] != 0:
-            # All of a turned matrix is read for each of its rows: once, and as narrow as it is stored.
-            whole = inner.rows(0, rows)
-            for start in range(0, rows, step):
-                piece = whole[start : start + step]
-                yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
-            return
+        step = max(1, _CHUNK_BYTES * rows // max(1, int(self.nbytes)))
         for start in range(0, rows, step):
-            yield source.rows(start, min(rows, start + step))
+            yield start, min(rows, start + step)
+
+    def _is_read_by_rows(self) -> bool:
+        """All of a turned matrix is read for each of its rows."""
+        source = self._source
+        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
+        return bool(self.shape) and not (isinstance(inner, _Turned) and inner.permutation[0] != 0)
+
+    def _pieces(self) -> Iterator[Array]:
+        source: _Stored = self._source
+        if self._is_read_by_rows():
+            for start, stop in self._spans():
+                yield source.rows(start, stop)
+            return
+        # Once, and as narrow as it is stored.
+        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
+        whole = inner.rows(0, source.shape[0])
+        for start, stop in self._spans():
+            piece = whole[start:stop]
+            yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
 
 
 def put_stored_form(model: ir.Model, value: ir.Value, places: Mapping[Path, Path]) -> None:
@@ -374,8 +404,9 @@ def file_has_hole(path: Path, start: int, stop: int) -> bool:
 
 
 def load_portable(path: Path) -> ir.Model:
-    """The model in a file, with its weights as `fold_stored_weights` makes them."""
+    """The model in a file as one flat graph, with its weights as `fold_stored_weights` makes them."""
     model = ir.load(path)
+    InlineLayers().run(model)
     fold_stored_weights(model)
     return model
 

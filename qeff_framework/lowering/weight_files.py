@@ -117,7 +117,7 @@ def write_weights(
     ]
     if not pending:
         return []
-    needed = sum(0 if isinstance(tensor, StoredWeight) and tensor.is_hole() else tensor.nbytes for _, tensor in pending)
+    needed = sum(tensor.filled_bytes if isinstance(tensor, StoredWeight) else tensor.nbytes for _, tensor in pending)
     require_space(
         directory, copies * int(needed), f"writing {len(pending)} weights{f' {copies} times' if copies > 1 else ''}"
     )

@@ -17,6 +17,7 @@ from qeff_framework.lowering import (
     content_key,
     link_stored_weights,
     narrow_stored_weights,
+    stored_weights,
     weight_of,
     write_weights,
 )
@@ -189,6 +190,30 @@ def test_bfloat16_is_rounded_to_float16_and_holes_stay_holes(tmp_path: Path) -> 
     assert written.st_size == 10 + (2 << 20)
     assert written.st_blocks * 512 < 1 << 20
     assert weight_of(model.graph.initializers[f"few{STORED}1"]).numpy().tolist() == expected.tolist()
+
+
+def test_the_holes_of_a_weight_are_not_read_and_stay_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_weights, "_CHUNK_BYTES", 1 << 16)
+    file, numbers = tmp_path / "weights.safetensors", np.zeros((1024, 512), np.float16)
+    numbers[:4] = 1.5
+    file.write_bytes(numbers[:4].tobytes())
+    os.truncate(file, numbers.nbytes)
+    stored = ir.ExternalTensor(
+        file.name, 0, numbers.nbytes, ir.DataType.FLOAT16, shape=ir.Shape(numbers.shape), name="w", base_dir=tmp_path
+    )
+    value = ir.Value(name="w", shape=stored.shape, type=ir.TensorType(stored.dtype), const_value=stored)
+    model = ir.Model(ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 18}), ir_version=10)
+    fold_stored_weights(model)
+
+    weight = weight_of(value)
+    assert isinstance(weight, StoredWeight)
+    assert weight.filled_bytes == 1 << 16
+    assert [piece.size for piece in weight.unordered_pieces()] == [1 << 15, *[1] * 15]
+    write_weights(model, tmp_path, "model.onnx.data", inline_bytes=4)
+    written = (tmp_path / "model.onnx.data").stat()
+    assert written.st_size == numbers.nbytes
+    assert written.st_blocks * 512 <= 1 << 17
+    assert np.array_equal(weight_of(value).numpy(), numbers)
 
 
 def test_the_same_bytes_are_one_weight(stored: Path) -> None:
