@@ -408,6 +408,8 @@ class ExportRequest:
     #: come from another program (``"language"``), the call of a pipeline's part as JSON (``"call"``), or, of models that read
     #: sound or images alone, ``name`` and ``shape`` of their main input behind the batch, `None` for the axis of several lengths.
     program_inputs: Mapping[str, Any] = field(default_factory=dict)
+    #: Layers that are alike are calls of one ONNX function for each kind, see `lowering.LayerFunctions`.
+    use_onnx_subfunctions: bool = False
     #: Key of the export in the artifact store: what has the same key is the same.
     key: str = ""
     #: Parameters of `module` that are to stay in the blocks of their checkpoint, by name; the module holds their numbers as well.

@@ -77,6 +77,7 @@ class ExportPlan:
     #: Of a model of several programs, see `ExportRequest.program`.
     program: str
     program_inputs: Mapping[str, Any]
+    use_onnx_subfunctions: bool
     #: Of the source, see `ModelSource.identity`.
     identity: Any
     #: Why the artifact carries no tokenizer.
@@ -171,19 +172,28 @@ class QEFFBaseModel:
     # --- export -------------------------------------------------------------------------------------------------------
 
     def export(
-        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+        self,
+        export_dir: str | os.PathLike[str] | None = None,
+        *,
+        extensions: Sequence[str] | None = None,
+        use_onnx_subfunctions: bool = False,
     ) -> ExportedModel:
         """Exports to portable ONNX, or finds the export that exists.
 
         Args:
             export_dir: put the export there instead of into the artifact store.
             extensions: names of extensions; `None` reads ``QEFF_EXTENSIONS``.
+            use_onnx_subfunctions: layers that are alike stand in the graph as calls of one ONNX function for each kind. A
+                backend gets the flat graph either way; what its compiler reads is decided by options of its own.
 
         Raises:
             ExportError, UnsupportedModelError: the model cannot be expressed.
             ArtifactError: the store or `export_dir` cannot be used.
         """
-        return self._export(self._plan_export(registry.core(extensions=extensions), None), export_dir)
+        plan = self._plan_export(
+            registry.core(extensions=extensions), None, use_onnx_subfunctions=use_onnx_subfunctions
+        )
+        return self._export(plan, export_dir)
 
     def _plan_export(
         self,
@@ -194,6 +204,7 @@ class QEFFBaseModel:
         extra_outputs: tuple[str, ...] = (),
         program: str = "",
         program_inputs: Mapping[str, Any] | None = None,
+        use_onnx_subfunctions: bool = False,
     ) -> ExportPlan:
         """Everything about an export that is known before any work."""
         if program_inputs is None:
@@ -218,6 +229,7 @@ class QEFFBaseModel:
             **({"extra_outputs": list(extra_outputs)} if extra_outputs else {}),
             **({"program": program} if program else {}),
             **({"program_inputs": _key_of_inputs(program_inputs)} if program or program_inputs else {}),
+            **({"use_onnx_subfunctions": True} if use_onnx_subfunctions else {}),
         }
         return ExportPlan(
             relay=relay,
@@ -226,6 +238,7 @@ class QEFFBaseModel:
             extra_outputs=extra_outputs,
             program=program,
             program_inputs=program_inputs,
+            use_onnx_subfunctions=use_onnx_subfunctions,
             identity=identity,
             tokenizer_problem=problem,
             takes_part=takes_part,
@@ -257,6 +270,7 @@ class QEFFBaseModel:
                 unloaded=self._source.unloaded(),
                 program=plan.program,
                 program_inputs=plan.program_inputs,
+                use_onnx_subfunctions=plan.use_onnx_subfunctions,
                 key=plan.key,
                 packed_matrices=self._source.packed_matrices(module),
                 progress=report,

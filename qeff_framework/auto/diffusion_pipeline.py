@@ -94,10 +94,14 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         return self.generate(*args, **kwargs)
 
     def export(
-        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+        self,
+        export_dir: str | os.PathLike[str] | None = None,
+        *,
+        extensions: Sequence[str] | None = None,
+        use_onnx_subfunctions: bool = False,
     ) -> ExportedModel:
         """Raises `OptionError`: a pipeline has a graph for each component and size, which `compile` exports."""
-        del export_dir, extensions
+        del export_dir, extensions, use_onnx_subfunctions
         raise OptionError(
             f"{self.name} is a pipeline of several programs, whose sizes belong to its graphs; call compile()"
         )

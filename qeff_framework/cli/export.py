@@ -27,13 +27,20 @@ def add_to(subparsers: Any) -> None:
     add_model(parser)
     add_output(parser)
     add_extension(parser)
+    parser.add_argument(
+        "--use-onnx-subfunctions",
+        action="store_true",
+        help="write layers that are alike as calls of one ONNX function for each kind",
+    )
 
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Exports."""
     from qeff_framework.cli.models import open_model
 
-    exported = open_model(args).export(args.output, extensions=args.extension)
+    exported = open_model(args).export(
+        args.output, extensions=args.extension, use_onnx_subfunctions=args.use_onnx_subfunctions
+    )
     shown = {
         "task": exported.task,
         "model": exported.metadata.get("model_name", ""),

@@ -36,6 +36,7 @@ class CoreHooks:
             unloaded=request.unloaded,
             program=request.program,
             program_inputs=request.program_inputs,
+            use_onnx_subfunctions=request.use_onnx_subfunctions,
             packed_matrices=request.packed_matrices,
             adapters=request.adapters,
             progress=request.progress,

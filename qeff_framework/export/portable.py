@@ -22,6 +22,7 @@ from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.references import INLINE_BYTES, refer_to_files
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
+from qeff_framework.lowering.layer_functions import LayerFunctions
 from qeff_framework.seam.isolation import exporting
 from qeff_framework.tasks import task_spec
 
@@ -47,6 +48,7 @@ def export_portable(
     program_inputs: Mapping[str, Any] = MappingProxyType({}),
     packed_matrices: Mapping[str, PackedMatrix] = MappingProxyType({}),
     adapters: Mapping[str, Mapping[str, LowRankDelta]] = MappingProxyType({}),
+    use_onnx_subfunctions: bool = False,
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
     """Exports `module` to ``model.onnx`` in `output_dir`; the module is left as it is.
@@ -59,7 +61,8 @@ def export_portable(
     `extra_outputs` are those of a sampler at its end, see `contracts.ExportRequest`.
     `program` and `program_inputs` are for models of several programs, see `contracts.ExportRequest`.
     `unloaded` names parameters and buffers whose values the checkpoint did not hold. `packed_matrices` are parameters that stay
-    in the blocks of their checkpoint. `adapters` are those that the rows of a step choose among, see `contracts.ExportRequest`.
+    in the blocks of their checkpoint. `adapters` are those that the rows of a step choose among, see `contracts.ExportRequest`;
+    `use_onnx_subfunctions` likewise.
 
     Raises:
         OptionError: `pooling` or the task is unknown.
@@ -90,6 +93,8 @@ def export_portable(
     output_dir.mkdir(parents=True, exist_ok=True)
     weight_files = refer_to_files(graph.model, output_dir)
     _write_weights(graph.model, output_dir, progress)
+    if use_onnx_subfunctions and not LayerFunctions().run(graph.model):
+        progress("no two layers are alike: the graph has no functions of layers")
     progress("writing the ONNX model")
     onnx_ir.save(graph.model, output_dir / MODEL_FILE)
     return ExportedModel(

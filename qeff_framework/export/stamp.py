@@ -16,6 +16,7 @@ import torch
 from qeff_framework.dialect.names import DOMAIN
 from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.weights import ModuleTensor
+from qeff_framework.lowering.layer_functions import list_layers
 from qeff_framework.lowering.values import graph_of, has_subgraph
 from qeff_framework.seam.layers import CALL_OP, INPUT_OP, OUTPUT_OP, Layer, LayerKinds, NotAlikeError
 from qeff_framework.seam.states import StateId
@@ -63,6 +64,9 @@ def stamp_layers(
             layer, first = kinds.layers[node.attributes["layer"].as_int()]
             added |= bodies[first.name].stamp(node, layer, weights, files)
     _order_states(model.graph, states, added)
+    for body in bodies.values():
+        body.take_name()
+    list_layers(model, [layer.name for layer, _ in kinds.layers])
     for node in nodes:
         if node.op_type != CALL_OP:
             source = node.inputs[0]
@@ -131,6 +135,13 @@ class _Body:
             result.replace_all_uses_with(made, replace_graph_outputs=True)
         self._model.graph.remove(call, safe=True)
         return dict(zip(layer.states, zip(before, after[len(call.outputs) :], strict=True), strict=True))
+
+    def take_name(self) -> None:
+        """Names the traced nodes after their layer, as the copies are."""
+        for node in self._nodes:
+            node.name = f"{self._layer.name}/{node.name}"
+            for value in node.outputs:
+                value.name = f"{self._layer.name}/{value.name}"
 
     def _state(self, state: StateId, place: int) -> onnx_ir.Value:
         """A new input like that of the traced layer's own state."""

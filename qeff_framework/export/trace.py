@@ -22,6 +22,7 @@ from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
 from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
+from qeff_framework.lowering.layer_functions import LAYERS_KEY
 from qeff_framework.seam.adapt import positional_masks
 from qeff_framework.seam.layers import LayerKinds
 from qeff_framework.seam.states import StateId
@@ -110,7 +111,8 @@ def _should_fold(node: onnx_ir.Node) -> bool | None:
 
 def _strip_metadata(model: onnx_ir.Model) -> None:
     """Removes the tracer's notes: stack traces with paths of this machine, several times the size of the graph itself."""
-    model.metadata_props.clear()
+    for key in set(model.metadata_props) - {LAYERS_KEY}:
+        del model.metadata_props[key]
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

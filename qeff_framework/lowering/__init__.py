@@ -22,6 +22,7 @@ from qeff_framework.lowering.fold import FoldConstants
 from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.gather_rows import GatherRows
 from qeff_framework.lowering.inline import InlineDialect
+from qeff_framework.lowering.layer_functions import InlineLayers, LayerFunctions
 from qeff_framework.lowering.limit_constants import LimitConstants, Limits
 from qeff_framework.lowering.nodes import (
     AttentionNode,
@@ -86,8 +87,10 @@ __all__ = [
     "GraphEditor",
     "GraphPass",
     "InlineDialect",
+    "InlineLayers",
     "KVGatherNode",
     "KVUpdateNode",
+    "LayerFunctions",
     "LimitConstants",
     "Limits",
     "MaskPolicy",

@@ -44,6 +44,7 @@ class SmallModel(QEFFAutoModelForCausalLM):
         extra_outputs: tuple[str, ...] = (),
         program: str = "",
         program_inputs: Mapping[str, Any] | None = None,
+        use_onnx_subfunctions: bool = False,
     ) -> ExportPlan:
         return ExportPlan(
             relay=relay,
@@ -52,6 +53,7 @@ class SmallModel(QEFFAutoModelForCausalLM):
             extra_outputs=extra_outputs,
             program=program,
             program_inputs=program_inputs or {},
+            use_onnx_subfunctions=use_onnx_subfunctions,
             identity={},
             tokenizer_problem=None,
             takes_part=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from qaic_backend.compiler.partitions import read_user_file, stages
@@ -48,6 +49,25 @@ def test_standin_pipeline_with_tensor_slicing_in_each_stage(standin, llama_expor
     assert [qid for qid, used in sdk.nsps_in_use().items() if used] == [0, 1, 2, 3]
     assert continuation(session, [PROMPT], chunk=4, new_tokens=6) == expected
     session.close()
+
+
+def test_standin_layers_as_sub_functions(standin, llama_export, tmp_path) -> None:
+    standin(profile="1.22", devices="ultra")
+    results = []
+    for name, options in {"flat": {}, "functions": {"sub_functions": True, "mdp_num_partitions": 2}}.items():
+        compiled = compile_program(llama_export, tmp_path / name, num_devices=2, **options)
+        session = open_session(compiled)
+        results.append(continuation(session, [PROMPT], chunk=4, new_tokens=6))
+        session.close()
+    assert results[0] == results[1]
+    assert "-sub-functions" in compiled.program["arguments"]
+    model = onnx.load(tmp_path / "functions" / "model.onnx", load_external_data=False)
+    layers = ["model.layers.0", "model.layers.1"]
+    assert [(node.op_type, node.name) for node in model.graph.node if node.domain == "qeff.layers"] == [
+        ("Layer0", name) for name in layers
+    ]
+    stages = json.loads((tmp_path / "functions" / "mdp_disagg_2d_2p.json").read_text())["partitions"]
+    assert [[name for name in layers if name in stage["nodeList"]] for stage in stages] == [[name] for name in layers]
 
 
 def test_more_stages_than_layers_are_refused(standin, llama_export, tmp_path) -> None:

@@ -39,7 +39,8 @@ class QaicCompileOptions(MicroscalingOptions):
         minimum=1,
     )
     sub_functions: bool = option(
-        False, "let the compiler treat local functions of the graph as reusable sub-functions (-sub-functions)"
+        False,
+        "layers that are alike become calls of one local function, which the compiler compiles once (-sub-functions)",
     )
     device_memory_gb: float | None = option(
         None,
@@ -86,6 +87,8 @@ class QaicCompileOptions(MicroscalingOptions):
             found.append(f"device_memory_gb={self.device_memory_gb} must be a number above 0")
         if self.fp32_nodes and not self.convert_to_fp16:
             found.append("fp32_nodes needs convert_to_fp16: without it every node is FP32")
+        if self.fp32_nodes and self.sub_functions:
+            found.append("fp32_nodes names nodes of a flat graph: leave it or sub_functions out")
         if self.target_sdk is not None and not all(part.isdecimal() for part in self.target_sdk.split(".")):
             found.append(f"target_sdk='{self.target_sdk}' must be a version such as 1.21.6")
         return found

@@ -18,7 +18,7 @@ from qaic_backend.compiler import side_files
 from qaic_backend.compiler.partitions import name_nodes, pipeline, read_user_file, stage_nodes
 from qaic_backend.options import QaicCompileOptions
 from qaic_backend.sdk import PROGRAM_FILE, CompilerGeneration
-from qeff_framework.lowering import link_stored_weights, narrow_stored_weights, write_weights
+from qeff_framework.lowering import LayerFunctions, link_stored_weights, narrow_stored_weights, write_weights
 from qeff_framework.plugin_api import Specialization, StateSpec
 
 MODEL_FILE = "model.onnx"
@@ -80,6 +80,9 @@ def write_bundle(
     # Read first: what is wrong with it is cheaper to say before gigabytes are written.
     user_partitions = read_user_file(user_file, options.num_devices) if user_file is not None else ""
     _store_weights(model, directory, options, link=link_weights)
+    if options.sub_functions:
+        # Behind all that looks at single nodes.
+        LayerFunctions().run(model)
     name_nodes(model)
     ir.save(model, directory / MODEL_FILE)
     named = _uses_named_form(options, generation)
