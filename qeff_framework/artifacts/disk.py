@@ -11,11 +11,13 @@ from pathlib import Path
 
 from qeff_framework.errors import ArtifactError
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_PLACES = "(QEFF_HOME, or the output directory)"
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the disk, or the user's quota on it, is used up."""
+    """Whether the disk, or the user's quota on it, is used up, or takes no file of this size."""
     return error.errno in _DISK_FULL
 
 
@@ -35,8 +37,10 @@ def os_errors_explained(asked: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_disk_full(error):
-            remedy = "Free some space, or use a larger disk (QEFF_HOME, or the output directory)"
+        if error.errno == errno.EFBIG:
+            remedy = f"Raise the limit of file sizes (ulimit -f), or use a disk that takes such files {_PLACES}"
+        elif is_disk_full(error):
+            remedy = f"Free some space, or use a larger disk {_PLACES}"
         raise ArtifactError(f"{asked}: {error}. {remedy}") from error
 
 

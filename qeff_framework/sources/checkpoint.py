@@ -194,7 +194,7 @@ class CheckpointSource:
         arguments = self._model_arguments()
         try:
             with captured_transformers(), deferring:
-                module, info = self._loaded(auto_class, arguments)
+                module, info = self._loaded(auto_class, arguments, deferred=True)
                 read_buffers(module)
         except Exception as error:  # noqa: BLE001 - whatever it is, the loader tells it better with numbers
             logger.info(
@@ -214,6 +214,10 @@ class CheckpointSource:
             return None
         if self._gguf:
             return self._gguf_deferral(self._file(self._gguf), directory)
+        if quantisation.take_settings(self._config_object(), self._arguments) is not None:
+            self._check_files()
+            # Packed weights are in no graph: the files are read where they lie.
+            return WatchedFiles(self._fetched_weight_files(), name=self.name), contextlib.nullcontext()
         shards = self._shards()
         if not shards:
             return None
@@ -258,14 +262,18 @@ class CheckpointSource:
             "ignore_mismatched_sizes": True,
         }
 
-    def _loaded(self, auto_class: str, arguments: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    def _loaded(
+        self, auto_class: str, arguments: Mapping[str, Any], *, deferred: bool = False
+    ) -> tuple[Any, Mapping[str, Any]]:
         """What Transformers' loader returns: the module, and its report."""
         import transformers
 
         # The GGUF reader draws a progress bar that no setting turns off.
         with swallowed_stderr():
             if self._packed is not None:
-                return load_dequantised(self._packed, auto_class, self._location, arguments["config"], arguments)
+                return load_dequantised(
+                    self._packed, auto_class, self._location, arguments["config"], arguments, deferred=deferred
+                )
             module, info = getattr(transformers, auto_class).from_pretrained(self._location, **arguments)
         return module, info
 

@@ -26,7 +26,7 @@ from qeff_framework.sources.files import safetensors_data_start, safetensors_hea
 if TYPE_CHECKING:
     import torch
 
-    from qeff_framework.seam.deferred import DeferredTensor
+    from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
 
 logger = logging.getLogger(__name__)
 
@@ -244,19 +244,34 @@ class _DeferredSlice:
         return str(self._entry["dtype"])
 
     def __getitem__(self, index: Any) -> Any:
-        from safetensors.torch import _TYPES  # Torch's types by their names in the format.
+        from qeff_framework.seam.deferred import DeferredTensor
 
-        from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
-
-        types: Mapping[str, Any] = _TYPES
-        stored = StoredTensor(
-            path=self._path,
-            offset=self._start + self._entry["data_offsets"][0],
-            shape=tuple(self._entry["shape"]),
-            dtype=types[self.get_dtype()],
-        )
+        stored = _stored_tensor(self._path, self._start, self._entry)
         tensor = DeferredTensor.of_file(stored)
         return tensor if index is Ellipsis else tensor[index]
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name, of the types that torch has."""
+    from safetensors.torch import _TYPES
+
+    start = safetensors_data_start(path)
+    entries = {name: entry for name, entry in safetensors_header(path).items() if entry["dtype"] in _TYPES}
+    return {name: _stored_tensor(path, start, entry) for name, entry in entries.items()}
+
+
+def _stored_tensor(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTensor:
+    from safetensors.torch import _TYPES  # Torch's types by their names in the format.
+
+    from qeff_framework.seam.deferred import StoredTensor
+
+    types: Mapping[str, Any] = _TYPES
+    return StoredTensor(
+        path=path,
+        offset=start + entry["data_offsets"][0],
+        shape=tuple(entry["shape"]),
+        dtype=types[str(entry["dtype"])],
+    )
 
 
 def _facts(path: Path) -> tuple[int, int, int]:

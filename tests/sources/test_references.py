@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import Manifest, content_digest, manifest, verify
 from qeff_framework.artifacts.digests import file_sha256
 from qeff_framework.errors import ArtifactError, CheckpointError
-from qeff_framework.seam.deferred import DeferredTensor
+from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, without_casts
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.references import PlacedShards
+from tests.sources.quantized import packing
+from tests.sources.quantized.test_loading import pack
 from tests.tiny_models import tiny_causal_lm
 
 AUTO = "AutoModelForCausalLM"
@@ -96,6 +99,59 @@ def test_without_links_there_is_one_copy(checkpoint: Path, directory: Path, monk
     assert not source.keep_weights({"model.safetensors"})  # The copy is read for the manifest.
     assert not (directory / "model.safetensors").samefile(checkpoint / "model.safetensors")
     assert content_digest(directory / "model.safetensors") == content_digest(checkpoint / "model.safetensors")
+
+
+def test_on_another_file_system_there_is_one_copy(checkpoint: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not os.access(elsewhere, os.W_OK) or elsewhere.stat().st_dev == checkpoint.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    shard = checkpoint / "model.safetensors"
+    with tempfile.TemporaryDirectory(dir=elsewhere) as directory:
+        placed = PlacedShards({shard: content_digest(shard)}, Path(directory), name="tiny")
+        copy = placed.path_of(shard)
+        assert copy is not None
+        assert not copy.samefile(shard)
+        assert copy.read_bytes() == shard.read_bytes()
+        assert not placed.keep({"model.safetensors"})
+
+
+def test_a_file_that_cannot_grow_is_an_error_that_leaves_nothing(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    """A real limit of the operating system, in the middle of the copy."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(os, "link", refuse_links)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
+    try:
+        with pytest.raises(ArtifactError, match=r"cannot build .*tiny.*File too large.*limit of file sizes"):
+            QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in (store_root / "staging").iterdir() if path.is_dir()]
+    assert not list((store_root / "exports").glob("*"))
+
+
+def test_a_packed_file_that_is_cut_meanwhile_is_an_error(checkpoint: Path, directory: Path) -> None:
+    """Its weights are computed from the file when they are written."""
+    pack(checkpoint, packing.AWQ, packing.awq)
+    shard = checkpoint / "model.safetensors"
+    source = CheckpointSource(checkpoint, {})
+    module: Any = source.load_for_export(AUTO, directory)
+    os.truncate(shard, shard.stat().st_size // 2)
+
+    last = max(
+        (leaf for leaf in map(packed_leaf, module.parameters()) if leaf), key=lambda leaf: leaf.sources[0].offset
+    )
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        last.read()
+    with pytest.raises(CheckpointError, match="changed while it was exported"):
+        source.keep_weights(())
+
+
+def packed_leaf(parameter: Any) -> ComputedTensor | None:
+    recipe = without_casts(parameter.recipe)
+    return recipe if isinstance(recipe, ComputedTensor) else None
 
 
 def test_a_copy_without_space_is_refused_before_it_is_made(

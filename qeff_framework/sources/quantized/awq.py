@@ -42,7 +42,16 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
+                shape=_shape(stored, module, version),
             )
+
+
+def _shape(stored: StoredTensors, module: str, version: str) -> tuple[int, ...] | None:
+    key = f"{module}.qweight"
+    if len(stored.shape(key)) != 2:
+        return None
+    first, words = stored.shape(key)
+    return (words * _PER_WORD, first) if version == "gemm" else (first, words * _PER_WORD)
 
 
 def _gemm(stored: StoredTensors, module: str, group_size: int) -> GroupedLevels:

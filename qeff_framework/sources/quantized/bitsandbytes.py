@@ -28,6 +28,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 name=f"{module}.weight",
                 sources=(f"{module}.weight", key, f"{module}.weight_format"),
                 read=partial(_rows, stored, module),
+                shape=stored.shape(f"{module}.weight") if f"{module}.weight" in stored else None,
             )
         elif last.startswith(_STATE.rpartition(".")[2]):
             # module.weight.quant_state.bitsandbytes__nf4
@@ -37,6 +38,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 name=name,
                 sources=(name, key, *(f"{name}.{part}" for part in parts)),
                 read=partial(_codes, stored, name, key),
+                shape=tuple(int(size) for size in _state(stored, key)["shape"]),
             )
 
 
@@ -50,8 +52,13 @@ def _rows(stored: StoredTensors, module: str) -> torch.Tensor:
     return stored.read(f"{module}.weight").float() * (stored.read(f"{module}.SCB").float() / _HIGHEST).unsqueeze(1)
 
 
+def _state(stored: StoredTensors, key: str) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(bytes(stored.read(key).tolist()))
+    return state
+
+
 def _codes(stored: StoredTensors, name: str, state_name: str) -> torch.Tensor:
-    state = json.loads(bytes(stored.read(state_name).tolist()))
+    state = _state(stored, state_name)
     scales = stored.read(f"{name}.absmax")
     if "nested_blocksize" in state:
         scales = _looked_up(

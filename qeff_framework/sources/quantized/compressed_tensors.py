@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.quantized.floats import float_scales, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.floats import float_scales, pairs_unpacked, scaled, unpack_e2m1
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
@@ -44,7 +44,10 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             yield _packed(stored, module, schemes)
         elif last == "weight" and f"{module}.weight_scale" in stored:
             yield StoredWeight(
-                name=key, sources=_sources(stored, module), read=partial(_plain, stored, module, schemes)
+                name=key,
+                sources=_sources(stored, module),
+                read=partial(_plain, stored, module, schemes),
+                shape=stored.shape(key),
             )
 
 
@@ -81,9 +84,18 @@ def _fits(block: tuple[int, ...], shape: torch.Size, counts: torch.Size) -> bool
 def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> StoredWeight:
     name, sources = f"{module}.weight", _sources(stored, module)
     if stored.dtype(f"{name}_packed") == "U8":
-        return StoredWeight(name=name, sources=sources, read=partial(_float4, stored, module))
+        shape = pairs_unpacked(stored.shape(f"{name}_packed"))
+        return StoredWeight(name=name, sources=sources, read=partial(_float4, stored, module), shape=shape)
     levels = partial(_levels, stored, module, schemes)
-    return StoredWeight(name=name, sources=sources, read=lambda: levels().dequantised(), levels=levels)
+    # Two numbers, which lie in the file.
+    sizes = stored.read(f"{name}_shape").tolist() if f"{name}_shape" in stored else None
+    return StoredWeight(
+        name=name,
+        sources=sources,
+        read=lambda: levels().dequantised(),
+        shape=None if sizes is None else tuple(int(size) for size in sizes),
+        levels=levels,
+    )
 
 
 def _float4(stored: StoredTensors, module: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.quantized.floats import float_scales, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.floats import float_scales, pairs_unpacked, scaled, unpack_e2m1
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import StoredWeight
 
@@ -47,6 +47,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             name=key,
             sources=(key, scales, *(found for names in beside for found in names if found in stored)),
             read=partial(_weight, stored, key, scales, None if is_float4 else block),
+            shape=pairs_unpacked(stored.shape(key)) if is_float4 else stored.shape(key),
         )
 
 

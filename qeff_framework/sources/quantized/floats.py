@@ -18,6 +18,11 @@ def unpack_e2m1(packed: torch.Tensor) -> torch.Tensor:
     return pairs.flatten(-2)
 
 
+def pairs_unpacked(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what `unpack_e2m1` returns."""
+    return (*shape[:-1], 2 * shape[-1])
+
+
 def float_scales(scales: torch.Tensor) -> torch.Tensor:
     """Scales as float32; bytes are exponents of two with a bias of 127 (E8M0)."""
     if scales.dtype == torch.uint8:

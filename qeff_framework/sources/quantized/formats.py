@@ -13,6 +13,7 @@ from qeff_framework.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.seam.deferred import DeferredTensor
     from qeff_framework.sources.quantized.stored import StoredTensors
     from qeff_framework.sources.quantized.weights import LazyTensor, StoredWeight
 
@@ -57,22 +58,48 @@ class QuantizedCheckpoint:
         """All that are packed."""
         return tuple(self._weights.values())
 
-    def state_dict(self, module: torch.nn.Module) -> dict[str, LazyTensor]:
+    def state_dict(self, module: torch.nn.Module, *, deferred: bool = False) -> dict[str, LazyTensor | DeferredTensor]:
         """All weights as float numbers by the names of the unquantised checkpoint, each made when the loader asks for it.
 
         `module` is the unquantised model, with or without values: some classes keep the weights of linear layers as
-        ``[in, out]``.
+        ``[in, out]``. With `deferred`, weights whose shape is known are made when they are written.
         """
         from qeff_framework.sources.quantized.weights import LazyTensor
 
         used = {source for weight in self._weights.values() for source in weight.sources}
-        plain = {key: LazyTensor(partial(self._stored.read, key)) for key in self._stored if key not in used}
         transposed = _transposed_modules(module)
-        packed = {
-            name: LazyTensor(partial(_read_transposed, weight) if _is_one_of(name, transposed) else weight.read)
-            for name, weight in self._weights.items()
-        }
-        return {**plain, **packed}
+        found: dict[str, LazyTensor | torch.Tensor] = {}
+        for key in self._stored:
+            if key not in used:
+                tensor = self._deferred_plain(key) if deferred else None
+                found[key] = LazyTensor(partial(self._stored.read, key)) if tensor is None else tensor
+        for name, weight in self._weights.items():
+            turned = _is_one_of(name, transposed)
+            tensor = self._deferred_packed(weight) if deferred else None
+            if tensor is not None:
+                found[name] = tensor.T if turned else tensor
+            else:
+                found[name] = LazyTensor(partial(_read_transposed, weight) if turned else weight.read)
+        return found
+
+    def _deferred_plain(self, key: str) -> DeferredTensor | None:
+        from qeff_framework.seam.deferred import DeferredTensor
+
+        place = self._stored.place(key)
+        return None if place is None else DeferredTensor.of_file(place)
+
+    def _deferred_packed(self, weight: StoredWeight) -> DeferredTensor | None:
+        import torch
+
+        from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor
+
+        places = [self._stored.place(source) for source in weight.sources if source in self._stored]
+        sources = tuple(place for place in places if place is not None)
+        if weight.shape is None or len(sources) < len(places):
+            return None
+        return DeferredTensor.of_computed(
+            ComputedTensor(shape=weight.shape, dtype=torch.float32, compute=weight.read, sources=sources)
+        )
 
 
 def _read_transposed(weight: StoredWeight) -> torch.Tensor:

@@ -41,7 +41,19 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
+                shape=_shape(stored, module),
             )
+
+
+def _shape(stored: StoredTensors, module: str) -> tuple[int, ...] | None:
+    names = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "g_idx")}
+    if names["qzeros"] not in stored or len(stored.shape(names["qweight"])) != 2:
+        return None
+    words, outputs = stored.shape(names["qweight"])
+    if names["g_idx"] in stored:
+        return (outputs, stored.shape(names["g_idx"])[0])
+    bits = stored.shape(names["qzeros"])[1] * 32 // outputs
+    return (outputs, words * 32 // bits) if bits else None
 
 
 def _levels(stored: StoredTensors, module: str, offset: int, group_size: int) -> GroupedLevels:

@@ -10,9 +10,15 @@ from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
 
 
 def load_dequantised(
-    checkpoint: QuantizedCheckpoint, auto_class: str, location: str, config: Any, arguments: Mapping[str, Any]
+    checkpoint: QuantizedCheckpoint,
+    auto_class: str,
+    location: str,
+    config: Any,
+    arguments: Mapping[str, Any],
+    *,
+    deferred: bool = False,
 ) -> tuple[Any, Any]:
-    """The module with float32 weights, and the loader's report about them.
+    """The module with float32 weights, and the loader's report about them. With `deferred`, weights are made when written.
 
     `location` is where generation config and code are read from, `config` the one without its ``quantization_config``, and
     `arguments` those of ``from_pretrained``.
@@ -29,7 +35,7 @@ def load_dequantised(
     if taken.get("generation_config") is None and skeleton.can_generate():
         taken["generation_config"] = _generation_config(location, place)
     module, info = type(skeleton).from_pretrained(
-        None, **{**taken, "config": skeleton.config, "state_dict": checkpoint.state_dict(skeleton)}
+        None, **{**taken, "config": skeleton.config, "state_dict": checkpoint.state_dict(skeleton, deferred=deferred)}
     )
     module.config.name_or_path = location
     return module, info

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.quantized.floats import float_scales, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.floats import float_scales, pairs_unpacked, scaled, unpack_e2m1
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import StoredWeight
 
@@ -42,6 +42,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             name=key,
             sources=tuple(part for part in parts if part in stored),
             read=partial(_float4 if is_float4 else _float8, stored, key),
+            shape=pairs_unpacked(stored.shape(key)) if is_float4 else stored.shape(key),
         )
 
 

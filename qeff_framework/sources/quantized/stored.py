@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
+from qeff_framework.seam.deferred import StoredTensor
+from qeff_framework.sources.references import stored_tensors
 
 
 class StoredTensors:
@@ -21,12 +23,14 @@ class StoredTensors:
         self.name = name
         self._opened: dict[str, Any] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._places: dict[str, StoredTensor] = {}
         #: The free text in the files' headers.
         self.metadata: dict[str, str] = {}
         for path in files:
             if path.suffix == ".safetensors":
                 opened: Any = safe_open(path, framework="pt")
                 self._opened.update(dict.fromkeys(opened.keys(), opened))
+                self._places.update(stored_tensors(path))
                 self.metadata.update(opened.metadata() or {})
             elif path.suffix != ".json":
                 content = _loaded(path, name)
@@ -47,12 +51,19 @@ class StoredTensors:
         """
         if key in self._tensors:
             return self._tensors[key]
+        if key in self._places:
+            # Not through a map of the file, which ends the process where the file has become shorter.
+            return self._places[key].read()
         if key not in self._opened:
             raise CheckpointError(
                 f"{self.name} lacks {key}, which its quantised weights need; download the checkpoint again"
             )
         tensor: torch.Tensor = self._opened[key].get_tensor(key)
         return tensor
+
+    def place(self, key: str) -> StoredTensor | None:
+        """Where the tensor lies; `None` for one in a file that torch has written."""
+        return self._places.get(key)
 
     def is_float8(self, key: str) -> bool:
         """Whether the tensor holds 8-bit floating-point numbers."""

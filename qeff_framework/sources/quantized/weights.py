@@ -67,6 +67,8 @@ class StoredWeight:
     sources: tuple[str, ...]
     #: Returns the weight as float32, ``[out, in]`` for a linear layer.
     read: Callable[[], torch.Tensor]
+    #: That of what `read` returns, as far as it is known without reading: such a weight is read when it is written.
+    shape: tuple[int, ...] | None = None
     #: Returns the packed form, where it is one of integers in groups.
     levels: Callable[[], GroupedLevels] | None = None
 

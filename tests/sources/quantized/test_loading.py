@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qeff_framework.errors import CheckpointError
+from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
 from tests.sources.quantized import packing
@@ -56,6 +57,12 @@ def test_the_module_is_the_dequantised_one(kind: str, model_type: str, tmp_path:
     assert source.unloaded() == frozenset()
     assert source.notes() == ()
     torch.testing.assert_close(dict(loaded.state_dict()), dict(expected.state_dict()), rtol=1e-6, atol=1e-6)
+    (tmp_path / "export").mkdir()
+    deferred: Any = CheckpointSource(folder, {}).load_for_export("AutoModelForCausalLM", tmp_path / "export")
+    for name, parameter in deferred.named_parameters():
+        assert isinstance(parameter, DeferredTensor)
+        assert torch.equal(parameter.materialise(), loaded.get_parameter(name)), name
+    assert not list((tmp_path / "export").iterdir())
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert loaded.generation_config.to_dict() == expected.generation_config.to_dict()
     (tmp_path / "companions").mkdir()

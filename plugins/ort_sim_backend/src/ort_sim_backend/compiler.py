@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ort_sim_backend.in_place import specs_of, states_of_windows, states_updated_in_place, states_with_room
+from ort_sim_backend.packed_weights import as_inputs, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.lowering import write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
@@ -15,6 +16,7 @@ from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+BLOCKS_FILE = "model.onnx.blocks"
 #: Smaller initializers stay inside the model file; shapes and axes are read there by ONNX Runtime's shape inference.
 _INLINE_BYTES = 1024
 
@@ -33,13 +35,18 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")
+    packed = packed_weights(request.model)
+    write_packed(packed, directory, BLOCKS_FILE)
     # ONNX Runtime writes a second copy before the first is removed.
     write_weights(request.model, directory, lowered_weights.name, inline_bytes=_INLINE_BYTES, copies=2)
-    ir.save(request.model, lowered)
+    with as_inputs(request.model, packed):
+        ir.save(request.model, lowered)
     request.progress("optimising with ONNX Runtime")
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
+    if packed:
+        put_back(directory / MODEL_FILE, packed)
     states = request.exported.states
     program = {
         "model": MODEL_FILE,

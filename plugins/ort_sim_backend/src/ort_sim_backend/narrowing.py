@@ -20,7 +20,14 @@ from ort_sim_backend.calibration import Calibration, calibration_rows, unknown_i
 from ort_sim_backend.compensation import Compensated, compensated
 from ort_sim_backend.lowering.compressed_products import PRODUCT
 from ort_sim_backend.options import BLOCK_SIZE, CALIBRATED_WEIGHTS
-from qeff_framework.lowering import ConstantProduct, WeightBlocks, add_initializer, content_key, weight_of
+from qeff_framework.lowering import (
+    CompressedProducts,
+    ConstantProduct,
+    WeightBlocks,
+    add_initializer,
+    content_key,
+    weight_of,
+)
 from qeff_framework.plugin_api import CompileError, CompileRequest
 
 _FOUR_BITS: Final = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
@@ -70,9 +77,10 @@ def narrow(request: CompileRequest) -> dict[str, Any]:
             kept += len(weight.nodes)
         else:
             _narrow(request.model, weight, rounded)
+    nearest = CompressedProducts(lambda length: _FOUR_BITS)
     for key, weight in weights.items():
         if key not in seen:
-            _narrow(request.model, weight, _fitted(weight.rows))
+            _narrow_to_nearest(request.model, weight, nearest)
     _drop_unread(request.model)
     count = sum(len(weight.nodes) for weight in weights.values())
     return {"products_4_bits": count - kept, "products_8_bits": kept, "calibrated": bool(seen)}
@@ -141,12 +149,6 @@ def _input_name(node: ir.Node) -> str:
     return value.name
 
 
-def _fitted(rows: NDArray[np.float32]) -> Compensated:
-    return Compensated(
-        levels=_FOUR_BITS.levels(rows), scales=_FOUR_BITS.scales(rows), zeros=_FOUR_BITS.zeros(rows), error=0.0
-    )
-
-
 def _narrow(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
     levels = weight.nodes[0].inputs[1]
     name = f"{levels.name if levels is not None else weight.product.weight.name}_4_bits"
@@ -154,9 +156,20 @@ def _narrow(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
         add_initializer(model, f"{name}{suffix}", ir.Tensor(content, name=f"{name}{suffix}"))
         for suffix, content in (("", rounded.levels), ("_scales", rounded.scales), ("_zeros", rounded.zeros))
     ]
+    _give(weight, inputs)
+
+
+def _narrow_to_nearest(model: ir.Model, weight: _Weight, nearest: CompressedProducts) -> None:
+    """Each number becomes the level next to it, when the weight is written."""
+    product = weight.product
+    _give(weight, nearest.compressed(model, product.weight, _FOUR_BITS, transposed=product.transposed))
+
+
+def _give(weight: _Weight, blocks: Sequence[ir.Value]) -> None:
+    """Gives levels, scales and zeros of 4 bits to the products of a weight."""
     for node in weight.nodes:
         node.resize_inputs(max(4, len(node.inputs)))
-        for index, value in enumerate(inputs, start=1):
+        for index, value in enumerate(blocks, start=1):
             node.replace_input_with(index, value)
         node.attributes["bits"] = ir.AttrInt64("bits", _FOUR_BITS.bits)
 
