@@ -38,5 +38,6 @@ class CoreHooks:
             program_inputs=request.program_inputs,
             packed_matrices=request.packed_matrices,
             adapters=request.adapters,
+            adapter_room=request.adapter_room,
             progress=request.progress,
         )
