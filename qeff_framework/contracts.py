@@ -105,7 +105,7 @@ class StateSpec:
     #: ``"kv"`` for attention caches, ``"window"`` where a compiler keeps the last tokens of one alone, which cannot be taken
     #: back; ``"cross"`` for those of an encoder's output, which only steps with tokens for the encoder
     #: write; ``"conv"`` and ``"recurrent"`` for state-space and linear-attention layers; ``"sampler"`` for the marks of a
-    #: sampler.
+    #: sampler; ``"adapter"`` for matrices of adapters, which the host writes, a step leaves as they are, and `reset` keeps.
     kind: str = "kv"
 
 
@@ -384,6 +384,18 @@ class LowRankDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterRoom:
+    """Places in a program for adapters that the host writes into its states, after it was compiled."""
+
+    #: Adapters that it holds at once.
+    slots: int
+    #: Of an adapter at most.
+    rank: int
+    #: Parameters of the module that an adapter may add to, by name.
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """Asks for portable ONNX. `output_dir` exists and is empty; everything that is written there is kept."""
 
@@ -417,6 +429,9 @@ class ExportRequest:
     #: Causal LMs: adapters that the rows of a step choose among, by name, each as what it adds to parameters of `module` by their
     #: names. The graph then has the input `LORA_IDS`, in which the first of them is 1.
     adapters: Mapping[str, Mapping[str, LowRankDelta]] = field(default_factory=dict)
+    #: Causal LMs: the same for adapters that come later. For each weight the graph has two states of kind ``"adapter"``,
+    #: ``lora_down.WEIGHT [slots + 1, K, rank]`` and ``lora_up.WEIGHT [slots + 1, rank, N]``; `adapters` is empty then.
+    adapter_room: AdapterRoom | None = None
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None
 

@@ -252,6 +252,24 @@ class CausalLMShapes:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PeftShapes(CausalLMShapes):
+    """Sizes of a causal language model with adapters."""
+
+    max_loras: int | None = option(
+        None, "adapters that the program has room for: they are written into it, and may come after compile", minimum=1
+    )
+    max_lora_rank: int | None = option(
+        None, "rank of these adapters at most; not given: the greatest of those that are loaded", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that contradict each other."""
+        super().__post_init__()
+        if self.max_lora_rank is not None and self.max_loras is None:
+            raise ValueError("max_lora_rank belongs to max_loras; give both, or leave it out")
+
+
 class _Contexts(NamedTuple):
     """Cache positions that programs read, ascending; empty without compute contexts."""
 

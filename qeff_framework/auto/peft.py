@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
 
 from qeff_framework.artifacts import content_digest
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
-from qeff_framework.contracts import BASE_ADAPTER
+from qeff_framework.contracts import BASE_ADAPTER, AdapterRoom
 from qeff_framework.errors import OptionError
+from qeff_framework.shapes import PeftShapes
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.adapters import base_of_folder, is_adapter_folder, open_adapter
 from qeff_framework.sources.lora import LoraAdapter
+
+if TYPE_CHECKING:
+    from qeff_framework.contracts import ExportedModel, LowRankDelta
+    from qeff_framework.model import Program
+    from qeff_framework.relay import Relay
 
 
 class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
     """A causal language model and LoRA adapters beside its weights, all in one program.
 
     ``compile`` puts every adapter that is loaded into the program; `set_adapter` and the argument `prompt_to_adapter_mapping` of
-    ``generate`` then choose among them without compiling again. An adapter that is loaded later needs another program. For one
-    adapter that never changes, `QEFFAutoModelForCausalLM` merges it into the weights.
+    ``generate`` then choose among them without compiling again. An adapter that is loaded later needs another program, unless
+    ``compile(max_loras=...)`` has made room for it. For one adapter that never changes, `QEFFAutoModelForCausalLM` merges it into
+    the weights.
 
     Example::
 
@@ -30,10 +38,17 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         model.generate(prompts=["x", "y", "z"], prompt_to_adapter_mapping=["a", "b", "base"])
     """
 
+    shapes = PeftShapes
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._adapters: dict[str, LoraAdapter] = {}
         self._active = BASE_ADAPTER
+        #: Places of the program for adapters that are written into it; `None` where they are a part of it.
+        self._room: AdapterRoom | None = None
+        #: What every adapter of such a program adds, and the runner and the adapters that were written last.
+        self._factors: dict[str, Mapping[str, LowRankDelta]] = {}
+        self._written: tuple[Any, ...] = ()
         #: The arguments of `from_pretrained`, of which those about fetching hold for adapters as well.
         self._hf_kwargs: Mapping[str, Any] = {}
 
@@ -78,16 +93,21 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         return tuple(self._adapters)
 
     def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str) -> None:
-        """Loads the adapter in a folder, or on the hub, under a name. The next program holds it.
+        """Loads the adapter in a folder, or on the hub, under a name. The next program holds it, or this one where it has room.
 
         Raises:
-            OptionError: the name is taken.
+            OptionError: the name is taken, or the program has room for adapters but not for this one.
             CheckpointError: it is no LoRA adapter.
         """
         if adapter_name == BASE_ADAPTER or adapter_name in self._adapters:
             what = "is the model alone" if adapter_name == BASE_ADAPTER else "is loaded already; unload it first"
             raise OptionError(f"load_adapter: '{adapter_name}' {what}; choose another name")
-        self._adapters[adapter_name] = open_adapter(model_id, self._hf_kwargs)
+        adapter = open_adapter(model_id, self._hf_kwargs)
+        if self._room is not None:
+            factors = adapter.factors(self.module)
+            self._check_room(adapter_name, factors, self._room, count=len(self._adapters) + 1)
+            self._factors[adapter_name] = factors
+        self._adapters[adapter_name] = adapter
 
     def set_adapter(self, adapter_name: str) -> None:
         """Makes an adapter that is loaded, or "base", the active one.
@@ -111,11 +131,14 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
             )
             raise OptionError(f"unload_adapter: '{adapter_name}' {what}")
         del self._adapters[adapter_name]
+        self._factors.pop(adapter_name, None)
 
     def generate(
         self, *args: Any, prompt_to_adapter_mapping: str | Sequence[str | None] | None = None, **kwargs: Any
     ) -> Any:
         """See `qeff_framework.runtime.CompiledCausalLM.generate`; prompts without an adapter of their own take the active one."""
+        if self._room is not None:
+            self._write_adapters(self._room)
         mapping = self._active if prompt_to_adapter_mapping is None else prompt_to_adapter_mapping
         return super().generate(*args, prompt_to_adapter_mapping=mapping, **kwargs)
 
@@ -124,7 +147,68 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
             known = ", ".join([*self._adapters, BASE_ADAPTER])
             raise OptionError(f"{asked}: there is no adapter '{name}'; there are {known}")
 
+    def export(
+        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+    ) -> ExportedModel:
+        """See `QEFFBaseModel.export`; the adapters that are loaded are a part of the graph."""
+        self._room = None
+        return super().export(export_dir, extensions=extensions)
+
+    def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
+        self._room, self._factors, self._written = None, {}, ()
+        if shapes.max_loras is not None:
+            if not self._adapters:
+                raise OptionError(
+                    f"max_loras={shapes.max_loras}: load an adapter first, which says for which layers there must be room"
+                )
+            factors: dict[str, Mapping[str, LowRankDelta]] = {
+                name: adapter.factors(self.module) for name, adapter in self._adapters.items()
+            }
+            deltas = [delta for of_adapter in factors.values() for delta in of_adapter.values()]
+            room = AdapterRoom(
+                slots=shapes.max_loras,
+                rank=shapes.max_lora_rank or max(delta.down.shape[0] for delta in deltas),
+                weights=tuple(sorted({name for of_adapter in factors.values() for name in of_adapter})),
+            )
+            for name, of_adapter in factors.items():
+                self._check_room(name, of_adapter, room, count=len(factors))
+            self._room, self._factors = room, factors
+        return super()._programs(relay, options, shapes)
+
+    def _check_room(self, name: str, factors: Mapping[str, LowRankDelta], room: AdapterRoom, *, count: int) -> None:
+        rank = max((delta.down.shape[0] for delta in factors.values()), default=0)
+        foreign = sorted(set(factors) - set(room.weights))
+        problem = ""
+        if count > room.slots:
+            problem = f"is adapter number {count}; unload another one, or compile with max_loras={count}"
+        elif rank > room.rank:
+            problem = f"has the rank {rank}; compile with max_lora_rank={rank}"
+        elif foreign:
+            problem = f"adds to {foreign[0]}; load an adapter for all layers before compile"
+        if problem:
+            raise OptionError(
+                f"the program has room for {room.slots} adapters of rank {room.rank} for {len(room.weights)} weights, and "
+                f"'{name}' {problem}"
+            )
+
+    def _write_adapters(self, room: AdapterRoom) -> None:
+        """Brings the adapters that are loaded into the program, unless they are there."""
+        from qeff_framework.export.adapter_products import adapter_stacks
+
+        runner: Any = self.runner
+        wanted = (runner, *self._adapters.items())
+        if self._written == wanted:
+            return
+        shapes = {spec.name: tuple(map(int, spec.shape)) for spec in runner.compiled.inputs if _is_stack(spec.name)}
+        if not shapes:
+            return
+        ids = {name: number for number, name in enumerate(self._adapters, start=1)}
+        runner.write_adapters(ids, adapter_stacks(self._factors, room, shapes))
+        self._written = wanted
+
     def _export_key(self) -> Mapping[str, object]:
+        if self._room is not None:
+            return {**super()._export_key(), "adapter_room": asdict(self._room)}
         named = {
             name: {path.name: content_digest(path) for path in adapter.files()}
             for name, adapter in self._adapters.items()
@@ -133,5 +217,11 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         return {**super()._export_key(), "adapters": list(named.items())}
 
     def _export_arguments(self) -> Mapping[str, Any]:
+        if self._room is not None:
+            return {**super()._export_arguments(), "adapter_room": self._room}
         factors = {name: adapter.factors(self.module) for name, adapter in self._adapters.items()}
         return {**super()._export_arguments(), "adapters": factors}
+
+
+def _is_stack(name: str) -> bool:
+    return name.startswith(("lora_down.", "lora_up."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from qeff_framework.contracts import LORA_IDS, LowRankDelta
+from qeff_framework.contracts import LORA_IDS, AdapterRoom, LowRankDelta, StateSpec
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.weights import computed_tensor
 
 Deltas = Mapping[str, Mapping[str, LowRankDelta]]
+_Stacks = tuple[onnx_ir.Value, onnx_ir.Value]
 
 
 def add_adapters(model: onnx_ir.Model, adapters: Deltas, *, first_state: str) -> None:
@@ -29,12 +30,67 @@ def add_adapters(model: onnx_ir.Model, adapters: Deltas, *, first_state: str) ->
         UnsupportedModelError: a weight is multiplied in no plain product of the graph, so that nothing can be added to it.
     """
     names = {name for deltas in adapters.values() for name in deltas}
+
+    def stacks(name: str, product: ConstantProduct) -> _Stacks:
+        return _stacks(model, name, adapters, product)
+
+    _add_all(model, names, stacks, first_state)
+
+
+def add_adapter_room(model: onnx_ir.Model, room: AdapterRoom, *, first_state: str) -> tuple[StateSpec, ...]:
+    """The same for adapters that come later: their stacks are states, which a step leaves as they are. Returns these.
+
+    Raises:
+        UnsupportedModelError: see `add_adapters`.
+    """
+    inputs: dict[str, _Stacks] = {}
+
+    def stacks(name: str, product: ConstantProduct) -> _Stacks:
+        if name not in inputs:
+            k, n = product.sizes
+            shapes = {"lora_down": (room.slots + 1, k, room.rank), "lora_up": (room.slots + 1, room.rank, n)}
+            down, up = (_float_value(f"{part}.{name}", shape) for part, shape in shapes.items())
+            inputs[name] = (down, up)
+        return inputs[name]
+
+    _add_all(model, set(room.weights), stacks, first_state)
+    states = []
+    for name in room.weights:
+        for value in inputs[name]:
+            state = StateSpec(input=str(value.name), output=f"{value.name}_RetainedState", kind="adapter")
+            kept = _float_value(state.output, tuple(value.shape or ()))
+            model.graph.append(onnx_ir.Node("", "Identity", [value], outputs=[kept]))
+            model.graph.inputs.append(value)
+            model.graph.outputs.append(kept)
+            states.append(state)
+    return tuple(states)
+
+
+def adapter_stacks(
+    adapters: Deltas, room: AdapterRoom, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[Any]]:
+    """The states of a program with room for adapters, by name. `shapes`: those of its states."""
+    stacks = {}
+    for name in room.weights:
+        for part in ("lora_down", "lora_up"):
+            state = f"{part}.{name}"
+            stacks[state] = _stacked(name, adapters, shapes[state], part == "lora_down")
+    return stacks
+
+
+def _float_value(name: str, shape: tuple[Any, ...]) -> onnx_ir.Value:
+    return onnx_ir.Value(name=name, type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(shape))
+
+
+def _add_all(
+    model: onnx_ir.Model, names: set[str], stacks: Callable[[str, ConstantProduct], _Stacks], first_state: str
+) -> None:
     ids = _add_input(model, first_state)
     found = set()
     for product in constant_products(model):
         name = str(product.weight.name)
         if name in names:
-            _add(model, product, ids, _stacks(model, name, adapters, product))
+            _add(model, product, ids, stacks(name, product))
             found.add(name)
     if found != names:
         raise UnsupportedModelError(

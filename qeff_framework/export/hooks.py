@@ -39,5 +39,6 @@ class CoreHooks:
             use_onnx_subfunctions=request.use_onnx_subfunctions,
             packed_matrices=request.packed_matrices,
             adapters=request.adapters,
+            adapter_room=request.adapter_room,
             progress=request.progress,
         )

@@ -13,9 +13,9 @@ import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qeff_framework.artifacts.disk import require_space
-from qeff_framework.contracts import ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
+from qeff_framework.contracts import AdapterRoom, ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
 from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
-from qeff_framework.export.adapter_products import add_adapters
+from qeff_framework.export.adapter_products import add_adapter_room, add_adapters
 from qeff_framework.export.packed_products import keep_packed_products
 from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.portable_graph import GraphRequest
@@ -48,6 +48,7 @@ def export_portable(
     program_inputs: Mapping[str, Any] = MappingProxyType({}),
     packed_matrices: Mapping[str, PackedMatrix] = MappingProxyType({}),
     adapters: Mapping[str, Mapping[str, LowRankDelta]] = MappingProxyType({}),
+    adapter_room: AdapterRoom | None = None,
     use_onnx_subfunctions: bool = False,
     progress: Progress = lambda message: None,
 ) -> ExportedModel:
@@ -62,7 +63,7 @@ def export_portable(
     `program` and `program_inputs` are for models of several programs, see `contracts.ExportRequest`.
     `unloaded` names parameters and buffers whose values the checkpoint did not hold. `packed_matrices` are parameters that stay
     in the blocks of their checkpoint. `adapters` are those that the rows of a step choose among, see `contracts.ExportRequest`;
-    `use_onnx_subfunctions` likewise.
+    `adapter_room` makes places for such that come later; for `use_onnx_subfunctions` see there.
 
     Raises:
         OptionError: `pooling` or the task is unknown.
@@ -85,9 +86,13 @@ def export_portable(
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         graph = build(module, request)
     refuse_unloaded(graph.model, module, unloaded)
-    if adapters:
-        with _naming_architecture(module, task):
-            add_adapters(graph.model, adapters, first_state=graph.states[0].input if graph.states else "")
+    states = graph.states
+    first_state = states[0].input if states else ""
+    with _naming_architecture(module, task):
+        if adapter_room is not None:
+            states = (*states, *add_adapter_room(graph.model, adapter_room, first_state=first_state))
+        elif adapters:
+            add_adapters(graph.model, adapters, first_state=first_state)
     kept = keep_packed_products(graph.model, packed_matrices)
     limits = position_limits(graph.model, has_cache=bool(graph.states))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,7 @@ def export_portable(
         model_file=MODEL_FILE,
         inputs=tuple(_spec(value) for value in graph.model.graph.inputs),
         outputs=tuple(_spec(value) for value in graph.model.graph.outputs),
-        states=graph.states,
+        states=states,
         metadata={
             **_metadata(module),
             "position_limits": limits,

@@ -153,7 +153,7 @@ class ProgramShape:
             # Equal tokens stand for other images, and have other keys and values with another adapter.
             reusable=not {PROMPT_LENGTHS, VISION_INDEX, LORA_IDS} & fed.keys()
             and all(state.kind in ("kv", "sampler") for state in compiled.states),
-            rewinds=all(state.kind == "kv" for state in compiled.states),
+            rewinds=all(state.kind in ("kv", "adapter") for state in compiled.states),
             reread_lengths=frozenset(compiled.metadata.get("reread_lengths", ())),
             candidates=_fixed_size(fed, "random_numbers"),
             masked_tokens=_fixed_size(fed, TOKEN_BITMASKS),

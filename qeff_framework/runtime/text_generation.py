@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from qeff_framework.errors import InputError
 from qeff_framework.runtime.runner import CompiledRunner, carried_config, given_tensors
 
 if TYPE_CHECKING:
+    from qeff_framework.contracts import Array
     from qeff_framework.generation import GenerationOutput, TextGenerator
 
 _START_IDS = ("bos_token_id", "decoder_start_token_id")
@@ -24,13 +26,32 @@ class CompiledCausalLM(CompiledRunner):
         super().__init__(session)
         # One for all calls: it knows which generation owns the cache.
         self._generator: TextGenerator | None = None
+        #: The ids of adapters that were written into the program, by name.
+        self._adapter_ids: Mapping[str, int] = {}
 
     def text_generator(self) -> TextGenerator:
         """A generator over the session, with the checkpoint's generation config and the tokenizer that the artifact carries."""
         from qeff_framework.generation import TextGenerator
 
         defaults = generation_defaults(self.compiled.directory)
-        return TextGenerator(self.session, self.tokenizer, generation_defaults=defaults)
+        generator = TextGenerator(self.session, self.tokenizer, generation_defaults=defaults)
+        if self._adapter_ids:
+            generator.shape = replace(generator.shape, adapters=dict(self._adapter_ids))
+        return generator
+
+    def write_adapters(self, ids: Mapping[str, int], states: Mapping[str, Array]) -> None:
+        """Fills a program that has room for adapters: the id of each by name, and their matrices by the names of the states.
+
+        `QEFFAutoPeftModelForCausalLM` does this; a program that is loaded by itself begins with the model alone.
+
+        Raises:
+            InputError: the program has no such states.
+        """
+        session: Any = self.session  # that of a backend whose states can be written
+        session.write_states(states)
+        self._adapter_ids = dict(ids)
+        if self._generator is not None:
+            self._generator.shape = replace(self._generator.shape, adapters=self._adapter_ids)
 
     def generate(
         self,

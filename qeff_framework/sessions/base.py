@@ -70,9 +70,10 @@ class BaseSession(ABC):
         """
 
     def clear_states(self) -> None:
-        """Makes every retained state zero; by default those in `states`."""
-        for buffer in (self._states or {}).values():
-            buffer.fill(0)
+        """Makes every retained state zero, those of kind ``"adapter"`` aside; by default those in `states`."""
+        for state in self.compiled.states:
+            if self._states is not None and state.kind != "adapter":
+                self._states[state.input].fill(0)
 
     def fetch_states(self, names: Sequence[str]) -> dict[str, Array]:
         """Copies of retained states, in the dtypes and shapes of the program's inputs; by default of those in `states`."""
@@ -124,7 +125,7 @@ class BaseSession(ABC):
             return outputs
 
     def reset(self) -> None:
-        """Makes every retained state zero, as after loading.
+        """Makes every retained state zero, as after loading; adapters that were written stay.
 
         Raises:
             ExecutionError: the session is closed.

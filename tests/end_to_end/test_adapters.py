@@ -75,6 +75,42 @@ def test_prompts_choose_their_adapters(tmp_path: Path, session_store: Path) -> N
             loaded.generate(prompts=PROMPTS[:1], prompt_to_adapter_mapping=["a", "b"])
 
 
+def test_adapters_come_and_go_without_another_program(tmp_path: Path, session_store: Path) -> None:
+    """They are states of the program, of any ranks up to the one that it was compiled for."""
+    more = {"c": {"target_modules": ["v_proj", "q_proj"], "r": 2}, "wide": {"target_modules": ["q_proj"], "r": 9}}
+    expected = save_adapters(tmp_path, "llama", {**ADAPTERS, **more, "other": {"target_modules": ["o_proj"]}})
+    model = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "a", adapter_name="a")
+    model.load_adapter(tmp_path / "b", "b")
+    sizes: dict[str, Any] = {"prefill_seq_len": 4, "ctx_len": 32, "batch_size": 3, "num_cores": 2}
+    compiled = model.compile(backend="ort_sim", max_loras=2, **sizes)
+
+    def tokens(names: list[str], **mapping: Any) -> bool:
+        output = model.generate(prompts=PROMPTS[: len(names)], generation_len=NEW_TOKENS, ignore_eos=True, **mapping)
+        return output.generated_ids == [expected[name][row] for row, name in enumerate(names)]
+
+    assert tokens(["b", "base", "a"], prompt_to_adapter_mapping=["b", "base", "a"])
+    with pytest.raises(OptionError, match="'c' is adapter number 3; unload another one, or compile with max_loras=3"):
+        model.load_adapter(tmp_path / "c", "c")
+    model.unload_adapter("b")
+    for name, message in (("wide", "has the rank 9; compile with max_lora_rank=9"), ("other", "adds to .*o_proj")):
+        with pytest.raises(OptionError, match=f"'{name}' {message}"):
+            model.load_adapter(tmp_path / name, name)
+    model.load_adapter(tmp_path / "c", "c")
+    assert tokens(["a", "a"])
+    model.set_adapter("c")
+    assert model.active_adapter == "c"
+    assert tokens(["c", "a", "base"], prompt_to_adapter_mapping=["c", "a", None])
+    assert tokens(["c", "c", "c"])
+    with pytest.raises(InputError, match="names the adapter 'b', and the program holds a, c"):
+        tokens(["b"], prompt_to_adapter_mapping="b")
+    assert model.compiled is compiled
+    assert {state.kind for state in compiled.states} == {"kv", "adapter"}
+    # The program is the same for whatever adapters of these layers.
+    other = QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "b", adapter_name="b")
+    other.load_adapter(tmp_path / "a", "a")
+    assert other.compile(backend="ort_sim", max_loras=2, **sizes).directory == compiled.directory
+
+
 def test_with_continuous_batching(tmp_path: Path, session_store: Path) -> None:
     """Also where all tokens of all rows are one matrix, which lies transposed; prompts that begin alike share no cache."""
     adapters = {"c": {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}}

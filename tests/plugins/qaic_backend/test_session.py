@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qaic_backend.lowering import RotaryTables
-from qeff_framework.contracts import ExportedModel, StateSpec
+from qeff_framework.contracts import AdapterRoom, ExportedModel, StateSpec
 from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
 from qeff_framework.export.portable import export_portable
 from tests.eager import eager_greedy
@@ -129,6 +129,38 @@ def test_standin_states_are_read_and_written(standin, llama_export, tmp_path) ->
     with pytest.raises(ExecutionError, match=r"keeps past_key\.0 as MXINT8.*compile without mxint8_kv_cache"):
         packed.read_states()
     packed.close()
+
+
+def test_standin_adapters_are_written_and_stay_when_the_text_is_forgotten(standin, tmp_path) -> None:
+    module, _ = tiny_causal_lm("llama")
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    room = AdapterRoom(slots=1, rank=2, weights=(weight,))
+    (tmp_path / "export").mkdir()
+    exported = export_portable(module, task="causal-lm", output_dir=tmp_path / "export", adapter_room=room)
+    standin()
+    session = open_session(compile_program(exported, tmp_path / "program", mxint8_kv_cache=True))
+
+    def logits(adapter: int) -> np.ndarray:
+        session.reset()
+        session.run({**feed(7, 0), "lora_ids": np.array([[adapter]])})
+        return session.run({**feed(8, 1), "lora_ids": np.array([[adapter]])})["logits"].copy()
+
+    plain = logits(0)
+    np.testing.assert_array_equal(logits(1), plain)
+    random = np.random.default_rng(0)
+    shapes = {spec.name: spec.shape for spec in exported.inputs}
+    stacks = {
+        name: random.normal(size=shapes[name]).astype(np.float32)
+        for name in (f"lora_down.{weight}", f"lora_up.{weight}")
+    }
+    for stack in stacks.values():
+        stack[0] = 0
+    session.write_states(stacks)
+    adapted = logits(1)
+    assert not np.array_equal(adapted, plain)
+    np.testing.assert_array_equal(logits(0), plain)
+    np.testing.assert_array_equal(logits(1), adapted)
+    session.close()
 
 
 def test_standin_program_of_another_artifact_is_refused(standin, llama_export, tmp_path) -> None:

@@ -19,8 +19,8 @@ _OVERWRITING = {"GroupQueryAttention": {3: 1, 4: 2}, "ScatterND": {0: 0}}
 def states_updated_in_place(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
     """Input names of the states whose old and new value may share one buffer.
 
-    That holds when the new value is written by an overwriting kernel, and everything else that reads the old value must have
-    run before that kernel because the kernel depends on it.
+    That holds when the new value is the old one, or when it is written by an overwriting kernel and everything else that reads
+    the old value must have run before that kernel because the kernel depends on it.
     """
     inputs = {value.name: value for value in model.graph.inputs}
     outputs = {value.name: value for value in model.graph.outputs}
@@ -67,6 +67,9 @@ def _overwrites(old: ir.Value, new: ir.Value) -> bool:
     writer = new.producer()
     if writer is None:
         return False
+    if writer.op_type == "Identity" and writer.inputs[0] is old:
+        # Nothing is written: the kernel sees that both are one buffer.
+        return True
     pairs = _OVERWRITING.get(writer.op_type, {})
     if not any(writer.inputs[source] is old and writer.outputs[target] is new for source, target in pairs.items()):
         return False

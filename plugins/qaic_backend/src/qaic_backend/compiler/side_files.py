@@ -36,10 +36,15 @@ def _titles(specializations: Sequence[Specialization]) -> list[str]:
 
 def custom_io(states: Iterable[StateSpec], precision: str) -> str:
     """YAML that stores each retained state of numbers, input and output, in `precision` (``float16`` or ``mxint8``)."""
-    # What a sampler keeps is bool and has no other form.
-    names = [name for state in states if state.kind != "sampler" for name in (state.input, state.output)]
+    # What a sampler keeps is bool and has no other form; what the host writes has none as MXINT8.
+    names = [
+        (name, "float16" if state.kind == "adapter" else precision)
+        for state in states
+        if state.kind != "sampler"
+        for name in (state.input, state.output)
+    ]
     # A name in JSON's quotes is YAML whatever characters it has.
-    return "\n".join(f" - IOName: {json.dumps(name)}\n   Precision: {precision}\n" for name in names)
+    return "\n".join(f" - IOName: {json.dumps(name)}\n   Precision: {form}\n" for name, form in names)
 
 
 def tensor_slicing(num_devices: int, num_cores: int) -> str:

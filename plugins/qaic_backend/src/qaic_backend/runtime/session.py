@@ -79,7 +79,11 @@ class QaicSession(BaseSession):
         if self._overwrite_state:
             sizes = self._program.description
             contents.update(
-                {one.index: bytes(sizes.bytes_of(one.index, step.shape)) for one in self._state_inputs.values()}
+                {
+                    one.index: bytes(sizes.bytes_of(one.index, step.shape))
+                    for name, one in self._state_inputs.items()
+                    if name not in self._adapters
+                }
             )
         contents.update(self._written)
         self._state_is_fresh = False
@@ -91,7 +95,8 @@ class QaicSession(BaseSession):
     def clear_states(self) -> None:
         """The next step writes zeros over the states before it runs."""
         self._overwrite_state = not self._state_is_fresh
-        self._written = {}
+        kept = {self._state_inputs[name].index for name in self._adapters}
+        self._written = {index: content for index, content in self._written.items() if index in kept}
 
     def fetch_states(self, names: Sequence[str]) -> dict[str, Array]:
         """Reads the states beside the outputs of a step of padding, which leaves them as they are."""
@@ -137,6 +142,8 @@ class QaicSession(BaseSession):
         self._inputs = {spec.name: bindings[spec.name] for spec in inputs if spec.name in bindings}
         self._outputs = {spec.name: bindings[spec.name] for spec in outputs}
         self._state_inputs = {state.input: bindings[state.input] for state in states}
+        #: States that a reset keeps.
+        self._adapters = {state.input for state in states if state.kind == "adapter"}
         self._state_outputs = {state.input: bindings[state.output] for state in states if state.output in bindings}
         specs = [spec for spec in inputs if spec.name in bindings]
         self._steps = {item.name: self._step(item, specs) for item in self.specializations}
