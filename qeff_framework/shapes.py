@@ -482,10 +482,14 @@ class ImageTextShapes(CausalLMShapes):
     )
     width: int | tuple[int, ...] | None = option(None, "width of images in pixels, one for each height")
     num_images: int = option(1, "images of one prompt at most", minimum=1)
+    skip_vision: bool = option(False, "compile the program of the language model alone")
+    skip_lang: bool = option(False, "compile the programs of the images alone")
 
     def __post_init__(self) -> None:
         """Refuses sizes that contradict each other, as for text."""
         super().__post_init__()
+        if self.skip_vision and self.skip_lang:
+            raise ValueError("skip_vision and skip_lang leave no program to compile; give one of them")
         if self.img_size is not None and (self.height is not None or self.width is not None):
             raise ValueError("img_size is height and width at once; leave it out, or leave height and width out")
         if (self.height is None) != (self.width is None):

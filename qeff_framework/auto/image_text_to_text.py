@@ -28,7 +28,8 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
     """A vision-language model, as two programs in one artifact: ``vision`` encodes an image, ``language`` generates text.
 
     ``compile`` takes ``img_size`` (or ``height`` and ``width``; lists for several sizes), ``num_images=1`` of a prompt at most,
-    and what causal LMs take: ``prefill_seq_len=32, ctx_len=128, batch_size=1, full_batch_size``. ``generate`` takes what the
+    and what causal LMs take: ``prefill_seq_len=32, ctx_len=128, batch_size=1, full_batch_size``. With ``skip_vision`` or
+    ``skip_lang`` the artifact holds one of the two programs. ``generate`` takes what the
     checkpoint's processor returns, or images and prompts; see
     `qeff_framework.runtime.image_text.CompiledImageTextToText.generate`.
 
@@ -93,7 +94,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             plan=language,
             specializations=shapes.language_specializations(most * shapes.num_images),
         )
-        return [*found.values(), main]
+        return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
 
     def _check_blocks(self, shapes: ImageTextShapes, tokens: int) -> None:
         """The tokens of an image that see each other must be read in one step."""

@@ -13,7 +13,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.images.rope_positions import RopeLayout
-from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, RowImages
+from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, VISION_EMBEDS, RowImages
 from qeff_framework.images.units import PIXELS, image_units
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _LANGUAGE, _VISION, _EMBEDS = "language", "vision", "vision_embeds"
 _OF_TEXT = ("input_ids", "attention_mask")
 _PARTS = frozenset({"text", "image"})
+#: Beginnings of the names of tensors that hold what is seen or heard.
+_CONTENTS = ("pixel_values", "input_features", "input_values")
+#: What a processor returns for any model.
+_ALWAYS_KNOWN = (PIXELS, "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,46 @@ class CompiledImageTextToText(CompiledRunner):
         self._vision = [
             _ImageProgram(program) for name, program in session.sessions.items() if name.startswith(_VISION)
         ]
-        language = session.sessions[_LANGUAGE]
-        self._facts: Mapping[str, Any] = language.compiled.metadata
-        rope = [each.shape for each in language.compiled.inputs if each.name == ROPE_POSITIONS]
-        self._rope_axes = int(rope[0][0]) if rope else 1
-        self._generator = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
         #: A processor's tokenizer is for one thread.
         self._processing = threading.Lock()
+        self._language: TextGenerator | None = None
+        language = session.sessions.get(_LANGUAGE)
+        if language is None:
+            return
+        self._facts: Mapping[str, Any] = language.compiled.metadata
+        fed = {each.name: each.shape for each in language.compiled.inputs}
+        self._features = int(fed[VISION_EMBEDS][2])
+        self._rope_axes = int(fed[ROPE_POSITIONS][0]) if ROPE_POSITIONS in fed else 1
+        self._language = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
+
+    @property
+    def _generator(self) -> TextGenerator:
+        if self._language is None:
+            raise InputError(
+                f"{self.compiled.directory} was compiled with skip_lang and generates no text; load it beside an artifact of the "
+                "language model: language.take_images_from(vision)"
+            )
+        return self._language
+
+    def take_images_from(self, vision: CompiledImageTextToText) -> None:
+        """Encodes images with the programs of another artifact of the same model, which may be loaded on another device.
+
+        Args:
+            vision: an artifact that holds ``vision`` programs. It stays the caller's to close.
+
+        Raises:
+            InputError: it holds none, or their features are of another size.
+        """
+        if not vision._vision:
+            raise InputError(f"{vision.compiled.directory} was compiled with skip_vision and encodes no images")
+        self._generator  # noqa: B018 - raises where there is no language model
+        widths = {program.features for program in vision._vision}
+        if widths != {self._features}:
+            raise InputError(
+                f"the programs of {vision.compiled.directory} return {sorted(widths)} numbers for an image token, and the "
+                f"language model takes {self._features}; compile both from one checkpoint"
+            )
+        self._vision = list(vision._vision)
 
     @cached_property
     def processor(self) -> Any:
@@ -171,8 +208,8 @@ class CompiledImageTextToText(CompiledRunner):
             raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")
         if prompts is not None:
             given = self._processed(processor or self.processor, prompts, images)
-        rows = [row for each in given for row in self._rows(each)]
         generator = self._generator
+        rows = [row for each in given for row in self._rows(each)]
         generator.tokenizer = self.tokenizer
         if generation_len is not None:
             settings["generation_len"] = generation_len
@@ -209,7 +246,7 @@ class CompiledImageTextToText(CompiledRunner):
         return Printer(self.tokenizer, count, sys.stdout).put
 
     def _is_image_input(self, name: str) -> bool:
-        return any(name in program.names for program in self._vision) or name in ("token_type_ids", "mm_token_type_ids")
+        return name in _ALWAYS_KNOWN or any(name in program.names for program in self._vision)
 
     # --- what a processor makes of images and texts --------------------------------------------------------------------
 
@@ -231,6 +268,7 @@ class CompiledImageTextToText(CompiledRunner):
 
     def _rows(self, inputs: Mapping[str, Any]) -> list[tuple[list[int], RowImages]]:
         """Token ids and images of each prompt of a processor's output."""
+        self._refuse_other_contents(inputs)
         return self._matched(self._ids(inputs), self._units(inputs))
 
     @staticmethod
@@ -262,6 +300,20 @@ class CompiledImageTextToText(CompiledRunner):
             )
         return rows
 
+    def _refuse_other_contents(self, inputs: Mapping[str, Any]) -> None:
+        """A video or sound whose tensors no program takes must not become text."""
+        known = {PIXELS, *(name for program in self._vision for name in program.names)}
+        lost = [
+            name
+            for name, value in inputs.items()
+            if value is not None and name not in known and name.startswith(_CONTENTS)
+        ]
+        if lost and self._vision:
+            raise InputError(
+                f"no program of {self.compiled.directory} takes {', '.join(lost)}: videos and sound are not supported beside "
+                "text; pass images and text alone"
+            )
+
     def _row(self, ids: list[int], encoded: Sequence[NDArray[np.float32]], units: Sequence[Unit]) -> RowImages:
         room = self._generator.shape.prefill.vision
         tokens = sum(map(len, encoded))
@@ -269,8 +321,7 @@ class CompiledImageTextToText(CompiledRunner):
             raise InputError(
                 f"the images of a prompt have {tokens} tokens, the program has room for {room}; compile with more num_images"
             )
-        width = sum(int(size) for size in self._vision[0].session.compiled.metadata["image_features"]["widths"])
-        embeds = np.concatenate(encoded) if encoded else np.zeros((0, width), dtype=np.float32)
+        embeds = np.concatenate(encoded) if encoded else np.zeros((0, self._features), dtype=np.float32)
         types: Mapping[str, Any] = self._facts.get("token_types", {})
         row = RowImages.of(
             ids,
@@ -292,6 +343,11 @@ class CompiledImageTextToText(CompiledRunner):
     def _units(self, inputs: Mapping[str, Any]) -> list[Unit]:
         if inputs.get(PIXELS) is None:
             return []
+        if not self._vision:
+            raise InputError(
+                f"{self.compiled.directory} was compiled with skip_vision and encodes no images; load it beside an artifact that "
+                "does: language.take_images_from(vision)"
+            )
         names = {name for program in self._vision for name in program.names}
         return image_units({name: value for name, value in inputs.items() if name in names})
 
@@ -320,6 +376,8 @@ class _ImageProgram:
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
         layout = session.compiled.metadata.get("rope_layout")
+        #: Numbers of an image token.
+        self.features = sum(int(size) for size in session.compiled.metadata["image_features"]["widths"])
         #: Where the tokens of an image stand, for models whose positions have several axes.
         self.layout = RopeLayout.from_json(layout) if layout else None
         self._pixels = [name for name, described in self._example.items() if "values" not in described]

@@ -19,11 +19,22 @@ from qeff_framework.seam.scope import Step, current_scope, current_step
 from qeff_framework.seam.states import Role, StateId, StateShape
 
 
+class _OwnKind:
+    """The kind by which a model finds the cache layers that it has classes of its own for. The library asks the class alone."""
+
+    def __get__(self, layer: SeamLayer | None, owner: type[SeamLayer]) -> None:
+        if layer is not None:
+            raise UnsupportedModelError(
+                "its code looks for cache layers of a kind of its own, whose rule of which keys stay is no part of a program"
+            )
+
+
 class SeamLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the library's __init_subclass__ is untyped
     """One layer's view of the cache. A layer without states reuses those of another one, or keeps none."""
 
     is_compileable = True
     is_sliding = False
+    _layer_type: Any = _OwnKind()
 
     def __init__(self, cache: SeamCache, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 _OTHER_RULE = "it places the tokens of images by a rule of its own"
 #: Tokens of text in front of each image of a prompt. More than one image, and unequal distances: what a position counts from
-#: shows in its differences.
-_EXAMPLES = ((2,), (5,), (2, 3), (4, 1, 2))
+#: shows in its differences. Between two images there are two: the rules of some models count on a token that ends the first and
+#: one that starts the second.
+_EXAMPLES = ((2,), (5,), (2, 3), (4, 2, 3))
 _TEXT = 3
 #: Names of tokens that have no part in a prompt of images and text.
 _OTHER_MODALITIES = ("audio", "video")

@@ -81,6 +81,28 @@ def test_tokens_for_prompts_with_images(
 
     if make is llava:
         refuses_what_does_not_fit(model, inputs, prompts)
+    if make is qwen3_vl:
+        runs_as_two_artifacts(model, chunk, inputs, wanted)
+
+
+def runs_as_two_artifacts(
+    model: QEFFAutoModelForImageTextToText, chunk: int, inputs: dict[str, Any], wanted: list[list[int]]
+) -> None:
+    """The programs in artifacts of their own: each says what it lacks, together they give the same tokens."""
+    sizes = {"prefill_seq_len": chunk, "ctx_len": 56, "batch_size": 3, "num_images": 2, "img_size": 28}
+    with pytest.raises(OptionError, match="skip_vision and skip_lang leave no program"):
+        model.compile(backend="ort_sim", skip_vision=True, skip_lang=True)
+    parts = [model.compile(backend="ort_sim", **{skipped: True}, **sizes) for skipped in ("skip_lang", "skip_vision")]
+    assert [[*part.programs] for part in parts] == [["vision"], ["language"]]
+    with load_compiled(parts[0].directory) as vision, load_compiled(parts[1].directory) as language:
+        with pytest.raises(InputError, match="compiled with skip_lang and generates no text"):
+            vision.generate(inputs)
+        with pytest.raises(InputError, match="compiled with skip_vision and encodes no images"):
+            language.generate(inputs)
+        alone = {name: inputs[name][1:2] for name in ("input_ids", "attention_mask")}
+        assert language.generate(alone, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted[1:2]
+        language.take_images_from(vision)
+        assert language.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
 
 
 def refuses_what_does_not_fit(
@@ -99,6 +121,8 @@ def refuses_what_does_not_fit(
     for given, told in wrong.values():
         with pytest.raises(InputError, match=told):
             model.generate({**inputs, "pixel_values": given})
+    with pytest.raises(InputError, match="takes pixel_values_videos: videos and sound are not supported"):
+        model.generate({**inputs, "pixel_values_videos": pixels})
     one_prompt = {"input_ids": [[IMAGE_TOKEN] * 48], "pixel_values": pixels}
     with pytest.raises(InputError, match="48 tokens, the program has room for 32; compile with more num_images"):
         model.generate(one_prompt)

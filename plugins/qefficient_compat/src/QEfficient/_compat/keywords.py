@@ -120,7 +120,7 @@ COMPILE: tuple[Keyword, ...] = (
     Keyword(name="backend", treatment="here", note="of this package alone: the backend by name"),
     Keyword(name="onnx_path", treatment="here", note="the export of this model; another file is refused"),
     *_same("compile_dir", "prefill_seq_len", "ctx_len", "batch_size", "seq_len", "num_cores"),
-    *_same("img_size", "height", "width", "num_images"),
+    *_same("img_size", "height", "width", "num_images", "skip_vision", "skip_lang"),
     Keyword(
         name="full_batch_size",
         treatment="here",
@@ -185,8 +185,6 @@ COMPILE: tuple[Keyword, ...] = (
     Keyword(
         name="io_encrypt", treatment="refused", note="compile without it; programs with encrypted IO cannot be run here"
     ),
-    Keyword(name="skip_vision", treatment="refused", note="leave it out: an artifact holds both programs"),
-    Keyword(name="skip_lang", treatment="refused", note="leave it out: an artifact holds both programs"),
 )
 
 #: Keywords of ``export``.
