@@ -58,7 +58,11 @@ class SoundRunner(ProcessedRunner):
             if clip.ndim != 1 or not clip.size:
                 raise InputError(f"clip {number} has the shape {list(clip.shape)}; give one channel, [samples]")
         # One by one, and put together by the program: what pads them together may normalise over the padding.
-        made = [self._prepared_clip(extractor, clip, rate) for clip in clips]
+        try:
+            made = [self._prepared_clip(extractor, clip, rate) for clip in clips]
+        except Exception as error:  # a processor is code of another library
+            lengths = ", ".join(f"{clip.size}" for clip in clips)
+            raise InputError(f"the processor does not take clips of {lengths} samples: {error}") from error
         return {name: [row for each in made for row in each[name]] for name in made[0]}
 
     def _prepared_clip(self, extractor: Any, clip: NDArray[Any], rate: int) -> Mapping[str, Any]:

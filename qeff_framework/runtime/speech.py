@@ -140,7 +140,9 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         """A clip longer than a window is not cut."""
         if self.window is None:
             return super()._prepared_clip(extractor, clip, rate)
-        made = extractor(clip, sampling_rate=rate, return_tensors="np")
+        made: Mapping[str, Any] = extractor(clip, sampling_rate=rate, return_tensors="np")
+        if clip.size <= made[self._main.name].shape[-1] * getattr(extractor, "hop_length", 0):
+            return made  # a window; without padding, the extractor would refuse the shortest clips
         whole = extractor(clip, sampling_rate=rate, return_tensors="np", truncation=False, padding="longest")
         name = self._main.name
         return {name: whole[name] if whole[name].shape[-1] > made[name].shape[-1] else made[name]}

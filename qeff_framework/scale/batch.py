@@ -69,10 +69,11 @@ def _answers(
         )
         seen: set[int] = set()
         try:
-            for line in dataset.select_columns(["row", *ANSWER_COLUMNS]).iter_rows():
+            # Columns are chosen here: an operation of Ray's would wait for a processor, and the replicas hold them to the end.
+            for line in dataset.iter_rows():
                 if line["row"] not in seen:
                     seen.add(line["row"])
-                    yield {name: value for name, value in line.items() if value is not None}
+                    yield {name: line[name] for name in ("row", *ANSWER_COLUMNS) if line[name] is not None}
         except ray.exceptions.RayError as error:
             raise ExecutionError(f"a replica failed: {_reason(error)}") from error
 

@@ -141,6 +141,8 @@ def test_openais_client_gets_texts_and_times(program: CompiledSpeechSeq2Seq, mon
         assert hear(model="tiny", file=("a.wav", wav(short)), response_format="text").strip() == found.text
         with pytest.deprecated_call():
             assert translate(model="tiny", file=("a.wav", wav(short))).text == translated.generated_texts[0]
+        # Fewer samples than one frame of the spectrogram has.
+        assert isinstance(hear(model="tiny", file=("a.wav", wav(short[:60]))).text, str)
         asked: Any = {"model": "tiny", "file": ("b.wav", wav(long)), "language": "de"}
         verbose = hear(**asked, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0)
         assert verbose.language == "german"
@@ -175,3 +177,6 @@ def test_openais_client_gets_texts_and_times(program: CompiledSpeechSeq2Seq, mon
         assert (status, answer["error"]["param"]) == (400, "file")
         torn = {"content-type": "multipart/form-data; boundary=x"}
         assert served.send("POST", "/v1/audio/transcriptions", b"--x\r\nnonsense", torn)[0] == 400
+        other = {"content-type": "application/x-www-form-urlencoded"}
+        assert served.send("POST", "/v1/audio/transcriptions", b"model=tiny&file=a", other)[0] == 400
+        assert served.send("POST", "/v1/audio/transcriptions", b"model=x", other)[0] == 404

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
 import pytest
 
-from qeff_framework.errors import InputError
-from qeff_framework.serving.http.images import with_opened_images
+from qeff_framework.errors import InputError, OptionError
+from qeff_framework.serving.http.images import check_pillow, with_opened_images
+from qeff_framework.serving.http.transcription import check_soundfile
 
 
 def url(form: str = "PNG", size: tuple[int, int] = (3, 2), kind: str = "image/png") -> str:
@@ -66,3 +68,13 @@ def test_the_pixels_of_all_images_count_together(monkeypatch: pytest.MonkeyPatch
     assert len(with_opened_images(user(large))) == 2
     with pytest.raises(InputError, match="in all; send smaller ones"):
         with_opened_images(user(large, large))
+
+
+@pytest.mark.parametrize(("check", "extra"), [(check_pillow, "vision"), (check_soundfile, "audio")])
+def test_a_missing_library_is_named_with_its_extra(
+    check: Callable[[], None], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=rf"pip install 'qeff-framework\[{extra}\]'"):
+        check()

@@ -27,6 +27,8 @@ from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.transcription import TranscriptionPages, TranscriptionService
 from qeff_framework.serving.http.worker import SessionWorker
 
+#: What a body is read as once; as JSON it cannot be read again.
+_FORMS = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 _PAGE = Path(__file__).parent / "page"
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 
@@ -107,8 +109,8 @@ def create_app(
 
     async def check_model(request: Request) -> None:
         try:
-            is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-            asked: Any = await (request.form() if is_form else request.json())
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            asked: Any = await (request.form() if kind in _FORMS else request.json())
         except (ValueError, RecursionError):
             return  # the page says what is wrong with the body
         name = asked.get("model") if isinstance(asked, Mapping) else None

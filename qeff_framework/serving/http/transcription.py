@@ -11,7 +11,7 @@ from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qeff_framework.errors import InputError
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime.sound import CompiledCTC
 from qeff_framework.runtime.sound_files import MOST_SAMPLES, SoundFile, read_sound
 from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
@@ -57,10 +57,21 @@ class TranscriptionRequest(TranslationRequest):
     stream: Literal[False] = False
 
 
+def check_soundfile() -> None:
+    """Raises `OptionError` where files of sound cannot be read."""
+    from importlib.util import find_spec
+
+    if find_spec("soundfile") is None:
+        raise OptionError(
+            "programs of sound need soundfile, which is not installed here: pip install 'qeff-framework[audio]'"
+        )
+
+
 class TranscriptionService(SessionWorker):
     """A speech model with its tokenizer and processor."""
 
     def __init__(self, runner: CompiledSpeechSeq2Seq | CompiledCTC, *, max_queue: int, timeout: float) -> None:
+        check_soundfile()
         _ = runner.processor  # is missed now, not by the first request
         if isinstance(runner, CompiledSpeechSeq2Seq) and runner.tokenizer is None:
             raise InputError(runner.no_tokenizer)
