@@ -237,5 +237,5 @@ def test_the_contents_of_a_tensor_that_decide_are_named() -> None:
 
     call, _ = call_of("net", "forward", Net().forward, [torch.tensor([1, 2])], {})
     request = GraphRequest(program_inputs={"call": call.as_json()})
-    with pytest.raises(UnsupportedModelError, match=r"its net reads the contents of a tensor on the host \(tolist"):
+    with pytest.raises(UnsupportedModelError, match=r"its net reads the contents of a tensor on the host \(item"):
         pipeline_graph(PipelineModules({"net": Net()}), request)
