@@ -293,8 +293,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         return {name: value for name, value in {**given, **fixed, **self._call}.items() if name in taken}
 
 
-#: Names that users of the Qualcomm stack know.
-QEFFFluxPipeline = QEFFWanPipeline = QEFFDiffusionPipeline
+class QEFFFluxPipeline(QEFFDiffusionPipeline):
+    """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
+
+
+class QEFFWanPipeline(QEFFDiffusionPipeline):
+    """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
 
 
 def _components_in(
