@@ -11,6 +11,7 @@ import torch
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.errors import OptionError
+from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
 from tests.pipelines import tiny_stable_diffusion
 from tests.sdk_standins.qaic import StandinSdk
 
@@ -40,7 +41,9 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     # Found again, and complete in itself.
     assert model.compile({"denoiser": "qaic", **HOST}, compile_dir=place, num_cores=8, **SIZES).directory == place
     asked = {"num_inference_steps": 4, "latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
-    found = model("a lighthouse", output_type="np", **asked).images
+    with model.load() as runner:
+        assert isinstance(runner, CompiledDiffusionPipeline)
+        found = runner("a lighthouse", output_type="np", **asked).images
     expected = eager("a lighthouse", output_type="np", **asked).images
     error = np.abs(found - expected).max()
     assert 0 < error < 1e-2  # float16
