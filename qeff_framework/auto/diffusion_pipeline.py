@@ -242,22 +242,23 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
         from qeff_framework.diffusion.recording import recorded_calls
 
-        def run(pictures: bool) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
-            runs = [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
-            return runs, recorded_calls(self._pipeline, runs)
+        def runs(*, pictures: bool) -> list[dict[str, Any]]:
+            return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
 
+        plain = runs(pictures=False)
         missing = [name for name in PICTURES if name in call_parameters(self._pipeline) and name not in self._call]
-        if not missing:
-            return run(pictures=False)
         try:
-            return run(pictures=False)
+            return plain, recorded_calls(self._pipeline, plain)
         except (OptionError, UnsupportedModelError) as error:
+            if not missing:
+                raise
             if shapes.height is None:
                 raise OptionError(
                     f"{type(self._pipeline).__name__} does not run without a picture ({error}); give the height and width of "
                     f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
                 ) from error
-            return run(pictures=True)
+        given = runs(pictures=True)
+        return given, recorded_calls(self._pipeline, given)
 
     def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""
