@@ -1,6 +1,6 @@
 """Seconds of a step beside diffusers on the same processor, for denoisers of a few million weights, in interleaved rounds.
 
-python benchmarks/pipelines.py [--rounds N] [STRUCTURE ...]
+python -m benchmarks.pipelines [--rounds N] [STRUCTURE ...]
 """
 
 from __future__ import annotations

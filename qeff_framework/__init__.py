@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         QEFFAutoModelForZeroShotImageClassification,
         QEFFAutoPeftModelForCausalLM,
         QEFFDiffusionPipeline,
+        QEFFFluxPipeline,
+        QEFFWanPipeline,
     )
     from qeff_framework.errors import QEFFError
     from qeff_framework.model import QEFFBaseModel
@@ -50,6 +52,8 @@ _HOMES = {
     "QEFFBaseModel": "model",
     "QEFFDiffusionPipeline": "auto",
     "QEFFError": "errors",
+    "QEFFFluxPipeline": "auto",
+    "QEFFWanPipeline": "auto",
     "create_and_dump_qconfigs": "artifacts",
     "get_backend": "registry",
     "list_backends": "registry",
@@ -74,6 +78,8 @@ __all__ = [
     "QEFFBaseModel",
     "QEFFDiffusionPipeline",
     "QEFFError",
+    "QEFFFluxPipeline",
+    "QEFFWanPipeline",
     "create_and_dump_qconfigs",
     "get_backend",
     "list_backends",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qeff_framework.auto.audio_classification import QEFFAutoModelForAudioClassification
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.auto.ctc import QEFFAutoModelForCTC
-from qeff_framework.auto.diffusion_pipeline import QEFFDiffusionPipeline
+from qeff_framework.auto.diffusion_pipeline import QEFFDiffusionPipeline, QEFFFluxPipeline, QEFFWanPipeline
 from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
 from qeff_framework.auto.image_classification import QEFFAutoModelForImageClassification
 from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
@@ -34,4 +34,6 @@ __all__ = [
     "QEFFAutoModelForZeroShotImageClassification",
     "QEFFAutoPeftModelForCausalLM",
     "QEFFDiffusionPipeline",
+    "QEFFFluxPipeline",
+    "QEFFWanPipeline",
 ]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from qeff_framework.auto.joined_programs import joined
 from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, Task
-from qeff_framework.diffusion.arguments import PICTURES, SIZES, call_parameters, guidance_argument
+from qeff_framework.diffusion.arguments import PICTURES, SIZES, call_parameters, guidance_argument, takes_time_steps
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
+from qeff_framework.progress import report
+from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
 from qeff_framework.sources.diffusers_library import require_diffusers
 from qeff_framework.sources.pipeline import PipelineSource
 
 if TYPE_CHECKING:
+    import torch
+
     from qeff_framework.diffusion.calls import Call
+    from qeff_framework.model import ExportPlan
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
+    from qeff_framework.sources.pipeline_files import StoredComponent
 
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
@@ -33,6 +42,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     Args:
         pipeline: a pipeline of diffusers in memory, on the CPU.
+        name: for people.
+        stored: the components whose parameters point into files, see `sources.pipeline_files`; `from_pretrained` finds them.
 
     Raises:
         UnsupportedModelError: it has a safety checker, or lacks a component.
@@ -51,22 +62,28 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
     transformers_class = ""
     shapes = PipelineShapes
 
-    def __init__(self, pipeline: Any, *, name: str | None = None) -> None:
+    def __init__(
+        self, pipeline: Any, *, name: str | None = None, stored: Mapping[str, StoredComponent] | None = None
+    ) -> None:
         require_diffusers()
         from diffusers import DiffusionPipeline
 
         if not isinstance(pipeline, DiffusionPipeline):
             raise UnsupportedModelError(f"{type(pipeline).__name__} is no pipeline of diffusers")
         _check_components(pipeline)
-        self._pipeline_source = PipelineSource(pipeline, name or type(pipeline).__name__)
+        self._pipeline_source = PipelineSource(pipeline, name or type(pipeline).__name__, stored)
         super().__init__(self._pipeline_source)
         self._pipeline: Any = pipeline
         #: See `compile`.
         self._call: dict[str, Any] = {}
+        #: The components that are compiled; `None` for all.
+        self._chosen: frozenset[str] | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | Any, **hf_kwargs: Any) -> Self:
         """Takes a folder or an id of the hub, as `DiffusionPipeline.from_pretrained` does, or a pipeline in memory.
+
+        The weights of a folder's denoiser and VAE are not read where they are safetensors files: exports refer to the files.
 
         Args:
             pretrained_model_name_or_path: a folder with a ``model_index.json``, a hub id, or a pipeline.
@@ -83,11 +100,13 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
             return cls(pretrained_model_name_or_path)
         place = os.fspath(pretrained_model_name_or_path)
+        stored, given = _components_in(Path(place), hf_kwargs)
         try:
-            pipeline = DiffusionPipeline.from_pretrained(place, **hf_kwargs)
+            pipeline = DiffusionPipeline.from_pretrained(place, **given, **hf_kwargs)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
-        return cls(pipeline, name=os.path.basename(os.path.normpath(place)))  # noqa: PTH119 - it may be the id of a hub
+        name = os.path.basename(os.path.normpath(place))  # noqa: PTH119 - it may be the id of a hub
+        return cls(pipeline, name=name, stored=stored)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled pipeline; see `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`."""
@@ -108,25 +127,100 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     def compile(
         self,
-        backend: str | Backend | type[Backend] | None = None,
+        backend: str | Backend | type[Backend] | Mapping[str, str] | None = None,
         *,
         call: Mapping[str, Any] | None = None,
+        compile_dir: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        rebuild: bool = False,
+        extensions: Sequence[str] | None = None,
         **options: Any,
     ) -> CompiledModel:
-        """As `QEFFBaseModel.compile`, for calls of some form.
+        """As `QEFFBaseModel.compile`, for calls of some form and, if wanted, for several backends.
 
         Args:
-            backend: as there.
+            backend: as there, or a backend for each component: ``{"denoiser": "qaic", "vae": "ort_sim"}``. ``"denoiser"`` is
+                every component that takes a time step. A component that is not named is compiled for the backend that `None`
+                selects.
             call: arguments of the pipeline that decide about sizes (``prompt``, ``use_resolution_binning``, ``strength``) or
                 about what is computed (``image``, ``control_image``): the run that finds the programs gets them. A pipeline
                 that cannot be called without a picture gets a grey one of the size asked for.
-            **options: as there.
+            compile_dir: as there.
+            dry_run: as there; of several backends each must be able to.
+            rebuild: as there.
+            extensions: as there.
+            **options: as there; of several backends each gets the options that it has.
 
         Raises:
-            OptionError: beside what it is raised for there, an argument that the pipeline does not take.
+            OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend for a
+                component that it does not have.
         """
         self._call = dict(call or {})
-        return super().compile(backend, **options)
+        common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
+        if not isinstance(backend, Mapping):
+            return super().compile(backend, compile_dir=compile_dir, **common, **options)
+        groups = self._groups(backend)
+        relays = {name: registry.get(name, extensions=extensions, stage="compile") for name in groups}
+        known = {
+            name: {each.name for each in dataclasses.fields(relay.backend.options)} for name, relay in relays.items()
+        }
+        known_to_one = set().union(*known.values())
+        parts = []
+        for name, components in groups.items():
+            # What no backend has is refused by the first.
+            given = {key: value for key, value in options.items() if key in known[name] or key not in known_to_one}
+            self._chosen = components
+            try:
+                parts.append(super().compile(name, **common, **given))
+            finally:
+                self._chosen = None
+        self._close_runner()
+        self.compiled = joined(
+            parts,
+            self.name,
+            destination=Path(compile_dir) if compile_dir is not None else None,
+            on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
+            rebuild=rebuild,
+        )
+        return self.compiled
+
+    @property
+    def component_names(self) -> list[str]:
+        """The components that have weights."""
+        from qeff_framework.diffusion.folder import components_with_weights
+
+        return list(components_with_weights(self._pipeline))
+
+    @property
+    def denoisers(self) -> list[str]:
+        """The components that take a time step: UNet or transformer, and a ControlNet."""
+        return [name for name in self.component_names if takes_time_steps(getattr(self._pipeline, name))]
+
+    def _groups(self, backends: Mapping[str, str]) -> dict[str, frozenset[str]]:
+        """The components of each backend; the backend of the denoiser is the last, which is the main one."""
+        components, denoisers = self.component_names, self.denoisers
+        unknown = [name for name in backends if name not in components and name != "denoiser"]
+        if unknown:
+            raise OptionError(
+                f"{type(self._pipeline).__name__} has no {' and no '.join(unknown)}; name a backend for one of "
+                f"{', '.join(components)}, or for the denoiser ({', '.join(denoisers)})"
+            )
+        chosen = {name: backends["denoiser"] for name in denoisers if "denoiser" in backends}
+        chosen |= {name: backend for name, backend in backends.items() if name != "denoiser"}
+        if len(chosen) < len(components):
+            default = registry.get(None, extensions=(), stage="compile").name
+            chosen = {name: chosen.get(name, default) for name in components}
+        groups: dict[str, frozenset[str]] = {}
+        for name in sorted(components, key=lambda name: name in denoisers):
+            groups[chosen[name]] = groups.get(chosen[name], frozenset()) | {name}
+        main = chosen[denoisers[-1]] if denoisers else next(iter(groups))
+        return {name: groups[name] for name in sorted(groups, key=lambda name: name == main)}
+
+    def _export(
+        self, plan: ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
+    ) -> ExportedModel:
+        self._pipeline_source.exported = plan.program_inputs["call"]["component"]
+        return super()._export(plan, export_dir, rebuild=rebuild)
 
     def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
         self._pipeline_source.look_again()
@@ -134,10 +228,14 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         programs = []
         runs, calls = self._recorded(shapes)
         for call, number in calls:
+            if self._chosen is not None and call.component not in self._chosen:
+                continue
             name = _name_of(call)
             names[name] += 1
             plan = self._plan_export(relay, options, program=name, program_inputs={"call": call.as_json()})
-            sizes = {size: int(value) for size, value in runs[number].items() if size in SIZES and value is not None}
+            height, width = shapes.image_sizes[number]
+            asked = {"height": height, "width": width, **runs[number]}
+            sizes = {size: int(value) for size, value in asked.items() if size in SIZES and value is not None}
             dims = {"batch_size": shapes.batch_size, "guidance": int(shapes.guidance), **sizes}
             entry = Specialization(name=name, dims=dims)
             title = name if names[name] == 1 else f"{name}-{names[name]}"
@@ -148,22 +246,23 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
         from qeff_framework.diffusion.recording import recorded_calls
 
-        def run(pictures: bool) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
-            runs = [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
-            return runs, recorded_calls(self._pipeline, runs)
+        def runs(*, pictures: bool) -> list[dict[str, Any]]:
+            return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
 
+        plain = runs(pictures=False)
         missing = [name for name in PICTURES if name in call_parameters(self._pipeline) and name not in self._call]
-        if not missing:
-            return run(pictures=False)
         try:
-            return run(pictures=False)
+            return plain, recorded_calls(self._pipeline, plain)
         except (OptionError, UnsupportedModelError) as error:
+            if not missing:
+                raise
             if shapes.height is None:
                 raise OptionError(
                     f"{type(self._pipeline).__name__} does not run without a picture ({error}); give the height and width of "
                     f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
                 ) from error
-            return run(pictures=True)
+        given = runs(pictures=True)
+        return given, recorded_calls(self._pipeline, given)
 
     def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""
@@ -196,8 +295,29 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             fixed[guidance] = _GUIDED if shapes.guidance else _UNGUIDED
         if pictures and height is not None and width is not None:
             fixed |= _example_pictures(height, width, shapes.batch_size)
-        fixed |= self._call
-        return given | {name: value for name, value in fixed.items() if name in taken}
+        return {name: value for name, value in {**given, **fixed, **self._call}.items() if name in taken}
+
+
+class QEFFFluxPipeline(QEFFDiffusionPipeline):
+    """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
+
+
+class QEFFWanPipeline(QEFFDiffusionPipeline):
+    """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
+
+
+def _components_in(
+    place: Path, arguments: Mapping[str, Any]
+) -> tuple[dict[str, StoredComponent], dict[str, torch.nn.Module]]:
+    """The components of a folder that need no reading, and their modules, for the loader of diffusers."""
+    from qeff_framework.sources.pipeline_files import DECIDED_BY_THE_LOADER, stored_components
+
+    if not place.is_dir() or DECIDED_BY_THE_LOADER & set(arguments):
+        return {}, {}
+    found = {name: each for name, each in stored_components(place).items() if name not in arguments}
+    modules = {name: each.without_numbers() for name, each in found.items()}
+    made = {name: module for name, module in modules.items() if module is not None}
+    return {name: found[name] for name in made}, made
 
 
 def _example_pictures(height: int, width: int, batch_size: int) -> dict[str, Any]:
@@ -206,7 +326,7 @@ def _example_pictures(height: int, width: int, batch_size: int) -> dict[str, Any
     picture = Image.new("RGB", (width, height), "grey")
     # White is what an inpainting pipeline paints.
     mask = Image.new("L", (width, height), "white")
-    made = {name: mask if name == "mask_image" else picture for name in PICTURES}
+    made = {name: mask if "mask" in name else picture for name in PICTURES}
     return {name: each if batch_size == 1 else [each] * batch_size for name, each in made.items()}
 
 

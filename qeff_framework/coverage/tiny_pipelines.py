@@ -6,6 +6,7 @@ A type of diffusers' own mappings is named as there; the same components in the 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,9 +110,7 @@ def _fill(module: Any) -> None:
 
 def byte_words() -> list[str]:
     """A letter for each byte."""
-    from transformers import convert_slow_tokenizer
-
-    untyped: Any = convert_slow_tokenizer
+    untyped: Any = importlib.import_module("transformers.convert_slow_tokenizer")
     return list(untyped.bytes_to_unicode().values())
 
 
@@ -138,11 +137,12 @@ def clip_text(kind: str = "CLIPTextModel", **changed: Any) -> Any:
 
 def _letters_tokenizer(length: int = 16, **special: str) -> Any:
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = ["<pad>", "</s>", "<unk>", "<s>", *_SPECIAL, "▁", *"abcdefghijklmnopqrstuvwxyz"]
     tokenizer = Tokenizer(models.Unigram([(word, -float(number > 6)) for number, word in enumerate(words)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer_class: Any = transformers.PreTrainedTokenizerFast  # untyped
     return tokenizer_class(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",  # noqa: S106
@@ -286,7 +286,7 @@ def _stable_diffusion_xl() -> Parts:
 
 
 _SD3_SIZES: Final[Mapping[str, Any]] = {
-    "sample_size": 32, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+    "sample_size": 32, "patch_size": 1, "in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": 8,
     "num_attention_heads": 4, "caption_projection_dim": 32, "joint_attention_dim": 2 * TEXT,
     "pooled_projection_dim": 2 * TEXT,
 }  # fmt: skip
@@ -296,7 +296,7 @@ def _stable_diffusion_3() -> Parts:
     return {
         "transformer": _model("SD3Transformer2DModel", **_SD3_SIZES),
         "scheduler": _flow(),
-        "vae": _flow_vae(),
+        "vae": _flow_vae(16),
         "text_encoder": clip_text("CLIPTextModelWithProjection"),
         "text_encoder_2": clip_text("CLIPTextModelWithProjection"),
         "text_encoder_3": t5_text(size=2 * TEXT),
@@ -518,7 +518,7 @@ def _deepfloyd() -> Parts:
         down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"], in_channels=3, out_channels=6,
-        cross_attention_dim=16, encoder_hid_dim=TEXT, attention_head_dim=8, addition_embed_type="text",
+        cross_attention_dim=32, encoder_hid_dim=TEXT, attention_head_dim=8, addition_embed_type="text",
         addition_embed_type_num_heads=2, cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift",
         act_fn="gelu",
     )  # fmt: skip
@@ -672,7 +672,7 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "flux-control": (partial(_flux, guidance_embeds=True, in_channels=32, out_channels=16), {**_SMALL, **_TOKENS}),
     "flux-controlnet": (_flux_controlnet, {**_SMALL, **_TOKENS}),
     "flux-kontext": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),
-    "flux2-klein": (_flux2, {**_SMALL, **_TOKENS}),
+    "flux2-klein": (_flux2, {**_USUAL, **_TOKENS}),
     "lumina": (
         partial(_lumina, "LuminaNextDiT2DModel", learn_sigma=True, cross_attention_dim=TEXT),
         {**_SMALL, **_TOKENS},

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import ArtifactError, UnsupportedModelError
+from qeff_framework.seam.host_contents import ContentsOnTheHost
 
 #: Packages whose classes a description may name: an artifact may come from somebody else.
 LIBRARIES = ("diffusers", "transformers")
@@ -72,6 +73,8 @@ def _argument(value: Any, tensors: list[torch.Tensor], place: str) -> Any:
     description = {"value": None} if _is_generator(value) else described(value, tensors)
     if description is None:
         raise UnsupportedModelError(f"{place} is a {type(value).__name__}, which no graph can be made for")
+    if any(each.is_complex() for each in tensors):
+        raise UnsupportedModelError(f"{place} holds complex numbers, which no program takes")
     return description
 
 
@@ -169,14 +172,22 @@ class CallGraph(torch.nn.Module):
         self.model = component
         self._call = call
         self.result: dict[str, Any] = {}
+        self._contents = ContentsOnTheHost()
+
+    @property
+    def read_contents(self) -> str:
+        """How the component has read the contents of a tensor on the host; "" where it has not."""
+        return self._contents.read
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the tensors of the result in the order of its description."""
         from qeff_framework.seam.plain_attention import PlainAttention
+        from qeff_framework.seam.real_constants import ConstantsStayReal
 
         given = iter(tensors)
         arguments = {name: rebuilt(item, given) for name, item in self._call.arguments.items()}
-        with PlainAttention():
+        # Tables of positions depend on sizes alone. Masks that attention gets here must not become constants: hence the order.
+        with PlainAttention(), ConstantsStayReal(), self._contents:
             value = getattr(self.model, self._call.method)(**arguments)
         found: list[torch.Tensor] = []
         description = described(value, found)

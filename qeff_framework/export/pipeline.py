@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qeff_framework.diffusion.calls import Call, CallGraph, PipelineModules, example_tensors, tensor_specs
-from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import rename_interface
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.stages import stage
@@ -26,11 +26,19 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
     with stage("probe run"):
         probe(graph, example)
     result = graph.result
-    with stage("trace"):
-        program = trace(graph, example, ([{} for _ in example[0]],))
-    with stage("translation to ONNX"):
-        model = translate(program, graph_weights(component, ()))
-        finish(model)
+    try:
+        with stage("trace"):
+            program = trace(graph, example, ([{} for _ in example[0]],))
+        with stage("translation to ONNX"):
+            model = translate(program, graph_weights(component, ()))
+            finish(model)
+    except ExportError as error:
+        if not graph.read_contents:
+            raise
+        raise UnsupportedModelError(
+            f"its {call.component} reads the contents of a tensor on the host ({graph.read_contents}) and computes something "
+            f"else for others, which a graph cannot do: {error}"
+        ) from error
     drawn = sorted({node.op_type for node in model.graph.all_nodes() if node.op_type in _RANDOM})
     if drawn:
         raise UnsupportedModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,16 @@ class _RootedRule:
 def _rules() -> Any:
     """The optimizer's own rules. A rule of which no final operator is known is tried at every node, as there."""
     rules: Any = rewriter._DEFAULT_REWRITE_RULES  # noqa: SLF001  (onnxscript has no public name for them)
-    return rewriter.RewriteRuleSet([_rooted(rule) for rule in rules])
+    return rewriter.RewriteRuleSet([_rooted(_exact(copy.deepcopy(rule))) for rule in rules])
+
+
+def _exact(rule: Any) -> Any:
+    """Compares constants exactly. The rules take every number up to 1e-8 for 0 and drop it, even from a divisor."""
+    for node in getattr(rule, "_target_pattern", None) or ():
+        for constant in node.inputs:
+            if hasattr(constant, "_abs_tol"):
+                constant._abs_tol = constant._rel_tol = 0.0  # noqa: SLF001
+    return rule
 
 
 def _rooted(rule: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,24 +60,44 @@ def load_compiled(
         _check_program_paths(program)
         _check_is_compiled(program, directory)
     relay = _relay_for(compiled, backend, extensions)
-    options = parse_options(
-        relay.backend.runtime_options,
-        runtime_options,
-        owner=f"runtime of backend '{relay.name}'",
-        misplaced=misplaced_options(relay.backend.options, OF_THE_COMPILATION),
-    )
-    relay.check_runtime(options, compiled.options)
-    report(f"loading the program for {relay.name}")
+    # A program that another backend has compiled says so itself.
+    relays = {
+        name: relay if program.backend == compiled.backend else _relay_for(program, None, extensions)
+        for name, program in programs.items()
+    }
+    options = _runtime_options([relay, *relays.values()], runtime_options)
     sessions: dict[str, ExecutionSession] = {}
     try:
         for name, program in programs.items():
-            sessions[name] = relay.execute(ExecuteRequest(compiled=program, options=options))
+            chosen = relays[name]
+            chosen.check_runtime(options[chosen.name], program.options or compiled.options)
+            report(f"loading the program for {chosen.name}")
+            sessions[name] = chosen.execute(ExecuteRequest(compiled=program, options=options[chosen.name]))
     except BaseException:
         for loaded in sessions.values():
             loaded.close()
         raise
     session: ExecutionSession = sessions[""] if "" in sessions else ProgramSessions(compiled, sessions)
     return task_spec(compiled.task).runner(session)
+
+
+def _runtime_options(relays: Sequence[Relay], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of each backend by its name: those that it has, and those that none has, which are refused."""
+    backends = {relay.name: relay.backend for relay in relays}
+    known = {
+        name: {field.name for field in dataclasses.fields(backend.runtime_options)}
+        for name, backend in backends.items()
+    }
+    known_to_one = set().union(*known.values())
+    return {
+        name: parse_options(
+            backend.runtime_options,
+            {key: value for key, value in given.items() if key in known[name] or key not in known_to_one},
+            owner=f"runtime of backend '{name}'",
+            misplaced=misplaced_options(backend.options, OF_THE_COMPILATION),
+        )
+        for name, backend in backends.items()
+    }
 
 
 def backend_of(compiled: CompiledModel) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import InputError, UnsupportedModelError
 from qeff_framework.sources.configs import (
     checked_module,
@@ -22,6 +21,7 @@ from qeff_framework.sources.fingerprint import (
     structure_fingerprint,
     tensors_fingerprint,
 )
+from qeff_framework.sources.in_memory import InMemorySource
 from qeff_framework.sources.libraries import is_own_code
 from qeff_framework.sources.uncached import identity_or_nonce
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class ModuleSource:
+class ModuleSource(InMemorySource):
     """A torch module that the caller has built or loaded."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -60,57 +60,20 @@ class ModuleSource:
         """The module's own config, made serialisable."""
         return plain_config(self._module.config)
 
-    @property
-    def trusted(self) -> bool:
-        """The code of a module has run already."""
-        return True
-
     def load(self, auto_class: str) -> torch.nn.Module:
         """The module itself; it must be float32 already."""
         del auto_class  # the module is loaded
         _refuse_own_attention(self._module)
         return checked_module(self._module)
 
-    def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
-        """The module itself."""
-        del directory
-        return self.load(auto_class)
-
-    def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
-        """No files lie behind a module."""
-        del used
-        return {}
-
-    def unloaded(self) -> frozenset[str]:
-        """None: the caller's weights are what they are."""
-        return frozenset()
-
-    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:  # noqa: ARG002 - see `ModelSource`
-        """None: a module holds numbers, whatever it was loaded from."""
-        return {}
-
-    def notes(self) -> tuple[str, ...]:
-        """None: nothing was loaded."""
-        return ()
-
-    def release(self) -> None:
-        """Keeps the module: it belongs to the caller."""
-
     def save_companions(self, directory: Path) -> None:
         """A module carries config and generation config, and no tokenizer."""
         write_json(directory / "config.json", described_config(self._module))
         save_generation_config(self._module, directory)
 
-    def tokenizer_problem(self) -> str | None:
-        """None: a module carries no tokenizer."""
-        return None
-
     def require_tokenizer(self) -> None:
         """Raises `InputError`: a module carries no tokenizer."""
         raise InputError(f"{self.name} is a module in memory, which carries no tokenizer; pass one to generate()")
-
-    def sentence_transformers(self) -> None:
-        """A module says nothing about what follows it."""
 
 
 def _refuse_own_attention(module: Any) -> None:

@@ -7,21 +7,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.contracts import PackedMatrix
+from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.fingerprint import structure_fingerprint, tensors_fingerprint
+from qeff_framework.sources.in_memory import InMemorySource
+from qeff_framework.sources.references import PlacedShards
 from qeff_framework.sources.uncached import identity_or_nonce
 
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.sources.pipeline_files import StoredComponent
 
-class PipelineSource:
-    """A pipeline whose components are in memory."""
 
-    def __init__(self, pipeline: Any, name: str) -> None:
+class PipelineSource(InMemorySource):
+    """A pipeline in memory.
+
+    Args:
+        pipeline: the pipeline.
+        name: for people.
+        stored: its components whose parameters point into files, which are referred to.
+    """
+
+    def __init__(self, pipeline: Any, name: str, stored: Mapping[str, StoredComponent] | None = None) -> None:
         self.pipeline = pipeline
         self.name = name
+        self._stored = dict(stored or {})
         self._known: Mapping[str, Any] | None = None
+        #: The component whose program is exported; "" for all of them.
+        self.exported = ""
+        self._placed: PlacedShards | None = None
 
     def look_again(self) -> None:
         """Forgets what the pipeline was: its owner may have changed it since."""
@@ -38,7 +52,9 @@ class PipelineSource:
                 name: {
                     "class": type(each).__qualname__,
                     "code": identity_or_nonce(partial(structure_fingerprint, each, self.name), self.name),
-                    "weights": identity_or_nonce(partial(tensors_fingerprint, each), self.name),
+                    "weights": sorted(self._stored[name].digests().values())
+                    if name in self._stored
+                    else identity_or_nonce(partial(tensors_fingerprint, each), self.name),
                 }
                 for name, each in modules.items()
             },
@@ -55,43 +71,33 @@ class PipelineSource:
         """A pipeline has a config for each component, and none of its own."""
         return {}
 
-    @property
-    def trusted(self) -> bool:
-        """The code of the components has run already."""
-        return True
-
     def load(self, auto_class: str) -> torch.nn.Module:
-        """All components that have weights."""
+        """All components that have weights, with their numbers."""
         from qeff_framework.diffusion.calls import PipelineModules
         from qeff_framework.diffusion.folder import components_with_weights
 
         del auto_class  # the components are loaded
-        return PipelineModules(components_with_weights(self.pipeline))
+        components = components_with_weights(self.pipeline)
+        return PipelineModules(components | {name: each.load() for name, each in self._stored.items()})
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
-        """As `load`."""
-        del directory
-        return self.load(auto_class)
+        """The component that is exported; `directory` gets the files that its parameters point into."""
+        from qeff_framework.diffusion.calls import PipelineModules
+
+        self._placed = None
+        stored = self._stored.get(self.exported)
+        if stored is None:
+            return self.load(auto_class)
+        self._placed = PlacedShards(stored.digests(), directory, name=self.name)
+        places = {file: self._placed.path_of(file) or file for file in stored.files}
+        module = stored.without_numbers(places)
+        if module is None:
+            raise CheckpointError(f"the files of {self.exported} in {stored.folder} changed; load the pipeline again")
+        return PipelineModules({self.exported: module})
 
     def keep_weights(self, used: Collection[str]) -> Mapping[str, str]:
-        """No files lie behind it."""
-        del used
-        return {}
-
-    def unloaded(self) -> frozenset[str]:
-        """None: diffusers refuses a checkpoint that lacks weights."""
-        return frozenset()
-
-    def packed_matrices(self, module: torch.nn.Module) -> Mapping[str, PackedMatrix]:  # noqa: ARG002 - see `ModelSource`
-        """None."""
-        return {}
-
-    def notes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def release(self) -> None:
-        """Keeps the pipeline."""
+        """See `ModelSource`."""
+        return {} if self._placed is None else self._placed.keep(used)
 
     def save_companions(self, directory: Path) -> None:
         """Writes ``pipeline/``: all but the weights."""
@@ -99,15 +105,8 @@ class PipelineSource:
 
         save_without_weights(self.pipeline, directory / "pipeline")
 
-    def tokenizer_problem(self) -> str | None:
-        """None: a pipeline has its tokenizers."""
-        return None
-
     def require_tokenizer(self) -> None:
         """A pipeline reads texts with its own tokenizers."""
-
-    def sentence_transformers(self) -> None:
-        """A pipeline says nothing about embeddings."""
 
 
 def _digest_of_host_part(pipeline: Any) -> str:

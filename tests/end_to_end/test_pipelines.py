@@ -16,7 +16,11 @@ from PIL import Image
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
 from qeff_framework.cli.app import main
 from qeff_framework.contracts import CompiledModel
+from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
+from qeff_framework.diffusion.calls import PipelineModules, call_of
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
+from qeff_framework.export.pipeline import pipeline_graph
+from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
 from qeff_framework.sources.pipeline import PipelineSource
 from tests.pipelines import tiny_stable_diffusion
@@ -30,8 +34,15 @@ def eager() -> Any:
 
 
 @pytest.fixture(scope="module")
-def compiled(eager: Any, session_store: Path) -> CompiledModel:
-    return QEFFDiffusionPipeline.from_pretrained(eager).compile("ort_sim", height=64, width=64)
+def folder(eager: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pipeline")
+    eager.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def compiled(folder: Path, session_store: Path) -> CompiledModel:
+    return QEFFDiffusionPipeline.from_pretrained(folder).compile("ort_sim", height=64, width=64)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +93,16 @@ def test_the_attention_of_every_component_is_an_op_of_the_dialect(compiled: Comp
             found[name] = sum((node.domain, node.op_type) == ("qeff", "Attention") for node in nodes)
     assert found == attentions
     assert all(attentions.values())
+
+
+def test_an_export_refers_to_the_files_of_a_folder(compiled: CompiledModel, folder: Path) -> None:
+    referring = {}
+    for file in compiled.directory.parent.parent.glob("exports/*/model.onnx"):
+        shard = file.parent / "diffusion_pytorch_model.safetensors"
+        if shard.is_file():
+            referring[_component(file.parent)] = shard
+    for name in ("unet", "vae"):
+        assert referring[name].samefile(folder / name / "diffusion_pytorch_model.safetensors")
 
 
 def _component(export: Path) -> str:
@@ -183,3 +204,38 @@ def test_weights_that_were_changed_make_another_pipeline(eager: Any) -> None:
         after = source.identity()["components"]
         bias[0] -= 1
     assert [name for name in before if before[name] != after[name]] == ["unet"]
+
+
+def test_a_picture_that_is_given_is_encoded_by_a_program(eager: Any, session_store: Path) -> None:
+    tiny = tiny_pipeline("stable-diffusion/inpainting")
+    model = QEFFDiffusionPipeline(tiny.pipeline)
+    with pytest.raises(OptionError, match=r"does not run without a picture .*give the height and width"):
+        model.compile("ort_sim")
+    compiled = model.compile("ort_sim", **tiny.sizes)
+    assert [*compiled.programs] == ["text_encoder", "vae-encode", "unet", "vae"]
+    asked = {**tiny.arguments, "num_inference_steps": STEPS, "output_type": "np"}
+
+    def painted(run: Any) -> Any:
+        return run("a lighthouse", generator=torch.Generator().manual_seed(1), **asked).images
+
+    assert np.abs(painted(model) - painted(tiny.pipeline)).max() < 1e-3
+
+
+def test_what_a_program_cannot_do_is_refused_before_any_export(store_root: Path) -> None:
+    changing = tiny_pipeline("stable-diffusion-pag")
+    with pytest.raises(UnsupportedModelError, match=r"the pipeline changes its unet while it runs \(mid_block.*attn1"):
+        QEFFDiffusionPipeline(changing.pipeline).compile("ort_sim", **changing.sizes)
+    with pytest.raises(UnsupportedModelError, match="holds complex numbers"):
+        call_of("net", "forward", lambda table: table, [torch.ones(2, dtype=torch.complex64)], {})
+    assert not list(store_root.rglob("*.onnx"))
+
+
+def test_the_contents_of_a_tensor_that_decide_are_named() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, lengths: torch.Tensor) -> torch.Tensor:
+            return torch.ones(max(lengths.tolist()))
+
+    call, _ = call_of("net", "forward", Net().forward, [torch.tensor([1, 2])], {})
+    request = GraphRequest(program_inputs={"call": call.as_json()})
+    with pytest.raises(UnsupportedModelError, match=r"its net reads the contents of a tensor on the host \(item"):
+        pipeline_graph(PipelineModules({"net": Net()}), request)

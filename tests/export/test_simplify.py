@@ -30,6 +30,20 @@ def test_the_graph_is_that_of_the_whole_optimizer() -> None:
     assert len(_nodes(ours)) < before
 
 
+class _SmallNumbers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - 1e-9) * 1.000001 / (x + 1e-15)
+
+
+def test_a_small_number_stays_and_a_factor_near_one() -> None:
+    with quiet_exporter():
+        program = torch.export.export(_SmallNumbers(), (torch.zeros(3),), strict=False)
+        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    assert converted is not None
+    simplify(converted.model, should_fold=lambda node: None)
+    assert [node.op_type for node in converted.model.graph] == ["Sub", "Mul", "Add", "Div"]
+
+
 def _nodes(model: onnx_ir.Model) -> list[object]:
     """Each node with its inputs; a constant stands for itself, since equal ones may have been merged under either name."""
 

@@ -30,6 +30,7 @@ class QaicBackend(Backend):
                 "audio-classification",
                 "image-classification",
                 "zero-shot-image-classification",
+                "text-to-image",
             }
         ),
         continuous_batching=True,

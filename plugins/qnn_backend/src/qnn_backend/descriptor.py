@@ -14,7 +14,7 @@ _NPU = Capabilities(
     tasks=_TEXT
     | {
         *("seq2seq-lm", "speech-seq2seq", "ctc", "audio-classification"),
-        *("image-classification", "zero-shot-image-classification", "image-text-to-text"),
+        *("image-classification", "zero-shot-image-classification", "image-text-to-text", "text-to-image"),
     },
     dry_run=True,
 )

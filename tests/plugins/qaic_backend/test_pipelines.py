@@ -1,0 +1,57 @@
+"""A pipeline whose denoiser runs on one backend and whose other components run on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qeff_framework import QEFFDiffusionPipeline
+from qeff_framework.errors import OptionError
+from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
+from tests.pipelines import tiny_stable_diffusion
+from tests.sdk_standins.qaic import StandinSdk
+
+SIZES = {"height": 64, "width": 64}
+HOST = {"text_encoder": "ort_sim", "vae": "ort_sim"}
+
+
+@pytest.fixture(autouse=True)
+def _store(session_store: Path) -> None:
+    """Exports lie there."""
+
+
+def test_standin_runs_the_denoiser_and_another_backend_the_rest(
+    standin: Callable[..., StandinSdk], tmp_path: Path
+) -> None:
+    standin()
+    eager = tiny_stable_diffusion()
+    model = QEFFDiffusionPipeline(eager)
+    with pytest.raises(OptionError, match=r"has no decoder; name a backend for one of .*unet.* \(unet\)"):
+        model.compile({"decoder": "ort_sim"}, **SIZES)
+    with pytest.raises(OptionError, match="num_coresx"):
+        model.compile({"denoiser": "qaic", **HOST}, num_coresx=8, **SIZES)
+    place = tmp_path / "both"
+    compiled = model.compile({"denoiser": "qaic", **HOST}, compile_dir=place, num_cores=8, **SIZES)
+    assert {name: part.backend for name, part in compiled.parts().items()} == {**HOST, "unet": "qaic"}
+    assert list(place.rglob("programqpc.bin"))
+    # Found again, and complete in itself.
+    assert model.compile({"denoiser": "qaic", **HOST}, compile_dir=place, num_cores=8, **SIZES).directory == place
+    asked = {"num_inference_steps": 4, "latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    with model.load() as runner:
+        assert isinstance(runner, CompiledDiffusionPipeline)
+        found = runner("a lighthouse", output_type="np", **asked).images
+    expected = eager("a lighthouse", output_type="np", **asked).images
+    error = np.abs(found - expected).max()
+    assert 0 < error < 1e-2  # float16
+
+
+def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
+    assert not no_sdk.exists()
+    bundle = QEFFDiffusionPipeline(tiny_stable_diffusion()).compile("qaic", dry_run=True, num_cores=8, **SIZES)
+    for program in bundle.parts().values():
+        assert list(program.directory.rglob("*.onnx"))
+        assert not list(program.directory.rglob("programqpc.bin"))
