@@ -23,6 +23,7 @@ import argparse
 import datetime as dt
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -102,19 +103,22 @@ def main() -> int:
     )
     parser.add_argument("--time-limit", type=float, default=900, help="seconds of a contender in a round (default 900)")
     parser.add_argument("--write", type=Path, help="folder for performance.md and performance.svg")
+    parser.add_argument("--notes", type=Path, help="text file whose content stands in front of the tables")
     args = parser.parse_args()
     args.cache = args.cache.expanduser().resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
     args.ctx_len = max(args.prompt_len) + args.new_tokens
     args.model = (args.model or packaged_model()).resolve()
 
-    runs = [measured_run(args, precision, rows) for precision in args.precision for rows in args.batch_size]
-    text = report(runs, args)
-    print(text)
-    if args.write is not None:
-        args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / "performance.md").write_text(text, encoding="utf-8")
-        (args.write / "performance.svg").write_text(plot(runs), encoding="utf-8")
+    runs: list[Run] = []
+    for precision, rows in itertools.product(args.precision, args.batch_size):
+        runs.append(measured_run(args, precision, rows))
+        if args.write is not None:
+            # After each run: they take long.
+            args.write.mkdir(parents=True, exist_ok=True)
+            (args.write / "performance.md").write_text(report(runs, args), encoding="utf-8")
+            (args.write / "performance.svg").write_text(plot(runs), encoding="utf-8")
+    print(report(runs, args))
     return 0 if all(_ours(run) is not None for run in runs) else 1
 
 
@@ -465,6 +469,8 @@ PEERS = (
 def report(runs: Sequence[Run], args: argparse.Namespace) -> str:
     """The page: ratios to ort_sim, round by round, and the figures of this machine below."""
     parts = ["# Performance", "", _described(args), ""]
+    if args.notes is not None:
+        parts += [args.notes.read_text(encoding="utf-8").strip(), ""]
     for run in runs:
         for number, case in enumerate(run.cases):
             parts += [f"## {run.title}, prompt of {case.prompt_len} tokens", "", *_tables(run, number)]
