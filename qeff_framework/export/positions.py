@@ -31,16 +31,23 @@ def require_given_positions(program: torch.export.ExportedProgram) -> None:
         )
 
 
-def require_no_running_count(program: torch.export.ExportedProgram) -> None:
-    """Raises `UnsupportedModelError` if positions are counted along the tokens of the step, from what the tokens are."""
+def running_count(program: torch.export.ExportedProgram) -> torch.fx.Node | None:
+    """The first count along the tokens of the step, of what the tokens are; `None` if outputs depend on none."""
     user_inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     seq = next(node for node in program.graph.nodes if node.name == user_inputs[0]).meta["val"].shape[1]
     for node in _used(program.graph):
         if getattr(node.target, "overloadpacket", None) is torch.ops.aten.cumsum and _has_axis(node, seq):
-            raise UnsupportedModelError(
-                "its decoder counts the tokens of the step that are no padding, "
-                f"so every step would begin at the start{_where(node)}"
-            )
+            return node
+    return None
+
+
+def require_no_running_count(program: torch.export.ExportedProgram) -> None:
+    """Raises `UnsupportedModelError` if positions are counted along the tokens of the step, from what the tokens are."""
+    node = running_count(program)
+    if node is not None:
+        raise UnsupportedModelError(
+            f"its decoder counts along the tokens of the step, so every step would begin at the start{_where(node)}"
+        )
 
 
 def require_no_text_length(program: torch.export.ExportedProgram) -> None:

@@ -41,13 +41,15 @@ def _unsqueeze_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 
 def _squeeze_axes_of_one(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
-    """Torch leaves an axis that is longer than 1 where it is; ONNX refuses to squeeze it."""
+    """Torch leaves an axis that is longer than 1 where it is, and a traced one of symbolic size; ONNX refuses to squeeze it."""
     source, asked = node.args[0], node.args[1]
     value = source.meta.get("val") if isinstance(source, torch.fx.Node) else None
     if not isinstance(source, torch.fx.Node) or not isinstance(value, torch.Tensor):
         return
     axes: list[int] = [asked] if isinstance(asked, int) else [*asked]  # type: ignore[misc]
-    kept = [axis for axis in axes if not (isinstance(value.shape[axis], int) and value.shape[axis] != 1)]
+    kept = [axis for axis in axes if isinstance(value.shape[axis], int) and value.shape[axis] == 1]
+    if value.dim() - node.meta["val"].dim() != len(kept):
+        return
     if len(kept) == len(axes):
         return
     with graph.inserting_before(node):

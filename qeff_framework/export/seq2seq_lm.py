@@ -12,8 +12,8 @@ A backend that can branch need not run the encoder over that one token: all it c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +38,14 @@ from qeff_framework.export.positions import (
     require_given_positions,
     require_no_running_count,
     require_no_text_length,
+    running_count,
     token_counting,
 )
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, bypasses_attention_interface, fall_back_to_eager
-from qeff_framework.seam.arange_positions import PositionalArangeMode
+from qeff_framework.seam.arange_positions import PositionalArangeMode, PositionalCountMode
 from qeff_framework.seam.cache import CrossCache, SeamCache
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
@@ -124,12 +125,12 @@ class _Seq2SeqGraph(torch.nn.Module):
         self,
         model: PreTrainedModel,
         plan: _Plan,
-        arange_mode: Callable[[torch.Tensor], AbstractContextManager[object]] = nullcontext,
+        position_modes: Sequence[type[PositionalArangeMode | PositionalCountMode]] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
-        self.arange_mode = arange_mode
+        self.position_modes = position_modes
         #: States of the last pass.
         self.shapes: tuple[StateShape, ...] = ()
 
@@ -203,7 +204,10 @@ class _Seq2SeqGraph(torch.nn.Module):
             # The decoder's prompt is one token, so every token ends the text that it is read with.
             token_lengths = step.position_ids + 1
             scope = Scope(masks=plan.decoder_masks, step=step, memory=memory, token_lengths=token_lengths)
-            with forward_scope(scope), self.arange_mode(step.position_ids):
+            with ExitStack() as stack:
+                stack.enter_context(forward_scope(scope))
+                for mode in self.position_modes:
+                    stack.enter_context(mode(step.position_ids))
                 logits: torch.Tensor = model(
                     encoder_outputs=encoded,
                     attention_mask=is_token,
@@ -258,14 +262,18 @@ def _own_masks() -> UnsupportedModelError:
 
 
 def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
-    """Traces the step. A decoder that numbers tokens by their index is traced again with its count replaced by positions."""
+    """Traces the step. A decoder that counts or numbers its tokens is traced again with positions instead."""
     example, axes = _example(plan)
     program = trace(_Seq2SeqGraph(weightless, plan), example, axes)
+    modes: list[type[PositionalArangeMode | PositionalCountMode]] = []
+    if running_count(program) is not None:
+        modes.append(PositionalCountMode)
+    if token_counting(program) is not None:
+        modes.append(PositionalArangeMode)
+    if modes:
+        program = trace(_Seq2SeqGraph(weightless, plan, modes), example, axes)
     require_no_running_count(program)
     require_no_text_length(program)
-    if token_counting(program) is None:
-        return program
-    program = trace(_Seq2SeqGraph(weightless, plan, PositionalArangeMode), example, axes)
     require_given_positions(program)
     return program
 

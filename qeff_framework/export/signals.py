@@ -24,7 +24,7 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
-from qeff_framework.seam.padded_frames import padding_aware
+from qeff_framework.seam.padded_frames import PaddedFrames
 from qeff_framework.seam.real_constants import ConstantsStayReal
 from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Scope, forward_scope
@@ -204,11 +204,8 @@ class _SignalGraph(torch.nn.Module):
             require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
             require(tensors[0].shape[0] == mask.shape[0])
             require(tensors[0].shape[1] == mask.shape[1])
-        with (
-            forward_scope(Scope(masks=self.masks)),
-            ConstantsStayReal(),
-            padding_aware(tensors[0].shape[1], mask),
-        ):
+        frames = PaddedFrames(tensors[0].shape[1], mask)
+        with forward_scope(Scope(masks=self.masks, real_frames=frames.real)), ConstantsStayReal(), frames:
             outputs = (self.call or _forward)(self.model, **arguments)
         return tuple(_tensor(outputs, name) for name in self.fields)
 

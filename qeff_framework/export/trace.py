@@ -10,7 +10,9 @@ from typing import Any
 import onnx_ir
 import torch
 from torch._dynamo.exc import UserError, UserErrorType
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.export import Dim
+from torch.export.dynamic_shapes import _DerivedDim, refine_dynamic_shapes_from_suggested_fixes
+from torch.utils import _pytree as pytree
 
 from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
@@ -48,8 +50,32 @@ def trace(
         except UserError as error:
             if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
                 raise
-            bounded = refine_dynamic_shapes_from_suggested_fixes(error.msg, dynamic_shapes)
-            return _trace(graph, arguments, tuple(bounded))
+            fixes = tuple(refine_dynamic_shapes_from_suggested_fixes(error.msg, dynamic_shapes))
+        bounds = _bounds_alone(fixes, dynamic_shapes)
+        if bounds is not None:
+            with contextlib.suppress(UserError):
+                return _trace(graph, arguments, bounds)
+        return _trace(graph, arguments, fixes)
+
+
+def _bounds_alone(fixes: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The fixes without formulas for sizes, such as ``4 k - 1``; `None` where there are none.
+
+    The tracer finds them in every comparison with a quotient, and suggests them as soon as a bound must be told, although the
+    bound alone may do.
+    """
+    derived = [leaf for leaf in pytree.tree_leaves(fixes) if isinstance(leaf, _DerivedDim)]
+    if not derived:
+        return None
+    named: dict[str, Dim] = {}
+
+    def bounded(fixed: Any, dim: Any) -> Any:
+        if not isinstance(fixed, _DerivedDim):
+            return fixed
+        return named.setdefault(dim.__name__, Dim(dim.__name__, min=fixed.min, max=fixed.max))
+
+    shapes: tuple[Any, ...] = pytree.tree_map(bounded, fixes, given)
+    return shapes
 
 
 def _trace(

@@ -44,6 +44,36 @@ class PositionalArangeMode(TorchFunctionMode):
         return counting and _same_size(start, 0) and _same_size(end, self._positions.shape[1])
 
 
+class PositionalCountMode(TorchFunctionMode):
+    """Answers a running count of the tokens of a step, ``torch.cumsum(input_ids != padding, dim=1)``, with their positions plus one.
+
+    The count of a whole text is that, and the count of a step begins again at one. Transformers adds the length of the cache to
+    it, which is 0 here. It is the same where no token of a decoder's text is the padding token, whose place is not counted.
+    """
+
+    def __init__(self, position_ids: torch.Tensor) -> None:
+        super().__init__()
+        self._counts = position_ids.clamp(min=-1) + 1
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Sees every call of the library while the mode is on."""
+        del types
+        given = dict(kwargs or {})
+        if func in (torch.cumsum, torch.Tensor.cumsum) and self._counts_tokens(args, given):
+            return self._counts.to(given.get("dtype") or torch.int64)
+        return func(*args, **given)
+
+    def _counts_tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        counted = args[0] if args else kwargs["input"]
+        axis = args[1] if len(args) > 1 else kwargs["dim"]
+        if not isinstance(counted, torch.Tensor) or counted.is_floating_point() or counted.dim() != 2:
+            return False
+        sizes = zip(counted.shape, self._counts.shape, strict=True)
+        return axis in (1, -1) and all(_same_size(size, other) for size, other in sizes)
+
+
 class PerRow:
     """A value of each row of the step. It looks like one row's: `held` is ``[B, *shape]``."""
 

@@ -92,6 +92,9 @@ def mask_interface(
     key = torch.arange(kv_length) + kv_offset
     mask = _token_mask(mask_function, form, batch_size, query, key)
     if attention_mask is not None:
+        # A model's own mask may count a frame that reaches into padding.
+        is_real = None if scope.real_frames is None else scope.real_frames(kv_length)
+        attention_mask = attention_mask if is_real is None else is_real
         mask = mask & attention_mask.to(torch.bool)[:, None, None, :]
     return mask
 

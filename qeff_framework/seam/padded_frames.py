@@ -7,8 +7,7 @@ convolutions that shorten it, and normalises over these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,23 +17,23 @@ _CONVOLUTIONS = (torch.conv1d, torch.nn.functional.conv1d)
 _GROUP_NORMS = (torch.group_norm, torch.nn.functional.group_norm)
 
 
-@contextmanager
-def padding_aware(length: int | torch.SymInt, mask: torch.Tensor | None) -> Iterator[None]:
-    """Runs a model whose input has S = `length` samples or frames; `mask` ``[B, S]`` is 1 where they are none of padding."""
-    if mask is None:
-        yield
-        return
-    with _PaddedFrames(length, mask):
-        yield
+class PaddedFrames(TorchFunctionMode):
+    """Answers what must not see padding, while a model runs whose input has S = `length` samples or frames.
 
+    Args:
+        length: S.
+        mask: ``[B, S]``, 1 where they are none of padding; `None`: there is no padding.
+    """
 
-class _PaddedFrames(TorchFunctionMode):
-    """Answers what must not see padding."""
-
-    def __init__(self, length: int | torch.SymInt, mask: torch.Tensor) -> None:
+    def __init__(self, length: int | torch.SymInt, mask: torch.Tensor | None) -> None:
         super().__init__()
         #: By the frames of a clip with padding, as text since they may be symbols: those without, ``[B]``.
-        self._lengths = {str(length): mask.sum(dim=1)}
+        self._lengths = {} if mask is None else {str(length): mask.sum(dim=1)}
+
+    def real(self, count: int | torch.SymInt) -> torch.Tensor | None:
+        """Which of `count` frames are none of padding, bool ``[B, count]``; `None` where no convolution has made as many."""
+        lengths = self._lengths.get(str(count))
+        return None if lengths is None else torch.arange(count)[None] < lengths[:, None]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -61,8 +60,8 @@ class _PaddedFrames(TorchFunctionMode):
         if lengths is None or stride is None or padding is None or dilation is None:
             result: torch.Tensor = func(*args, **given)
             return result
-        if padding:
-            call["input"] = frames.where((torch.arange(frames.shape[-1])[None] < lengths[:, None])[:, None], 0.0)
+        if padding and (is_real := self.real(frames.shape[-1])) is not None:
+            call["input"] = frames.where(is_real[:, None], 0.0)
         result = func(**call)
         window = dilation * (call["weight"].shape[-1] - 1) + 1
         self._lengths.setdefault(str(result.shape[-1]), (lengths + 2 * padding - window) // stride + 1)

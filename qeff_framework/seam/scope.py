@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -57,6 +57,8 @@ class Scope:
     memory: Memory | None = None
     #: ``[B, S]`` int64: the length of the text that each token is read with. Rotary frequencies may depend on it.
     token_lengths: torch.Tensor | None = None
+    #: Models of sound: which of a number of frames are none of padding, see `qeff_framework.seam.padded_frames`.
+    real_frames: Callable[[int | torch.SymInt], torch.Tensor | None] | None = None
 
     @property
     def given_step(self) -> Step:

@@ -45,7 +45,7 @@ def bart(session_store: None) -> tuple[PreTrainedModel, QEFFBaseModel]:
         ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
         ("bart", {}),
         ("marian", {}),
-        ("mbart", {}),
+        ("m2m_100", {"tie_word_embeddings": False}),
     ],
 )
 def test_same_tokens_as_eager(model_type: str, fields: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCTC, load_compiled
 from qeff_framework.cli.app import main
+from qeff_framework.coverage.sound import check_speech_seq2seq, tiny_sound_model
 from qeff_framework.errors import CheckpointError, InputError
 from tests.sound_models import RATE, clip, speech_model, speech_processor
 
@@ -88,3 +89,10 @@ def test_a_checkpoint_without_a_processor_is_refused_before_it_is_exported(tmp_p
     model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     with pytest.raises(CheckpointError, match="the processor of .* cannot be loaded"):
         model.compile("ort_sim", seq_len=3200)
+
+
+def test_frames_that_reach_into_padding_are_hidden_from_an_encoder_that_counts_them_itself() -> None:
+    """Moonshine: its own mask shows frames of which only the first sample is real. Clips of two lengths, in one batch."""
+    module = tiny_sound_model("moonshine", "speech-seq2seq")
+    facts = check_speech_seq2seq(module, "ort_sim", {})
+    assert facts["margin"] > 1e-3

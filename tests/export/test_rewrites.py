@@ -42,3 +42,16 @@ def test_the_inverse_of_erf_is_exact_to_rounding():
     assert (torch.erf(result) - x).abs().max() <= 2e-7
     middle = x.abs() < 0.9
     torch.testing.assert_close(result[middle], torch.special.erfinv(x)[middle], rtol=1e-6, atol=1e-7)
+
+
+class SqueezesRows(torch.nn.Module):
+    def forward(self, x):
+        return x.squeeze(0) + x.unsqueeze(1).squeeze(1)
+
+
+def test_an_axis_of_symbolic_size_stays():
+    x = torch.randn(2, 3)
+    program = torch.export.export(SqueezesRows(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    rewrite_untranslatable(program)
+    assert [node.args[1] for node in program.graph.nodes if "squeeze.dim" in str(node.target)] == [1]
+    torch.testing.assert_close(program.module()(x), 2 * x)

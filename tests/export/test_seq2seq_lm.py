@@ -13,6 +13,7 @@ from qeff_framework.coverage.tiny import tiny_model
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam import mask_plan
+from qeff_framework.seam.arange_positions import PositionalArangeMode
 from tests.tiny_models import tiny_seq2seq_lm
 
 SOURCES = [[5, 17, 99, 23, 42], [71, 30]]
@@ -149,8 +150,9 @@ def test_a_cross_mask_of_another_form_is_refused(monkeypatch, tmp_path):
         export_portable(AutoModelForSeq2SeqLM.from_config(config), task="seq2seq-lm", output_dir=tmp_path)
 
 
-def test_a_decoder_that_counts_tokens_by_what_they_are_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="its decoder counts the tokens of the step that are no padding"):
+def test_a_count_along_the_tokens_that_is_not_answered_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("qeff_framework.export.seq2seq_lm.PositionalCountMode", PositionalArangeMode)
+    with pytest.raises(UnsupportedModelError, match="its decoder counts along the tokens of the step"):
         export_portable(tiny_seq2seq_lm("m2m_100"), task="seq2seq-lm", output_dir=tmp_path)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.seam.arange_positions import PerRow, PositionalArangeMode
+from qeff_framework.seam.arange_positions import PerRow, PositionalArangeMode, PositionalCountMode
 
 POSITIONS = torch.tensor([[3, 4, 5, -1], [0, 1, 2, 3], [7, -1, -1, -1]])
 ROWS, TOKENS = POSITIONS.shape
@@ -61,3 +61,15 @@ def test_other_counts_stay_what_they_are():
 def test_what_has_no_meaning_is_refused():
     with PositionalArangeMode(POSITIONS), pytest.raises(UnsupportedModelError, match="token indices"):
         HIDDEN[:, :, 0] + torch.arange(TOKENS)[:, None]
+
+
+def test_a_running_count_of_tokens_goes_on_where_the_last_step_ended():
+    tokens = torch.full((ROWS, TOKENS), 7)
+    with PositionalCountMode(POSITIONS):
+        counted = torch.cumsum(tokens.ne(1).int(), dim=1)
+        assert torch.equal(tokens.ne(1).cumsum(-1), counted)
+        assert torch.equal(torch.cumsum(tokens.ne(1), dim=0), tokens.ne(1).cumsum(0)), "along the rows"
+        weights = torch.ones(ROWS, TOKENS)
+        assert torch.equal(torch.cumsum(weights, dim=1)[0], torch.arange(1.0, TOKENS + 1)), "no count"
+    real = POSITIONS >= 0
+    assert torch.equal(counted[real], POSITIONS[real] + 1)

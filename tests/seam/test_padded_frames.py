@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qeff_framework.seam.padded_frames import padding_aware
+from qeff_framework.seam.padded_frames import PaddedFrames
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -24,7 +24,7 @@ def test_norms_and_padded_convolutions_see_real_frames_only(groups: int) -> None
     mask = torch.zeros(1, 71, dtype=torch.int64)
     mask[:, :41] = 1
     wanted = layers(clip)
-    with padding_aware(71, mask):
+    with PaddedFrames(71, mask):
         found = layers(padded)
     torch.testing.assert_close(found[..., : wanted.shape[-1]], wanted)
     assert not torch.allclose(layers(padded)[..., : wanted.shape[-1]], wanted, atol=1e-2)
@@ -33,6 +33,6 @@ def test_norms_and_padded_convolutions_see_real_frames_only(groups: int) -> None
 def test_a_value_is_set_by_a_mask_in_place() -> None:
     values = torch.ones(2, 3, 4)
     mask = torch.tensor([[1, 0, 0], [1, 1, 0]])
-    with padding_aware(3, mask):
+    with PaddedFrames(3, mask):
         values[~mask.bool()] = 0
     assert values.sum(dim=2).tolist() == [[4, 0, 0], [4, 4, 0]]

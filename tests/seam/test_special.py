@@ -42,7 +42,7 @@ SIZES = {
 #: Special without a cache only.
 ENCODERS = {"big_bird", "fnet", "longformer"}
 #: Tested in tests/export/test_seq2seq_lm.py.
-ENCODER_DECODERS = {"led", "switch_transformers"}
+ENCODER_DECODERS = {"led", "moonshine", "switch_transformers"}
 
 
 @pytest.mark.parametrize("model_type", sorted(special._FAMILIES.keys() - ENCODERS - ENCODER_DECODERS))

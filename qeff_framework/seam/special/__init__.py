@@ -25,6 +25,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "longcat_flash": "longcat_flash",
     "longformer": "longformer",
     "minimax": "minimax",
+    "moonshine": "moonshine",
     "openai-gpt": "openai_gpt",
     "qwen4_exp_text": "qwen4_exp",
     "recurrent_gemma": "recurrent_gemma",
