@@ -148,11 +148,15 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
             raise OptionError(f"{asked}: there is no adapter '{name}'; there are {known}")
 
     def export(
-        self, export_dir: str | os.PathLike[str] | None = None, *, extensions: Sequence[str] | None = None
+        self,
+        export_dir: str | os.PathLike[str] | None = None,
+        *,
+        extensions: Sequence[str] | None = None,
+        use_onnx_subfunctions: bool = False,
     ) -> ExportedModel:
         """See `QEFFBaseModel.export`; the adapters that are loaded are a part of the graph."""
         self._room = None
-        return super().export(export_dir, extensions=extensions)
+        return super().export(export_dir, extensions=extensions, use_onnx_subfunctions=use_onnx_subfunctions)
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         self._room, self._factors, self._written = None, {}, ()

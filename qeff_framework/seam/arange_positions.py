@@ -45,7 +45,7 @@ class PositionalArangeMode(TorchFunctionMode):
 
 
 class PositionalCountMode(TorchFunctionMode):
-    """Answers a running count of the tokens of a step, ``torch.cumsum(input_ids != padding, dim=1)``, with their positions plus one.
+    """Answers a count of the tokens of a step, ``torch.cumsum(input_ids != padding, dim=1)``, with their positions plus one.
 
     The count of a whole text is that, and the count of a step begins again at one. Transformers adds the length of the cache to
     it, which is 0 here. It is the same where no token of a decoder's text is the padding token, whose place is not counted.

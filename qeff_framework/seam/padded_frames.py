@@ -30,8 +30,11 @@ class PaddedFrames(TorchFunctionMode):
         #: By the frames of a clip with padding, as text since they may be symbols: those without, ``[B]``.
         self._lengths = {} if mask is None else {str(length): mask.sum(dim=1)}
 
-    def real(self, count: int | torch.SymInt) -> torch.Tensor | None:
-        """Which of `count` frames are none of padding, bool ``[B, count]``; `None` where no convolution has made as many."""
+    def real(self, count: Any) -> torch.Tensor | None:
+        """Which of `count` frames, a number or a symbol, are none of padding: bool ``[B, count]``.
+
+        `None` where no convolution has made as many.
+        """
         lengths = self._lengths.get(str(count))
         return None if lengths is None else torch.arange(count)[None] < lengths[:, None]
 

@@ -1,4 +1,4 @@
-"""Moonshine: it counts its frames with ``int(length / stride)``, which a tracer answers with the number of the example's frames."""
+"""Moonshine: it counts its frames with ``int(length / stride)``, which a tracer answers with the frames of the example."""
 
 from __future__ import annotations
 

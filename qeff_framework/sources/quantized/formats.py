@@ -58,7 +58,7 @@ class QuantizedCheckpoint:
         """All that are packed."""
         return tuple(self._weights.values())
 
-    def state_dict(self, module: torch.nn.Module, *, deferred: bool = False) -> dict[str, LazyTensor | DeferredTensor]:
+    def state_dict(self, module: torch.nn.Module, *, deferred: bool = False) -> dict[str, LazyTensor | torch.Tensor]:
         """All weights as float numbers by the names of the unquantised checkpoint, each made when the loader asks for it.
 
         `module` is the unquantised model, with or without values: some classes keep the weights of linear layers as
