@@ -111,11 +111,12 @@ def causal_lm_graph(
             images = replace(images, plain_type=plain_type)
         plan = _probe(weightless, images)
         _check_extra_inputs(plan, extra_inputs)
+        kinds = _layer_kinds(weightless, plan, extra_inputs, images)
     weights = graph_weights(module, norms)
     try:
-        model = _traced_model(weightless, plan, extra_inputs, weights, plan.kinds, images)
+        model = _traced_model(weightless, plan, extra_inputs, weights, kinds, images)
     except QEFFError as reason:
-        if not plan.kinds.kinds:
+        if not kinds.kinds:
             raise
         # A model may do with its layers what a record does not show.
         logger.info("every layer is traced: %s", reason)
@@ -154,6 +155,32 @@ def _traced_model(
         return translate(program, weights, kinds, [shape.id for shape in plan.states])
 
 
+def _layer_kinds(
+    weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], images: ImageInputs
+) -> LayerKinds:
+    """The layers that are alike. Those with loops of their own are not among them.
+
+    The probe run begins a text. Code that keeps other states than keys and values asks whether it does, and may do something else
+    in the graph that is traced: there the layers are compared again, in a run of that graph.
+    """
+    looped = [site.name for site in plan.loops]
+    kinds = plan.kinds.without(looped)
+    if all(state.role in SLOTTED for kind in kinds.kinds for layer in kind for state in layer.states):
+        return kinds
+    recorder = LayerRecorder()
+
+    def recording(cache: SeamCache) -> AbstractContextManager[object]:
+        return recorder.watching(weightless, cache, plan.masks)
+
+    example, _ = _example(plan.states, extra_inputs, images)
+    try:
+        probe(_CausalLMGraph(weightless, plan, extra_inputs, images, recording), example)
+    except Exception as reason:  # noqa: BLE001 - what is wrong shows in the trace
+        logger.info("every layer is traced: %s", reason)
+        return LayerKinds()
+    return recorder.kinds().without(looped)
+
+
 def _trace(
     weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], kinds: LayerKinds, images: ImageInputs
 ) -> torch.export.ExportedProgram:
@@ -184,7 +211,7 @@ class _Plan:
     masks: MaskPlan
     states: tuple[StateShape, ...]
     loops: tuple[LoopSite, ...]
-    #: The layers that are alike. Those with loops of their own are not among them.
+    #: The layers that are alike in the probe run.
     kinds: LayerKinds
 
 
@@ -362,8 +389,7 @@ def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     loops = _probe_loops(weightless, recorder.owners(weightless), states, images)
-    kinds = layers.kinds().without([site.name for site in loops])
-    return _Plan(masks=graph.masks, states=states, loops=loops, kinds=kinds)
+    return _Plan(masks=graph.masks, states=states, loops=loops, kinds=layers.kinds())
 
 
 def _probe_loops(
