@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
+from qeff_framework.artifacts.disk import require_space
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.progress import report
@@ -32,7 +33,13 @@ from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
 from qeff_framework.sources.quantized.loading import load_dequantised
 from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
-from qeff_framework.sources.references import PlacedShards, WatchedFiles, read_buffers, reading_nothing
+from qeff_framework.sources.references import (
+    PlacedShards,
+    WatchedFiles,
+    bytes_to_write,
+    read_buffers,
+    reading_nothing,
+)
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.thread_quiet import swallowed_stderr
@@ -203,6 +210,9 @@ class CheckpointSource:
             placed.remove()
             return self.load(auto_class)
         self._judge(module, info)
+        if isinstance(placed, WatchedFiles):
+            # Before the model is traced, which takes long.
+            require_space(directory, bytes_to_write(module), f"writing the weights of {self.name} as numbers")
         self._referring, self._placed = checked_module(module), placed
         return self._referring
 

@@ -8,6 +8,7 @@ loader does, it does as always: names, conversions, ties, the report of what is 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -147,6 +148,15 @@ def read_buffers(module: torch.nn.Module) -> None:
         for name, buffer in owner.named_buffers(recurse=False):
             if isinstance(buffer, DeferredTensor):
                 setattr(owner, name, buffer.materialise())
+
+
+def bytes_to_write(module: torch.nn.Module) -> int:
+    """Bytes of the numbers of all deferred weights, each counted once, as an export that refers to no file writes them."""
+    from qeff_framework.seam.deferred import DeferredTensor, beginnings
+
+    recipes = [parameter.recipe for parameter in module.parameters() if isinstance(parameter, DeferredTensor)]
+    leaves = {id(leaf): leaf for recipe in recipes for leaf in beginnings(recipe)}
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
 
 
 _placed_shards: ContextVar[PlacedShards | None] = ContextVar("placed_shards", default=None)

@@ -149,6 +149,21 @@ def test_a_packed_file_that_is_cut_meanwhile_is_an_error(checkpoint: Path, direc
         source.keep_weights(())
 
 
+def test_too_little_space_for_unpacked_weights_is_told_before_the_trace(
+    checkpoint: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(checkpoint, packing.AWQ, packing.awq)
+    source = CheckpointSource(checkpoint, {})
+    module: Any = source.load_for_export(AUTO, directory)
+    numbers = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+    usage: Any = namedtuple("usage", "total used free")  # noqa: PYI024
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, numbers))
+    CheckpointSource(checkpoint, {}).load_for_export(AUTO, directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, numbers - 1))
+    with pytest.raises(ArtifactError, match="writing the weights of tiny as numbers needs"):
+        CheckpointSource(checkpoint, {}).load_for_export(AUTO, directory)
+
+
 def packed_leaf(parameter: Any) -> ComputedTensor | None:
     recipe = without_casts(parameter.recipe)
     return recipe if isinstance(recipe, ComputedTensor) else None

@@ -98,7 +98,8 @@ class QuantizedCheckpoint:
         if weight.shape is None or len(sources) < len(places):
             return None
         return DeferredTensor.of_computed(
-            ComputedTensor(shape=weight.shape, dtype=torch.float32, compute=weight.read, sources=sources)
+            # The first source holds the levels: scales and tables beside it are no numbers of the weight.
+            ComputedTensor(shape=weight.shape, dtype=torch.float32, compute=weight.read, sources=sources[:1])
         )
 
 
