@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeff_framework.contracts import (
+    AdapterRoom,
     Capabilities,
     Check,
     CompiledModel,
@@ -168,6 +169,7 @@ __all__ = [
     "BACKEND_GROUP",
     "EXTENSION_GROUP",
     "TOOLKITS",
+    "AdapterRoom",
     "Backend",
     "BackendError",
     "BackendUnavailableError",
