@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Part of every export's key. Change it whenever the same model exports to another graph.
-EXPORT_FORMAT = 8
+EXPORT_FORMAT = 9
 #: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
 COMPILE_FORMAT = 2
 
