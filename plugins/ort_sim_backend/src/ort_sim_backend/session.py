@@ -87,6 +87,12 @@ class OrtSession(BaseSession):
         super().clear_states()
         self._lengths = _lengths(self.compiled)
 
+    def replace_states(self, states: Mapping[str, Array]) -> None:
+        """Takes over what another session has kept; how many tokens a row then has is for the caller to know."""
+        super().replace_states(states)
+        if self._lengths is not None:
+            self._lengths.fill(_UNKNOWN)
+
     def release(self) -> None:
         """Frees the weights and the buffers."""
         self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
@@ -114,6 +120,10 @@ def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.I
         raise ExecutionError(f"ONNX Runtime cannot load {model}: {reason(error)}") from error
 
 
+#: Stands for the number of tokens of a row whose states were written from outside.
+_UNKNOWN = -1
+
+
 def _lengths(compiled: CompiledModel) -> NDArray[np.int64] | None:
     if all(state.kind != "window" for state in compiled.states):
         return None
@@ -121,13 +131,13 @@ def _lengths(compiled: CompiledModel) -> NDArray[np.int64] | None:
 
 
 def lengths_after(lengths: NDArray[np.int64], position_ids: NDArray[Any]) -> NDArray[np.int64]:
-    """Tokens of each row ``[B]`` after a step of the tokens ``[B, S]``.
+    """Tokens of each row ``[B]`` after a step of the tokens ``[B, S]``; any may follow where `lengths` is unknown.
 
     Raises `InputError` for tokens that neither begin a text nor follow those that the row has: a cache of a window holds its
     last tokens, wherever the next ones stand.
     """
     first, count = position_ids[:, 0], (position_ids >= 0).sum(axis=1)
-    wrong = (count > 0) & (first > 0) & (first != lengths)
+    wrong = (count > 0) & (first > 0) & (first != lengths) & (lengths != _UNKNOWN)
     if wrong.any():
         row = int(wrong.argmax())
         raise InputError(
