@@ -12,8 +12,8 @@ A backend that can branch need not run the encoder over that one token: all it c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,8 @@ class _Plan:
     states: tuple[StateShape, ...] = ()
     #: Of the output of an encoder in another program; `None`: the encoder is part of the graph.
     hidden_size: int | None = None
+    #: The decoder gets a mask for the encoder's output, without which it asks for no mask of its cross-attention.
+    gives_memory_mask: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -206,6 +208,8 @@ class _Seq2SeqGraph(torch.nn.Module):
             scope = Scope(masks=plan.decoder_masks, step=step, memory=memory, token_lengths=token_lengths)
             with ExitStack() as stack:
                 stack.enter_context(forward_scope(scope))
+                if plan.gives_memory_mask:
+                    stack.enter_context(_memory_mask_given(model.get_decoder(), source))
                 for mode in self.position_modes:
                     stack.enter_context(mode(step.position_ids))
                 logits: torch.Tensor = model(
@@ -220,9 +224,34 @@ class _Seq2SeqGraph(torch.nn.Module):
         return last_logits(model, step.position_ids, run)
 
 
-def _probe(weightless: PreTrainedModel, *, hidden_size: int | None = None, adds_encoder_masks: bool = False) -> _Plan:
+@contextmanager
+def _memory_mask_given(decoder: Any, source: torch.Tensor) -> Iterator[None]:
+    """Gives a decoder the mask of the encoder's output that its model has left out; which slots it hides, the seam tells."""
+
+    def add(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "encoder_attention_mask": torch.ones(source.shape[:2], dtype=torch.int64)}
+
+    hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _probe(
+    weightless: PreTrainedModel,
+    *,
+    hidden_size: int | None = None,
+    adds_encoder_masks: bool = False,
+    gives_memory_mask: bool = False,
+) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
-    plan = _Plan(encoder_masks=MaskPlan(additive=adds_encoder_masks), decoder_masks=MaskPlan(), hidden_size=hidden_size)
+    plan = _Plan(
+        encoder_masks=MaskPlan(additive=adds_encoder_masks),
+        decoder_masks=MaskPlan(),
+        hidden_size=hidden_size,
+        gives_memory_mask=gives_memory_mask,
+    )
     graph = _Seq2SeqGraph(weightless, plan)
     try:
         logits, *_ = probe(graph, (*_example_inputs(hidden_size), []))
@@ -245,6 +274,11 @@ def _probe(weightless: PreTrainedModel, *, hidden_size: int | None = None, adds_
     if asking == 0 and fall_back_to_eager(weightless):
         return _probe(weightless, hidden_size=hidden_size)
     writing = sum(shape.id.role in ("key", "key_cross") for shape in graph.shapes)
+    # Attention on the interface hides what the encoder has not written; other code is told by a mask alone.
+    if asking == 0 and plan.decoder_masks.memory_calls == 0:
+        if hidden_size is None or gives_memory_mask:
+            raise UnsupportedModelError("its cross-attention asks for no mask, and would see padding of the source")
+        return _probe(weightless, hidden_size=hidden_size, gives_memory_mask=True)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"

@@ -46,6 +46,8 @@ class MaskPlan:
     forms: list[ClosedForm | None] = field(default_factory=list)
     #: How often the attention interface was called.
     attention_calls: int = 0
+    #: Masks of cross-attention that were asked for in the recorded run.
+    memory_calls: int = 0
     #: The attention adds its masks to the scores by code of its own, so they are numbers and not true or false.
     additive: bool = False
     #: This is the probe run, whose tensors of positions and masks can be looked at.

@@ -87,6 +87,7 @@ def mask_interface(
             raise not_causal(config)
         return mask
     if scope.memory is not None:
+        scope.masks.memory_calls += scope.masks.recording
         return _memory_mask(form, scope.memory, q_length)
     query = torch.arange(q_length)
     key = torch.arange(kv_length) + kv_offset
