@@ -209,7 +209,7 @@ class _Seq2SeqGraph(torch.nn.Module):
             with ExitStack() as stack:
                 stack.enter_context(forward_scope(scope))
                 if plan.gives_memory_mask:
-                    stack.enter_context(_memory_mask_given(model.get_decoder(), source))
+                    stack.enter_context(_memory_mask_given(model, source))
                 for mode in self.position_modes:
                     stack.enter_context(mode(step.position_ids))
                 logits: torch.Tensor = model(
@@ -225,13 +225,13 @@ class _Seq2SeqGraph(torch.nn.Module):
 
 
 @contextmanager
-def _memory_mask_given(decoder: Any, source: torch.Tensor) -> Iterator[None]:
-    """Gives a decoder the mask of the encoder's output that its model has left out; which slots it hides, the seam tells."""
+def _memory_mask_given(model: Any, source: torch.Tensor) -> Iterator[None]:
+    """Gives the decoder the mask of the encoder's output that its model has left out; which slots it hides, the seam tells."""
 
     def add(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, "encoder_attention_mask": torch.ones(source.shape[:2], dtype=torch.int64)}
 
-    hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield
     finally:
