@@ -11,6 +11,7 @@ twice, or has another answer. Ray needs the extra `ray`; the package psutil is n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import signal
@@ -19,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,26 +149,30 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 def replica(process: subprocess.Popen[bytes], rng: random.Random) -> int | None:
     """The process of one of Ray's actors that hold the program."""
-
-    def found() -> Iterator[int]:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if "Replica" in " ".join(child.cmdline()):
-                    yield child.pid
-            except psutil.NoSuchProcess:
-                continue
-
-    pids = list(found())
+    pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True) if is_replica(child)]
     return rng.choice(pids) if pids else None
 
 
+def is_replica(process: psutil.Process) -> bool:
+    """Whether a process, which may have ended, is an actor that holds the program."""
+    try:
+        return "Replica" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill(victim: int, command: int) -> None:
-    """SIGKILL. Ray's processes that a killed command leaves behind must be gone before the next one starts."""
+    """SIGKILL. The replicas that a killed command leaves behind must end by themselves; Ray's other processes are ended here."""
     ours = psutil.Process(command).children(recursive=True) if victim == command else []
+    replicas = [process for process in ours if is_replica(process)]
     psutil.Process(victim).send_signal(signal.SIGKILL)
-    left = psutil.wait_procs(ours, timeout=60)[1]
+    left = psutil.wait_procs(replicas, timeout=60)[1]
     if left:
-        raise SystemExit(f"{len(left)} processes outlived the command by 60 s: {[process.name() for process in left]}")
+        raise SystemExit(f"{len(left)} replicas outlived the command by 60 s")
+    for process in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ours, timeout=10)
 
 
 if __name__ == "__main__":
