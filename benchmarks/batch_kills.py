@@ -82,7 +82,7 @@ def main() -> int:
                 with started(arguments.artifact, source, target, *options) as process:
                     while process.poll() is None and kills < arguments.kills:
                         # Most come while rows are answered, some while the program is loaded.
-                        after = rng.uniform(0, startup + 1.6 * work / arguments.kills)
+                        after = rng.uniform(0, startup + work)
                         if ends_within(process, after):
                             break
                         victim = process.pid if arguments.victim == "command" else replica(process, rng)
