@@ -152,8 +152,8 @@ def _strip_metadata(model: onnx_ir.Model) -> None:
 def quiet_exporter() -> Iterator[None]:
     """Keeps the exporter's log lines and deprecation warnings about its own internals from the user."""
     # `torch.onnx` warns about every optional package (torchvision, ...) that is not installed; torch 2.13 copies pytree specs
-    # through an interface that it deprecates itself, and gives onnx_ir empty lists of axes. WavLM gives torch two masks of unequal
-    # types.
+    # through an interface that it deprecates itself, and gives onnx_ir empty lists of axes. WavLM gives torch two masks of
+    # unequal types.
     with (
         muted_loggers("torch.onnx", "onnx_ir", "transformers"),
         ignored_warning(".*LeafSpec.*", FutureWarning),
