@@ -85,7 +85,9 @@ def test_helpers_end_with_the_process(ending: str, seconds: float, outcome: Outc
 
 def test_an_interruption_ends_the_process_and_its_helpers(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from qeff_framework.toolchains import run_process\n"
+        # A run of the tests in the background ignores the signal, and its processes do as well.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path; from qeff_framework.toolchains import run_process\n"
         "run_process(['sh', '-c', 'sleep 60 & echo $! >helper; wait'], Path(), log=Path('tool.log'), time_limit_seconds=60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
