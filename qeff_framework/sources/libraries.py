@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import inspect
 import sys
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
 
 @functools.cache
@@ -41,14 +43,34 @@ def _is_standard(file: str) -> bool:
 _STANDARD = Path(typing.__file__).parent.parts
 
 
+@functools.cache
 def _version_of(package: str) -> str | None:
+    """The version of the distribution that installed `package`, several ones joined; `None` where none says that it did."""
     import importlib_metadata
 
     try:
         return importlib_metadata.version(package)
     except importlib_metadata.PackageNotFoundError:
-        names = importlib_metadata.packages_distributions().get(package)
-        return ", ".join(importlib_metadata.version(name) for name in sorted({*names})) if names else None
+        names = {found.metadata["Name"] for found in importlib_metadata.distributions() if _installs(found, package)}
+        return ", ".join(importlib_metadata.version(name) for name in sorted(names)) or None
+
+
+def _installs(distribution: Any, package: str) -> bool:
+    """Whether a distribution says that it installed a top-level module or package of this name.
+
+    `importlib_metadata.packages_distributions` has the same answer for all packages, and takes 0.5 s where 250 are installed: it
+    builds an object for each installed file.
+    """
+    if declared := (distribution.read_text("top_level.txt") or "").split():
+        return package in declared
+    record = distribution.read_text("RECORD")
+    files = record.splitlines() if record is not None else map(str, distribution.files or ())
+    for line in files:
+        if line.startswith(package):
+            top, separator, _ = line.partition("/")
+            if top == package if separator else inspect.getmodulename(line.partition(",")[0]) == package:
+                return True
+    return False
 
 
 def is_own_code(value: object) -> bool:
