@@ -80,6 +80,26 @@ class MicroscalingOptions(CompileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionOptions(CompileOptions):
+    """Base of the options of a backend that can lower attention by `ReplicateKVHeads` and `BlockedAttention`.
+
+    Programs without attention over a cache are the same with any values.
+    """
+
+    num_kv_blocks: int = option(
+        1,
+        "blocks of cache slots over which attention is computed one after the other, so that the scores of a long context need "
+        "not fit into fast memory at once",
+        minimum=1,
+    )
+    replicate_kv_heads: int = option(
+        1,
+        "how often each key and value head stands in the cache, so that heads divide over num_devices; the cache grows as much",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """Where and how a program is run. Empty unless a backend adds fields."""
 

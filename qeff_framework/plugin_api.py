@@ -54,7 +54,7 @@ from qeff_framework.errors import (
     UnsupportedModelError,
 )
 from qeff_framework.hookspecs import hookimpl
-from qeff_framework.options import CompileOptions, MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.options import AttentionOptions, CompileOptions, MicroscalingOptions, RuntimeOptions, option
 
 if TYPE_CHECKING:
     # Not in `__all__`: ``import *`` must stay light.
@@ -170,6 +170,7 @@ __all__ = [
     "EXTENSION_GROUP",
     "TOOLKITS",
     "AdapterRoom",
+    "AttentionOptions",
     "Backend",
     "BackendError",
     "BackendUnavailableError",

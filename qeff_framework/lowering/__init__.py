@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, Activation, Gate, Op
 from qeff_framework.lowering.attention import FLOAT16_MIN, FLOAT32_MIN, AttentionOps, MaskPolicy
+from qeff_framework.lowering.blocked_attention import BlockedAttention
 from qeff_framework.lowering.causal_mask import CausalMaskOps
 from qeff_framework.lowering.compressed_products import CompressedProducts
 from qeff_framework.lowering.computation import Computation
@@ -37,6 +38,7 @@ from qeff_framework.lowering.nodes import (
 )
 from qeff_framework.lowering.one_hot_updates import OneHotUpdates
 from qeff_framework.lowering.passes import DialectPass, GraphPass, PassResult
+from qeff_framework.lowering.replicated_heads import ReplicateKVHeads, lowered_specs
 from qeff_framework.lowering.rotary_tables import RotaryTables
 from qeff_framework.lowering.scatter_updates import ScatterUpdates
 from qeff_framework.lowering.specialize import BindSizes, PerGraph, bind_sizes, specialized_graphs
@@ -72,6 +74,7 @@ __all__ = [
     "AttentionOps",
     "BindSizes",
     "BlockFit",
+    "BlockedAttention",
     "CausalMaskNode",
     "CausalMaskOps",
     "CompressedProducts",
@@ -102,6 +105,7 @@ __all__ = [
     "QuantizedMatMulNode",
     "RMSNormNode",
     "RemoveUnused",
+    "ReplicateKVHeads",
     "RotaryTables",
     "ScatterUpdates",
     "UnrollScan",
@@ -119,6 +123,7 @@ __all__ = [
     "is_weight",
     "link_stored_weights",
     "load_portable",
+    "lowered_specs",
     "made_by",
     "narrow_stored_weights",
     "nodes_of",

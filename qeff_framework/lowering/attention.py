@@ -51,51 +51,76 @@ class AttentionOps(DialectPass[AttentionNode]):
 
     def lower(self, node: AttentionNode, edit: GraphEditor) -> ir.Value | None:
         """``[B,Hq,S,Dv]``."""
-        query_heads, key_heads = static_dim(node.query, 1), static_dim(node.key, 1)
-        if query_heads is None or key_heads is None:
+        heads = Heads.of(node)
+        if heads is None:
             return None
+        query = edit.op("Mul", node.query, edit.scalar_like(node.scale, node.query))
+        key, value = node.key, node.value
+        if self._mask.clears_unseen:
+            key, value = cleared(edit, node, node.mask, key), cleared(edit, node, node.mask, value)
+        scores = masked_scores(edit, node, heads, self._mask, query=query, key=key, mask=node.mask)
+        return heads.product(edit, _softmax(edit, scores, node.sinks), value)
 
-        def stacked(value: ir.Value) -> ir.Value:
-            return value if query_heads == key_heads else edit.reshape(value, (0, key_heads, -1, 0))
 
-        def unstacked(value: ir.Value) -> ir.Value:
-            return value if query_heads == key_heads else edit.reshape(value, (0, query_heads, -1, 0))
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Numbers of heads of an attention. Query heads that share a key head are stacked along the token axis of products."""
 
-        key, value = self._cleared(edit, node)
-        scaled = edit.op("Mul", node.query, edit.scalar_like(node.scale, node.query))
-        transposed = edit.op("Transpose", key, perm=(0, 1, 3, 2))
-        scores = unstacked(edit.op("MatMul", stacked(scaled), transposed))
-        if node.softcap:
-            cap = edit.scalar_like(node.softcap, node.query)
-            scores = edit.op("Mul", edit.op("Tanh", edit.op("Div", scores, cap)), cap)
-        visible = self._masked(edit, node, scores)
-        weights = _softmax(edit, visible, node.sinks)
-        return unstacked(edit.op("MatMul", stacked(weights), value))
+    query: int
+    key: int
 
-    def _cleared(self, edit: GraphEditor, node: AttentionNode) -> tuple[ir.Value, ir.Value]:
-        """Keys and values without what no token sees."""
-        if not self._mask.clears_unseen:
-            return node.key, node.value
+    @classmethod
+    def of(cls, node: AttentionNode) -> Heads | None:
+        """`None` when a number is not known."""
+        query, key = static_dim(node.query, 1), static_dim(node.key, 1)
+        return None if query is None or key is None else cls(query=query, key=key)
 
-        def make() -> ir.Value:
-            is_bias = node.op == Op.ATTENTION_BIAS
-            mask = edit.op("Greater", node.mask, edit.scalar_like(FLOAT32_MIN / 2, node.mask)) if is_bias else node.mask
-            seen = edit.op("ReduceMax", edit.cast(mask, ir.DataType.INT32), edit.int64s(1, 2), keepdims=0)
-            return edit.cast(edit.op("Unsqueeze", seen, edit.int64s(1, 3)), ir.DataType.BOOL)
+    def product(self, edit: GraphEditor, left: ir.Value, right: ir.Value) -> ir.Value:
+        """``left [B,Hq,S,X]`` times ``right [B,Hkv,X,Y]``: ``[B,Hq,S,Y]``."""
+        if self.query == self.key:
+            return edit.op("MatMul", left, right)
+        stacked = edit.op("MatMul", edit.reshape(left, (0, self.key, -1, 0)), right)
+        return edit.reshape(stacked, (0, self.query, -1, 0))
 
-        seen: ir.Value = edit.once(("seen", node.mask), make)
-        nothing = edit.scalar_like(0.0, node.value)
-        return edit.op("Where", seen, node.key, nothing), edit.op("Where", seen, node.value, nothing)
 
-    def _masked(self, edit: GraphEditor, node: AttentionNode, scores: ir.Value) -> ir.Value:
-        if node.op == Op.ATTENTION_BIAS:
-            return edit.op("Add", scores, node.mask)
-        hidden = edit.scalar_like(self._mask.hidden, node.query)
-        if self._mask.form == "select":
-            return edit.op("Where", node.mask, scores, hidden)
-        zero = edit.scalar_like(0.0, node.query)
-        bias = edit.once(("bias", node.mask, node.query.dtype), lambda: edit.op("Where", node.mask, zero, hidden))
-        return edit.op("Add", scores, bias)
+def masked_scores(
+    edit: GraphEditor,
+    node: AttentionNode,
+    heads: Heads,
+    policy: MaskPolicy,
+    *,
+    query: ir.Value,
+    key: ir.Value,
+    mask: ir.Value,
+) -> ir.Value:
+    """Scores of the scaled ``query [B,Hq,S,D]`` and of ``key [B,Hkv,L,D]``, capped and masked: ``[B,Hq,S,L]``.
+
+    `key` and ``mask [B|1,1|Hq,S,L]`` are those of `node`, or the same part of both.
+    """
+    scores = heads.product(edit, query, edit.op("Transpose", key, perm=(0, 1, 3, 2)))
+    if node.softcap:
+        cap = edit.scalar_like(node.softcap, node.query)
+        scores = edit.op("Mul", edit.op("Tanh", edit.op("Div", scores, cap)), cap)
+    if node.op == Op.ATTENTION_BIAS:
+        return edit.op("Add", scores, mask)
+    hidden = edit.scalar_like(policy.hidden, node.query)
+    if policy.form == "select":
+        return edit.op("Where", mask, scores, hidden)
+    zero = edit.scalar_like(0.0, node.query)
+    bias = edit.once(("bias", mask, node.query.dtype), lambda: edit.op("Where", mask, zero, hidden))
+    return edit.op("Add", scores, bias)
+
+
+def cleared(edit: GraphEditor, node: AttentionNode, mask: ir.Value, states: ir.Value) -> ir.Value:
+    """``states [B,Hkv,L,D]`` with zeros in the slots that no token sees by ``mask [B|1,1|Hq,S,L]``, a part of that of `node`."""
+
+    def make() -> ir.Value:
+        is_bias = node.op == Op.ATTENTION_BIAS
+        sees = edit.op("Greater", mask, edit.scalar_like(FLOAT32_MIN / 2, mask)) if is_bias else mask
+        seen = edit.op("ReduceMax", edit.cast(sees, ir.DataType.INT32), edit.int64s(1, 2), keepdims=0)
+        return edit.cast(edit.op("Unsqueeze", seen, edit.int64s(1, 3)), ir.DataType.BOOL)
+
+    return edit.op("Where", edit.once(("seen", mask), make), states, edit.scalar_like(0.0, states))
 
 
 def _softmax(edit: GraphEditor, scores: ir.Value, sinks: ir.Value | None) -> ir.Value:

@@ -139,6 +139,11 @@ def test_a_program_holds_the_numbers_of_the_device(model_type, tmp_path):
     for name, options in {
         "fp32": {},
         "fp16": {"simulate": "ai100"},
+        **(
+            {"blocks": {"simulate": "ai100", "num_kv_blocks": 3, "replicate_kv_heads": 2}}
+            if model_type == "llama"
+            else {}
+        ),
         "mxint8": {"simulate": "ai100", "mxint8_kv_cache": True},
         "mx": {"simulate": "ai100", "mxint8_kv_cache": True, "mxfp6_matmul": True},
     }.items():
@@ -147,6 +152,11 @@ def test_a_program_holds_the_numbers_of_the_device(model_type, tmp_path):
         logits[name] = np.array(session.run({"input_ids": np.array([[7]]), "position_ids": np.array([[8]])})["logits"])
         states[name] = {state: np.array(content) for state, content in session.states.items()}
 
+    if "blocks" in logits:
+        assert all(
+            np.array_equal(states["blocks"][name], np.repeat(states["fp16"][name], 2, 1)) for name in ("past_key.0",)
+        )
+        assert 0 < np.abs(logits.pop("blocks") - logits["fp16"]).max() < 0.01 * logits["fp32"].std()
     assert np.array_equal(logits["fp16"], round_float16(logits["fp16"]))
     for state in states["fp16"]:
         assert np.array_equal(states["fp16"][state], round_float16(states["fp16"][state]))
@@ -174,6 +184,8 @@ def test_what_a_simulated_device_has_not_is_refused():
         parse_options(OrtSimOptions, {"simulate": "ai100", "num_cores": 17}, owner="ort_sim")
     with pytest.raises(OptionError, match="must be one of None, 'ai100'"):
         parse_options(OrtSimOptions, {"simulate": "ai200"}, owner="ort_sim")
+    with pytest.raises(OptionError, match="num_kv_blocks=2: the CPU's kernels for attention have no such form"):
+        parse_options(OrtSimOptions, {"num_kv_blocks": 2}, owner="ort_sim")
     with pytest.raises(OptionError, match="fp32_nodes needs simulate='ai100'"):
         parse_options(OrtSimOptions, {"fp32_nodes": ("add",)}, owner="ort_sim")
     plain, device = (OrtSimBackend().capabilities_for(OrtSimOptions(simulate=name)) for name in (None, "ai100"))

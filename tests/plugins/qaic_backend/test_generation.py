@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qeff_framework.contracts import EXTRA_INPUTS, SAMPLER_INPUTS, TOKEN_BITMASKS, TensorSpec
-from qeff_framework.errors import InputError
+from qeff_framework.errors import CompileError, InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from tests.eager import eager_greedy
 from tests.generation.fakes import FakeContinuous
@@ -43,6 +43,29 @@ def test_standin_twelve_prompts_in_four_slots(negative_scatter, standin, exports
     assert generator.generate_ids(prompts, asked).generated_ids == alone
     assert generator.generate_ids(prompts[5:2:-1], asked).generated_ids == alone[5:2:-1]
     session.close()
+
+
+def test_standin_blocks_of_the_cache_and_replicated_heads_keep_the_tokens(standin, exports, tmp_path) -> None:
+    """With rows of other lengths, of which blocks are empty; also as functions, and where slots are read by positions."""
+    standin()
+    prompts = [prompt[:7] for prompt in twelve_prompts()[:3]]
+    asked = GenerationSettings(max_new_tokens=8)
+    contexts = {"full_batch_size": 2, "comp_ctx_lengths_prefill": (8,), "comp_ctx_lengths_decode": (12, 24)}
+    changed = {"num_kv_blocks": 3, "replicate_kv_heads": 2, "sub_functions": True}
+    tokens = []
+    for number, (export, options) in enumerate(
+        [
+            (exports("llama"), {"batch_size": 3}),
+            (exports("llama"), {"batch_size": 3, **changed}),
+            (exports("llama", BATCH_INDEX, CONTEXTS), {**contexts, **changed}),
+        ]
+    ):
+        session = open_session(compile_program(export, tmp_path / str(number), **options))
+        tokens.append(TextGenerator(session).generate_ids(prompts, asked).generated_ids)
+        session.close()
+    assert tokens[0] == tokens[1] == tokens[2]
+    with pytest.raises(CompileError, match="num_kv_blocks=9 is more than the 8 cache slots that specialization"):
+        compile_program(exports("llama", BATCH_INDEX, CONTEXTS), tmp_path / "9", **contexts, num_kv_blocks=9)
 
 
 def test_standin_spare_slots_and_compute_contexts(standin, exports, tmp_path) -> None:

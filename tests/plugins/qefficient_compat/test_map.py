@@ -110,6 +110,16 @@ def test_what_has_no_effect_is_told_where_it_is_listened_to(caplog: pytest.LogCa
 def test_qaic_config() -> None:
     assert of_qaic_config({"speculative_model_type": "target", "max_top_k_ids": 256}, SIZES) == {}
     assert of_qaic_config({"include_sampler": True, "return_pdfs": False}, SIZES) == {"include_sampler": True}
+    blocked = {"enable_blocking": True, "blocking_mode": "kv", "num_kv_blocks": 4, "num_kv_heads_repeat": 2}
+    options = {"num_kv_blocks": 4, "replicate_kv_heads": 2}
+    assert of_qaic_config(blocked, SIZES) == options
+    given = {**options, "use_onnx_subfunctions": True}
+    assert translate("compile", COMPILE, given, backend=descriptor("qaic")) == {**options, "sub_functions": True}
+    assert translate("compile", COMPILE, given, backend=descriptor("ort_sim")) == {}
+    simulated = {"simulate": "ai100"}
+    assert translate("compile", COMPILE, given | simulated, backend=descriptor("ort_sim")) == options | simulated
+    with pytest.raises(NotSupportedError, match="blocking_mode='h' with num_kv_blocks is not supported"):
+        of_qaic_config({**blocked, "blocking_mode": "h"}, SIZES)
     with pytest.raises(OptionError, match="unknown key 'include_sampling'; did you mean 'include_sampler'"):
         of_qaic_config({"include_sampling": True}, SIZES)
     with pytest.raises(NotSupportedError, match="speculative_model_type='turbo' is not supported; 'target'"):

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ort_sim_backend.in_place import specs_of
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from qeff_framework.lowering import lowered_specs
 from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, prompt_ids
 from qeff_framework.sessions import allocate
 
@@ -137,7 +137,7 @@ def unknown_inputs(request: CompileRequest) -> list[str]:
 
 
 def _feeds(request: CompileRequest, row: Sequence[int]) -> dict[str, NDArray[Any]]:
-    specs = specs_of(request.model.graph.inputs, request.exported.inputs)
+    specs = lowered_specs(request.model.graph.inputs, request.exported.inputs)
     dims = dict(request.specializations[0].dims)
     row = row[: dims.get("ctx_len", len(row))]
     dims.update(dict.fromkeys((name for name in _ONE_ROW if name in dims), 1), seq_len=len(row))

@@ -7,10 +7,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ort_sim_backend.in_place import specs_of, states_of_windows, states_updated_in_place, states_with_room
+from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
 from ort_sim_backend.packed_weights import as_inputs, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.lowering import write_weights
+from qeff_framework.lowering import lowered_specs, write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
@@ -57,8 +57,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     return request.result(
         backend="ort_sim",
         program=program,
-        inputs=specs_of(request.model.graph.inputs, request.exported.inputs),
-        outputs=specs_of(request.model.graph.outputs, request.exported.outputs),
+        inputs=lowered_specs(request.model.graph.inputs, request.exported.inputs),
+        outputs=lowered_specs(request.model.graph.outputs, request.exported.outputs),
         states=states_of_windows(request.model, states),
     )
 

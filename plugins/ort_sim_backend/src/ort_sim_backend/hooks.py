@@ -30,6 +30,8 @@ class OrtSimHooks:
                 mxfp6_matmul=options.mxfp6_matmul,
                 mxint8_kv_cache=options.mxint8_kv_cache,
                 fp32_nodes=options.fp32_nodes,
+                num_kv_blocks=options.num_kv_blocks,
+                replicate_kv_heads=options.replicate_kv_heads,
             )
         from ort_sim_backend.lowering import passes
 

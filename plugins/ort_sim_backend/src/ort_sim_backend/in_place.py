@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ort_sim_backend.lowering.group_query_attention import is_windowed
 from qeff_framework.lowering import readers
-from qeff_framework.plugin_api import StateSpec, TensorSpec
+from qeff_framework.plugin_api import StateSpec
 
 #: Kernels that write a result over one of their inputs when both have the same buffer: op type -> {input: output}.
 _OVERWRITING = {"GroupQueryAttention": {3: 1, 4: 2}, "ScatterND": {0: 0}}
@@ -42,20 +42,6 @@ def states_of_windows(model: ir.Model, states: Sequence[StateSpec]) -> tuple[Sta
         if _is_attention(writer := writers[state.output]) and is_windowed(writer)
         else state
         for state in states
-    )
-
-
-def specs_of(values: Iterable[ir.Value], specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The specs with the static sizes that the graph's values have: lowering makes caches of windows shorter."""
-    shapes = {value.name: value.shape for value in values}
-    return tuple(
-        replace(
-            spec,
-            shape=tuple(dim if isinstance(dim, int) else told for dim, told in zip(shape, spec.shape, strict=True)),
-        )
-        if (shape := shapes.get(spec.name)) is not None and len(shape) == len(spec.shape)
-        else spec
-        for spec in specs
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qeff_framework.plugin_api import MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import AttentionOptions, MicroscalingOptions, RuntimeOptions, option
 
 #: Bits of a weight by value of `precision`, where weights are compressed.
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
@@ -21,7 +21,7 @@ AI100_CORES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrtSimOptions(MicroscalingOptions):
+class OrtSimOptions(MicroscalingOptions, AttentionOptions):
     """Options of `compile`."""
 
     # ONNX Runtime's "all" also picks a data layout for the CPU at hand; a saved program would then be tied to that CPU.
@@ -76,6 +76,12 @@ class OrtSimOptions(MicroscalingOptions):
                 raise ValueError(
                     f"{' and '.join(f'{name}=True' for name in formats)}: the CPU does not have this format; leave it out, or "
                     "simulate a device that has it with simulate='ai100'"
+                )
+            forms = [name for name in ("num_kv_blocks", "replicate_kv_heads") if getattr(self, name) != 1]
+            if forms:
+                raise ValueError(
+                    f"{' and '.join(f'{name}={getattr(self, name)}' for name in forms)}: the CPU's kernels for attention have no "
+                    "such form; leave it out, or simulate a device that has it with simulate='ai100'"
                 )
             if self.fp32_nodes:
                 raise ValueError("fp32_nodes needs simulate='ai100': without it every node is FP32")

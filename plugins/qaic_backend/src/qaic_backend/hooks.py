@@ -25,7 +25,11 @@ class QaicHooks:
 
         options = request.options
         return passes(
-            request.specializations, convert_to_fp16=options.convert_to_fp16, sub_functions=options.sub_functions
+            request.specializations,
+            convert_to_fp16=options.convert_to_fp16,
+            sub_functions=options.sub_functions,
+            num_kv_blocks=options.num_kv_blocks,
+            replicate_kv_heads=options.replicate_kv_heads,
         )
 
     @hookimpl

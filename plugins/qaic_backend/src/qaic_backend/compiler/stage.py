@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from qaic_backend.compiler.failures import DIAGNOSIS, NAMED_FORM_REFUSED
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
 from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
+from qeff_framework.lowering import lowered_specs
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
@@ -28,7 +30,15 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         BackendUnavailableError: there is no compiler here.
         CompileError: the model cannot be compiled as asked, or the compiler failed.
     """
-    exported, options = request.exported, request.options
+    options = request.options
+    graph = request.model.graph
+    # Heads of the caches may have been replicated.
+    exported = dataclasses.replace(
+        request.exported,
+        inputs=lowered_specs(graph.inputs, request.exported.inputs),
+        outputs=lowered_specs(graph.outputs, request.exported.outputs),
+    )
+    request = dataclasses.replace(request, exported=exported)
     sdk = find_sdk()
     compiler = None if request.dry_run else _compiler(sdk)
     check_program(exported, request.specializations)

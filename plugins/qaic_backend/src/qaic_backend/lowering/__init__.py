@@ -15,6 +15,7 @@ from qaic_backend.lowering.device import FLOAT16_MAX
 from qeff_framework.lowering import (
     FLOAT16_MIN,
     AttentionOps,
+    BlockedAttention,
     CausalMaskOps,
     DequantizedProducts,
     ExpertOps,
@@ -22,6 +23,7 @@ from qeff_framework.lowering import (
     LimitConstants,
     Limits,
     MaskPolicy,
+    ReplicateKVHeads,
     RotaryTables,
     UnrollScan,
 )
@@ -32,21 +34,30 @@ FLOAT16_RANGE = Limits(lowest=FLOAT16_MIN, low=FLOAT16_MIN, highest=FLOAT16_MAX,
 
 
 def passes(
-    specializations: Sequence[Specialization], *, convert_to_fp16: bool, sub_functions: bool = False
+    specializations: Sequence[Specialization],
+    *,
+    convert_to_fp16: bool,
+    sub_functions: bool = False,
+    num_kv_blocks: int = 1,
+    replicate_kv_heads: int = 1,
 ) -> list[Transform]:
     """The passes in the order in which they must run."""
     longest = max((item.dims.get("seq_len", 1) for item in specializations), default=1)
+    # `CtxGather` reads zeros for the slots behind a row's last token.
+    mask = MaskPolicy(hidden=FLOAT16_MIN, clears_unseen=False)
     return [
         UnrollScan(longest),
         # The compiler makes blocks of its own, from floating-point numbers.
         DequantizedProducts(),
         RotaryTables.of(specializations),
+        # They look for what attention reads of the updates.
+        *([ReplicateKVHeads(replicate_kv_heads)] if replicate_kv_heads > 1 else []),
+        *([BlockedAttention(num_kv_blocks, mask, specializations)] if num_kv_blocks > 1 else []),
         # Before the updates are lowered: it finds what is read by the updates that it is read from.
         CtxGather(hidden_index=0) if sub_functions else CtxGather(),
         CtxScatter(),
         CausalMaskOps(),
-        # `CtxGather` reads zeros for the slots behind a row's last token.
-        AttentionOps(MaskPolicy(hidden=FLOAT16_MIN, clears_unseen=False)),
+        AttentionOps(mask),
         ExpertOps(specializations),
         CustomRMSNorm(),
         InlineDialect(),

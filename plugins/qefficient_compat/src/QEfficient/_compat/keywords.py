@@ -99,8 +99,12 @@ QAIC_CONFIG: tuple[Keyword, ...] = (
     Keyword(name="ccl_enabled", treatment="size"),
     Keyword(name="comp_ctx_lengths_prefill", treatment="size"),
     Keyword(name="comp_ctx_lengths_decode", treatment="size"),
-    Keyword(name="num_kv_blocks", treatment="no effect", note="the compiler splits attention"),
-    Keyword(name="blocking_mode", treatment="no effect", note="the compiler splits attention"),
+    Keyword(
+        name="num_kv_blocks", treatment="device", harmless=(1,), note="an option of compile here; compile takes it too"
+    ),
+    Keyword(name="num_kv_heads_repeat", treatment="device", to="replicate_kv_heads", harmless=(1,), note="likewise"),
+    Keyword(name="enable_blocking", treatment="no effect", note="`num_kv_blocks` alone decides"),
+    Keyword(name="blocking_mode", treatment="here", note="`kv`; the compiler splits heads and queries"),
     Keyword(
         name="mla_absorption", treatment="no effect", note="the cache holds the keys and values that attention reads"
     ),
@@ -164,7 +168,14 @@ COMPILE: tuple[Keyword, ...] = (
     Keyword(name="prefill_only", treatment="size", note="without it: both programs in one artifact"),
     Keyword(name="retain_full_kv", treatment="no effect", note="every state holds all of `ctx_len`"),
     Keyword(name="enable_chunking", treatment="no effect", note="every program reads long prompts in chunks"),
-    Keyword(name="use_onnx_subfunctions", treatment="no effect", note=_ONE_TRACE),
+    Keyword(name="num_kv_blocks", treatment="device", harmless=(1,)),
+    Keyword(name="replicate_kv_heads", treatment="device", harmless=(1,)),
+    Keyword(
+        name="use_onnx_subfunctions",
+        treatment="device",
+        to="sub_functions",
+        note="layers that are alike are calls of one function in what the compiler reads",
+    ),
     Keyword(name="offload_pt_weights", treatment="no effect", note=_ONE_TRACE, harmless=(True,)),
     Keyword(name="dynamo", treatment="no effect", note="every export goes through torch.export"),
     Keyword(name="layerwise", treatment="no effect", note=_ONE_TRACE),
@@ -189,8 +200,8 @@ COMPILE: tuple[Keyword, ...] = (
 
 #: Keywords of ``export``.
 EXPORT: tuple[Keyword, ...] = (
-    *_same("export_dir"),
-    *(each for each in COMPILE if each.name in ("use_onnx_subfunctions", "offload_pt_weights", "dynamo", "layerwise")),
+    *_same("export_dir", "use_onnx_subfunctions"),
+    *(each for each in COMPILE if each.name in ("offload_pt_weights", "dynamo", "layerwise")),
     *(each for each in COMPILE if each.name in ("layerwise_window_size", "enable_chunking", "kv_cache_prefix")),
     Keyword(name="prefill_only", treatment="no effect", note="one graph serves prefill and decode"),
     Keyword(name="prefill_seq_len", treatment="no effect", note="the graph has no fixed sizes"),

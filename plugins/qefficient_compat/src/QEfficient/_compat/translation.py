@@ -17,6 +17,8 @@ from QEfficient._compat.notices import NotSupportedError, say_once
 
 #: Options that a backend has under their names and can do without, by the field of its capabilities.
 _BY_CAPABILITY = {"mxfp6_matmul": "mxfp6_matmul", "mxint8_kv_cache": "mxint8_kv_cache", "num_devices": "multi_device"}
+#: Options that a simulator has where it simulates a device alone.
+_SIMULATED = ("num_kv_blocks", "replicate_kv_heads")
 #: Makes ``ort_sim`` compute in the number formats of the device, without a change of the script.
 SIMULATE_VARIABLE = "QEFF_COMPAT_SIMULATE"
 _HARDWARE = {"2.0": "ai100", "ai100": "ai100", "ai200": "ai200"}
@@ -93,11 +95,13 @@ def _for_backend(
     method: str, devices: Iterable[tuple[Keyword, Any]], others: Mapping[str, Any], backend: Backend
 ) -> dict[str, Any]:
     can = capabilities(backend, dict(others))
+    simulates = not has_option(backend.options, "simulate") or others.get("simulate")
     passed = {}
     for keyword, value in devices:
         name = keyword.to or keyword.name
         capability = _BY_CAPABILITY.get(name)
-        if has_option(backend.options, name) and (capability is None or getattr(can, capability)):
+        is_there = has_option(backend.options, name) and (simulates or name not in _SIMULATED)
+        if is_there and (capability is None or getattr(can, capability)):
             passed[name] = _hardware(method, value) if name == "hw_version" else value
         else:
             say_once(
@@ -108,8 +112,8 @@ def _for_backend(
 
 
 def _remedy(name: str, backend: Backend) -> str:
-    if name in ("mxfp6_matmul", "mxint8_kv_cache") and has_option(backend.options, "simulate"):
-        return f"; {SIMULATE_VARIABLE}=ai100 computes in the number formats of the device"
+    if name in ("mxfp6_matmul", "mxint8_kv_cache", *_SIMULATED) and has_option(backend.options, "simulate"):
+        return f"; {SIMULATE_VARIABLE}=ai100 computes as the device does"
     return ""
 
 
@@ -136,7 +140,7 @@ def lengths(value: Any) -> Any:
 
 
 def of_qaic_config(config: Mapping[str, Any] | None, sizes: type) -> dict[str, Any]:
-    """The sizes that a ``qaic_config`` asks for.
+    """The sizes that a ``qaic_config`` asks for, and options of the backend.
 
     Raises:
         OptionError: a key that QEfficient does not have.
@@ -149,6 +153,11 @@ def of_qaic_config(config: Mapping[str, Any] | None, sizes: type) -> dict[str, A
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
             raise OptionError(f"qaic_config: unknown key '{name}'; {hint}")
     given = dict(config or {})
+    mode = given.pop("blocking_mode", None)
+    if given.get("num_kv_blocks", 1) not in (None, 1) and mode not in (None, "kv"):
+        raise NotSupportedError(
+            f"qaic_config: blocking_mode={mode!r} with num_kv_blocks is not supported; blocks are those of the cache, 'kv'"
+        )
     model_type = given.pop("speculative_model_type", None)
     if model_type not in (None, "target"):
         raise NotSupportedError(

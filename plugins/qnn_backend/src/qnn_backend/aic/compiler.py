@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from qeff_framework.lowering import lowered_specs
 from qeff_framework.plugin_api import CompiledModel, CompileRequest
 from qeff_framework.toolchains import Toolchain
 from qnn_backend.aic.bundle import PROGRAM_FOLDER, Bundle, write_bundle, write_compiler_config
@@ -34,8 +35,9 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     options, specializations = request.options, request.specializations
     exported = dataclasses.replace(
         request.exported,
-        inputs=renamed_tensors(request.exported.inputs),
-        outputs=renamed_tensors(request.exported.outputs),
+        # Heads of the caches may have been replicated.
+        inputs=lowered_specs(request.model.graph.inputs, renamed_tensors(request.exported.inputs)),
+        outputs=lowered_specs(request.model.graph.outputs, renamed_tensors(request.exported.outputs)),
         states=renamed_states(request.exported.states),
     )
     request = dataclasses.replace(request, exported=exported)

@@ -9,5 +9,11 @@ from qnn_backend.aic.qaic import shared
 
 def passes(request: TransformRequest) -> list[Transform]:
     """The passes in the order in which they must run. Raises `BackendUnavailableError` without the qaic distribution."""
-    lowered: list[Transform] = shared().passes(request.specializations, convert_to_fp16=True)
+    options = request.options
+    lowered: list[Transform] = shared().passes(
+        request.specializations,
+        convert_to_fp16=True,
+        num_kv_blocks=options.num_kv_blocks,
+        replicate_kv_heads=options.replicate_kv_heads,
+    )
     return [*lowered, IdentifierNames()]

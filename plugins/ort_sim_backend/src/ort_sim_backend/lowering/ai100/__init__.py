@@ -15,6 +15,7 @@ from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from qeff_framework.lowering import (
     FLOAT16_MIN,
     AttentionOps,
+    BlockedAttention,
     CausalMaskOps,
     ExpertOps,
     GatherRows,
@@ -24,6 +25,7 @@ from qeff_framework.lowering import (
     MaskPolicy,
     Op,
     RemoveUnused,
+    ReplicateKVHeads,
     RotaryTables,
     ScatterUpdates,
 )
@@ -41,14 +43,19 @@ def ai100_passes(
     mxfp6_matmul: bool,
     mxint8_kv_cache: bool,
     fp32_nodes: Collection[str] = (),
+    num_kv_blocks: int = 1,
+    replicate_kv_heads: int = 1,
 ) -> list[Transform]:
     """The passes in the order in which they must run."""
     lengths = [item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims]
+    mask = MaskPolicy(hidden=FLOAT16_MIN)
     return [
+        *([ReplicateKVHeads(replicate_kv_heads)] if replicate_kv_heads > 1 else []),
+        *([BlockedAttention(num_kv_blocks, mask, specializations)] if num_kv_blocks > 1 else []),
         *([RotaryTables(max(lengths))] if lengths else []),
         GatherRows(),
         CausalMaskOps(),
-        AttentionOps(MaskPolicy(hidden=FLOAT16_MIN)),
+        AttentionOps(mask),
         ExpertOps(specializations),
         # The device has a kernel that keeps the sum of squares out of FP16; this one does so as well.
         SimplifiedRMSNorm(),

@@ -164,11 +164,11 @@ class QEFFBaseModel:
 
     def export(self, export_dir: str | os.PathLike[str] | None = None, **kwargs: Any) -> Path:
         """Exports to portable ONNX, or finds the export that exists; returns the path of the graph."""
-        translate("export", EXPORT, kwargs)
+        translated = translate("export", EXPORT, kwargs)
         unknown = [name for name in kwargs if name not in {each.name for each in EXPORT}]
         if unknown:
             raise OptionError(f"export: unknown arguments {', '.join(unknown)}")
-        self.onnx_path = self._core.export(export_dir).model_path
+        self.onnx_path = self._core.export(export_dir, **translated).model_path
         return self.onnx_path
 
     def compile(
@@ -193,7 +193,7 @@ class QEFFBaseModel:
             device_group: the program is spread over as many devices.
             **kwargs: sizes, and options under QEfficient's names or those of the backend; see docs/migrating.md.
         """
-        self._check_onnx_path(onnx_path)
+        self._check_onnx_path(onnx_path, functions=bool(kwargs.get("use_onnx_subfunctions")))
         name = choose_backend(backend, enable_qnn=enable_qnn)
         chosen = descriptor(name)
         given = {**self.default_sizes, **kwargs}
@@ -226,13 +226,13 @@ class QEFFBaseModel:
                 given.pop(keyword.name, None)
         return {}
 
-    def _check_onnx_path(self, onnx_path: str | os.PathLike[str] | None) -> None:
+    def _check_onnx_path(self, onnx_path: str | os.PathLike[str] | None, *, functions: bool) -> None:
         if onnx_path is None:
             return
         asked = Path(onnx_path).resolve()
         if self.onnx_path is None or asked != self.onnx_path.resolve():
             # The export is found again where it exists.
-            found = self._core.export().model_path
+            found = self._core.export(**({"use_onnx_subfunctions": True} if functions else {})).model_path
             if asked != found.resolve():
                 raise NotSupportedError(
                     f"compile: onnx_path={os.fspath(onnx_path)!r} is not the export of this model ({found}); leave it "

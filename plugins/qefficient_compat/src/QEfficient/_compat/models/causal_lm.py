@@ -44,6 +44,10 @@ class GeneratingModel(QEFFBaseModel):
 
     def _sized(self, given: dict[str, Any]) -> dict[str, Any]:
         sizes = dict(self._configured)
+        for name in ("num_kv_blocks", "replicate_kv_heads"):
+            if name in sizes:
+                # Options of the backend. What compile is given wins over the config.
+                given.setdefault(name, sizes.pop(name))
         for name in ("full_batch_size", "kv_cache_batch_size"):
             value = given.pop(name, None)
             if value is None:
