@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import shutil
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from qeff_framework.artifacts import content_digest, renew_digest
 from qeff_framework.artifacts.disk import require_space
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import safetensors_data_start, safetensors_header
+from qeff_framework.sources.stand_ins import StandIn
 
 if TYPE_CHECKING:
     import torch
@@ -168,49 +168,26 @@ def reading_nothing(placed: PlacedShards) -> Iterator[None]:
 
     Where the process has put a reader of its own in the library, the shards are read by that.
     """
+    from transformers import modeling_utils
+
     token = _placed_shards.set(placed)
     try:
-        with _READER.installed():
+        with _READER.installed(modeling_utils):
             yield
     finally:
         _placed_shards.reset(token)
 
 
-class _Reader:
-    """Stands for safetensors' ``safe_open`` in the loader: the same in threads in which `reading_nothing` is not active."""
+def _open(original: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
+    """safetensors' ``safe_open`` in the loader, with deferred tensors for the shards that are placed."""
+    import safetensors
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Stands in the loader while one of its users is in the body."""
-        import safetensors
-        from transformers import modeling_utils
-
-        library: Any = modeling_utils
-        with self._lock:
-            if getattr(library, "safe_open", None) is safetensors.safe_open:
-                library.safe_open = self
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users and library.safe_open is self:
-                    library.safe_open = safetensors.safe_open
-
-    def __call__(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
-        import safetensors
-
-        placed = _placed_shards.get()
-        path = None if placed is None else placed.path_of(filename)
-        return safetensors.safe_open(filename, *args, **kwargs) if path is None else _DeferredFile(path)
+    placed = _placed_shards.get()
+    path = None if placed is None or original is not safetensors.safe_open else placed.path_of(filename)
+    return original(filename, *args, **kwargs) if path is None else _DeferredFile(path)
 
 
-_READER = _Reader()
+_READER = StandIn("safe_open", _open)
 
 
 class _DeferredFile:
