@@ -15,6 +15,7 @@ from qeff_framework.cli.arguments import (
 )
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
+from qeff_framework.cli.drafts import add_draft, check_draft, opened_draft
 from qeff_framework.cli.generate_input import add_settings, given_settings
 from qeff_framework.cli.programs import given_artifact, load_program
 from qeff_framework.cli.results.common import needed_tokenizer, where
@@ -51,6 +52,7 @@ def add_to(subparsers: Any) -> None:
     generation = parser.add_argument_group("generation")
     generation.add_argument("--system", metavar="TEXT", help="the system message that the conversation begins with")
     add_settings(generation)
+    add_draft(generation)
     add_runtime_options(generation)
     add_verify(parser)
     add_compile_options(parser)
@@ -60,17 +62,18 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads, and answers lines until the input ends."""
     from qeff_framework.serving import Engine
 
+    check_draft(args)
     settings = given_settings(args)
     compiled = given_artifact(args) or compile_model(args, check_task=_check_task, reads_texts=True)
     _check_task(compiled.task)
-    with load_program(args, compiled) as runner:
+    with opened_draft(args, compiled) as draft, load_program(args, compiled) as runner:
         tokenizer: Any = needed_tokenizer(runner)
         if tokenizer.chat_template is None:
             raise InputError(
                 f"{args.model} has no chat template, so that a conversation cannot be rendered; use `qeff generate`, or a "
                 "checkpoint that was trained for conversations"
             )
-        engine = Engine(runner)  # type: ignore[arg-type] # the task was checked
+        engine = Engine(runner, draft=draft)  # type: ignore[arg-type] # the task was checked
         chat = _Chat(engine, settings, system=args.system, silent=args.json)
         progress.clear()
         failed = chat.talk()

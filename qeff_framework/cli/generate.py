@@ -15,6 +15,7 @@ from qeff_framework.cli.arguments import (
 )
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
+from qeff_framework.cli.drafts import add_draft, check_draft, opened_draft
 from qeff_framework.cli.generate_input import (
     add_settings,
     given_audio,
@@ -111,6 +112,7 @@ def add_to(subparsers: Any) -> None:
     )
     generation = parser.add_argument_group("generation")
     add_settings(generation)
+    add_draft(generation)
     generation.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -136,6 +138,7 @@ def add_to(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and runs."""
+    check_draft(args)
     audio = given_audio(args)
     has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
     # A model of images or sound alone takes no prompts; that there are some where they are needed is checked with the task.
@@ -159,7 +162,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         args=args,
         progress=progress,
     )
-    with load_program(args, compiled) as runner:
+    with opened_draft(args, compiled) as draft, load_program(args, compiled) as runner:
+        if draft is not None:
+            settings["draft"] = draft
         return task_spec(compiled.task).show_results(runner, request)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from qeff_framework.cli.arguments import (
 )
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import compile_model
+from qeff_framework.cli.drafts import add_draft, check_draft, opened_draft
 from qeff_framework.cli.programs import given_artifact, load_program
 from qeff_framework.errors import OptionError
 
@@ -63,6 +65,14 @@ def add_to(subparsers: Any) -> None:
         default=[],
         help="pages of this origin may use the server too (https://example.org); may be repeated",
     )
+    drafts = server.add_mutually_exclusive_group()
+    add_draft(drafts)
+    drafts.add_argument(
+        "--prompt-lookup-num-tokens",
+        metavar="N",
+        type=int,
+        help="the same texts in fewer steps: check up to N tokens that followed before (needs -O num_speculative_tokens=N)",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-queue",
@@ -105,7 +115,8 @@ def add_to(subparsers: Any) -> None:
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Compiles if needed, loads and serves until a signal comes."""
     _check_extra()
-    for name in ("max_queue", "request_timeout", "max_body_bytes", "drain_seconds"):
+    check_draft(args)
+    for name in ("max_queue", "request_timeout", "max_body_bytes", "drain_seconds", "prompt_lookup_num_tokens"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise OptionError(f"--{name.replace('_', '-')}={getattr(args, name)} must be above 0")
     api_key = _api_key(args)
@@ -115,14 +126,17 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     from qeff_framework.serving.http.guard import LOOPBACK, Limits
 
     # The address is checked before anything is compiled.
-    with server.listen(args.host, args.port) as listener:
+    with server.listen(args.host, args.port) as listener, ExitStack() as stack:
         compiled = given_artifact(args) or compile_model(args, reads_texts=True)
         name = args.model_name or str(compiled.metadata.get("model_name") or compiled.directory.name)
         is_local = args.host in LOOPBACK
         if not is_local and api_key is None:
             logger.warning("--host %s: other machines can use this server without a key; see --api-key-env", args.host)
+        drafts = stack.enter_context(opened_draft(args, compiled))
         app = create_app(
             load_program(args, compiled),
+            draft=drafts,
+            prompt_lookup_num_tokens=args.prompt_lookup_num_tokens,
             model=name,
             api_key=api_key,
             max_queue=args.max_queue,

@@ -40,7 +40,7 @@ class _Lane:
 
 
 class DraftModel:
-    """Decodes greedily for the rows of one generation, each in the lane of its number among the target's lanes.
+    """Decodes greedily for the rows of one scheduler, each in the lane that it has in the target.
 
     What it proposes has no influence on the tokens, only on the number of the target's steps. It takes the session over: nothing
     else may run on it meanwhile. Raises `InputError` for a program that cannot decode ahead of the target.
@@ -59,6 +59,11 @@ class DraftModel:
         self._lanes: dict[int, _Lane] = {}
         #: Tokens that the target does not know cannot be drafts.
         self._vocab_size = target.vocab_size
+
+    def reset(self) -> None:
+        """Forgets all rows, also after a step that failed."""
+        self._lanes.clear()
+        self._session.reset()
 
     def draft(self, counts: Sequence[tuple[Row, int]]) -> dict[int, list[int]]:
         """At most so many tokens that may follow each row's text, by the row's lane."""

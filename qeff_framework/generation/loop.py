@@ -15,6 +15,7 @@ from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation.admission import admitted_rows
 from qeff_framework.generation.device_sampler import DeviceSampler
+from qeff_framework.generation.draft_model import DraftModel
 from qeff_framework.generation.drafting import drafting_of
 from qeff_framework.generation.generation_config import resolve_settings
 from qeff_framework.generation.grammar import grammar_of
@@ -257,7 +258,7 @@ class TextGenerator:
         logits_processor: Sequence[Any] | None = None,
         stopping_criteria: Sequence[Any] | None = None,
         prompt_to_adapter_mapping: str | Sequence[str | None] | None = None,
-        draft: ExecutionSession | None = None,
+        draft: ExecutionSession | DraftModel | None = None,
         queued: bool = False,
     ) -> Request:
         """A request for the scheduler. Checks everything that can be checked before the session is touched.

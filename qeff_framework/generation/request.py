@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.drafting import Drafting
 from qeff_framework.generation.output import PerfMetrics
-from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import FinishReason, Row, Step
 from qeff_framework.generation.sampling import TokenSelector
 from qeff_framework.generation.stopping import StopRules
@@ -66,14 +65,6 @@ class Request:
             if not row.finished:
                 row.finish_reason = reason
                 self._forget(row)
-
-    def drafts(self, rows: Sequence[Row], shape: ProgramShape) -> dict[int, list[int]]:
-        """The draft tokens that the next step checks, by lane."""
-        if self.drafting is None:
-            return {}
-        drafts = self.drafting.drafts(rows, shape)
-        self.drafts_proposed += sum(map(len, drafts.values()))
-        return drafts
 
     def take(self, logits: NDArray[Any], rows: Sequence[Row], drafts: Mapping[int, Sequence[int]]) -> list[Step]:
         """Selects a token for each of the rows, and one more for each draft that was right.

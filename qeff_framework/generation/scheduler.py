@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.contracts import PROBABILITIES, ExecutionSession
 from qeff_framework.errors import ExecutionError
+from qeff_framework.generation.drafting import drafts_of
 from qeff_framework.generation.placement import Placement
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.request import Request
@@ -171,10 +172,9 @@ class Scheduler:
         shape = self._shape
         if active is not self._grouped:
             self._grouped, self._groups = active, _by_request(active)
-        drafts: dict[int, list[int]] = {}
-        for request, rows in self._groups:
+        for request, _ in self._groups:
             request.decode_steps += 1
-            drafts |= request.drafts(rows, shape)
+        drafts = drafts_of(self._groups, shape)
         inputs = self._decodes[0]
         if drafts:
             needed = 1 + max(map(len, drafts.values()))

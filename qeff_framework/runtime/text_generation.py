@@ -123,6 +123,7 @@ class CompiledCausalLM(CompiledRunner):
         """
         from qeff_framework.tokenization import ChatOptions, as_text_tokenizer
 
+        assistant_model = assistant_model if draft is None else draft
         if inputs is None and tokenizer is not None and not hasattr(tokenizer, "decode"):
             tokenizer, inputs = None, tokenizer
         tensors = given_tensors(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
@@ -155,14 +156,16 @@ class CompiledCausalLM(CompiledRunner):
                 chat_template_kwargs=chat_template_kwargs or {},
             ),
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
-            draft=self._draft_session(assistant_model if draft is None else draft),
+            draft=None if assistant_model is None else self.draft_session(assistant_model),
             **settings,
         )
 
-    def _draft_session(self, draft: Any) -> ExecutionSession | None:
-        """The session of a draft model, whose tokens must be this program's."""
-        if draft is None:
-            return None
+    def draft_session(self, draft: Any) -> ExecutionSession:
+        """The session of a draft model, compiled or loaded.
+
+        Raises:
+            InputError: it is no causal language model with a program, it is this one, or its tokens mean something else.
+        """
         runner = getattr(draft, "runner", draft)
         if not isinstance(runner, CompiledCausalLM):
             raise InputError(

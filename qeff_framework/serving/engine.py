@@ -9,17 +9,19 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.contracts import BASE_ADAPTER
 from qeff_framework.errors import ExecutionError, InputError, OptionError, QueueFullError
+from qeff_framework.generation.draft_model import DraftModel
+from qeff_framework.generation.drafting import check_lookup, draft_model
 from qeff_framework.generation.loop import TextGenerator
 from qeff_framework.generation.prompts import Prompts
 from qeff_framework.generation.request import Request
 from qeff_framework.generation.rows import FinishReason, Row, Step
 from qeff_framework.generation.settings import GenerationSettings
-from qeff_framework.runtime import CompiledCausalLM, load_compiled
+from qeff_framework.runtime import CompiledCausalLM, CompiledRunner, load_compiled
 from qeff_framework.runtime.image_text import CompiledImageTextToText, ImagePrompt
 from qeff_framework.serving.answer import AnswerText, Delta
 from qeff_framework.serving.logprobs import LogprobRecorder
@@ -93,10 +95,17 @@ class Engine:
     waits for a free row of the batch. A prompt that begins like a finished one skips the common part where the program has
     spare slots (``kv_cache_batch_size`` above ``full_batch_size``).
 
+    With drafts, a request gets several tokens from one step; its tokens are those without them.
+
     Args:
         artifact: a compiled artifact's directory, or a loaded program. The engine takes over the program's session.
         max_queue: answers that may wait for a place in the program; further requests raise `QueueFullError`.
         max_model_len: prompt and answer together at most, where that is to be less than the compiled context.
+        draft: a smaller causal language model that proposes tokens for all requests: a compiled artifact's directory, or what is
+            compiled or loaded, with as many rows (``batch_size``) as the program decodes. The engine takes it over and closes it.
+            The program must have been compiled with ``num_speculative_tokens``.
+        prompt_lookup_num_tokens: tokens per step that are proposed from a request's own text. A request may ask for another
+            number, also where there is a draft model.
         **runtime_options: for `load_compiled`, with a directory.
     """
 
@@ -106,9 +115,16 @@ class Engine:
         *,
         max_queue: int = 256,
         max_model_len: int | None = None,
+        draft: object = None,
+        prompt_lookup_num_tokens: int | None = None,
         **runtime_options: Any,
     ) -> None:
-        for name, value in (("max_queue", max_queue), ("max_model_len", max_model_len)):
+        limits = {
+            "max_queue": max_queue,
+            "max_model_len": max_model_len,
+            "prompt_lookup_num_tokens": prompt_lookup_num_tokens,
+        }
+        for name, value in limits.items():
             if value is not None and value < 1:
                 raise OptionError(f"{name}={value} must be at least 1")
         runner = load_compiled(artifact, **runtime_options) if isinstance(artifact, str | os.PathLike) else artifact
@@ -125,6 +141,12 @@ class Engine:
         self.max_model_len = min(max_model_len or ctx_len, ctx_len)
         self._scheduler = self.generator.scheduler
         self._scheduler.reset()
+        self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
+        if prompt_lookup_num_tokens is not None:
+            check_lookup(prompt_lookup_num_tokens, self.generator.shape)
+        #: What is closed with the engine.
+        self._draft_runner: CompiledRunner | None = None
+        self._draft_model = None if draft is None else self._opened_draft(draft)
         self._numbers = itertools.count()
         self._jobs: dict[int, Job] = {}
         self._by_request: dict[Request, Job] = {}
@@ -202,11 +224,16 @@ class Engine:
             settings = generator.settings(generation_config, **overrides)
         elif overrides or generation_config is not None:
             raise OptionError("settings are complete, nothing can be added; give one or the other")
+        draft = self._draft_model if settings.prompt_lookup_num_tokens is None else None
+        if self.prompt_lookup_num_tokens is not None and settings.prompt_lookup_num_tokens is None and draft is None:
+            settings = replace(settings, prompt_lookup_num_tokens=self.prompt_lookup_num_tokens)
         images = None
         if isinstance(self.runner, CompiledImageTextToText):
             images = self._image_prompt(self.runner, prompt, settings, chat)
         ids = self._one_prompt(prompt, settings, chat) if images is None else images.ids
-        request = generator.request([ids] * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, queued=True)
+        request = generator.request(
+            [ids] * n, settings, prompt_to_adapter_mapping=adapter or BASE_ADAPTER, draft=draft, queued=True
+        )
         for row in request.rows:
             self._limit(row, settings)
         if settings.return_pdfs:
@@ -302,6 +329,17 @@ class Engine:
         for job in list(self._by_request.values()):
             self._stop(job, "cancelled")
         self.runner.close()
+        if self._draft_runner is not None:
+            self._draft_runner.close()
+
+    def _opened_draft(self, draft: Any) -> DraftModel:
+        if isinstance(self.runner, CompiledImageTextToText):
+            raise InputError(
+                "a draft model proposes tokens for models of text alone, and this program reads images; leave it out"
+            )
+        opened = load_compiled(draft) if isinstance(draft, str | os.PathLike) else getattr(draft, "runner", draft)
+        self._draft_runner = opened if isinstance(opened, CompiledRunner) else None
+        return draft_model(self.runner.draft_session(opened), self.generator.shape)
 
     def _stream(self, job: Job) -> Iterator[Delta]:
         try:
@@ -400,5 +438,7 @@ class Engine:
         """Empties the cache after `error`. Raises `ExecutionError` where that fails: the session is of no use any more."""
         try:
             self._scheduler.reset()
+            if self._draft_model is not None:
+                self._draft_model.reset()
         except Exception as again:
             raise ExecutionError(f"the program failed ({error}) and cannot be used any more: {again}") from again

@@ -407,3 +407,33 @@ def test_an_answer_of_a_given_form(model_qeff, toy_artifact, tmp_path):
         assert result.code == 1
         # The schema has come as far as the tokenizer of words, whose tokens have no bytes.
         assert f"{form[0][2:].replace('-', '_')} cannot be used with this tokenizer" in result.err
+
+
+def test_a_draft_model_gives_the_same_text_in_fewer_steps(model_qeff, llama, artifact):
+    asked = ("--prompt", "my name is", "one two", "--max-new-tokens", 12, "--json")
+    plain = model_qeff("generate", artifact, *asked).json
+    options = ("--backend", "ort_sim", *PROGRAM_SIZES, "-O", "num_speculative_tokens=3")
+    drafted = model_qeff("generate", llama, *options, "--draft", llama, *asked).json
+    assert drafted["results"] == plain["results"]
+    # The draft model is the model itself: what it proposes is right.
+    assert drafted["metrics"]["drafts_accepted"] == drafted["metrics"]["drafts_proposed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "program", "options", "message"),
+    [
+        ("generate", "llama", ("--backend", "ort_sim"), "compile the program with -O num_speculative_tokens=4"),
+        (
+            "serve",
+            "artifact",
+            ("--port", 0),
+            "returns the logits of one token per step; compile the program with -O num_spec",
+        ),
+        ("chat", "llama", ("--prompt-lookup-num-tokens", 2), "both propose tokens; give one of the two"),
+    ],
+)
+def test_drafts_that_cannot_be_checked(model_qeff, request, artifact, verb, program, options, message):
+    prompt = ("--prompt", "one") if verb == "generate" else ()
+    result = model_qeff(verb, request.getfixturevalue(program), "--draft", artifact, *options, *prompt)
+    assert result.code == 2
+    assert message in result.err

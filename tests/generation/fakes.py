@@ -33,6 +33,16 @@ def next_logits(history: Sequence[int], vocab: int = VOCAB) -> np.ndarray:
     return ((mixed >> np.uint64(7)) % np.uint64(100_003)).astype(np.float32) / 1000
 
 
+def worse(share: int) -> Callable[[Sequence[int]], np.ndarray]:
+    """`next_logits`, which gives another token for `share` of ten texts."""
+
+    def model(history: Sequence[int]) -> np.ndarray:
+        is_wrong = zlib.crc32(bytes(history)) % 10 < share
+        return next_logits([*history, 1] if is_wrong else history)
+
+    return model
+
+
 def expected_tokens(prompt: Sequence[int], new_tokens: int, eos: Sequence[int] = (), vocab: int = VOCAB) -> list[int]:
     """What greedy decoding of one prompt gives, without chunks, batches or a cache."""
     history, generated = list(prompt), []

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
-from tests.generation.fakes import VOCAB, FakeContinuous, FakeSampler, FakeSpeculative, next_logits
-
-
-def worse(share: int) -> Callable[[Sequence[int]], np.ndarray]:
-    """The target's model, which gives another token for `share` of ten texts."""
-
-    def model(history: Sequence[int]) -> np.ndarray:
-        is_wrong = zlib.crc32(bytes(history)) % 10 < share
-        return next_logits([*history, 1] if is_wrong else history)
-
-    return model
+from tests.generation.fakes import VOCAB, FakeContinuous, FakeSampler, FakeSpeculative, worse
 
 
 @st.composite

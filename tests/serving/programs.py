@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from qeff_framework.runtime import CompiledCausalLM
-from tests.generation.fakes import FakeCausalLM, FakeContinuous
+from tests.generation.fakes import FakeCausalLM, FakeContinuous, FakeSpeculative, worse
 from tests.tokenizer_folders import byte_level_tokenizer
 
 TEMPLATE = (
@@ -30,6 +30,15 @@ def write_artifact(directory: Path) -> Path:
     tokenizer.save_pretrained(directory / "tokenizer")
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
     return directory
+
+
+def drafted(
+    directory: Path, drafts: int | tuple[int, ...], *, lanes: int = 2, slots: int | None = None, share: int = 0
+) -> CompiledCausalLM:
+    """A program of a small vocabulary, without a tokenizer; `share` of ten of its tokens are not the model's."""
+    session = FakeSpeculative(drafts, rows=lanes, slots=slots, model=worse(share), ctx_len=64)
+    session.compiled = replace(session.compiled, directory=directory)
+    return CompiledCausalLM(session)
 
 
 def program(

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from qeff_framework.errors import EngineClosedError, ExecutionError, InputError, OptionError, QueueFullError
+from qeff_framework.runtime import CompiledCausalLM
 from qeff_framework.serving import AsyncEngine, Delta, Engine
-from tests.serving.programs import program
+from tests.generation.fakes import expected_tokens
+from tests.serving.programs import drafted, program
 
 USER = [{"role": "user", "content": "The fox"}]
 
@@ -40,6 +42,69 @@ def test_requests_get_what_generate_gives(artifact: Path, slots: int | None) -> 
     assert not engine.busy
     with pytest.raises(InputError, match=f"no request {first}"):
         engine.stream(first)
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+@pytest.mark.parametrize("kind", ["draft model", "prompt lookup"])
+def test_drafts_change_the_steps_and_no_token(tmp_path: Path, slots: int | None, kind: str) -> None:
+    draft = drafted(tmp_path, 0, share=2) if kind == "draft model" else None
+    further: dict[str, Any] = {"draft": draft} if draft else {"prompt_lookup_num_tokens": 3}
+    runner = drafted(tmp_path, 3, slots=slots)
+    engine = Engine(runner, **further)
+    sampled: dict[str, Any] = {"do_sample": True, "seed": 5, "top_k": 4}
+    asked = [
+        ([1, 2, 3] * 4, 30, {}),
+        ([4], 17, {"logprobs": 2}),
+        ([5, 6] * 5, 25, sampled),
+        ([7], 9, {}),
+        ([8] * 9, 20, {}),
+    ]
+    jobs = [engine.prepare(prompt, max_new_tokens=count, **options) for prompt, count, options in asked]
+    jobs.append(engine.prepare([9, 2], max_new_tokens=12, prompt_lookup_num_tokens=2))
+    answers = {engine.submit(job): job for job in jobs}
+    for (number, job), (prompt, count, options) in zip(answers.items(), [*asked, ([9, 2], 12, {})], strict=True):
+        pieces = list(engine.stream(number))
+        tokens, reason = joined(pieces)[1:]
+        plain = Engine(drafted(tmp_path, 3))
+        assert joined(list(plain.stream(plain.add(prompt, max_new_tokens=count, **options))))[1:] == (tokens, reason)
+        assert job.request.drafts_proposed > 0
+        if "logprobs" in options:
+            assert [entry.token for piece in pieces for entry in piece.logprobs] == tokens
+    session, proposer = _steps(runner), _steps(draft) if draft else []
+    if draft:
+        assert sum(job.request.drafts_accepted for job in jobs) > 40
+        # The rows of two requests decode ahead in the same steps.
+        assert any((step["position_ids"][:, 0] > 0).all() for step in proposer)
+    assert any((step["position_ids"][:, :2] > 0).all() for step in session if step["position_ids"].shape[0] == 2)
+
+
+def test_a_draft_model_that_fails_is_empty_afterwards(tmp_path: Path) -> None:
+    draft, expected = drafted(tmp_path, 0), expected_tokens([1, 2], 8)
+    session: Any = draft.session
+    engine = Engine(drafted(tmp_path, 2), draft=draft)
+    resets: list[bool] = []
+    session.reset = lambda: resets.append(True)
+    run, session.run = session.run, None
+    with pytest.raises(TypeError):
+        list(engine.stream(engine.add([1, 2], max_new_tokens=8)))
+    session.run = run
+    assert resets
+    assert joined(list(engine.stream(engine.add([1, 2], max_new_tokens=8))))[1] == expected
+
+
+def test_drafts_that_the_program_cannot_check_are_refused(tmp_path: Path, artifact: Path) -> None:
+    with pytest.raises(InputError, match="compile it with num_speculative_tokens=4"):
+        Engine(drafted(tmp_path, 0), draft=drafted(tmp_path, 0))
+    with pytest.raises(InputError, match="prompt_lookup_num_tokens=3: the program checks at most 2"):
+        Engine(drafted(tmp_path, 2), prompt_lookup_num_tokens=3)
+    with pytest.raises(InputError, match="it batches continuously; compile it with batch_size=2"):
+        Engine(drafted(tmp_path, 2), draft=drafted(tmp_path, 0, slots=2))
+
+
+def _steps(runner: CompiledCausalLM) -> list[dict[str, Any]]:
+    session: Any = runner.session
+    steps: list[dict[str, Any]] = session.steps
+    return steps
 
 
 def test_a_stop_string_is_left_out_also_across_pieces(artifact: Path) -> None:

@@ -44,6 +44,8 @@ def create_app(
     limits: Limits | None = None,
     origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
+    draft: CompiledRunner | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> FastAPI:
     """An ASGI application over a loaded program, which it takes over and closes when it ends.
 
@@ -58,6 +60,8 @@ def create_app(
             images or sound, in 30 s.
         origins: other origins whose pages may use the server.
         hosts: names by which the server may be called; `None`: any.
+        draft: a program that proposes tokens, see `Engine`.
+        prompt_lookup_num_tokens: tokens that are proposed from a request's own text, see `Engine`.
 
     Raises:
         InputError: there are no pages for what the program computes.
@@ -70,8 +74,14 @@ def create_app(
         if isinstance(runner, CompiledImageTextToText):
             check_pillow()
             _ = runner.processor  # is missed now, not by the first request
-        service = AsyncEngine(Engine(runner, max_queue=max_queue, max_model_len=max_model_len))
-        engine = service.engine
+        engine = Engine(
+            runner,
+            max_queue=max_queue,
+            max_model_len=max_model_len,
+            draft=draft,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        service = AsyncEngine(engine)
         adapters = tuple(engine.generator.shape.adapters)
         if model in adapters:
             raise InputError(f"the program has an adapter that is called {model!r}; give the model another name")
@@ -80,6 +90,10 @@ def create_app(
         metrics.show("qeff_answers_running", "Answers that have a place in the program.", lambda: engine.running)
         metrics.show(
             "qeff_places", "Answers that the program computes at once.", lambda: engine.generator.shape.batch_size
+        )
+    elif draft is not None or prompt_lookup_num_tokens is not None:
+        raise InputError(
+            f"drafts are for text generation, and the program was compiled for {runner.compiled.task}; leave them out"
         )
     elif isinstance(runner, CompiledRunner) and is_encoder(runner):
         service = encoder = EncoderService(runner, max_queue=max_queue, timeout=timeout)  # type: ignore[arg-type]

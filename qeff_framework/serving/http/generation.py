@@ -119,6 +119,8 @@ class GenerationPages:
         self._metrics.prompt_tokens.inc(prompt_tokens)
         self._metrics.generated_tokens.inc(generated)
         self._metrics.shared_tokens.inc(sum(job.shared_tokens for job in jobs))
+        self._metrics.drafts_proposed.inc(sum(job.request.drafts_proposed for job in jobs))
+        self._metrics.drafts_accepted.inc(sum(job.request.drafts_accepted for job in jobs))
         told: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": generated}
         for job in jobs:
             if job.request.first_token is not None:

@@ -37,6 +37,12 @@ class Metrics:
         self.shared_tokens = Counter(
             "qeff_shared_prompt_tokens", "Tokens of prompts that were in the cache already.", registry=self._registry
         )
+        self.drafts_proposed = Counter(
+            "qeff_drafts_proposed", "Tokens that drafts have proposed.", registry=self._registry
+        )
+        self.drafts_accepted = Counter(
+            "qeff_drafts_accepted", "Proposed tokens that spared a step.", registry=self._registry
+        )
 
     def show(self, name: str, told: str, value: Callable[[], float]) -> None:
         """Adds a number that is read when it is asked for."""
