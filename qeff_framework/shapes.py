@@ -520,6 +520,20 @@ class ImageTextShapes(CausalLMShapes):
             for entry in self.specializations()
         )
 
+    def joint_specializations(self, vision_size: int, image_tokens: int) -> tuple[Specialization, ...]:
+        """Those of one program for images and text: one that reads an image of `image_tokens`, then those of the language model.
+
+        A device may know a step by the shape of one input, so the first has another ``seq_len`` than all others.
+        """
+        entries = [
+            replace(entry, dims={**entry.dims, "encoder_ctx_len": vision_size, "encoder_seq_len": 1})
+            for entry in self.specializations()
+        ]
+        lengths = {entry.dims["seq_len"] for entry in entries}
+        width = next(length for length in range(2, len(lengths) + 3) if length not in lengths)
+        image = {**entries[0].dims, "seq_len": width, "encoder_seq_len": image_tokens}
+        return (Specialization(name="image", dims=image), *entries)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineShapes:

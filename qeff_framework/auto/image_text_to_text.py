@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qeff_framework.auto.processed_model import ProcessedModel
@@ -27,6 +27,8 @@ LANGUAGE, VISION = "language", "vision"
 class QEFFAutoModelForImageTextToText(ProcessedModel):
     """A vision-language model, as two programs in one artifact: ``vision`` encodes an image, ``language`` generates text.
 
+    With ``kv_offload=False`` one program does both: the features of the images stay on the device, as a retained state.
+
     ``compile`` takes ``img_size`` (or ``height`` and ``width``; lists for several sizes), ``num_images=1`` of a prompt at most,
     and what causal LMs take: ``prefill_seq_len=32, ctx_len=128, batch_size=1, full_batch_size``. With ``skip_vision`` or
     ``skip_lang`` the artifact holds one of the two programs. ``generate`` takes what the
@@ -36,7 +38,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
     Args:
         model: a Transformers module in float32, or a source that can load one.
         processor: the processor of a module that was built in memory, for the sizes of its tensors; a checkpoint brings its own.
-        kv_offload: two programs, the cache stays with the one of the language model. One program is not supported.
+        kv_offload: two programs; `False`: one, for images of one size.
 
     Example::
 
@@ -50,9 +52,8 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
     shapes = ImageTextShapes
 
     def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None, kv_offload: bool = True) -> None:
-        if not kv_offload:
-            raise OptionError("kv_offload=False, one program for images and text, is not supported; leave it out")
         super().__init__(model, processor=processor)
+        self._kv_offload = kv_offload
 
     @classmethod
     def from_pretrained(
@@ -70,6 +71,8 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
 
     def _programs(self, relay: Relay, options: object, shapes: ImageTextShapes) -> list[Program]:
         sizes = shapes.image_sizes or (self._own_image_size(),)
+        if not self._kv_offload:
+            return [self._one_program(relay, options, shapes, sizes)]
         found: dict[str, Program] = {}
         forms: list[Mapping[str, Any]] = []
         most = 0
@@ -95,6 +98,33 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             specializations=shapes.language_specializations(most * shapes.num_images),
         )
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
+
+    def _one_program(
+        self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]
+    ) -> Program:
+        if shapes.skip_vision or shapes.skip_lang:
+            raise OptionError(
+                "skip_vision and skip_lang leave out one of two programs, and kv_offload=False asks for one; leave them out, or "
+                "take kv_offload=True"
+            )
+        if len(sizes) > 1:
+            raise OptionError(
+                f"one program (kv_offload=False) reads images of one size, and {len(sizes)} were given; give one, or take "
+                "kv_offload=True, which compiles an image program for each"
+            )
+        units = self._image_units(*sizes[0])
+        plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs(), program_inputs=_tensors(units[0]))
+        # How many tokens an image has is known once it has been encoded.
+        tokens = int(self._export(plan).metadata["image_tokens"])
+        most = len(units) * tokens
+        self._check_blocks(shapes, most)
+        return Program(
+            name="", plan=plan, specializations=shapes.joint_specializations(most * shapes.num_images, tokens)
+        )
+
+    def _program_inputs(self) -> Mapping[str, Any]:
+        """Of one program: an image of the config's size."""
+        return {} if self._kv_offload else _tensors(self._image_units(*self._own_image_size())[0])
 
     def _check_blocks(self, shapes: ImageTextShapes, tokens: int) -> None:
         """The tokens of an image that see each other must be read in one step."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qeff_framework.errors import ExportError
 from qeff_framework.export.causal_lm import causal_lm_graph
+from qeff_framework.export.images_in_one import images_in_one
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.vision import vision_graph
 from qeff_framework.seam.image_features import FeatureForm
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
 
 
 def image_text_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
-    """The program that is asked for: ``"vision"``, see `vision_graph`, or ``"language"``, with the inputs of `images.rows`."""
+    """The program that is asked for: ``"vision"``, see `vision_graph`, or ``"language"``, with the inputs of `images.rows`.
+
+    Without a name it is both in one, for the tensors of an image, see `images_in_one`.
+    """
     if request.program.startswith("vision"):
         return vision_graph(module, request)
-    if request.program != "language":
+    if request.program == "language":
+        return _language_graph(module, request, FeatureForm.from_json(request.program_inputs))
+    if request.program or not request.program_inputs:
         raise ExportError(
             "a vision-language model is exported as the programs 'vision' and 'language'; compile() asks for them"
         )
-    form = FeatureForm.from_json(request.program_inputs)
+    vision = vision_graph(module, request)
+    language = _language_graph(module, request, FeatureForm.from_json(vision.metadata["image_features"]))
+    return images_in_one(vision, language)
+
+
+def _language_graph(module: PreTrainedModel, request: GraphRequest, form: FeatureForm) -> PortableGraph:
     images = ImageInputs.of(module, form)
     graph = causal_lm_graph(module, request, images=images)
     metadata = {**graph.metadata, "image_token_id": images.token_id}

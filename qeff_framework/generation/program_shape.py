@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -17,7 +17,7 @@ from qeff_framework.contracts import (
     TensorSpec,
 )
 from qeff_framework.errors import InputError
-from qeff_framework.images.rows import IMAGE_INPUTS, VISION_INDEX
+from qeff_framework.images.rows import IMAGE_INPUTS, IMAGE_POSITIONS, VISION_INDEX
 from qeff_framework.tasks import task_spec, task_specs
 
 _TOKENS = ("input_ids", "position_ids")
@@ -40,6 +40,8 @@ class StepShape:
     sources: tuple[int, ...] = ()
     #: Image tokens of a row at most; 0 in a model that reads text alone.
     vision: int = 0
+    #: Tokens of the image that a step reads, of one program for images and text; 1 in a step without an image.
+    image_tokens: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class ProgramShape:
     source_vocab_size: int | None = None
     #: Inputs that belong to images, by name; empty in a model that reads text alone.
     image_inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    #: The step of one program for images and text that reads an image; `None` where another program encodes them.
+    image_step: StepShape | None = None
     #: The ids of the adapters that the program holds, by name.
     adapters: Mapping[str, int] = field(default_factory=dict)
 
@@ -119,8 +123,11 @@ class ProgramShape:
             )
         if task_spec(compiled.task).is_encoder_decoder:
             return cls._of_encoder_decoder(compiled)
-        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, LORA_IDS, *IMAGE_INPUTS, *_SAMPLER))
+        of_images = (*IMAGE_INPUTS, IMAGE_POSITIONS, *compiled.metadata.get("image", ()))
+        fed = _fed(compiled, (*EXTRA_INPUTS, PROMPT_LENGTHS, LORA_IDS, *of_images, *_SAMPLER))
         entries = [entry.dims for entry in compiled.specializations]
+        image_step = _image_step(entries)
+        entries = [dims for dims in entries if dims.get("encoder_seq_len", 1) == 1]
         ctx_len, slots = _common(entries, "ctx_len"), None
         if "batch_index" in fed:
             slots = _common(entries, "full_batch_size")
@@ -158,7 +165,8 @@ class ProgramShape:
             candidates=_fixed_size(fed, "random_numbers"),
             masked_tokens=_fixed_size(fed, TOKEN_BITMASKS),
             returns_probabilities=any(output.name == PROBABILITIES for output in compiled.outputs),
-            image_inputs={name: fed[name] for name in IMAGE_INPUTS if name in fed},
+            image_inputs={name: fed[name] for name in of_images if name in fed},
+            image_step=image_step,
             adapters=dict(compiled.metadata.get("adapters", {})) if LORA_IDS in fed else {},
         )
 
@@ -228,13 +236,33 @@ def _steps(entries: list[Mapping[str, int]], ctx_len: int) -> list[StepShape]:
             dims.get("batch_size", 0),
             dims.get("seq_len", 0),
             dims.get("num_logits_to_keep", 1),
-            dims.get("vision_size", 0),
+            _vision_size(dims),
         )
         contexts.setdefault(kind, []).append(dims.get("comp_ctx_lengths", ctx_len))
     return [
         StepShape(rows=rows, width=width, kept=kept, vision=vision, contexts=tuple(sorted(lengths)))
         for (rows, width, kept, vision), lengths in contexts.items()
     ]
+
+
+def _vision_size(dims: Mapping[str, int]) -> int:
+    """Image tokens of a row: an input of the language model's program, a state of one for images too."""
+    return dims.get("vision_size", dims.get("encoder_ctx_len", 0))
+
+
+def _image_step(entries: Sequence[Mapping[str, int]]) -> StepShape | None:
+    """The step that reads an image and no tokens, of one program for images and text."""
+    found = [dims for dims in entries if dims.get("encoder_seq_len", 1) > 1]
+    if not found:
+        return None
+    (dims,) = found
+    return StepShape(
+        rows=dims["batch_size"],
+        width=dims["seq_len"],
+        contexts=(dims["ctx_len"],),
+        vision=_vision_size(dims),
+        image_tokens=dims["encoder_seq_len"],
+    )
 
 
 def _vocab_size(compiled: CompiledModel) -> int | None:

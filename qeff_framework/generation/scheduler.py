@@ -25,7 +25,7 @@ from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.request import Request
 from qeff_framework.generation.rows import FinishReason, Row, Step
 from qeff_framework.generation.step_inputs import StepInputs, fitting
-from qeff_framework.images.rows import TOKEN_TYPES
+from qeff_framework.images.rows import TOKEN_TYPES, RowImages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Scheduler:
         self._shape = shape
         self._prefills = [StepInputs(shape, step) for step in shape.prefills]
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
+        self._image = None if shape.image_step is None else StepInputs(shape, shape.image_step)
         self._placement = self._empty_placement()
         self._pad = 0
         #: The rows of the last decode step, and the same by request.
@@ -117,6 +118,9 @@ class Scheduler:
     def _prefill_step(self, filling: Sequence[Row]) -> list[Step]:
         """Feeds the next chunk of each prompt; a row whose prompt is complete gets its first token."""
         begun = time.perf_counter()
+        for row in filling:
+            if row.images is not None and not row.prefilled:
+                self.read_images(row.images, row.lane)
         inputs = self._next_chunk(filling)
         inputs.clear(self._pad)
         if self._shape.has_encoder:
@@ -134,6 +138,18 @@ class Scheduler:
         self._placement.filled()
         self._placement.release()
         return steps
+
+    def read_images(self, images: RowImages, lane: int) -> None:
+        """Runs the program over the images of a row, which keeps their features. Nothing to do where another one encodes them."""
+        for number in range(len(images.pixels)):
+            inputs, place = self._image, lane
+            if inputs is None or inputs.images is None:
+                raise ExecutionError("the program reads no images; compile with kv_offload=False")
+            if self._shape.slots is not None:
+                place = 0
+                inputs.batch_index[0, 0] = self._placement.slot(lane)
+            inputs.images.place_pixels(place, images, number)
+            self._session.run(inputs.feed)
 
     def _next_chunk(self, filling: Sequence[Row]) -> StepInputs:
         """The inputs of the program that fits what is left of the longest prompt."""

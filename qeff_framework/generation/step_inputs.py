@@ -54,7 +54,12 @@ class StepInputs:
         self.images: ImageStepInputs | None = None
         if step.vision:
             self.images = ImageStepInputs(
-                shape.image_inputs, rows=step.rows, width=step.width, vision_size=step.vision, ctx_len=shape.ctx_len
+                shape.image_inputs,
+                rows=step.rows,
+                width=step.width,
+                vision_size=step.vision,
+                ctx_len=shape.ctx_len,
+                image_tokens=step.image_tokens,
             )
             common |= self.images.arrays
         has_contexts = "comp_ctx_lengths" in shape.extra_inputs

@@ -26,6 +26,8 @@ TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
 #: Which tokens see each other, and must be read in one step: those of an image, those from the first image of a prompt to its
 #: last one, the whole prompt, or none.
 OF_IMAGE, OF_IMAGES, OF_PROMPT, NO_BLOCK = "image", "images", "prompt", ""
+#: Of one program for images and text, ``[B, T]`` int64: the places of an image's tokens among those of its row, -1 for none.
+IMAGE_POSITIONS = "encoder_position_ids"
 IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES)
 
 
@@ -43,6 +45,8 @@ class RowImages:
     block: str = NO_BLOCK
     #: The kind of a token that sees those in front of it alone: 0 or 1.
     plain_type: int = 0
+    #: What the image encoder of one program for images and text reads, for each image; `embeds` has no rows then.
+    pixels: Sequence[Mapping[str, NDArray[np.float32]]] = ()
 
     @classmethod
     def of(
@@ -55,12 +59,13 @@ class RowImages:
         rope_axes: int = 1,
         block: str = NO_BLOCK,
         plain_type: int = 0,
+        pixels: Sequence[Mapping[str, NDArray[np.float32]]] = (),
     ) -> RowImages:
         """`layouts` of the images in order, for models whose positions have several axes."""
         is_image = np.asarray(ids) == image_token_id
         index = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int64)
         rope = rope_positions(is_image, layouts, rope_axes) if rope_axes > 1 else None
-        return cls(embeds=embeds, index=index, rope=rope, block=block, plain_type=plain_type)
+        return cls(embeds=embeds, index=index, rope=rope, block=block, plain_type=plain_type, pixels=pixels)
 
     @property
     def in_block(self) -> NDArray[np.bool_]:
@@ -97,14 +102,21 @@ class RowImages:
 class ImageStepInputs:
     """The arrays of one kind of step, allocated once and filled anew for each step."""
 
-    def __init__(self, fed: Mapping[str, Any], *, rows: int, width: int, vision_size: int, ctx_len: int) -> None:
+    def __init__(
+        self, fed: Mapping[str, Any], *, rows: int, width: int, vision_size: int, ctx_len: int, image_tokens: int = 1
+    ) -> None:
         #: By name, as the session takes them.
         self.arrays: dict[str, NDArray[Any]] = {}
-        sizes = {"batch_size": rows, "seq_len": width, "vision_size": vision_size, "ctx_len": ctx_len}
-        for name in IMAGE_INPUTS:
-            if name in fed:
-                shape = [size if isinstance(size, int) else sizes[size] for size in fed[name].shape]
-                self.arrays[name] = np.full(shape, -1 if name == VISION_INDEX else 0, dtype=fed[name].dtype)
+        sizes = {
+            "batch_size": rows,
+            "seq_len": width,
+            "vision_size": vision_size,
+            "ctx_len": ctx_len,
+            "encoder_seq_len": image_tokens,
+        }
+        for name, spec in fed.items():
+            shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+            self.arrays[name] = np.full(shape, -1 if name in (VISION_INDEX, IMAGE_POSITIONS) else 0, dtype=spec.dtype)
         #: Whose features each row holds: they stay over all chunks of a prompt.
         self._owners: list[RowImages | None] = [None] * rows
 
@@ -112,14 +124,22 @@ class ImageStepInputs:
         """Makes every place text."""
         self.arrays[VISION_INDEX].fill(-1)
 
+    def place_pixels(self, row: int, images: RowImages, number: int) -> None:
+        """An image of a row, for a step of one program for images and text that reads it and no tokens."""
+        positions = self.arrays[IMAGE_POSITIONS]
+        positions.fill(-1)
+        tokens = positions.shape[1]
+        positions[row] = np.arange(number * tokens, (number + 1) * tokens)
+        for name, value in images.pixels[number].items():
+            self.arrays[name][...] = value
+
     def place(self, row: int, images: RowImages, start: int, count: int) -> None:
         """What belongs to `count` tokens of a prompt, or behind it, from position `start` on."""
         prompt = len(images.index)
         known = max(0, min(prompt - start, count))
         self.arrays[VISION_INDEX][row, :known] = images.index[start : start + known]
-        embeds = self.arrays[VISION_EMBEDS]
         if known and self._owners[row] is not images and len(images.embeds):
-            embeds[row, : len(images.embeds)] = images.embeds
+            self.arrays[VISION_EMBEDS][row, : len(images.embeds)] = images.embeds
             self._owners[row] = images
         if images.rope is not None:
             positions, shift = images.rope

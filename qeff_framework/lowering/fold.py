@@ -9,6 +9,7 @@ import onnx_ir.passes.common as common_passes
 
 from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.lowering.passes import GraphPass
+from qeff_framework.lowering.unused import forget_lost_readers
 from qeff_framework.lowering.values import constant_array, has_subgraph, nodes_of, operand, static_shape
 
 #: The bodies of the dialect nest shapes of shapes; each round resolves one level.
@@ -20,14 +21,14 @@ _KEPT = ("QuantizeLinear", "DequantizeLinear")
 
 
 class FoldConstants(GraphPass):
-    """Evaluates constant nodes, takes known branches of ``If``, infers shapes, and removes no-ops and duplicates.
+    """Evaluates constant nodes, takes known branches and choices, infers shapes, and removes no-ops and duplicates.
 
     Constants become initializers. A ``Reshape`` to a known shape names it: there is no 0, no -1 and no ``allowzero``. Tensors of
     more than `max_elements` are weights: they are neither read nor made.
     """
 
     name = "FoldConstants"
-    version = "2"
+    version = "3"
 
     def __init__(self, max_elements: int = 1 << 22) -> None:
         self._max_elements = max_elements
@@ -54,8 +55,10 @@ class FoldConstants(GraphPass):
                 should_fold=self._should_fold,
             )
             reshaped = _plain_reshapes(model)
+            chosen = _known_choices(model)
+            forget_lost_readers(model)
             tidied = tidy(model)
-            if not (folded.modified or reshaped or tidied.modified):
+            if not (folded.modified or reshaped or chosen or tidied.modified):
                 break
             changed = True
         return changed
@@ -87,4 +90,23 @@ def _plain_reshapes(model: ir.Model) -> bool:
             node.replace_input_with(1, edit.int64s(*target))
             node.attributes.pop("allowzero", None)
             changed = True
+    return changed
+
+
+def _known_choices(model: ir.Model) -> bool:
+    """Replaces each ``Where`` whose condition is one known value by what it chooses."""
+    changed = False
+    for node in nodes_of(model, "Where"):
+        sizes, shape = static_shape(operand(node, 0)), static_shape(node.outputs[0])
+        if sizes is None or shape is None or not 0 < math.prod(sizes) <= _COMPARED:
+            continue
+        condition = constant_array(node.inputs[0])
+        if condition is None or bool(condition.all()) != bool(condition.any()):
+            continue
+        edit = GraphEditor(model, node)
+        taken = operand(node, 1 if condition.all() else 2)
+        if static_shape(taken) != shape:
+            taken = edit.op("Expand", taken, edit.int64s(*shape))
+        edit.replace(node, taken)
+        changed = True
     return changed

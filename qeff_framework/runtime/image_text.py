@@ -51,20 +51,21 @@ class CompiledImageTextToText(CompiledRunner):
         from qeff_framework.generation import TextGenerator
 
         super().__init__(session)
-        if not isinstance(session, ProgramSessions):
-            raise InputError(f"{session.compiled.directory} holds no program for images")
+        #: The programs by name; one that does both stands for the language model, and has the image's size.
+        sessions = session.sessions if isinstance(session, ProgramSessions) else {_LANGUAGE: session}
+        self._is_one = not isinstance(session, ProgramSessions)
         self._vision = [
-            _ImageProgram(program) for name, program in session.sessions.items() if name.startswith(_VISION)
+            _ImageProgram(program) for name, program in sessions.items() if name.startswith(_VISION) or self._is_one
         ]
         #: A processor's tokenizer is for one thread.
         self._processing = threading.Lock()
         self._language: TextGenerator | None = None
-        language = session.sessions.get(_LANGUAGE)
+        language = sessions.get(_LANGUAGE)
         if language is None:
             return
         self._facts: Mapping[str, Any] = language.compiled.metadata
         fed = {each.name: each.shape for each in language.compiled.inputs}
-        self._features = int(fed[VISION_EMBEDS][2])
+        self._features = int(fed[VISION_EMBEDS][-1])
         self._rope_axes = int(fed[ROPE_POSITIONS][0]) if ROPE_POSITIONS in fed else 1
         self._language = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
 
@@ -88,6 +89,12 @@ class CompiledImageTextToText(CompiledRunner):
         """
         if not vision._vision:
             raise InputError(f"{vision.compiled.directory} was compiled with skip_vision and encodes no images")
+        for part in (self, vision):
+            if part._is_one:  # noqa: SLF001 - of this class
+                raise InputError(
+                    f"{part.compiled.directory} is one program for images and text (kv_offload=False), whose image features stay "
+                    "inside; compile two programs (kv_offload=True)"
+                )
         self._generator  # noqa: B018 - raises where there is no language model
         widths = {program.features for program in vision._vision}
         if widths != {self._features}:
@@ -279,21 +286,28 @@ class CompiledImageTextToText(CompiledRunner):
 
     def _matched(self, prompts: Sequence[list[int]], units: Sequence[Unit]) -> list[tuple[list[int], RowImages]]:
         """The prompts, each with the features of its images: as many as its image tokens need, in order."""
-        encoded = [self._encoded(unit) for unit in units]
+        if self._is_one:
+            # The program encodes them when their prompt is read.
+            nothing = np.zeros((0, self._features), dtype=np.float32)
+            encoded = [nothing for _ in units]
+            counts = [self._program_for(unit).tokens for unit in units]
+        else:
+            encoded = [self._encoded(unit) for unit in units]
+            counts = [len(each) for each in encoded]
         token_id = int(self._facts["image_token_id"])
         rows, place = [], 0
         for number, ids in enumerate(prompts):
             wanted, taken = sum(token == token_id for token in ids), place
             count = 0
             while count < wanted and place < len(encoded):
-                count += len(encoded[place])
+                count += counts[place]
                 place += 1
             if count != wanted:
                 raise InputError(
                     f"prompt {number} has {wanted} image tokens (id {token_id}), and the images that are left give {count}; pass "
                     "the processor's output as it is, with all its tensors"
                 )
-            rows.append((ids, self._row(ids, encoded[taken:place], units[taken:place])))
+            rows.append((ids, self._row(ids, encoded[taken:place], units[taken:place], count)))
         if place != len(encoded):
             raise InputError(
                 f"{len(encoded)} images (or tiles of images) were given, and the prompts have places for {place}"
@@ -314,9 +328,10 @@ class CompiledImageTextToText(CompiledRunner):
                 "text; pass images and text alone"
             )
 
-    def _row(self, ids: list[int], encoded: Sequence[NDArray[np.float32]], units: Sequence[Unit]) -> RowImages:
+    def _row(
+        self, ids: list[int], encoded: Sequence[NDArray[np.float32]], units: Sequence[Unit], tokens: int
+    ) -> RowImages:
         room = self._generator.shape.prefill.vision
-        tokens = sum(map(len, encoded))
         if tokens > room:
             raise InputError(
                 f"the images of a prompt have {tokens} tokens, the program has room for {room}; compile with more num_images"
@@ -331,6 +346,7 @@ class CompiledImageTextToText(CompiledRunner):
             rope_axes=self._rope_axes,
             block=str(types.get("block", NO_BLOCK)),
             plain_type=int(types.get("plain", 0)),
+            pixels=[self._program_for(unit).pixels(unit) for unit in units] if self._is_one else (),
         )
         width = self._generator.shape.prefill.width
         if row.longest_block > width:
@@ -353,7 +369,16 @@ class CompiledImageTextToText(CompiledRunner):
 
     def _encoded(self, unit: Unit) -> NDArray[np.float32]:
         """The features of one image."""
-        return self._program_for(unit)(unit)
+        program = self._program_for(unit)
+        if not self._is_one:
+            return program(unit)
+        scheduler = self._generator.scheduler
+        scheduler.reset()
+        empty = np.zeros((0, self._features), dtype=np.float32)
+        scheduler.read_images(RowImages.of([], empty, -1, pixels=[program.pixels(unit)]), 0)
+        session: Any = self._generator.session  # sessions of backends read states, see `BaseSession`
+        (held,) = session.read_states([VISION_EMBEDS]).values()
+        return np.array(held[0, 0, : program.tokens], dtype=np.float32)
 
     def _program_for(self, unit: Unit) -> _ImageProgram:
         """The program that was made for an image's size."""
@@ -376,6 +401,8 @@ class _ImageProgram:
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
         layout = session.compiled.metadata.get("rope_layout")
+        #: Tokens of an image.
+        self.tokens = int(session.compiled.metadata["image_tokens"])
         #: Numbers of an image token.
         self.features = sum(int(size) for size in session.compiled.metadata["image_features"]["widths"])
         #: Where the tokens of an image stand, for models whose positions have several axes.
@@ -391,10 +418,13 @@ class _ImageProgram:
         """Whether the unit differs from the example in its pixels only."""
         return all(_equals(example, unit.get(name)) for name, example in self._example.items())
 
+    def pixels(self, unit: Unit) -> dict[str, NDArray[np.float32]]:
+        """What the program reads of an image; the rest is a part of it."""
+        return {name: np.ascontiguousarray(unit[name], dtype=np.float32) for name in self._pixels}
+
     def __call__(self, unit: Unit) -> NDArray[np.float32]:
         """Features ``[N, F]``, a copy."""
-        pixels = {name: np.ascontiguousarray(unit[name], dtype=np.float32) for name in self._pixels}
-        outputs = self.session.run(pixels)
+        outputs = self.session.run(self.pixels(unit))
         return np.array(outputs[_EMBEDS], dtype=np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Vision-language models through both programs: the tokens of Transformers, for prompts with no, one and two images in a batch."""
+"""Vision-language models through two programs and through one: the tokens of Transformers, for prompts with no, one and two images in a batch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from transformers import (
 from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
 from qeff_framework.cli.app import main
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.lowering import FoldConstants, InlineDialect, bind_sizes, load_portable
 from qeff_framework.runtime.image_text import CompiledImageTextToText, processed_text
 from tests.image_models import (
     IMAGE_TOKEN,
@@ -51,7 +52,7 @@ def _store(session_store: Path) -> None:
 def test_tokens_for_prompts_with_images(
     make: Callable[[], tuple[PreTrainedModel, Image]], tokens: int, chunk: int
 ) -> None:
-    """The images of llava and Qwen3-VL cross chunks; those of Gemma 3 are read in one."""
+    """The images of llava and Qwen3-VL cross chunks; those of Gemma 3 are read in one. LLaVA is one program."""
     module, image = built(make)
     generator = torch.Generator().manual_seed(1)
     images = [
@@ -65,11 +66,12 @@ def test_tokens_for_prompts_with_images(
     ]
     assert len({token for row in wanted for token in row}) > 3
 
-    model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
+    one = make is llava
+    model = QEFFAutoModelForImageTextToText(module, processor=Processor(image), kv_offload=not one)
     compiled = model.compile(
         backend="ort_sim", prefill_seq_len=chunk, ctx_len=56, batch_size=3, num_images=2, img_size=28
     )
-    assert [*compiled.programs] == ["vision", "language"]
+    assert [*compiled.programs] == ([] if one else ["vision", "language"])
     longest = max(map(len, prompts))
     inputs = {
         "input_ids": np.array([prompt + [0] * (longest - len(prompt)) for prompt in prompts]),
@@ -81,6 +83,7 @@ def test_tokens_for_prompts_with_images(
 
     if make is llava:
         refuses_what_does_not_fit(model, inputs, prompts)
+        keeps_features_inside(model, module, images)
     if make is qwen3_vl:
         runs_as_two_artifacts(model, chunk, inputs, wanted)
 
@@ -103,6 +106,30 @@ def runs_as_two_artifacts(
         assert language.generate(alone, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted[1:2]
         language.take_images_from(vision)
         assert language.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
+
+
+def keeps_features_inside(model: QEFFAutoModelForImageTextToText, module: PreTrainedModel, images: list[Image]) -> None:
+    """One program: embeddings are read from its states, its steps without an image need no encoder, sizes must be one."""
+    program = model.load()
+    assert isinstance(program, CompiledImageTextToText)
+    (got,) = program.image_embeddings(images[2])
+    with torch.no_grad():
+        want: torch.Tensor = module.get_image_features(**images[2], return_dict=True).pooler_output[0]
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="one program for images and text .*compile two programs"):
+        program.take_images_from(program)
+    for sizes, told in (({"skip_lang": True}, "leave out one of two programs"), ({"img_size": [28, 56]}, "one size")):
+        with pytest.raises(OptionError, match=told):
+            model.compile(backend="ort_sim", **sizes)
+    portable = load_portable(model.export().model_path)
+    steps = {entry.name: entry for entry in program.compiled.specializations}
+    encoders = {}
+    for name in ("image", "prefill", "decode"):
+        static = bind_sizes(portable, steps[name])
+        for lowering in (InlineDialect(), FoldConstants()):
+            lowering(static)
+        encoders[name] = any((node.name or "").startswith("vision/") for node in static.graph)
+    assert encoders == {"image": True, "prefill": False, "decode": False}
 
 
 def refuses_what_does_not_fit(

@@ -1,4 +1,4 @@
-"""Vision-language models as two programs side by side on one device."""
+"""Vision-language models as two programs side by side on one device, and as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qeff_framework import QEFFAutoModelForImageTextToText
-from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, shaded
+from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, llava, shaded
 from tests.sdk_standins.qaic import StandinSdk
 
 
@@ -40,3 +40,23 @@ def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., Stan
     for program in bundle.parts().values():
         assert list(program.directory.rglob("*.onnx"))
         assert not list(program.directory.rglob("programqpc.bin"))
+
+
+def test_standin_one_program_keeps_the_features_of_an_image(standin: Callable[..., StandinSdk]) -> None:
+    """The export is that of the end-to-end test of one program."""
+    standin()
+    module, image = built(llava)
+    one, two = shaded(image, seed=1), shaded(image, seed=2)
+    tokens = [IMAGE_TOKEN] * 16
+    prompts = [[5, 6, *tokens, 8, *tokens], [11, 12, 13]]
+    model = QEFFAutoModelForImageTextToText(module, processor=Processor(image), kv_offload=False)
+    model.compile(backend="qaic", prefill_seq_len=9, ctx_len=56, batch_size=2, num_images=2, img_size=28)
+    ids = np.array([prompts[0], prompts[1] + [0] * (len(prompts[0]) - 3)])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.array([[1] * ids.shape[1], [1] * 3 + [0] * (ids.shape[1] - 3)]),
+        "pixel_values": np.concatenate([one["pixel_values"], two["pixel_values"]]),
+    }
+    with model.load() as program:
+        output = program.generate(inputs=inputs, generation_len=NEW_TOKENS, eos_token_id=None)
+    assert output.generated_ids == [greedy(module, prompts[0], [one, two]), greedy(module, prompts[1], [])]

@@ -269,7 +269,9 @@ def test_images(tmp_path: Path) -> None:
     real = inputs["attention_mask"][0].bool()
     with torch.no_grad():
         wanted = greedy(module, inputs["input_ids"][0][real].tolist(), [{"pixel_values": inputs["pixel_values"]}])
-    model = QEFFAutoModelForImageTextToText.from_pretrained(str(tmp_path), kv_offload=True, attn_implementation="eager")
+    model = QEFFAutoModelForImageTextToText.from_pretrained(
+        str(tmp_path), kv_offload=False, attn_implementation="eager"
+    )
     model.compile(
         prefill_seq_len=8, ctx_len=48, batch_size=2, img_size=28, num_cores=16, num_devices=1, mxfp6_matmul=False
     )
@@ -285,4 +287,5 @@ def test_images(tmp_path: Path) -> None:
     info = model.generate(inputs=inputs, streamer=Streamer(), device_ids=[0], generation_len=4)
     assert info.generated_ids.tolist() == [wanted[:4]]
     assert put == [*wanted[:4], -1]
+    assert not model._core.compiled.programs
     assert isinstance(QEFFCommonLoader.from_pretrained(str(tmp_path)), QEFFAutoModelForImageTextToText)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
 from ort_sim_backend.packed_weights import as_inputs, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.lowering import lowered_specs, write_weights
+from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
@@ -47,6 +47,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     lowered_weights.unlink(missing_ok=True)
     if packed:
         put_back(directory / MODEL_FILE, packed)
+    if any(has_subgraph(node) for node in request.model.graph):
+        name_inner_values(directory / MODEL_FILE)
     states = request.exported.states
     program = {
         "model": MODEL_FILE,
@@ -75,3 +77,22 @@ def optimize(source: Path, target: Path, *, level: str) -> None:
         open_session(source, options)
     except Exception as error:
         raise CompileError(f"ONNX Runtime refuses the lowered model: {reason(error)}") from error
+
+
+def name_inner_values(file: Path) -> None:
+    """Gives values of branches other names where values around them have theirs.
+
+    ONNX Runtime's optimiser makes names that are new in a branch alone, and does not load the model that it has saved.
+    """
+    model = ir.load(file)
+    outer = {value.name for node in model.graph for value in node.outputs}
+    outer |= {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    changed = False
+    for number, graph in enumerate(model.graph.subgraphs()):
+        for value in (value for node in graph for value in node.outputs):
+            if value.name in outer:
+                value.name = f"inner_{number}/{value.name}"
+                changed = True
+            outer.add(value.name)
+    if changed:
+        ir.save(model, file)

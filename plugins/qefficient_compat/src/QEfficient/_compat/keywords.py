@@ -58,7 +58,7 @@ FROM_PRETRAINED: tuple[Keyword, ...] = (
         name="pooling", treatment="here", note="`None` is no pooling; `avg` is `mean`; functions are taken as they are"
     ),
     Keyword(name="hf_token", treatment="forwarded", to="token"),
-    Keyword(name="kv_offload", treatment="here", note="`True` or `None`; one program for images and text is not done"),
+    Keyword(name="kv_offload", treatment="here", note="`False` is one program for images and text"),
     Keyword(name="finite_adapters", treatment="here", note="both forms are `QEFFAutoPeftModelForCausalLM`"),
     Keyword(name="adapter_name", treatment="here", note="of the adapter that is loaded first"),
     Keyword(
