@@ -85,6 +85,8 @@ def frame_extractor() -> SeamlessM4TFeatureExtractor:
 
 #: Tokens of a tiny Whisper: text, end, start, two languages, two tasks, no time stamps; time stamps behind.
 END, START, LANGUAGES, TASKS, NO_TIMES = 50, 51, {"<|en|>": 52, "<|de|>": 53}, {"translate": 54, "transcribe": 55}, 56
+#: Begins what was said before.
+PREVIOUS = 4
 _WHISPER_VOCABULARY = NO_TIMES + 1 + 1501
 
 
@@ -126,6 +128,7 @@ def whisper(seed: int = 0) -> PreTrainedModel:
         no_timestamps_token_id=NO_TIMES,
         max_initial_timestamp_index=50,
         return_timestamps=False,
+        prev_sot_token_id=PREVIOUS,
     )
     return module.eval()
 

@@ -92,8 +92,18 @@ class RuledSelector:
 
     def _build(self, row: Row, vocab_size: int) -> list[ScoreRule]:
         return build_rules(
-            self._settings, row, vocab_size, custom=self._custom, history=self._history, grammar=self._grammar
+            self._settings,
+            row,
+            vocab_size,
+            custom=self._custom,
+            history=self._history,
+            grammar=self._grammar,
+            further=self._further(),
         )
+
+    def _further(self) -> Sequence[ScoreRule]:
+        """Rules for one row that no setting asks for."""
+        return ()
 
     def _select(self, logits: NDArray[Any], row: Row) -> int:
         if len(self._scores) != len(logits):

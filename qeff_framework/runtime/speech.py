@@ -18,10 +18,12 @@ from qeff_framework.runtime.runner import carried_config
 from qeff_framework.runtime.sound import SoundRunner
 from qeff_framework.runtime.text_generation import generation_defaults
 from qeff_framework.single_pass.signal_runner import SignalRunner
-from qeff_framework.speech.decoder import SpeechDecoder
+from qeff_framework.speech.context import Context, prompt_tokens
+from qeff_framework.speech.decoder import Question, SpeechDecoder
+from qeff_framework.speech.fallback import Attempt, Thresholds, temperatures_of, threshold_defaults
 from qeff_framework.speech.segments import Segment, SpeechOutput
 from qeff_framework.speech.start_tokens import SpeechFacts, StartTokens
-from qeff_framework.speech.windows import Clip, transcribe_windows
+from qeff_framework.speech.windows import Clip, WindowReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,17 +43,21 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         self._encoder_session = session.sessions[_ENCODER]
         self._signals_of_encoder = SignalRunner(self._encoder_session)
         self._decoder = SpeechDecoder(session.sessions[_DECODER])
+        self._decoder_outputs = session.sessions[_DECODER].compiled.outputs
         self._main = self._encoder_session.compiled.inputs[0]
         self._defaults = generation_defaults(session.compiled.directory)
 
     @cached_property
     def facts(self) -> SpeechFacts:
         """Languages, tasks and time stamps of the checkpoint."""
-        directory = self.compiled.directory
-        file = directory / "generation_config.json"
-        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         names = self.compiled.metadata.get("language_names", {})
-        return SpeechFacts.of(generation, carried_config(directory), names)
+        return SpeechFacts.of(self._generation, carried_config(self.compiled.directory), names)
+
+    @cached_property
+    def _generation(self) -> Mapping[str, Any]:
+        """The checkpoint's generation config."""
+        file = self.compiled.directory / "generation_config.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @property
     def window(self) -> int | None:
@@ -67,10 +73,17 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         language: str | None = None,
         task: str | None = None,
         return_timestamps: bool | None = None,
+        temperature: float | Sequence[float] | None = None,
+        compression_ratio_threshold: float | None = None,
+        logprob_threshold: float | None = None,
+        no_speech_threshold: float | None = None,
+        prompt_ids: Any = None,
+        prompt_condition_type: str | None = None,
+        condition_on_prev_tokens: bool | None = None,
         generation_config: Any = None,
         **settings: Any,
     ) -> SpeechOutput:
-        """Writes down what a processor has made of clips; greedy.
+        """Writes down what a processor has made of clips; greedy unless a temperature is given.
 
         Args:
             inputs: ``input_features [N, F, frames]`` (Whisper; clips longer than a window are read in windows), or what else the
@@ -78,6 +91,15 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             language: what is spoken, ``"en"`` or ``"english"``; by default the checkpoint's, else it is detected.
             task: ``"transcribe"`` or ``"translate"`` (to English).
             return_timestamps: have segments with times. Clips longer than a window always have.
+            temperature: 0 takes the most likely tokens, more draws them. Several, such as ``(0.0, 0.2, 0.4)``: the next one is
+                tried where a threshold finds the answer of a window unfit; the last one's is taken in any case.
+            compression_ratio_threshold: an answer whose token ids compress better than this is unfit.
+            logprob_threshold: an answer whose mean log-probability is lower than this is unfit.
+            no_speech_threshold: an answer below `logprob_threshold` is dropped where silence is likelier than this.
+            prompt_ids: tokens before the start tokens, as the processor's ``get_prompt_ids`` makes them.
+            prompt_condition_type: with `condition_on_prev_tokens`: ``"first-segment"`` (default) or ``"all-segments"``, which
+                windows the prompt stands before.
+            condition_on_prev_tokens: what was said stands before the start tokens of the next window.
             generation_config: a Transformers `GenerationConfig`.
             **settings: single settings of a generation config, such as ``max_new_tokens=100``; tensors of the processor.
 
@@ -86,15 +108,18 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 setting that a compiled program cannot honour.
             OptionError: an unknown setting.
         """
-        from qeff_framework.generation import resolve_settings
-
         tensors = {name: settings.pop(name) for name in (self._main.name, "attention_mask") if name in settings}
         given = processor_output(inputs, tensors)
-        resolved = resolve_settings(self._defaults, generation_config, **settings)
-        if resolved.do_sample:
-            raise InputError(
-                "do_sample=True is not supported for speech: the most likely tokens are taken; leave it out"
-            )
+        of_windows = {
+            "compression_ratio_threshold": compression_ratio_threshold,
+            "logprob_threshold": logprob_threshold,
+            "no_speech_threshold": no_speech_threshold,
+            "prompt_ids": prompt_ids,
+            "prompt_condition_type": prompt_condition_type,
+            "condition_on_prev_tokens": condition_on_prev_tokens,
+        }
+        attempts = self._attempts(temperature, generation_config, settings)
+        resolved = attempts[0].settings
         facts = self.facts
         facts.check(language, task)
         clips = self._clips(given)
@@ -112,19 +137,27 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             timestamps=timestamps,
         )
         if window is None:
-            self._decode_whole(clips, resolved, start)
+            if asked := [name for name, value in of_windows.items() if value is not None]:
+                raise InputError(f"{asked[0]} is for models that read windows of one length (Whisper); leave it out")
+            self._decode_whole(clips, attempts, start)
         else:
-            transcribe_windows(
-                clips,
-                self._encode,
-                self._decoder,
-                resolved,
-                facts,
-                start,
+            thresholds = self._thresholds(of_windows)
+            context = self._context(of_windows)
+            self._check_room(context, len(start.tokens), resolved, is_long=is_long)
+            reader = WindowReader(
+                encode=self._encode,
+                decoder=self._decoder,
+                facts=facts,
+                start=start,
                 window=window,
                 timestamps=timestamps,
                 limit=lambda count: self._limit(count, resolved),
+                attempts=attempts,
+                thresholds=thresholds,
+                context=context,
+                seed=_seed(attempts),
             )
+            reader(clips)
         return self._output(clips)
 
     def transcribe(
@@ -135,6 +168,17 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         if self.tokenizer is None:
             raise InputError(f"{self.no_tokenizer}; or use generate for token ids")
         return found.generated_texts
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What `generate` takes as `prompt_ids`, made of a text. Raises `InputError` for a model or artifact that cannot."""
+        begin = self.facts.prev_sot_token_id
+        if begin is None:
+            raise InputError(
+                "the model takes no prompt: its generation_config.json names no prev_sot_token_id; leave it out"
+            )
+        if self.tokenizer is None:
+            raise InputError(self.no_tokenizer)
+        return [begin, *self.tokenizer.encode(f" {text.strip()}", add_special_tokens=False)]
 
     def _prepared_clip(self, extractor: Any, clip: NDArray[Any], rate: int) -> Mapping[str, Any]:
         """A clip longer than a window is not cut."""
@@ -159,10 +203,10 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             counts = [len(row) for row in rows] if mask is None else [int(np.sum(of_row)) for of_row in mask]
             # Their axis of time comes first.
             return [
-                Clip(features=row[:count].T if row.ndim > 1 else row[None, :count])
-                for row, count in zip(rows, counts, strict=True)
+                Clip(features=row[:count].T if row.ndim > 1 else row[None, :count], number=number)
+                for number, (row, count) in enumerate(zip(rows, counts, strict=True))
             ]
-        return [Clip(features=row) for row in self._windowed_rows(inputs)]
+        return [Clip(features=row, number=number) for number, row in enumerate(self._windowed_rows(inputs))]
 
     def _windowed_rows(self, inputs: Mapping[str, Any]) -> list[NDArray[Any]]:
         name, bins = self._main.name, self._main.shape[1]
@@ -199,6 +243,74 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 "generation_config.json"
             )
 
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def _attempts(self, temperature: Any, generation_config: Any, settings: Mapping[str, Any]) -> list[Attempt]:
+        """The settings of each temperature."""
+        from qeff_framework.generation import resolve_settings
+        from qeff_framework.generation.settings import WARPERS
+
+        temperatures = temperatures_of(temperature)
+        do_sample = settings.get("do_sample")
+        if do_sample and temperature is None:
+            raise InputError("do_sample=True needs a temperature; give temperature=..., or leave do_sample out")
+        if do_sample is False and any(temperatures):
+            raise InputError(
+                f"temperature={temperature!r} draws tokens, and do_sample=False does not; leave one of them out"
+            )
+        attempts = []
+        for value in temperatures:
+            given = {name: each for name, each in settings.items() if name != "do_sample"}
+            if value:
+                given |= {"do_sample": True, "temperature": value}
+            elif any(temperatures):
+                given = {name: each for name, each in given.items() if name not in WARPERS}
+            resolved = resolve_settings(self._defaults, generation_config, **given)
+            if resolved.do_sample and not value:
+                raise InputError(
+                    "the generation_config says do_sample=True, which needs a temperature; give temperature=... to generate"
+                )
+            attempts.append(Attempt(temperature=value, settings=resolved))
+        return attempts
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        (logits,) = (spec for spec in self._decoder_outputs if spec.name == "logits")
+        return int(logits.shape[-1])
+
+    def _thresholds(self, asked: Mapping[str, Any]) -> Thresholds:
+        values = {
+            name: default if asked[f"{name}_threshold"] is None else asked[f"{name}_threshold"]
+            for name, default in threshold_defaults(self._generation).items()
+        }
+        if values["no_speech"] is not None and self.facts.no_speech_token_id is None:
+            raise InputError(
+                "no_speech_threshold needs no_timestamps_token_id in the checkpoint's generation_config.json; leave it out"
+            )
+        return Thresholds(**values, vocab_size=self._vocab_size)
+
+    def _context(self, asked: Mapping[str, Any]) -> Context:
+        conditioned = asked["condition_on_prev_tokens"]
+        config = carried_config(self.compiled.directory)
+        return Context(
+            prompt_ids=prompt_tokens(asked["prompt_ids"], self._vocab_size),
+            condition_type=asked["prompt_condition_type"] or "first-segment",
+            on_previous=self.facts.condition_on_prev_tokens if conditioned is None else bool(conditioned),
+            previous_id=self.facts.prev_sot_token_id,
+            longest=int(config.get("max_target_positions", self._decoder.ctx_len)) // 2 - 1,
+            timestamp_begin=self.facts.timestamp_begin,
+        )
+
+    def _check_room(self, context: Context, started: int, settings: GenerationSettings, *, is_long: bool) -> None:
+        """Raises `InputError` for a context that leaves no room, before anything runs."""
+        before = context.most if is_long else len(context.prompt_ids)
+        if before and started + before >= self._decoder.ctx_len:
+            raise InputError(
+                f"{before} tokens of context and {started} start tokens leave no room in the compiled "
+                f"ctx_len={self._decoder.ctx_len}; compile with a greater ctx_len, or give a shorter prompt"
+            )
+        self._limit(started + before, settings)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     def _encode(self, rows: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], list[int]]:
@@ -206,7 +318,10 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         hidden = outputs["last_hidden_state"]
         return hidden, [int(length) or hidden.shape[1] for length in lengths]
 
-    def _decode_whole(self, clips: Sequence[Clip], settings: GenerationSettings, start: StartTokens) -> None:
+    def _decode_whole(self, clips: Sequence[Clip], attempts: Sequence[Attempt], start: StartTokens) -> None:
+        if len(attempts) > 1:
+            raise InputError("several temperatures are for models that read windows of one length (Whisper); give one")
+        ((settings, seed),) = [(attempt.settings, _seed(attempts)) for attempt in attempts]
         prompt = start.with_language(-1)
         limit = self._limit(len(prompt), settings)
         size = self._decoder.batch_size
@@ -214,10 +329,12 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             group = clips[begin : begin + size]
             rows = [clip.features.T if len(self._main.shape) > 2 else clip.features[0] for clip in group]
             hidden, lengths = self._encode(rows)
-            found = self._decoder.decode(hidden, lengths, [prompt] * len(group), [limit] * len(group), settings)
-            for clip, tokens in zip(group, found, strict=True):
+            questions = [Question(prompt=prompt, limit=limit, clip=clip.number, seed=seed) for clip in group]
+            found = self._decoder.decode(hidden, lengths, questions, settings)
+            for clip, answer in zip(group, found, strict=True):
+                tokens = answer.tokens
                 text = tokens[:-1] if tokens and tokens[-1] in settings.eos_token_ids else tokens
-                clip.segments = [Segment(start=0.0, end=0.0, tokens=text)]
+                clip.segments = [Segment(start=0.0, end=0.0, tokens=text, avg_logprob=answer.avg_logprob)]
 
     def _limit(self, started: int, settings: GenerationSettings) -> int:
         """New tokens behind `started` start tokens."""
@@ -249,3 +366,10 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             segments=segments,
             language_ids=[clip.language_id for clip in clips],
         )
+
+
+def _seed(attempts: Sequence[Attempt]) -> int:
+    """The seed of drawn tokens, one for all attempts."""
+    from qeff_framework.generation.randomness import seed_of
+
+    return next((seed_of(attempt.settings) for attempt in attempts if attempt.settings.do_sample), 0)

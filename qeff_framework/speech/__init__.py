@@ -5,6 +5,6 @@ from __future__ import annotations
 from qeff_framework.speech.decoder import SpeechDecoder
 from qeff_framework.speech.segments import Segment, SpeechOutput
 from qeff_framework.speech.start_tokens import SpeechFacts
-from qeff_framework.speech.windows import transcribe_windows
+from qeff_framework.speech.windows import WindowReader
 
-__all__ = ["Segment", "SpeechDecoder", "SpeechFacts", "SpeechOutput", "transcribe_windows"]
+__all__ = ["Segment", "SpeechDecoder", "SpeechFacts", "SpeechOutput", "WindowReader"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError
+from qeff_framework.generation.randomness import generator_of
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.sampling import RuledSelector
 from qeff_framework.generation.scores import ScoreRule
@@ -16,6 +18,34 @@ from qeff_framework.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of the decoder about one row of sound."""
+
+    #: Start tokens, and what stands before them.
+    prompt: Sequence[int]
+    #: New tokens at most.
+    limit: int
+    #: Number of the clip.
+    clip: int = 0
+    #: Of the tokens that are drawn.
+    seed: int = 0
+    #: Position of the token behind which silence is told, and the token that tells it.
+    silence: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the decoder made of one row of sound."""
+
+    #: The end of the text is among them if it was reached.
+    tokens: list[int]
+    #: Mean log-probability of the tokens, by the scores after all rules.
+    avg_logprob: float
+    #: Probability that nobody speaks, by the model's own scores; 0 where it was not asked for.
+    no_speech_prob: float
 
 
 class SpeechDecoder:
@@ -41,32 +71,35 @@ class SpeechDecoder:
         self,
         hidden: NDArray[Any],
         lengths: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        limits: Sequence[int],
+        questions: Sequence[Question],
         settings: GenerationSettings,
         further: Callable[[], Sequence[ScoreRule]] = tuple,
-    ) -> list[list[int]]:
-        """The most likely tokens of each row, the end of the text among them if it was reached.
+    ) -> list[Answer]:
+        """The tokens of each row: the most likely ones, or drawn ones, as `settings` say.
 
         Args:
             hidden: output of the encoder, ``[N, T, D]``, N at most `batch_size`.
             lengths: frames of each row.
-            prompts: start tokens of each row.
-            limits: new tokens of each row at most.
+            questions: of each row.
             settings: rules for the scores, and what ends a text.
-            further: makes the rules for one row that come behind those.
+            further: makes the rules for one row that come behind those, before temperature and the like.
         """
         rows = [
-            Row(index=index, prompt=list(prompt), limit=limit)
-            for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            Row(index=question.clip, lane=lane, prompt=question.prompt, limit=question.limit)
+            for lane, question in enumerate(questions)
         ]
-        selector = _Selector(settings, rows, further)
+        selector = _Selector(settings, rows, further, [question.seed for question in questions])
+        silences = [question.silence or (-1, 0) for question in questions]
+        no_speech = [0.0] * len(rows)
         ends = {*settings.eos_token_ids}
         self._session.reset()
         position = 0
         while any(not row.finished for row in rows):
             tokens = [self._token(row, position) for row in rows]
             logits = self._step(tokens, position, hidden if position == 0 else None, lengths)
+            for row, (place, token) in zip(rows, silences, strict=True):
+                if place == position:
+                    no_speech[row.lane] = float(np.exp(_log_probability(logits[row.lane], token)))
             deciding = [row for row in rows if not row.finished and position >= len(row.prompt) - 1]
             for row, token in zip(deciding, selector(logits, deciding), strict=True):
                 row.generated.append(token)
@@ -75,7 +108,14 @@ class SpeechDecoder:
                 elif len(row.generated) >= row.limit:
                     row.finish_reason = "length"
             position += 1
-        return [row.generated for row in rows]
+        return [
+            Answer(
+                tokens=row.generated,
+                avg_logprob=selector.logprobs[row.lane] / max(len(row.generated), 1),
+                no_speech_prob=no_speech[row.lane],
+            )
+            for row in rows
+        ]
 
     def _token(self, row: Row, position: int) -> int | None:
         """The token at a position, `None` behind the end of a row that has finished."""
@@ -117,13 +157,35 @@ class SpeechDecoder:
 
 
 class _Selector(RuledSelector):
-    """With rules that no setting asks for, behind all others."""
+    """With rules that no setting asks for; sums up how likely the tokens are."""
 
     def __init__(
-        self, settings: GenerationSettings, rows: Sequence[Row], further: Callable[[], Sequence[ScoreRule]]
+        self,
+        settings: GenerationSettings,
+        rows: Sequence[Row],
+        further: Callable[[], Sequence[ScoreRule]],
+        seeds: Sequence[int],
     ) -> None:
-        self._further = further
+        self._make_further = further
         super().__init__(settings, rows)
+        #: Sums of the log-probabilities of each row.
+        self.logprobs = [0.0] * len(rows)
+        if settings.do_sample:
+            pairs = zip(rows, seeds, strict=True)
+            self._generators = {row.index: generator_of(seed, row.index) for row, seed in pairs}
+        self._temperature = np.float32(settings.temperature if settings.do_sample else 1)
 
-    def _build(self, row: Row, vocab_size: int) -> list[ScoreRule]:
-        return [*super()._build(row, vocab_size), *self._further()]
+    def _further(self) -> Sequence[ScoreRule]:
+        return self._make_further()
+
+    def _select(self, logits: NDArray[Any], row: Row) -> int:
+        token = super()._select(logits, row)
+        # The model's own certainty, whatever the temperature is.
+        self.logprobs[row.lane] += _log_probability(self._scores * self._temperature, token)
+        return token
+
+
+def _log_probability(scores: NDArray[np.float32], token: int) -> float:
+    """Of `token` by scores ``[V]``."""
+    best = scores.max()
+    return float(scores[token] - best - np.log(np.exp(scores - best).sum()))

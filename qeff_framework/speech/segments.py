@@ -22,6 +22,12 @@ class Segment:
     #: Time stamps are among them.
     tokens: list[int]
     text: str = ""
+    #: Of the window that the segment is a part of: mean log-probability of its tokens, probability that nobody speaks, the
+    #: temperature at which it was decoded, and where it begins, in frames of features.
+    avg_logprob: float = 0.0
+    no_speech_prob: float = 0.0
+    temperature: float = 0.0
+    seek: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

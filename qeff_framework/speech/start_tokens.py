@@ -28,12 +28,19 @@ class SpeechFacts:
     language: str | None = None
     task: str | None = None
     return_timestamps: bool = False
+    #: Stands before what was said before, or what the caller says.
+    prev_sot_token_id: int | None = None
+    condition_on_prev_tokens: bool = False
 
     @classmethod
     def of(
         cls, generation: Mapping[str, Any], config: Mapping[str, Any], language_names: Mapping[str, str]
     ) -> SpeechFacts:
         """From ``generation_config.json`` and ``config.json``."""
+        suppressed: Sequence[int] = generation.get("suppress_tokens") or ()
+        previous = generation.get("prev_sot_token_id")
+        if previous is None and len(suppressed) > 1:
+            previous = suppressed[-2]  # as Transformers has it for older checkpoints
         forced = generation.get("forced_decoder_ids") or config.get("forced_decoder_ids") or ()
         return cls(
             languages=generation.get("lang_to_id") or {},
@@ -46,7 +53,14 @@ class SpeechFacts:
             language=generation.get("language"),
             task=generation.get("task"),
             return_timestamps=bool(generation.get("return_timestamps")),
+            prev_sot_token_id=previous,
+            condition_on_prev_tokens=bool(generation.get("condition_on_prev_tokens")),
         )
+
+    @property
+    def no_speech_token_id(self) -> int | None:
+        """The token that stands for silence, by Transformers' rule."""
+        return None if self.no_timestamps_token_id is None else self.no_timestamps_token_id - 1
 
     @property
     def timestamp_begin(self) -> int | None:

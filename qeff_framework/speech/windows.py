@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qeff_framework.errors import InputError
-from qeff_framework.generation.settings import GenerationSettings
-from qeff_framework.speech.decoder import SpeechDecoder
+from qeff_framework.speech.context import Context
+from qeff_framework.speech.decoder import Answer, Question, SpeechDecoder
+from qeff_framework.speech.fallback import Attempt, Thresholds
 from qeff_framework.speech.segments import Segment, segments_of
 from qeff_framework.speech.start_tokens import SpeechFacts, StartTokens
 from qeff_framework.speech.timestamps import Timestamps
@@ -27,10 +28,13 @@ class Clip:
     """One clip on its way: features ``[F, frames]``, and how far it has been read."""
 
     features: NDArray[Any]
+    number: int = 0
     seek: int = 0
     start: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     language_id: int | None = None
+    #: What was said before is context for the next window.
+    is_trusted: bool = True
 
     @property
     def frames(self) -> int:
@@ -38,52 +42,99 @@ class Clip:
         return int(self.features.shape[1])
 
 
-def transcribe_windows(
-    clips: Sequence[Clip],
-    encode: Encode,
-    decoder: SpeechDecoder,
-    settings: GenerationSettings,
-    facts: SpeechFacts,
-    start: StartTokens,
-    *,
-    window: int,
-    timestamps: bool,
-    limit: Callable[[int], int],
-) -> None:
-    """Reads all clips to their ends; what is found is added to them.
+@dataclass(frozen=True, kw_only=True)
+class WindowReader:
+    """Reads clips window after window.
 
     Args:
-        clips: changed in place.
         encode: runs the encoder.
         decoder: runs the decoder.
-        settings: rules for the scores and what ends a text.
         facts: what the checkpoint says about languages, tasks and time stamps.
         start: start tokens of each window.
         window: frames of features in a window.
         timestamps: the answer holds time stamps; a clip longer than a window needs them.
         limit: new tokens at most behind so many start tokens.
+        attempts: at a window, one behind the other while the answer is not good enough; at least one.
+        thresholds: what is good enough.
+        context: what stands before the start tokens.
+        seed: of drawn tokens.
     """
-    _find_languages(clips, encode, decoder, start, facts, window)
 
-    def further() -> list[Timestamps]:
-        begin = facts.timestamp_begin
-        if not timestamps or begin is None:
+    encode: Encode
+    decoder: SpeechDecoder
+    facts: SpeechFacts
+    start: StartTokens
+    window: int
+    timestamps: bool
+    limit: Callable[[int], int]
+    attempts: Sequence[Attempt]
+    thresholds: Thresholds
+    context: Context
+    seed: int = 0
+
+    def __call__(self, clips: Sequence[Clip]) -> None:
+        """Reads all clips to their ends; what is found is added to them."""
+        _find_languages(clips, self.encode, self.decoder, self.start, self.facts, self.window)
+        while waiting := [clip for clip in clips if clip.seek < clip.frames]:
+            self._read(waiting[: self.decoder.batch_size])
+
+    def _read(self, group: Sequence[Clip]) -> None:
+        """One window of each clip."""
+        hidden, lengths = self.encode([_window(clip, self.window) for clip in group])
+        prefixes = [self.context.tokens(clip.segments, is_trusted=clip.is_trusted) for clip in group]
+        stride = self.window // int(lengths[0])
+        left = [*range(len(group))]
+        for number, attempt in enumerate(self.attempts):
+            questions = [self._question(group[index], prefixes[index], number) for index in left]
+            answers = self.decoder.decode(
+                hidden[left], [lengths[index] for index in left], questions, attempt.settings, self._rules
+            )
+            unfit = []
+            for index, answer in zip(left, answers, strict=True):
+                verdict = self.thresholds.judge(answer)
+                if verdict == "retry" and number < len(self.attempts) - 1:
+                    unfit.append(index)
+                    continue
+                clip = group[index]
+                clip.is_trusted = attempt.gives_context
+                if verdict == "silence":
+                    clip.seek += min(self.window, clip.frames - clip.seek)
+                else:
+                    self._take(clip, answer, attempt, stride)
+            left = unfit
+            if not left:
+                break
+
+    def _question(self, clip: Clip, prefix: Sequence[int], attempt: int) -> Question:
+        prompt = [*prefix, *clip.start]
+        # Another window, or another attempt, draws other tokens.
+        seed = int(np.random.SeedSequence([self.seed, clip.seek, attempt]).generate_state(1)[0])
+        token = self.facts.no_speech_token_id
+        silence = None if token is None else (len(prefix), token)
+        return Question(prompt=prompt, limit=self.limit(len(prompt)), clip=clip.number, seed=seed, silence=silence)
+
+    def _rules(self) -> list[Timestamps]:
+        begin = self.facts.timestamp_begin
+        if not self.timestamps or begin is None:
             return []
-        return [Timestamps(facts, begin, settings.eos_token_ids[0])]
+        return [Timestamps(self.facts, begin, self.attempts[0].settings.eos_token_ids[0])]
 
-    while waiting := [clip for clip in clips if clip.seek < clip.frames]:
-        group = waiting[: decoder.batch_size]
-        hidden, lengths = encode([_window(clip, window) for clip in group])
-        prompts = [clip.start for clip in group]
-        limits = [limit(len(prompt)) for prompt in prompts]
-        found = decoder.decode(hidden, lengths, prompts, limits, settings, further)
-        stride = window // int(lengths[0])
-        for clip, tokens in zip(group, found, strict=True):
-            text = tokens[:-1] if tokens and tokens[-1] in settings.eos_token_ids else tokens
-            frames = min(window, clip.frames - clip.seek)
-            segments, moved = segments_of(text, facts, seek=clip.seek, frames=frames, stride=stride)
-            clip.segments += segments
-            clip.seek += moved
+    def _take(self, clip: Clip, answer: Answer, attempt: Attempt, stride: int) -> None:
+        tokens = answer.tokens
+        text = tokens[:-1] if tokens and tokens[-1] in attempt.settings.eos_token_ids else tokens
+        frames = min(self.window, clip.frames - clip.seek)
+        segments, moved = segments_of(text, self.facts, seek=clip.seek, frames=frames, stride=stride)
+        clip.segments += [
+            replace(
+                segment,
+                avg_logprob=answer.avg_logprob,
+                no_speech_prob=answer.no_speech_prob,
+                temperature=attempt.temperature,
+                seek=clip.seek,
+            )
+            for segment in segments
+        ]
+        clip.seek += moved
 
 
 def _find_languages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -20,7 +22,7 @@ from qeff_framework import QEFFAutoModel, QEFFAutoModelForSpeechSeq2Seq, load_co
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
 from tests.serving.running import serving
-from tests.sound_models import LANGUAGES, RATE, clip, whisper, whisper_extractor
+from tests.sound_models import LANGUAGES, PREVIOUS, RATE, clip, whisper, whisper_extractor
 
 NEW_TOKENS = 16
 SECONDS = (3, 31, 65)
@@ -47,28 +49,59 @@ def _reference(module: PreTrainedModel, seconds: int, **settings: Any) -> dict[s
     made = whisper_extractor()(clip(seconds, seconds), sampling_rate=RATE, return_tensors="pt", **long)
     if long:
         settings["return_timestamps"] = True
+    if "prompt_ids" in settings:
+        settings["prompt_ids"] = torch.tensor(settings["prompt_ids"])
     found: dict[str, Any] = module.generate(
         input_features=made["input_features"], max_new_tokens=NEW_TOKENS, return_segments=True, **settings
     )
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"language": "german", "return_timestamps": True}])
+#: Greedy first; at each other temperature the likeliest token is the only one, so that Transformers draws the same.
+_FALLBACK: dict[str, Any] = {"temperature": (0.0, 0.4, 0.8), "top_k": 1}
+_PROMPT = [PREVIOUS, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("clips", "settings"),
+    [
+        (SECONDS[:1], {}),
+        (SECONDS, {}),
+        (SECONDS, {"language": "german"}),
+        (SECONDS, {"prompt_ids": _PROMPT, "condition_on_prev_tokens": True}),
+        # Some answers of the first temperature pass, and some do not.
+        (
+            SECONDS,
+            {
+                **_FALLBACK,
+                "logprob_threshold": -1.2,
+                "prompt_ids": _PROMPT,
+                "condition_on_prev_tokens": True,
+                "prompt_condition_type": "all-segments",
+            },
+        ),
+        (SECONDS[:2], {**_FALLBACK, "compression_ratio_threshold": 0.9, "prompt_ids": _PROMPT}),
+        (SECONDS, {**_FALLBACK, "logprob_threshold": -1.2, "no_speech_threshold": 4.5e-6}),
+    ],
+)
 def test_clips_of_one_window_and_of_several(
-    module: PreTrainedModel, program: CompiledSpeechSeq2Seq, settings: dict[str, Any]
+    module: PreTrainedModel, program: CompiledSpeechSeq2Seq, clips: Sequence[int], settings: dict[str, Any]
 ) -> None:
-    for clips in [SECONDS[:1], SECONDS]:
-        inputs = program.prepared([clip(seconds, seconds) for seconds in clips], sampling_rate=RATE)
-        # Clips of one call that are read by time stamps make all of them so.
-        given = settings if len(clips) == 1 else {**settings, "return_timestamps": True}
-        found = program.generate(inputs, max_new_tokens=NEW_TOKENS, **given)
-        for number, seconds in enumerate(clips):
-            wanted = _reference(module, seconds, **given)
-            assert found.generated_ids[number] == wanted["sequences"][0].tolist()
-            (segments,) = wanted["segments"]
-            times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
-            np.testing.assert_allclose([(part.start, part.end) for part in found.segments[number]], times)
-            assert found.language_ids[number] in LANGUAGES.values()
+    inputs = program.prepared([clip(seconds, seconds) for seconds in clips], sampling_rate=RATE)
+    # Clips of one call that are read by time stamps make all of them so.
+    given = settings if len(clips) == 1 else {**settings, "return_timestamps": True}
+    found = program.generate(inputs, max_new_tokens=NEW_TOKENS, **given)
+    for number, seconds in enumerate(clips):
+        wanted = _reference(module, seconds, **given)
+        assert found.generated_ids[number] == wanted["sequences"][0].tolist()
+        (segments,) = wanted["segments"]
+        times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
+        np.testing.assert_allclose([(part.start, part.end) for part in found.segments[number]], times)
+        assert found.language_ids[number] in LANGUAGES.values()
+    parts = [part for of_clip in found.segments for part in of_clip]
+    assert len({part.temperature for part in parts}) == (2 if "temperature" in settings else 1)
+    # The last window of the longest clip is silence by that threshold.
+    assert "no_speech_threshold" not in settings or max(part.seek for part in parts) < 2 * 2900
 
 
 def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpeechSeq2Seq) -> None:
@@ -84,7 +117,13 @@ def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpee
         ({"task": "summarize"}, "does not know the task 'summarize'; it knows transcribe, translate"),
         ({"return_timestamps": False}, "a clip is longer than the window"),
         ({"max_new_tokens": 100}, "more than the compiled ctx_len=64; ask for at most 62"),
-        ({"do_sample": True}, "do_sample=True is not supported for speech"),
+        ({"do_sample": True}, "do_sample=True needs a temperature"),
+        ({"temperature": -1}, "temperature=-1 must be a number of at least 0"),
+        ({"num_beams": 2}, "num_beams=2 cannot be done on a compiled program"),
+        ({"no_speech_threshold": 0.6}, "counts only for answers below logprob_threshold"),
+        ({"prompt_ids": [1, 1_000_000]}, "prompt_ids must be a row of token ids from 0 to 1557"),
+        ({"prompt_ids": [5] * 62}, "62 tokens of context and 2 start tokens leave no room in the compiled ctx_len=64"),
+        ({"prompt_condition_type": "all-segments"}, "needs condition_on_prev_tokens=True"),
     ],
 )
 def test_what_cannot_be_done_is_said(program: CompiledSpeechSeq2Seq, settings: dict[str, Any], message: str) -> None:
@@ -114,6 +153,9 @@ class Words:
 
     eos_token_id = bos_token_id = None
 
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return " ".join(f"w{token}" for token in ids)
 
@@ -131,7 +173,9 @@ def test_openais_client_gets_texts_and_times(program: CompiledSpeechSeq2Seq, mon
     # As they are read from a file of 16 bits.
     short, long = (soundfile.read(io.BytesIO(wav(clip(seconds, seconds))), dtype="float32")[0] for seconds in (3, 31))
     wanted = program.generate(program.prepared(short))
-    timed = program.generate(program.prepared(long), return_timestamps=True, language="de", task="transcribe")
+    known: dict[str, Any] = {"language": "de", "task": "transcribe"}
+    timed = program.generate(program.prepared(long), return_timestamps=True, **known)
+    prompted = program.generate(program.prepared(short), prompt_ids=[PREVIOUS, 5, 6], **known)
     translated = program.generate(program.prepared(short), task="translate")
     with serving(load_compiled(program.compiled.directory)) as served:
         hear, translate = served.client.audio.transcriptions.create, served.client.audio.translations.create
@@ -156,14 +200,20 @@ def test_openais_client_gets_texts_and_times(program: CompiledSpeechSeq2Seq, mon
             [(part.start, part.end) for part in timed.segments[0]],
             atol=1e-3,
         )
+        for part, heard in zip(verbose.segments, timed.segments[0], strict=True):
+            measured = (heard.avg_logprob, heard.no_speech_prob, heard.temperature, heard.seek)
+            assert (part.avg_logprob, part.no_speech_prob, part.temperature, part.seek) == measured
+            assert part.compression_ratio == len(heard.text) / len(zlib.compress(heard.text.encode()))
         asked["file"] = ("a.wav", wav(short))
+        assert hear(**asked, prompt="w5 w6").text == prompted.generated_texts[0] != wanted.generated_texts[0]
         assert hear(**asked, response_format="srt").startswith("1\n00:00:0")
         assert hear(**asked, response_format="vtt").startswith("WEBVTT\n\n00:00:0")
         refused: list[tuple[dict[str, Any], str]] = [
             ({"file": ("a.wav", b"RIFFnonsense")}, "a.wav cannot be read"),
             ({"file": ("a.wav", b"")}, "is empty"),
             ({"language": "klingon"}, "does not know the language 'klingon'"),
-            ({"prompt": "Faust"}, "prompt is not supported"),
+            ({"prompt": "w5 " * 70}, "71 tokens of context and 4 start tokens leave no room"),
+            ({"temperature": 2}, "temperature: Input should be less than or equal to 1"),
             ({"timestamp_granularities": ["word"]}, "Input should be 'segment'"),
             ({"stream": True}, "stream: Input should be False"),
             ({"extra_body": {"best_of": 2}}, "best_of: Extra inputs are not permitted"),

@@ -120,18 +120,20 @@ def build_rules(
     custom: Sequence[Any] = (),
     history: TokenHistory | None = None,
     grammar: Grammar | None = None,
+    further: Sequence[ScoreRule] = (),
 ) -> list[ScoreRule]:
     """The rules for one row, in the order of Transformers' ``generate``.
 
     The caller's processors, `custom`, come behind the penalties and before temperature and top-k. One whose class is that of a
     rule which the settings ask for replaces it, in its place. `history` gives the processors of Transformers their ids. `grammar`
-    comes before temperature and top-k, which so choose among the tokens that it leaves.
+    comes before temperature and top-k, which so choose among the tokens that it leaves; so do `further` rules.
 
     Raises:
         InputError: a setting names a token that the model cannot generate.
         OptionError: a setting that Transformers does not understand.
     """
-    return list(_rules(settings, row, vocab_size, custom, history if history is not None else TokenHistory(), grammar))
+    known = history if history is not None else TokenHistory()
+    return list(_rules(settings, row, vocab_size, custom, known, grammar, further))
 
 
 def _rules(
@@ -141,6 +143,7 @@ def _rules(
     custom: Sequence[Any],
     history: TokenHistory,
     grammar: Grammar | None,
+    further: Sequence[ScoreRule],
 ) -> Iterator[ScoreRule]:
     asked = frozenset(settings.score_settings)
     used: set[int] = set()
@@ -159,6 +162,7 @@ def _rules(
         if id(processor) not in used:
             used.add(id(processor))
             yield TransformersRule(processor, history)
+    yield from further
     if grammar is not None:
         yield grammar.rule()
     for name, make_warper in _WARPERS:

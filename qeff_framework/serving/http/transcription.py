@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime.sound import CompiledCTC
@@ -18,6 +18,7 @@ from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
 from qeff_framework.serving.http.connection import while_connected
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.worker import SessionWorker
+from qeff_framework.speech.fallback import compression_ratio
 from qeff_framework.speech.segments import Segment
 
 
@@ -30,15 +31,8 @@ class TranslationRequest(BaseModel):
     model: str
     prompt: str | None = None
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
-    temperature: float | None = None
-
-    @model_validator(mode="after")
-    def _is_offered(self) -> TranslationRequest:
-        if self.prompt:
-            raise ValueError("prompt is not supported: the clip alone decides the text")
-        if self.temperature:
-            raise ValueError("temperature can be 0: the most likely tokens are taken")
-        return self
+    #: 0 takes the most likely tokens.
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @property
     def has_times(self) -> bool:
@@ -84,11 +78,17 @@ class TranscriptionService(SessionWorker):
         samples = sound.at(runner.sampling_rate)
         if isinstance(runner, CompiledCTC):
             return Transcript(runner.transcribe(samples)[0])
+        prompt = None if not asked.prompt else runner.prompt_ids(asked.prompt)
         facts = runner.facts
         language = asked.language if isinstance(asked, TranscriptionRequest) else None
         times = asked.has_times and facts.no_timestamps_token_id is not None
         found = runner.generate(
-            runner.prepared(samples), language=language, task=task, return_timestamps=True if times else None
+            runner.prepared(samples),
+            language=language,
+            task=task,
+            return_timestamps=True if times else None,
+            prompt_ids=prompt,
+            temperature=asked.temperature,
         )
         spoken = next(iter(found.language_ids), None)
         codes = {token: name.strip("<|>") for name, token in facts.languages.items()}
@@ -124,8 +124,10 @@ class TranscriptionPages:
 
     async def transcribe(self, asked: Annotated[TranscriptionRequest, Form()], request: Request) -> Response:
         """Writes down what is said."""
-        if isinstance(self._service.runner, CompiledCTC) and asked.language is not None:
-            raise InputError("language cannot be chosen: the program knows one alphabet; leave it out")
+        if isinstance(self._service.runner, CompiledCTC):
+            for name in ("language", "prompt", "temperature"):
+                if getattr(asked, name):
+                    raise InputError(f"{name} cannot be chosen: the program reads letters off the sound; leave it out")
         return await self._answer(asked, request, "transcribe" if asked.language is not None else None)
 
     async def translate(self, asked: Annotated[TranslationRequest, Form()], request: Request) -> Response:
@@ -162,9 +164,19 @@ def _has_times(runner: CompiledSpeechSeq2Seq | CompiledCTC) -> bool:
 
 
 def _segment(number: int, segment: Segment) -> Mapping[str, Any]:
-    """The log-probabilities of OpenAI's form are left out: the program's own loop does not keep them."""
-    times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
-    return {"id": number, **times, "text": segment.text, "tokens": segment.tokens, "temperature": 0.0}
+    """A segment in OpenAI's form."""
+    return {
+        "id": number,
+        "seek": segment.seek,
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": segment.text,
+        "tokens": segment.tokens,
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": compression_ratio(segment.text.encode()),
+        "no_speech_prob": segment.no_speech_prob,
+    }
 
 
 def _text(found: Transcript) -> str:
