@@ -16,7 +16,7 @@ from qeff_framework.dialect.names import Op
 from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.lowering.nodes import AttentionNode
 from qeff_framework.lowering.passes import DialectPass
-from qeff_framework.lowering.values import static_dim
+from qeff_framework.lowering.values import constant_array, operand, static_dim
 
 #: Lowest finite numbers of the types that devices compute in.
 FLOAT16_MIN = float(np.finfo(np.float16).min)
@@ -38,11 +38,26 @@ class MaskPolicy:
     clears_unseen: bool = True
 
 
+#: What repeats or renames the entries of its first input.
+_REPEATING = ("Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+
+
+def hides_nothing(node: AttentionNode) -> bool:
+    """Whether the mask is known to show every slot to every token, as in models of pictures. Never with sinks or a bias."""
+    if node.op != Op.ATTENTION:
+        return False
+    value = node.mask
+    while (producer := value.producer()) is not None and not producer.domain and producer.op_type in _REPEATING:
+        value = operand(producer, 0)
+    mask = constant_array(value)
+    return mask is not None and bool(mask.all())
+
+
 class AttentionOps(DialectPass[AttentionNode]):
     """Lowers every attention whose numbers of heads are known; other sizes may be symbolic."""
 
     name = "AttentionOps"
-    version = "2"
+    version = "3"
     node_type = AttentionNode
 
     def __init__(self, mask: MaskPolicy) -> None:
@@ -61,14 +76,15 @@ class AttentionOps(DialectPass[AttentionNode]):
         def unstacked(value: ir.Value) -> ir.Value:
             return value if query_heads == key_heads else edit.reshape(value, (0, query_heads, -1, 0))
 
-        key, value = self._cleared(edit, node)
+        open_to_all = hides_nothing(node)
+        key, value = (node.key, node.value) if open_to_all else self._cleared(edit, node)
         scaled = edit.op("Mul", node.query, edit.scalar_like(node.scale, node.query))
         transposed = edit.op("Transpose", key, perm=(0, 1, 3, 2))
         scores = unstacked(edit.op("MatMul", stacked(scaled), transposed))
         if node.softcap:
             cap = edit.scalar_like(node.softcap, node.query)
             scores = edit.op("Mul", edit.op("Tanh", edit.op("Div", scores, cap)), cap)
-        visible = self._masked(edit, node, scores)
+        visible = scores if open_to_all else self._masked(edit, node, scores)
         weights = _softmax(edit, visible, node.sinks)
         return unstacked(edit.op("MatMul", stacked(weights), value))
 
