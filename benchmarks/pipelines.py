@@ -22,27 +22,46 @@ STEPS = 4
 
 
 def unet() -> tuple[Any, dict[str, Any]]:
-    """Stable Diffusion 1 with channels of 64 and 128 over latents of 32 x 32."""
+    """Stable Diffusion 1 with channels of 128 and 256 over latents of 32 x 32."""
     pipeline = tiny.tiny_pipeline("stable-diffusion").pipeline
-    denoiser = tiny.unet(block_out_channels=(64, 128), sample_size=32, attention_head_dim=4, layers_per_block=2)
+    denoiser = tiny.unet(
+        block_out_channels=(128, 256, 256), norm_num_groups=32, sample_size=32, attention_head_dim=8, layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
     pipeline.register_modules(unet=denoiser.eval())
     return pipeline, {"height": 256, "width": 256}
 
 
 def transformer() -> tuple[Any, dict[str, Any]]:
-    """Stable Diffusion 3 with six blocks of 256 numbers over 1024 patches."""
+    """Stable Diffusion 3 with six blocks of 512 numbers over 1024 patches."""
     from diffusers import SD3Transformer2DModel
 
     pipeline = tiny.tiny_pipeline("stable-diffusion-3").pipeline
     denoiser = SD3Transformer2DModel(
-        sample_size=32, patch_size=1, in_channels=4, out_channels=4, num_layers=6, attention_head_dim=32,
-        num_attention_heads=8, caption_projection_dim=256, joint_attention_dim=32, pooled_projection_dim=32,
+        sample_size=32, patch_size=1, in_channels=16, out_channels=16, num_layers=6, attention_head_dim=64,
+        num_attention_heads=8, caption_projection_dim=512, joint_attention_dim=32, pooled_projection_dim=32,
     )  # fmt: skip
     pipeline.register_modules(transformer=denoiser.eval())
     return pipeline, {"height": 32, "width": 32, "max_sequence_length": 16}
 
 
-STRUCTURES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {each.__name__: each for each in (unet, transformer)}
+def flux() -> tuple[Any, dict[str, Any]]:
+    """Flux with two double and four single blocks of 512 numbers over 1024 patches."""
+    from diffusers import FluxTransformer2DModel
+
+    pipeline = tiny.tiny_pipeline("flux").pipeline
+    denoiser = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=8,
+        joint_attention_dim=32, pooled_projection_dim=tiny.TEXT, axes_dims_rope=(16, 24, 24), guidance_embeds=True,
+    )  # fmt: skip
+    pipeline.register_modules(transformer=denoiser.eval())
+    return pipeline, {"height": 64, "width": 64, "max_sequence_length": 16, "guidance": False}
+
+
+STRUCTURES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    each.__name__: each for each in (unet, transformer, flux)
+}
 
 
 def step_seconds(run: Any, sizes: dict[str, Any]) -> float:

@@ -10,7 +10,7 @@ for nodes of one type, `GraphPass` for everything else, `GraphEditor` for new no
 from __future__ import annotations
 
 from qeff_framework.dialect.names import DOMAIN, ONNX_OPSET, Activation, Gate, Op
-from qeff_framework.lowering.attention import FLOAT16_MIN, FLOAT32_MIN, AttentionOps, MaskPolicy
+from qeff_framework.lowering.attention import FLOAT16_MIN, FLOAT32_MIN, AttentionOps, MaskPolicy, hides_nothing
 from qeff_framework.lowering.blocked_attention import BlockedAttention
 from qeff_framework.lowering.causal_mask import CausalMaskOps
 from qeff_framework.lowering.compressed_products import CompressedProducts
@@ -120,6 +120,7 @@ __all__ = [
     "dialect_nodes",
     "graph_of",
     "has_subgraph",
+    "hides_nothing",
     "is_weight",
     "link_stored_weights",
     "load_portable",

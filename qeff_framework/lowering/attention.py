@@ -16,7 +16,7 @@ from qeff_framework.dialect.names import Op
 from qeff_framework.lowering.editor import GraphEditor
 from qeff_framework.lowering.nodes import AttentionNode
 from qeff_framework.lowering.passes import DialectPass
-from qeff_framework.lowering.values import static_dim
+from qeff_framework.lowering.values import constant_array, operand, static_dim
 
 #: Lowest finite numbers of the types that devices compute in.
 FLOAT16_MIN = float(np.finfo(np.float16).min)
@@ -38,11 +38,26 @@ class MaskPolicy:
     clears_unseen: bool = True
 
 
+#: What repeats or renames the entries of its first input.
+_REPEATING = ("Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+
+
+def hides_nothing(node: AttentionNode) -> bool:
+    """Whether the mask is known to show every slot to every token, as in models of pictures. Never with sinks or a bias."""
+    if node.op != Op.ATTENTION:
+        return False
+    value = node.mask
+    while (producer := value.producer()) is not None and not producer.domain and producer.op_type in _REPEATING:
+        value = operand(producer, 0)
+    mask = constant_array(value)
+    return mask is not None and bool(mask.all())
+
+
 class AttentionOps(DialectPass[AttentionNode]):
     """Lowers every attention whose numbers of heads are known; other sizes may be symbolic."""
 
     name = "AttentionOps"
-    version = "2"
+    version = "3"
     node_type = AttentionNode
 
     def __init__(self, mask: MaskPolicy) -> None:
@@ -56,9 +71,10 @@ class AttentionOps(DialectPass[AttentionNode]):
             return None
         query = edit.op("Mul", node.query, edit.scalar_like(node.scale, node.query))
         key, value = node.key, node.value
-        if self._mask.clears_unseen:
-            key, value = cleared(edit, node, node.mask, key), cleared(edit, node, node.mask, value)
-        scores = masked_scores(edit, node, heads, self._mask, query=query, key=key, mask=node.mask)
+        mask = None if hides_nothing(node) else node.mask
+        if mask is not None and self._mask.clears_unseen:
+            key, value = cleared(edit, node, mask, key), cleared(edit, node, mask, value)
+        scores = masked_scores(edit, node, heads, self._mask, query=query, key=key, mask=mask)
         return heads.product(edit, _softmax(edit, scores, node.sinks), value)
 
 
@@ -91,16 +107,18 @@ def masked_scores(
     *,
     query: ir.Value,
     key: ir.Value,
-    mask: ir.Value,
+    mask: ir.Value | None,
 ) -> ir.Value:
     """Scores of the scaled ``query [B,Hq,S,D]`` and of ``key [B,Hkv,L,D]``, capped and masked: ``[B,Hq,S,L]``.
 
-    `key` and ``mask [B|1,1|Hq,S,L]`` are those of `node`, or the same part of both.
+    `key` and ``mask [B|1,1|Hq,S,L]`` are those of `node`, or the same part of both; no mask hides nothing.
     """
     scores = heads.product(edit, query, edit.op("Transpose", key, perm=(0, 1, 3, 2)))
     if node.softcap:
         cap = edit.scalar_like(node.softcap, node.query)
         scores = edit.op("Mul", edit.op("Tanh", edit.op("Div", scores, cap)), cap)
+    if mask is None:
+        return scores
     if node.op == Op.ATTENTION_BIAS:
         return edit.op("Add", scores, mask)
     hidden = edit.scalar_like(policy.hidden, node.query)

@@ -15,6 +15,8 @@ from qeff_framework.lowering.values import graph_of, has_subgraph
 
 #: More nodes than a computation of positions or indices needs, and larger constants: what is beyond is something else.
 _MAX_NODES, _MAX_ELEMENTS = 64, 1 << 20
+#: Of the models that are written, which any runtime of opset 18 reads.
+_IR_VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,35 @@ class Computation:
         result: NDArray[Any] = self._evaluator.run(None, dict(feeds))[0]
         return result
 
+    def as_model(self) -> ir.Model:
+        """A model of its own, whose inputs and output have the names that they have here. Weights are not copied."""
+        constants = [ir.val(name, const_value=ir.tensor(content)) for name, content in self._constants().items()]
+        known = {str(value.name): value for value in constants}
+        known |= {
+            str(value.name): ir.Value(name=value.name, type=value.type, shape=value.shape) for value in self.inputs
+        }
+        nodes = []
+        for node in self.nodes:
+            outputs = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs]
+            inputs = [None if value is None else known[str(value.name)] for value in node.inputs]
+            nodes.append(ir.Node("", node.op_type, inputs, list(node.attributes.values()), outputs=outputs))
+            known |= {str(value.name): value for value in outputs}
+        opset = graph_of(self.nodes[0]).opset_imports.get("", ONNX_OPSET)
+        graph = ir.Graph(
+            [known[str(value.name)] for value in self.inputs],
+            [known[str(self.result.name)]],
+            nodes=nodes,
+            initializers=constants,
+            opset_imports={"": opset},
+            name="computation",
+        )
+        return ir.Model(graph, ir_version=_IR_VERSION)
+
     @cached_property
     def _evaluator(self) -> Any:
-        import onnx
         from onnx.reference import ReferenceEvaluator
 
-        graph = onnx.helper.make_graph(
-            [ir.serde.serialize_node(node) for node in self.nodes],
-            "computation",
-            [onnx.ValueInfoProto(name=value.name) for value in self.inputs],
-            [onnx.ValueInfoProto(name=self.result.name)],
-            [onnx.numpy_helper.from_array(content, name) for name, content in self._constants().items()],
-        )
-        opset = graph_of(self.nodes[0]).opset_imports.get("", ONNX_OPSET)
-        return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))
+        return ReferenceEvaluator(ir.to_proto(self.as_model()))
 
     def _constants(self) -> dict[str, NDArray[Any]]:
         return {

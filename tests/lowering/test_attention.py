@@ -61,6 +61,20 @@ def test_numbers_equal_the_dialect(op_type: str, heads: int, policy: MaskPolicy)
     np.testing.assert_allclose(run(session(changed), feeds)["y"], run(session(model), feeds)["y"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_mask_that_hides_nothing_costs_nothing(policy: MaskPolicy) -> None:
+    model = parse(
+        "layer (float[2, 4, 3, 8] query, float[2, 2, 5, 8] key, float[2, 2, 5, 6] value) => (float[2, 4, 3, 6] y)"
+        " <bool[5] ones = {1, 1, 1, 1, 1}, int64[4] shape = {1, 1, 3, 5}>"
+        " { mask = Expand (ones, shape) y = qeff.Attention <scale: float = 0.4> (query, key, value, mask) }"
+    )
+    changed = lowered(model, (AttentionOps(policy), RemoveUnused()))
+    assert not {"Where", "Add", "ReduceMax"} & {*op_types(changed)}
+    feeds = feeds_of(4, np.ones(0))
+    del feeds["mask"]
+    np.testing.assert_allclose(run(session(changed), feeds)["y"], run(session(model), feeds)["y"], rtol=1e-4, atol=1e-6)
+
+
 def test_an_unknown_number_of_heads_keeps_the_body() -> None:
     model = parse(
         f"layer ({SIZES.format(heads='H')}, bool[B, 1, S, C] mask) => (float[B, H, S, 6] y)"

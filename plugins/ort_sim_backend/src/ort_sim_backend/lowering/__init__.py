@@ -15,6 +15,7 @@ from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
 from ort_sim_backend.lowering.lazy_values import LazyValues
+from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.tied_weights import TiedWeights
@@ -44,6 +45,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
         GroupQueryAttention(ctx_len=ctx_len),
+        MultiHeadAttention(),
         GatherRows(),
         SimplifiedRMSNorm(),
         KeptProducts(int8_activations=experts is not None),
@@ -70,6 +72,7 @@ __all__ = [
     "KeptProducts",
     "LastProduct",
     "LazyValues",
+    "MultiHeadAttention",
     "RotaryEmbedding",
     "SimplifiedRMSNorm",
     "TiedWeights",

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from qeff_framework.lowering import specialized_graphs
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
@@ -22,6 +24,7 @@ from qnn_backend.htp.graph_files import write_graphs
 from qnn_backend.htp.host_tables import save_table
 from qnn_backend.htp.lowering import updated_states
 from qnn_backend.htp.lowering.compressed_products import compressed_products
+from qnn_backend.htp.lowering.host_angles import take_out_angles
 from qnn_backend.htp.lowering.host_embeddings import take_out_embeddings
 from qnn_backend.htp.lowering.residual_scaling import (
     LIMIT,
@@ -75,6 +78,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     run.write()
     if not request.dry_run:
         run.scale_residual()
+        run.take_out_angles()
         run.take_out_embeddings()
         run.quantise()
     if request.dry_run:
@@ -157,6 +161,18 @@ class _Compilation:
             f"the residual stream reaches {max(largest.values()):.0f}; it is computed divided by {factor}"
         )
         self.write()
+
+    def take_out_angles(self) -> None:
+        """Sines of what the caller gives become inputs, which the host computes with graphs of the artifact."""
+        if "HostAngles" in self._options.disable_passes:
+            return
+        taken = take_out_angles(self._models.values())
+        for number, one in enumerate(taken):
+            file = f"angles_{number}.onnx"
+            ir.save(one.model, self._request.output_dir / file)
+            self._host_tables.append({"input": one.input, "ids": one.ids, "file": file})
+        if taken:
+            self.write()
 
     def take_out_embeddings(self) -> None:
         """Large embedding tables become files of the artifact, and their rows an input of the programs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SWITCHABLE = (
     "RotaryTables",
+    "HostAngles",
     "FusedRMSNorm",
     "FiniteMasks",
     "GatherMiddleAxis",
