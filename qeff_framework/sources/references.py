@@ -179,7 +179,7 @@ def reading_nothing(placed: PlacedShards) -> Iterator[None]:
 
 
 def _open(original: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
-    """safetensors' ``safe_open`` in the loader, with deferred tensors for the shards that are placed."""
+    """The ``safe_open`` of safetensors in the loader, with deferred tensors for the shards that are placed."""
     import safetensors
 
     placed = _placed_shards.get()
