@@ -1,8 +1,9 @@
 """The exporter of torch, without the work that it repeats at every export.
 
-Two things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
-torchlib, and the signature of each is read from its annotations: here it is built once. And the pass that makes promotions of
-types explicit runs every node of the program again on fake tensors: here only the nodes whose arguments are promoted.
+Three things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
+torchlib, and the signature of each is read from its annotations: here it is built once. The table of decompositions asks torch
+for each of its operators how it is decomposed: here once for as many operators as there are. And the pass that makes promotions
+of types explicit runs every node of the program again on fake tensors: here only the nodes whose arguments are promoted.
 Where another version of torch keeps these things elsewhere, `torch.onnx.export` does all of it.
 """
 
@@ -25,7 +26,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONN
     else:
         from torch.onnx._internal.exporter import _core
 
-        with _promotion_of_changed_nodes():
+        with _known_decompositions(), _promotion_of_changed_nodes():
             converted = _core.export(program, registry=registry, optimize=False, verbose=False, opset_version=opset)
     if converted is None:
         raise RuntimeError("torch.onnx.export returned nothing")
@@ -42,6 +43,37 @@ def translations(opset: int) -> Any:
         return ONNXRegistry.from_torchlib(opset_version=opset) if callable(_core.export) else None
     except (ImportError, AttributeError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _known_decompositions() -> Iterator[None]:
+    """Lets the exporter find the table of decompositions of its last export, unless operators came since."""
+    decompositions: Any
+    try:
+        from torch.onnx._internal.exporter import _decomp as decompositions
+
+        original = decompositions.create_onnx_friendly_decomposition_table
+        operators = len(torch._C._dispatch_get_all_op_names())  # noqa: SLF001
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def table(translated: set[Any]) -> Any:
+        key = (operators, frozenset(translated))
+        if key not in _DECOMPOSITIONS:
+            _DECOMPOSITIONS.clear()
+            _DECOMPOSITIONS[key] = original(translated)
+        return dict(_DECOMPOSITIONS[key])
+
+    decompositions.create_onnx_friendly_decomposition_table = table
+    try:
+        yield
+    finally:
+        decompositions.create_onnx_friendly_decomposition_table = original
+
+
+#: The last table, by the number of operators of this process and those that have a translation.
+_DECOMPOSITIONS: dict[tuple[int, frozenset[Any]], dict[Any, Any]] = {}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from tests.eager import eager_greedy
 # Reading a GGUF file takes Transformers a minute or two, several times.
 pytestmark = pytest.mark.timeout(1500)
 
-NEW_TOKENS = 32
+NEW_TOKENS = 16
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    ",
@@ -27,6 +27,8 @@ PROMPTS = [
     "<start_of_turn>user\nName three primes.<end_of_turn>\n<start_of_turn>model\n",
     "1, 1, 2, 3, 5, 8, 13,",
 ]
+#: One program for all tests of a single row: compiling it writes a gigabyte.
+ONE_ROW: dict[str, Any] = {"backend": "ort_sim", "prefill_seq_len": 32, "ctx_len": 256, "batch_size": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def test_the_prompts_differ_in_kind_and_length(gemma: Gemma) -> None:
 
 
 def test_each_prompt_alone(gemma: Gemma) -> None:
-    gemma.model.compile(backend="ort_sim", prefill_seq_len=32, ctx_len=128, batch_size=1)
+    gemma.model.compile(**ONE_ROW)
     for prompt, expected in zip(gemma.prompts, gemma.expected, strict=True):
         output = gemma.model.generate(prompts=[prompt], generation_len=NEW_TOKENS, ignore_eos=True)
         assert output.generated_ids == [expected]
@@ -86,23 +88,26 @@ def test_all_prompts_as_one_batch(gemma: Gemma) -> None:
 
 def test_prompt_longer_than_the_prefill_step(gemma: Gemma) -> None:
     # 200 = 6 * 32 + 8: the last chunk is partial.
-    gemma.model.compile(backend="ort_sim", prefill_seq_len=32, ctx_len=256, batch_size=1)
+    gemma.model.compile(**ONE_ROW)
     output = gemma.model.generate(prompts=[gemma.long_prompt], generation_len=NEW_TOKENS, ignore_eos=True)
     assert output.generated_ids == [gemma.long_expected]
 
 
 def test_an_artifact_runs_without_torch_and_without_the_checkpoint(gemma: Gemma) -> None:
-    compiled = gemma.model.compile(backend="ort_sim", prefill_seq_len=32, ctx_len=128, batch_size=1)
+    compiled = gemma.model.compile(**ONE_ROW)
     code = """
 import json, sys
 from qeff_framework import load_compiled
 with load_compiled(sys.argv[1]) as model:
-    output = model.generate(prompts=[sys.argv[2]], generation_len=32, ignore_eos=True)
+    output = model.generate(prompts=[sys.argv[2]], generation_len=int(sys.argv[3]), ignore_eos=True)
 heavy = [name for name in ("torch", "transformers", "onnx") if name in sys.modules]
 print(json.dumps({"ids": output.generated_ids[0], "text": output.generated_texts[0], "heavy": heavy}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(compiled.directory), PROMPTS[0]], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(compiled.directory), PROMPTS[0], str(NEW_TOKENS)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     result = json.loads(done.stdout)
     assert result["heavy"] == []
