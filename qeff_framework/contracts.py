@@ -361,10 +361,13 @@ class TransformRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedMatrix:
-    """A matrix in blocks of adjacent inputs, as the dialect's op ``QuantizedMatMul`` takes it."""
+    """A matrix in blocks of adjacent inputs, as the dialect's op ``QuantizedMatMul`` takes it, or one for each of E experts.
 
-    #: ``[N, K]``: outputs and inputs.
-    shape: tuple[int, int]
+    Experts' arrays have E in front, as ``QuantizedMoE`` takes them.
+    """
+
+    #: ``[N, K]``: outputs and inputs; of experts ``[E, N, K]``.
+    shape: tuple[int, ...]
     #: 4 or 8.
     bits: int
     #: Inputs with one scale, a power of two; the last block may reach beyond K.

@@ -632,8 +632,23 @@ def _compiled_program(
         compiled,
         transforms=applied,
         options=dataclasses.asdict(asked.options),
-        metadata={**exported.metadata, **compiled.metadata, "dry_run": asked.dry_run},
+        metadata={**exported.metadata, **_still_packed(model, exported), **compiled.metadata, "dry_run": asked.dry_run},
     )
+
+
+def _still_packed(model: Any, exported: ExportedModel) -> dict[str, Any]:
+    """Of the weights that stay in the blocks of their checkpoint, those whose levels are in a lowered model."""
+    packed = exported.metadata.get("packed_weights")
+    if not packed:
+        return {}
+    import onnx_ir
+
+    levels = [str(name) for name, value in model.graph.initializers.items() if value.dtype == onnx_ir.DataType.UINT8]
+    return {
+        "packed_weights": {
+            name: form for name, form in packed.items() if any(each.startswith(f"{name}.levels") for each in levels)
+        }
+    }
 
 
 def _joined(

@@ -132,8 +132,7 @@ def _packed_weights(parts: Iterable[ExportedModel | CompiledModel]) -> dict[str,
     """Bits and size of blocks of the weights that stay as the checkpoint has packed them, by name."""
     found: dict[str, Any] = {}
     for part in parts:
-        if all(name.partition("@")[0] != "DequantizedProducts" for name in part.transforms):
-            found |= part.metadata.get("packed_weights", {})
+        found |= part.metadata.get("packed_weights", {})
     return found
 
 
@@ -219,10 +218,12 @@ def _state_lines(inputs: Iterable[Mapping[str, Any]], states: Mapping[str, Mappi
 def _packed_lines(weights: Mapping[str, Mapping[str, int]]) -> str:
     """Weights of the same place in several layers in one line."""
     counted = Counter(
-        (re.sub(r"\b\d+\b", "*", name), form["bits"], form["block_size"]) for name, form in weights.items()
+        (re.sub(r"\b\d+\b", "*", name), form["bits"], form["block_size"], form.get("experts", 0))
+        for name, form in weights.items()
     )
     return "\n".join(
-        f"{count} x {name} in blocks of {size} with {bits} bits" for (name, bits, size), count in counted.items()
+        f"{count} x {name} in blocks of {size} with {bits} bits{f', {experts} experts' if experts else ''}"
+        for (name, bits, size, experts), count in counted.items()
     )
 
 

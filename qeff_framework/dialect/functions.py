@@ -530,6 +530,71 @@ QuantizedMatMul <bits: int, input_size: int> (hidden, levels, scales, zero_point
 }
 """
 
+
+def _dequantised_experts(name: str) -> str:
+    """Makes `name`, ``[E, in, out]`` as `MoE` takes it, of the inputs for it; ``{name}_size`` is in."""
+    return f"""
+    {name}_numbers = If (two_in_a_byte) <
+        then_branch = {name}_halves () => ({name}_unpacked) {{
+            {name}_fifteen = Constant <value_int = 15> ()
+            {name}_four_bits = Constant <value_int = 4> ()
+            {name}_low_mask = CastLike ({name}_fifteen, {name}_levels)
+            {name}_shift = CastLike ({name}_four_bits, {name}_levels)
+            {name}_low = BitwiseAnd ({name}_levels, {name}_low_mask)
+            {name}_high = BitShift <direction = "RIGHT"> ({name}_levels, {name}_shift)
+            {name}_low_column = Unsqueeze ({name}_low, within_block)
+            {name}_high_column = Unsqueeze ({name}_high, within_block)
+            {name}_pairs = Concat <axis = -1> ({name}_low_column, {name}_high_column)
+            {name}_unpacked = Reshape ({name}_pairs, levels_shape)
+        }},
+        else_branch = {name}_bytes () => ({name}_same) {{
+            {name}_same = Identity ({name}_levels)
+        }}
+    >
+    {name}_typed = CastLike ({name}_numbers, {name}_scales)
+    {name}_zeros = CastLike ({name}_zero_points, {name}_scales)
+    {name}_zero_column = Unsqueeze ({name}_zeros, within_block)
+    {name}_scale_column = Unsqueeze ({name}_scales, within_block)
+    {name}_centred = Sub ({name}_typed, {name}_zero_column)
+    {name}_blocks = Mul ({name}_centred, {name}_scale_column)
+    {name}_padded = Reshape ({name}_blocks, rows_shape)
+    {name}_rows = Slice ({name}_padded, from_the_first, {name}_size, row_axis)
+    {name}_matrices = Transpose <perm = [0, 2, 1]> ({name}_rows)
+    {name} = CastLike ({name}_matrices, hidden)
+"""
+
+
+# The inputs of the second product are as many as the first one has outputs, or half of them with a gate.
+_EXPERT_BLOCKS = f"""
+    bits_value = Constant <value_int: int = @bits> ()
+    four = Constant <value_int = 4> ()
+    two_in_a_byte = Equal (bits_value, four)
+    from_the_first = Constant <value_ints = [0]> ()
+    within_block = Constant <value_ints = [-1]> ()
+    row_axis = Constant <value_ints = [2]> ()
+    levels_shape = Constant <value_ints = [0, 0, 0, -1]> ()
+    rows_shape = Constant <value_ints = [0, 0, -1]> ()
+    up_size = Shape <start = 1, end = 2> (hidden)
+    up_outputs = Shape <start = 1, end = 2> (up_levels)
+    extra_halves = Constant <value_int: int = @gated> ()
+    one_half = Constant <value_int = 1> ()
+    half_count = Add (extra_halves, one_half)
+    down_size = Div (up_outputs, half_count)
+{_dequantised_experts("up")}{_dequantised_experts("down")}"""
+
+_BLOCK_INPUTS = "up_levels, up_scales, up_zero_points, down_levels, down_scales, down_zero_points"
+
+_QUANTIZED_MOE = f"""
+QuantizedMoE <bits: int, {_GATE_ATTRIBUTES}> (hidden, expert_ids, expert_weights, {_BLOCK_INPUTS}) => (mixed)
+{{{_EXPERT_BLOCKS}{_MOE_CHOICE}{_MOE_UP}{_GATE}{_MOE_DOWN}{_MOE_MIX}}}
+"""
+
+_QUANTIZED_MOE_BIAS = f"""
+QuantizedMoEBias <bits: int, {_GATE_ATTRIBUTES}>
+(hidden, expert_ids, expert_weights, {_BLOCK_INPUTS}, up_bias, down_bias) => (mixed)
+{{{_EXPERT_BLOCKS}{_MOE_CHOICE}{_MOE_UP_BIAS}{_GATE}{_MOE_DOWN_BIAS}{_MOE_MIX}}}
+"""
+
 _BODIES = (
     _KV_UPDATE,
     _KV_UPDATE_CB,
@@ -543,6 +608,8 @@ _BODIES = (
     _MOE,
     _MOE_BIAS,
     _QUANTIZED_MATMUL,
+    _QUANTIZED_MOE,
+    _QUANTIZED_MOE_BIAS,
 )
 
 

@@ -29,6 +29,8 @@ class Op(StrEnum):
     MOE = "MoE"
     MOE_BIAS = "MoEBias"
     QUANTIZED_MATMUL = "QuantizedMatMul"
+    QUANTIZED_MOE = "QuantizedMoE"
+    QUANTIZED_MOE_BIAS = "QuantizedMoEBias"
 
 
 class Activation(IntEnum):

@@ -50,6 +50,18 @@ _EXPERTS = {
     "up": "float `[E,N,U]`",
     "down": "float `[E,I,N]`",
 }
+_EXPERT_BLOCKS = {
+    "up_levels": "uint8 `[E,U,B,L]`: of each output the blocks of its inputs; of 4 bits two in a byte, the low half first",
+    "up_scales": "float `[E,U,B]`",
+    "up_zero_points": "uint8 `[E,U,B]`, one level in a byte",
+    "down_levels": "uint8 `[E,N,B,L]`; blocks are as long as those of `up_levels`",
+    "down_scales": "float `[E,N,B]`",
+    "down_zero_points": "uint8 `[E,N,B]`",
+}
+_QUANTIZED_EXPERTS = {
+    **{name: what for name, what in _EXPERTS.items() if name not in ("up", "down")},
+    **_EXPERT_BLOCKS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,11 @@ _MOE_CASES = (
     "The ids of a token are distinct; its weights are not negative, and need not sum to one.",
     "An expert that a token has not chosen takes no part, even where its result overflows.",
     "The body has two branches: while T*K is at most E it gathers the weights of the chosen experts, else it runs all of them.",
+)
+_BLOCK_CASES = (
+    "The last block may be longer than what is left of the inputs, N of the first product and I of the second.",
+    "Levels and zero points are those of the checkpoint, so a backend that keeps the blocks rounds nothing.",
+    "Both weights have as many bits and blocks of one length; where a checkpoint has others, the export splits and widens them.",
 )
 
 _ENTRIES: Mapping[Op, _Entry] = {
@@ -174,6 +191,18 @@ _ENTRIES: Mapping[Op, _Entry] = {
             "The last block may be longer than what is left of the inputs: levels behind `input_size` have no part.",
             "Levels and zero points are those of the checkpoint, so a backend that keeps the blocks rounds nothing.",
         ),
+    ),
+    Op.QUANTIZED_MOE: _Entry(
+        inputs=_QUANTIZED_EXPERTS,
+        output="float `[T,N]`",
+        meaning=reference.quantized_moe,
+        edge_cases=(*_MOE_CASES, *_BLOCK_CASES),
+    ),
+    Op.QUANTIZED_MOE_BIAS: _Entry(
+        inputs={**_QUANTIZED_EXPERTS, "up_bias": "float `[E,U]`", "down_bias": "float `[E,N]`"},
+        output="float `[T,N]`",
+        meaning=reference.quantized_moe,
+        edge_cases=(*_MOE_CASES, *_BLOCK_CASES),
     ),
 }
 

@@ -211,3 +211,32 @@ def quantized_matrix(levels: Levels, scales: Floats, zero_points: Levels, *, bit
     centred = whole.astype(scales.dtype) - zero_points[..., None].astype(scales.dtype)
     rows: Floats = (centred * scales[..., None]).reshape(len(levels), -1)[:, :input_size]
     return rows.T
+
+
+def quantized_moe(
+    hidden: Floats,
+    expert_ids: Ints,
+    expert_weights: Floats,
+    up: tuple[Levels, Floats, Levels],
+    down: tuple[Levels, Floats, Levels],
+    biases: tuple[Floats, Floats] | None = None,
+    *,
+    bits: int,
+    gate: Gate,
+) -> Floats:
+    """What `moe` computes with the matrices that `quantized_experts` makes of `up` and `down`: ``[T, H]``.
+
+    `up` holds levels, scales and zero points of U outputs and H inputs, `down` those of H outputs and I inputs.
+    """
+    inner = up[0].shape[1] // (2 if gate.gated else 1)
+    first = quantized_experts(*up, bits=bits, input_size=hidden.shape[1])
+    second = quantized_experts(*down, bits=bits, input_size=inner)
+    return moe(hidden, expert_ids, expert_weights, first, second, biases, gate=gate)
+
+
+def quantized_experts(levels: Levels, scales: Floats, zero_points: Levels, *, bits: int, input_size: int) -> Floats:
+    """``[E, K, N]``: what `quantized_matrix` makes of each expert's ``[N, blocks, bytes]`` and ``[N, blocks]``."""
+    result = np.empty((len(levels), input_size, levels.shape[1]), scales.dtype)
+    for expert, parts in enumerate(zip(levels, scales, zero_points, strict=True)):
+        result[expert] = quantized_matrix(*parts, bits=bits, input_size=input_size)
+    return result

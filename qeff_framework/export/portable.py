@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 
+_MATRIX_AXES = 2
+
 Progress = Callable[[str], None]
 
 
@@ -143,8 +145,15 @@ def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) ->
 
 
 def _described(names: Sequence[str], matrices: Mapping[str, PackedMatrix]) -> dict[str, dict[str, int]]:
-    """Bits and size of blocks by the name of the weight."""
-    return {name: {"bits": matrices[name].bits, "block_size": matrices[name].block_size} for name in names}
+    """Bits and size of blocks by the name of the weight, and the number of experts of one that is for several."""
+    return {
+        name: {
+            "bits": matrices[name].bits,
+            "block_size": matrices[name].block_size,
+            **({"experts": matrices[name].shape[0]} if len(matrices[name].shape) > _MATRIX_AXES else {}),
+        }
+        for name in names
+    }
 
 
 def _spec(value: onnx_ir.Value) -> TensorSpec:

@@ -16,6 +16,7 @@ from qeff_framework.lowering.causal_mask import CausalMaskOps
 from qeff_framework.lowering.compressed_products import CompressedProducts
 from qeff_framework.lowering.computation import Computation
 from qeff_framework.lowering.constant_products import ConstantProduct, constant_products
+from qeff_framework.lowering.dequantized_experts import DequantizedExperts
 from qeff_framework.lowering.dequantized_products import DequantizedProducts
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.experts import ExpertOps
@@ -33,6 +34,7 @@ from qeff_framework.lowering.nodes import (
     KVUpdateNode,
     MoENode,
     QuantizedMatMulNode,
+    QuantizedMoENode,
     RMSNormNode,
     dialect_nodes,
 )
@@ -80,6 +82,7 @@ __all__ = [
     "CompressedProducts",
     "Computation",
     "ConstantProduct",
+    "DequantizedExperts",
     "DequantizedProducts",
     "DialectNode",
     "DialectPass",
@@ -103,6 +106,7 @@ __all__ = [
     "PassResult",
     "PerGraph",
     "QuantizedMatMulNode",
+    "QuantizedMoENode",
     "RMSNormNode",
     "RemoveUnused",
     "ReplicateKVHeads",

@@ -224,8 +224,6 @@ class MoENode(DialectNode):
 
     @classmethod
     def _parse(cls, node: ir.Node) -> Self:
-        known = {field.name: field for field in fields(Gate)}
-        given = {name: attribute.value for name, attribute in node.attributes.items() if name in known}
         has_bias = node.op_type == Op.MOE_BIAS
         return cls(
             node=node,
@@ -236,8 +234,13 @@ class MoENode(DialectNode):
             down=operand(node, 4),
             up_bias=operand(node, 5) if has_bias else None,
             down_bias=operand(node, 6) if has_bias else None,
-            gate=Gate(**given),
+            gate=_gate_of(node),
         )
+
+
+def _gate_of(node: ir.Node) -> Gate:
+    known = {field.name for field in fields(Gate)}
+    return Gate(**{name: attribute.value for name, attribute in node.attributes.items() if name in known})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,3 +282,71 @@ class QuantizedMatMulNode(DialectNode):
     def block_size(self) -> int:
         """Adjacent inputs with one scale."""
         return require_shape(self.levels)[2] * 8 // self.bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedMoENode(DialectNode):
+    """`MoENode` whose matrices lie in blocks of 4 or 8 bits, of one size for both; the layout is that of ``QMoE``."""
+
+    ops = (Op.QUANTIZED_MOE, Op.QUANTIZED_MOE_BIAS)
+
+    hidden: ir.Value
+    #: int64 ``[T,K]``.
+    expert_ids: ir.Value
+    #: ``[T,K]``.
+    expert_weights: ir.Value
+    #: uint8 ``[E,U,blocks,bytes]``, for each output the levels of its H inputs; of two in a byte the first has the low bits.
+    up_levels: ir.Value
+    #: ``[E,U,blocks]``.
+    up_scales: ir.Value
+    #: uint8 ``[E,U,blocks]``, one in a byte: the level that stands for 0.
+    up_zero_points: ir.Value
+    #: uint8 ``[E,H,blocks,bytes]``, for each output the levels of its I inputs.
+    down_levels: ir.Value
+    #: ``[E,H,blocks]``.
+    down_scales: ir.Value
+    #: uint8 ``[E,H,blocks]``.
+    down_zero_points: ir.Value
+    #: ``[E,U]``.
+    up_bias: ir.Value | None
+    #: ``[E,H]``.
+    down_bias: ir.Value | None
+    #: 4 or 8.
+    bits: int
+    #: What happens between the two products.
+    gate: Gate
+
+    @classmethod
+    def _parse(cls, node: ir.Node) -> Self:
+        has_bias = node.op_type == Op.QUANTIZED_MOE_BIAS
+        return cls(
+            node=node,
+            hidden=operand(node, 0),
+            expert_ids=operand(node, 1),
+            expert_weights=operand(node, 2),
+            up_levels=operand(node, 3),
+            up_scales=operand(node, 4),
+            up_zero_points=operand(node, 5),
+            down_levels=operand(node, 6),
+            down_scales=operand(node, 7),
+            down_zero_points=operand(node, 8),
+            up_bias=operand(node, 9) if has_bias else None,
+            down_bias=operand(node, 10) if has_bias else None,
+            bits=_required_int(node, "bits"),
+            gate=_gate_of(node),
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return require_shape(self.down_levels)[1]
+
+    @property
+    def inner_size(self) -> int:
+        """I."""
+        return require_shape(self.up_levels)[1] // (2 if self.gate.gated else 1)
+
+    @property
+    def block_size(self) -> int:
+        """Adjacent inputs with one scale."""
+        return require_shape(self.up_levels)[3] * 8 // self.bits

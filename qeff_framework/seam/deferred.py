@@ -48,6 +48,7 @@ _MOVING = frozenset(
         _ATEN._reshape_alias.default,  # noqa: SLF001
     }
 )
+_STACK, _CAT = _ATEN.stack.default, _ATEN.cat.default
 _CAST = _ATEN._to_copy.default  # noqa: SLF001
 _SAME = frozenset({_ATEN.alias.default, _ATEN.detach.default})
 #: Operators whose result has the rows of their argument, each made from that row alone.
@@ -238,12 +239,26 @@ def _has_rows(recipe: Recipe) -> bool:
         return True
     if isinstance(recipe, ComputedTensor):
         return recipe.compute_rows is not None
+    if recipe.function is _STACK:
+        return _dimension(recipe) == 0
+    if recipe.function is _CAT:
+        return _dimension(recipe) != 0 and all(_has_rows(part) for part in recipe.arguments[0])
     return recipe.function in _BY_ROWS and _has_rows(recipe.arguments[0])
+
+
+def _dimension(recipe: Applied) -> int:
+    """Along which `recipe`, a join of tensors, joins; negative ones, which count from the end, stay so."""
+    given = recipe.arguments[1] if len(recipe.arguments) > 1 else recipe.keywords.get("dim", 0)
+    return int(given)
 
 
 def _rows(recipe: Recipe, start: int, stop: int) -> torch.Tensor:
     if isinstance(recipe, _LEAVES):
         return recipe.read_rows(start, stop)
+    if recipe.function is _STACK:
+        return torch.stack([evaluate(part) for part in recipe.arguments[0][start:stop]])
+    if recipe.function is _CAT:
+        return torch.cat([_rows(part, start, stop) for part in recipe.arguments[0]], dim=_dimension(recipe))
     result: torch.Tensor = recipe.function(_rows(recipe.arguments[0], start, stop), **recipe.keywords)
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.formats import METHODS
 
-_READABLE = f"{', '.join(sorted({*METHODS, 'mxfp4'}))}, or a GGUF file"
+_READABLE = f"{', '.join(sorted(METHODS))}, or a GGUF file"
 
 
 def dequantise(config: Any, name: str) -> None:

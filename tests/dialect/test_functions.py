@@ -33,6 +33,11 @@ SIGNATURES = {
     "RMSNorm": ([(FLOAT, 3), (FLOAT, 1)], (FLOAT, 3)),
     "MoE": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3)], (FLOAT, 2)),
     "MoEBias": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), (FLOAT, 3), (FLOAT, 3), (FLOAT, 2), (FLOAT, 2)], (FLOAT, 2)),
+    "QuantizedMoE": ([(FLOAT, 2), (INT64, 2), (FLOAT, 2), *[(UINT8, 4), (FLOAT, 3), (UINT8, 3)] * 2], (FLOAT, 2)),
+    "QuantizedMoEBias": (
+        [(FLOAT, 2), (INT64, 2), (FLOAT, 2), *[(UINT8, 4), (FLOAT, 3), (UINT8, 3)] * 2, (FLOAT, 2), (FLOAT, 2)],
+        (FLOAT, 2),
+    ),
     "QuantizedMatMul": ([(FLOAT, 3), (UINT8, 3), (FLOAT, 2), (UINT8, 2)], (FLOAT, 3)),
 }
 
@@ -309,6 +314,32 @@ def test_quantized_matmul(seed, bits, inputs, outputs):
     number = (int(level) - int(zero_points[row, column // 16])) * scales[row, column // 16]
     matrix = reference.quantized_matrix(levels, scales, zero_points, bits=bits, input_size=inputs)
     assert matrix[column, row] == pytest.approx(number)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gate", [Gate(), Gate(activation=Activation.RELU, gated=0)], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_moe(bits, gate, biased):
+    """What `MoE` makes of the matrices; few tokens, which gather weights, and many."""
+    rng, experts, hidden_size, inner = np.random.default_rng(bits), 5, 20, 24
+    outer = inner * (2 if gate.gated else 1)
+
+    def blocks(outputs, inputs):
+        shape = (experts, outputs, -(-inputs // 16))
+        levels = rng.integers(0, 256, (*shape, 2 * bits), dtype=np.uint8)
+        return levels, normal(rng, *shape) / 2**bits, rng.integers(0, 2**bits, shape, dtype=np.uint8)
+
+    up, down = blocks(outer, hidden_size), blocks(hidden_size, inner)
+    biases = (normal(rng, experts, outer), normal(rng, experts, hidden_size)) if biased else ()
+    up_matrix = reference.quantized_experts(*up, bits=bits, input_size=hidden_size)
+    down_matrix = reference.quantized_experts(*down, bits=bits, input_size=inner)
+    for tokens in (1, 7):
+        hidden, chosen = normal(rng, tokens, hidden_size), rng.random((tokens, experts)).argsort(axis=1)[:, :2]
+        shares = rng.random((tokens, 2)).astype(np.float32)
+        op = "QuantizedMoEBias" if biased else "QuantizedMoE"
+        result = run(op, hidden, chosen, shares, *up, *down, *biases, bits=bits, **asdict(gate))
+        expected = reference.moe(hidden, chosen, shares, up_matrix, down_matrix, biases or None, gate=gate)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_every_op_has_a_body_and_a_test():

@@ -24,7 +24,8 @@ PROMPTS = [[5, 17, 99, 23, 42, 7, 64, 31, 88], [71, 3, 90]]
 def test_same_tokens_as_the_dequantised_model(
     tmp_path: Path, session_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = tiny_causal_lm("llama", num_hidden_layers=1, eos_token_id=None)[0]
+    """The products of attention, and the experts, which the checkpoint holds one by one."""
+    module = tiny_causal_lm("mixtral", num_hidden_layers=1, eos_token_id=None)[0]
     folder = save_tiny_checkpoint(tmp_path / "tiny", module=module)
     twin = pack(folder, packing.AWQ, packing.awq)
     reference = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32).eval()
@@ -38,10 +39,12 @@ def test_same_tokens_as_the_dequantised_model(
         bytes_of_weights[kept] = (compiled.directory / "model.onnx.data").stat().st_size
         assert main(["inspect", str(compiled.directory), "--json"]) == 0
         packed = json.loads(capsys.readouterr().out)["packed_weights"]
-        assert len(packed) == (7 if kept else 0)
+        assert len(packed) == (6 if kept else 0)
     assert bytes_of_weights[True] < bytes_of_weights[False] * 0.75
     assert main(["inspect", str(compiled.directory)]) == 0
-    assert "1 x model.layers.*.mlp.up_proj.weight in blocks of 16 with 4 bits" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 x model.layers.*.self_attn.q_proj.weight in blocks of 16 with 4 bits\n" in told
+    assert "1 x model.layers.*.mlp.experts.down_proj in blocks of 16 with 4 bits, 4 experts" in told
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, session_store: Path) -> None:

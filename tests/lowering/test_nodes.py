@@ -18,11 +18,21 @@ from qeff_framework.lowering import (
     MoENode,
     Op,
     QuantizedMatMulNode,
+    QuantizedMoENode,
     RMSNormNode,
     dialect_nodes,
 )
 
-VIEWS = (AttentionNode, CausalMaskNode, KVGatherNode, KVUpdateNode, MoENode, QuantizedMatMulNode, RMSNormNode)
+VIEWS = (
+    AttentionNode,
+    CausalMaskNode,
+    KVGatherNode,
+    KVUpdateNode,
+    MoENode,
+    QuantizedMatMulNode,
+    QuantizedMoENode,
+    RMSNormNode,
+)
 #: Views name two inputs by what they are for; the bodies name them by what they are.
 OTHER_NAMES = {"bias": "mask"}
 FLOATS = {"scale": 0.25, "softcap": 3.0, "epsilon": 1e-5, "alpha": 1.7, "limit": 7.0, "offset": 1.0}
@@ -53,7 +63,7 @@ def test_a_view_has_the_inputs_and_attributes_of_the_body(view: type[DialectNode
     for value in node.inputs:
         assert value is not None
         assert getattr(found, OTHER_NAMES.get(str(value.name), str(value.name))) is value
-    values = dataclasses.asdict(found.gate) if isinstance(found, MoENode) else vars(found)
+    values = {**vars(found), **(dataclasses.asdict(found.gate) if hasattr(found, "gate") else {})}
     for name, attribute in node.attributes.items():
         assert values[name] == pytest.approx(attribute.value)
     with pytest.raises(ValueError, match="no input"):

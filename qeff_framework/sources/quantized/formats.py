@@ -26,6 +26,7 @@ METHODS: Mapping[str, str] = {
     "fp8": "float8",
     "gptq": "gptq",
     "modelopt": "modelopt",
+    "mxfp4": "mxfp4",
     "mxfp8": "float8",
     "torchao": "torchao",
 }
@@ -99,7 +100,13 @@ class QuantizedCheckpoint:
             return None
         return DeferredTensor.of_computed(
             # The first source holds the levels: scales and tables beside it are no numbers of the weight.
-            ComputedTensor(shape=weight.shape, dtype=torch.float32, compute=weight.read, sources=sources[:1])
+            ComputedTensor(
+                shape=weight.shape,
+                dtype=torch.float32,
+                compute=weight.read,
+                compute_rows=weight.read_rows,
+                sources=sources[:1],
+            )
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,9 +38,10 @@ def weights(path: Path) -> Iterator[StoredWeight]:
     content: NDArray[np.uint8] = np.memmap(path, mode="r", dtype=np.uint8)
     for name, place in GGUFHeader(path).tensors.items():
         kind = _KINDS.get(place.kind)
-        if kind is None or len(place.shape) != 2:
+        if kind is None or len(place.shape) not in (2, 3):
             continue
-        rows, columns = place.shape
+        # The matrices of experts lie one behind the other.
+        rows, columns = math.prod(place.shape[:-1]), place.shape[-1]
         size = rows * (columns // _BLOCK) * kind.width
         data = content[place.offset : place.offset + size].reshape(rows, columns // _BLOCK, kind.width)
         levels = partial(_levels, data, kind)

@@ -61,6 +61,11 @@ class StoredTensors:
         tensor: torch.Tensor = self._opened[key].get_tensor(key)
         return tensor
 
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """The part ``[start:stop]`` of the first dimension; of a tensor in a safetensors file, nothing else is read."""
+        place = self._places.get(key)
+        return self.read(key)[start:stop] if place is None else place.read_rows(start, stop)
+
     def place(self, key: str) -> StoredTensor | None:
         """Where the tensor lies; `None` for one in a file that torch has written."""
         return self._places.get(key)

@@ -69,6 +69,8 @@ class StoredWeight:
     read: Callable[[], torch.Tensor]
     #: That of what `read` returns, as far as it is known without reading: such a weight is read when it is written.
     shape: tuple[int, ...] | None = None
+    #: Returns the part ``[start:stop]`` of the first dimension, where that takes no more than its share of the work.
+    read_rows: Callable[[int, int], torch.Tensor] | None = None
     #: Returns the packed form, where it is one of integers in groups.
     levels: Callable[[], GroupedLevels] | None = None
 

@@ -358,6 +358,8 @@ _GATES: Final[Mapping[str, Gate]] = {
     "limit, alpha and offset": Gate(interleaved=1, alpha=1.702, limit=0.7, offset=1.0),
 }
 _EXPERTS, _CHOSEN, _HIDDEN, _INNER = 5, 2, 8, 6
+#: Inputs with one scale, where weights are quantised.
+_BLOCK: Final = 16
 
 
 def _experts(name: str, gate: Gate, *, biased: bool, poison: float = 0.0) -> Layer:
@@ -374,25 +376,85 @@ def _experts(name: str, gate: Gate, *, biased: bool, poison: float = 0.0) -> Lay
     outer = _INNER * (2 if gate.gated else 1)
     up, down = draw(_EXPERTS, _HIDDEN, outer), draw(_EXPERTS, _INNER, _HIDDEN)
     up[-1], down[-1] = up[-1] + poison, down[-1] + poison
-    up_bias, down_bias = draw(_EXPERTS, outer), draw(_EXPERTS, _HIDDEN)
+    biases = (draw(_EXPERTS, outer), draw(_EXPERTS, _HIDDEN)) if biased else None
+    constants: Arrays = {"up": up, "down": down}
+    if biases is not None:
+        constants |= {"up_bias": biases[0], "down_bias": biases[1]}
+    return _mixture_layer(
+        name,
+        "MoEBias" if biased else "MoE",
+        asdict(gate),
+        constants,
+        functools.partial(reference.moe, up=up, down=down, biases=biases, gate=gate),
+    )
+
+
+def _quantized_experts(
+    name: str, gate: Gate, *, bits: int, sizes: tuple[int, int], biased: bool, poison: float = 0.0
+) -> Layer:
+    """As `_experts`, in blocks of 16 inputs. `sizes`: hidden and inner one; the scales of the last expert hold `poison`."""
+    import numpy as np
+
+    from qeff_framework.dialect import reference
+
+    random = np.random.default_rng(7)
+    hidden, inner = sizes
+    outer, inputs = inner * (2 if gate.gated else 1), {"up": hidden, "down": inner}
+    constants: Arrays = {}
+    for weight, outputs in (("up", outer), ("down", hidden)):
+        shape = (_EXPERTS, outputs, -(-inputs[weight] // _BLOCK))
+        constants[f"{weight}_levels"] = random.integers(0, 256, (*shape, _BLOCK * bits // 8)).astype(np.uint8)
+        constants[f"{weight}_scales"] = ((random.random(shape) + 0.5) * 2 / 2**bits).astype(np.float32)
+        constants[f"{weight}_scales"][-1] += poison
+        constants[f"{weight}_zero_points"] = random.integers(0, 2**bits, shape).astype(np.uint8)
+    first, second, third, *others = constants.values()
+    drawn = [random.standard_normal((_EXPERTS, size)).astype(np.float32) for size in (outer, hidden)]
+    biases = (drawn[0], drawn[1]) if biased else None
+    if biased:
+        constants |= {"up_bias": drawn[0], "down_bias": drawn[1]}
+    return _mixture_layer(
+        name,
+        "QuantizedMoEBias" if biased else "QuantizedMoE",
+        {"bits": bits, **asdict(gate)},
+        constants,
+        functools.partial(
+            reference.quantized_moe,
+            up=(first, second, third),
+            down=(others[0], others[1], others[2]),
+            biases=biases,
+            bits=bits,
+            gate=gate,
+        ),
+        width=hidden,
+    )
+
+
+def _mixture_layer(
+    name: str,
+    op: str,
+    attributes_of_op: Mapping[str, int | float],
+    weights: Arrays,
+    meaning: Callable[..., NDArray[Any]],
+    *,
+    width: int = _HIDDEN,
+) -> Layer:
+    """One mixture with these inputs behind the chosen experts; `meaning` computes it of hidden states, ids and their weights."""
+    import numpy as np
+
+    random = np.random.default_rng(6)
     constants: Arrays = {
-        "table": tables(6, table=_HIDDEN)["table"],
+        "table": tables(6, table=width)["table"],
         # Tokens of padding have chosen as well.
         "id_table": np.stack([random.permutation(_EXPERTS - 1)[:_CHOSEN] for _ in range(VOCAB)]),
         "weight_table": (random.random((VOCAB, _CHOSEN)) + 0.1).astype(np.float32),
-        "up": up,
-        "down": down,
-        "up_bias": up_bias,
-        "down_bias": down_bias,
-        "flat": np.array([-1]),
-        "flat_hidden": np.array([-1, _HIDDEN]),
+        **weights,
+        "flat_hidden": np.array([-1, width]),
         "flat_ids": np.array([-1, _CHOSEN]),
     }
     attributes = ", ".join(
         f"{key}: {'float' if isinstance(value, float) else 'int'} = {value if isinstance(value, float) else int(value)}"
-        for key, value in asdict(gate).items()
+        for key, value in attributes_of_op.items()
     )
-    biases = ", up_bias, down_bias" if biased else ""
     body = f"""
         embedded = Gather (table, input_ids)
         hidden = Reshape (embedded, flat_hidden)
@@ -400,25 +462,21 @@ def _experts(name: str, gate: Gate, *, biased: bool, poison: float = 0.0) -> Lay
         expert_ids = Reshape (chosen, flat_ids)
         weighted = Gather (weight_table, input_ids)
         expert_weights = Reshape (weighted, flat_ids)
-        mixed = qeff.{"MoEBias" if biased else "MoE"} <{attributes}> (hidden, expert_ids, expert_weights, up, down{biases})
+        mixed = qeff.{op} <{attributes}> (hidden, expert_ids, expert_weights, {", ".join(weights)})
         full_shape = Shape (embedded)
         logits = Reshape (mixed, full_shape)
     """
 
     def expected(inputs: Arrays, _states: Arrays) -> NDArray[Any]:
         ids = inputs["input_ids"]
-        result = reference.moe(
-            constants["table"][ids].reshape(-1, _HIDDEN),
+        result = meaning(
+            constants["table"][ids].reshape(-1, width),
             constants["id_table"][ids].reshape(-1, _CHOSEN),
             constants["weight_table"][ids].reshape(-1, _CHOSEN),
-            up,
-            down,
-            (up_bias, down_bias) if biased else None,
-            gate=gate,
         )
-        return result.reshape(*ids.shape, _HIDDEN)
+        return result.reshape(*ids.shape, width)
 
-    return plain_layer(name, body, expected, output=f"batch_size, seq_len, {_HIDDEN}", constants=constants)
+    return plain_layer(name, body, expected, output=f"batch_size, seq_len, {width}", constants=constants)
 
 
 @check("dialect", cases=(*_GATES, "biased"))
@@ -445,8 +503,8 @@ def check_moe_unused_expert(subject: Subject, poison: str) -> None:
 
 # --- quantised weights ------------------------------------------------------------------------------------------------
 
-#: Inputs and outputs of a product; blocks of 16 inputs, the last of which is half filled.
-_INPUTS, _OUTPUTS, _BLOCK = 40, 12, 16
+#: Inputs and outputs of a product; the last block of inputs is half filled.
+_INPUTS, _OUTPUTS = 40, 12
 
 
 @check("dialect", cases=("4 bits", "8 bits", "nan padding"))
@@ -479,6 +537,23 @@ def check_quantized_matmul(subject: Subject, case: str) -> None:
         constants=constants,
     )
     follow(subject, layer, padding="nan" if case == "nan padding" else "large")
+
+
+@check("dialect", cases=("4 bits", "8 bits", "biased", "partly filled block", "infinite padding", "nan unused expert"))
+def check_quantized_moe(subject: Subject, case: str) -> None:
+    """`QuantizedMoE` and `QuantizedMoEBias` are `MoE` and `MoEBias` with weights in blocks of 4 or 8 bits."""
+    import numpy as np
+
+    gate = Gate(interleaved=1, alpha=1.702, limit=0.7, offset=1.0) if case == "biased" else Gate()
+    layer = _quantized_experts(
+        f"quantized_moe_{case.replace(' ', '_')}",
+        gate,
+        bits=8 if case == "8 bits" else 4,
+        sizes=(_HIDDEN, _INNER) if case == "partly filled block" else (32, 16),
+        biased=case == "biased",
+        poison=np.nan if case == "nan unused expert" else 0.0,
+    )
+    follow(subject, layer, padding="infinite" if case == "infinite padding" else "large")
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------

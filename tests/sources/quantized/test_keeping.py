@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from qeff_framework.contracts import PackedMatrix
-from qeff_framework.dialect.reference import quantized_matrix
+from qeff_framework.dialect.reference import quantized_experts, quantized_matrix
 from qeff_framework.sources.quantized import QuantizedCheckpoint
 from qeff_framework.sources.quantized.gguf import weights as gguf_weights
 from qeff_framework.sources.quantized.keeping import packed_matrices
@@ -65,6 +65,26 @@ def test_a_weight_that_was_changed_is_not_kept(tmp_path: Path) -> None:
     assert set(packed_matrices(checkpoint.weights(), linear(weight))) == {"other"}
     weight[3, 5] += 1e-3
     assert not packed_matrices(checkpoint.weights(), linear(weight))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_that_are_put_together(transposed: bool, tmp_path: Path) -> None:
+    """Each expert's two products are one matrix of the module, which is kept where no row of any expert was changed."""
+    weights, tensors = [], {}
+    for number in range(6):
+        packed, weight = packing.awq(torch.randn(16, 32))
+        weights.append(weight)
+        tensors |= {f"{number}.proj.{part}": tensor.contiguous() for part, tensor in packed.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    checkpoint = QuantizedCheckpoint(packing.AWQ, [tmp_path / "a.safetensors"], "sample")
+    joined = torch.cat([torch.stack(weights[:3]), torch.stack(weights[3:])], dim=1)
+    module = linear(joined.mT.contiguous() if transposed else joined)
+    found = packed_matrices(checkpoint.weights(), module)["other"]
+    assert found.shape == (3, 32, 32)
+    matrices = quantized_experts(*found.read(), bits=found.bits, input_size=32)
+    np.testing.assert_array_equal(matrices, joined.mT.numpy())
+    module.get_parameter("other")[2, 5, 7] += 1e-3
+    assert not packed_matrices(checkpoint.weights(), module)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0"])

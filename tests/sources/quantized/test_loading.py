@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from qeff_framework.dialect.reference import quantized_experts
 from qeff_framework.errors import CheckpointError
-from qeff_framework.seam.deferred import DeferredTensor
+from qeff_framework.seam.deferred import DeferredTensor, pieces
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
 from tests.sources.quantized import packing
@@ -117,7 +118,7 @@ def test_weights_that_torch_has_written(checkpoint: Path) -> None:
 
 
 def test_experts_in_mxfp4(tmp_path: Path, store_root: Path) -> None:
-    """The form of GPT-OSS: two numbers in a byte, and an exponent for 32 of them; read by Transformers."""
+    """The form of GPT-OSS: two numbers in a byte, and an exponent for 32 of them; kept as levels of 8 bits."""
     module, _ = tiny_causal_lm("gpt_oss", num_hidden_layers=1, intermediate_size=32)
     module.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -133,6 +134,18 @@ def test_experts_in_mxfp4(tmp_path: Path, store_root: Path) -> None:
         wanted[key] = (values[codes] * 2.0 ** (exponents - 127).unsqueeze(-1)).flatten(2).mT
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     change_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
-    loaded = CheckpointSource(tmp_path, {}).load("AutoModelForCausalLM").state_dict()
+    source = CheckpointSource(tmp_path, {"keep_quantized": True})
+    module = source.load("AutoModelForCausalLM")
+    loaded = module.state_dict()
     assert len(wanted) == 2
     assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+    kept = source.packed_matrices(module)
+    assert set(kept) == set(wanted)
+    for key, matrix in kept.items():
+        levels = quantized_experts(*matrix.read(), bits=8, input_size=matrix.shape[2])
+        assert torch.equal(torch.from_numpy(levels), wanted[key])
+    (tmp_path / "export").mkdir()
+    deferred: Any = CheckpointSource(tmp_path, {}).load_for_export("AutoModelForCausalLM", tmp_path / "export")
+    for key, value in wanted.items():
+        parameter = deferred.get_parameter(key)
+        assert torch.equal(torch.cat([*pieces(parameter, value[0].nbytes)]), value)

@@ -12,6 +12,7 @@ from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
+from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
 from ort_sim_backend.lowering.lazy_values import LazyValues
@@ -20,7 +21,7 @@ from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
-from qeff_framework.lowering import GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
+from qeff_framework.lowering import DequantizedExperts, GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
 from qeff_framework.plugin_api import Transform
 
 _EIGHT_BITS = WeightBlocks(bits=8, size=BLOCK_SIZE)
@@ -51,6 +52,9 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         KeptProducts(int8_activations=experts is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
+        KeptExperts(int8_activations=experts is not None),
+        # Blocks that the kernel does not take.
+        DequantizedExperts(),
         FusedExperts(experts),
         *((LastProduct(),) if one_row else ()),
         TiedWeights(),
@@ -69,6 +73,7 @@ __all__ = [
     "FastGelu",
     "FusedExperts",
     "GroupQueryAttention",
+    "KeptExperts",
     "KeptProducts",
     "LastProduct",
     "LazyValues",

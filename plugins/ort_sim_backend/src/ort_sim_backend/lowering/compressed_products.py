@@ -21,6 +21,7 @@ from qeff_framework.lowering import (
     ConstantProduct,
     GraphEditor,
     MoENode,
+    QuantizedMoENode,
     WeightBlocks,
     constant_products,
     dialect_nodes,
@@ -70,10 +71,12 @@ class LayerProducts(CompressedProducts):
 
 def _routers(model: ir.Model) -> set[ir.Node]:
     """The last product before each choice of experts."""
+    mixtures: list[MoENode | QuantizedMoENode] = [
+        *dialect_nodes(model, MoENode),
+        *dialect_nodes(model, QuantizedMoENode),
+    ]
     return {
-        product
-        for mixture in dialect_nodes(model, MoENode)
-        for product in _nearest_products([mixture.expert_ids, mixture.expert_weights])
+        product for mixture in mixtures for product in _nearest_products([mixture.expert_ids, mixture.expert_weights])
     }
 
 

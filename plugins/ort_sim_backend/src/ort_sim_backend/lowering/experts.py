@@ -23,6 +23,7 @@ from qeff_framework.lowering import (
     Gate,
     GraphEditor,
     MoENode,
+    QuantizedMoENode,
     WeightBlocks,
     add_initializer,
     computed_tensor,
@@ -52,13 +53,13 @@ class FusedExperts(DialectPass[MoENode]):
 
     def lower(self, node: MoENode, edit: GraphEditor) -> ir.Value | None:
         """``[T, H]``."""
-        attributes = _kernel_attributes(node.gate)
+        attributes = kernel_attributes(node.gate)
         if attributes is None or not _is_plain(node):
             return None
         return _lower(node, attributes, edit, self._blocks)
 
 
-def _kernel_attributes(gate: Gate) -> dict[str, float | str] | None:
+def kernel_attributes(gate: Gate) -> dict[str, float | str] | None:
     """The kernel's name for the activation, `None` where it has none. GELU is left to the body: it has only that by tanh."""
     if gate.gated:
         if gate.activation != Activation.SWISH:
@@ -91,7 +92,7 @@ def _lower(
     up, down, weights = node.up, node.down, _Weights(edit.model)
     split = bool(node.gate.gated) and not node.gate.interleaved
     up_bias = weights.alternating(node.up_bias) if split and node.up_bias is not None else node.up_bias
-    values, total = _router_values(edit, node, experts=_size(up, 0))
+    values, total = router_values(edit, node, experts=_size(up, 0))
     attributes = {**attributes, "k": _size(node.expert_ids, 1), "normalize_routing_weights": 1}
     first: tuple[ir.Value, ...]
     second: tuple[ir.Value, ...]
@@ -110,7 +111,7 @@ def _lower(
     return edit.op("Mul", normed, total)
 
 
-def _router_values(edit: GraphEditor, node: MoENode, *, experts: int) -> tuple[ir.Value, ir.Value]:
+def router_values(edit: GraphEditor, node: MoENode | QuantizedMoENode, *, experts: int) -> tuple[ir.Value, ir.Value]:
     """What makes the kernel choose these experts, ``[T, E]``, and the sum of a token's weights, ``[T, 1]``."""
     smallest = edit.scalar_like(_SMALLEST, node.expert_weights)
     logarithms = edit.op("Log", edit.op("Max", node.expert_weights, smallest))
@@ -176,7 +177,7 @@ class _Weights:
 
 def _content(weight: ir.Value, *, alternating: bool) -> Callable[[], Numbers]:
     source = weight_of(weight)
-    return (lambda: _alternating(source.numpy())) if alternating else source.numpy
+    return (lambda: alternating_columns(source.numpy())) if alternating else source.numpy
 
 
 def _size(value: ir.Value, axis: int) -> int:
@@ -186,7 +187,7 @@ def _size(value: ir.Value, axis: int) -> int:
     return size
 
 
-def _alternating(array: Numbers) -> Numbers:
+def alternating_columns(array: Numbers) -> Numbers:
     """The first and the second half of the last axis, column by column in turns."""
     halves = array.reshape(*array.shape[:-1], 2, -1)
     return halves.swapaxes(-1, -2).reshape(array.shape)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ort_sim_backend.lowering.kernels import CONTRIB, INT8_ACTIVATIONS
+from ort_sim_backend.lowering.kernels import CONTRIB, FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS
 from qeff_framework.lowering import (
     DialectPass,
     GraphEditor,
@@ -22,8 +22,6 @@ from qeff_framework.lowering import (
     weight_of,
 )
 
-_FLOAT32_ACTIVATIONS = 1
-
 
 class KeptProducts(DialectPass[QuantizedMatMulNode]):
     """Lowers each product whose blocks are constants. `int8_activations`: faster, with other logits."""
@@ -33,7 +31,7 @@ class KeptProducts(DialectPass[QuantizedMatMulNode]):
     node_type = QuantizedMatMulNode
 
     def __init__(self, *, int8_activations: bool = False) -> None:
-        self._accuracy_level = INT8_ACTIVATIONS if int8_activations else _FLOAT32_ACTIVATIONS
+        self._accuracy_level = INT8_ACTIVATIONS if int8_activations else FLOAT32_ACTIVATIONS
 
     def lower(self, node: QuantizedMatMulNode, edit: GraphEditor) -> ir.Value | None:
         """``[...,N]``."""

@@ -17,6 +17,7 @@ from qeff_framework.lowering import (
     AttentionOps,
     BlockedAttention,
     CausalMaskOps,
+    DequantizedExperts,
     DequantizedProducts,
     ExpertOps,
     InlineDialect,
@@ -49,6 +50,7 @@ def passes(
         UnrollScan(longest),
         # The compiler makes blocks of its own, from floating-point numbers.
         DequantizedProducts(),
+        DequantizedExperts(),
         RotaryTables.of(specializations),
         # They look for what attention reads of the updates.
         *([ReplicateKVHeads(replicate_kv_heads)] if replicate_kv_heads > 1 else []),

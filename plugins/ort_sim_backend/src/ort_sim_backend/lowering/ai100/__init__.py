@@ -17,6 +17,8 @@ from qeff_framework.lowering import (
     AttentionOps,
     BlockedAttention,
     CausalMaskOps,
+    DequantizedExperts,
+    DequantizedProducts,
     ExpertOps,
     GatherRows,
     InlineDialect,
@@ -50,6 +52,9 @@ def ai100_passes(
     lengths = [item.dims["ctx_len"] for item in specializations if "ctx_len" in item.dims]
     mask = MaskPolicy(hidden=FLOAT16_MIN)
     return [
+        # As for the device: its compiler makes blocks of its own.
+        DequantizedProducts(),
+        DequantizedExperts(),
         *([ReplicateKVHeads(replicate_kv_heads)] if replicate_kv_heads > 1 else []),
         *([BlockedAttention(num_kv_blocks, mask, specializations)] if num_kv_blocks > 1 else []),
         *([RotaryTables(max(lengths))] if lengths else []),

@@ -12,6 +12,7 @@ from qeff_framework.lowering import (
     AttentionOps,
     BindSizes,
     CausalMaskOps,
+    DequantizedExperts,
     DequantizedProducts,
     FoldConstants,
     InlineDialect,
@@ -50,6 +51,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         UnrollScan(),
         # The compiler makes blocks of its own, from floating-point numbers.
         DequantizedProducts(),
+        DequantizedExperts(),
         RotaryTables.of(request.specializations),
         StateUpdates(),
         OneHotUpdates(),
