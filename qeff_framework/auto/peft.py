@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qeff_framework.contracts import ExportedModel, LowRankDelta
     from qeff_framework.model import Program
     from qeff_framework.relay import Relay
+    from qeff_framework.runtime import CompiledRunner
 
 
 class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
@@ -137,10 +138,16 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         self, *args: Any, prompt_to_adapter_mapping: str | Sequence[str | None] | None = None, **kwargs: Any
     ) -> Any:
         """See `qeff_framework.runtime.CompiledCausalLM.generate`; prompts without an adapter of their own take the active one."""
-        if self._room is not None:
-            self._write_adapters(self._room)
         mapping = self._active if prompt_to_adapter_mapping is None else prompt_to_adapter_mapping
         return super().generate(*args, prompt_to_adapter_mapping=mapping, **kwargs)
+
+    @property
+    def runner(self) -> CompiledRunner:
+        """The loaded program. One that has room for adapters holds those that are loaded."""
+        runner = super().runner
+        if self._room is not None:
+            self._write_adapters(self._room, runner)
+        return runner
 
     def _check_loaded(self, asked: str, name: str) -> None:
         if name != BASE_ADAPTER and name not in self._adapters:
@@ -195,11 +202,10 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
                 f"'{name}' {problem}"
             )
 
-    def _write_adapters(self, room: AdapterRoom) -> None:
+    def _write_adapters(self, room: AdapterRoom, runner: Any) -> None:
         """Brings the adapters that are loaded into the program, unless they are there."""
         from qeff_framework.export.adapter_products import adapter_stacks
 
-        runner: Any = self.runner
         wanted = (runner, *self._adapters.items())
         if self._written == wanted:
             return

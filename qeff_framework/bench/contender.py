@@ -31,7 +31,7 @@ class Program:
                 if not waiting:
                     on_first()
 
-        settings = self._generator.settings(max_new_tokens=new_tokens)
+        settings = self._generator.settings(max_new_tokens=new_tokens, num_beams=1)
         return self._generator.generate_ids(prompts, settings, on_token=on_token).generated_ids
 
 

@@ -114,6 +114,12 @@ def add_to(subparsers: Any) -> None:
     add_settings(generation)
     add_draft(generation)
     generation.add_argument(
+        "--num-beams",
+        metavar="N",
+        type=int,
+        help="beam search: the best of N texts, which needs N rows for each prompt (default: the checkpoint's, else 1)",
+    )
+    generation.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="print text while it is generated (default: on a terminal, with one prompt)",

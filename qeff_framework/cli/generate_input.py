@@ -139,8 +139,8 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"{flags} has no effect without sampling; add --do-sample")
     if args.do_sample:
         given["do_sample"] = True
-    for name in ("max_new_tokens", "prompt_lookup_num_tokens"):
-        if getattr(args, name) is not None:
+    for name in ("max_new_tokens", "prompt_lookup_num_tokens", "num_beams"):
+        if getattr(args, name, None) is not None:
             given[name] = getattr(args, name)
     given |= given_grammar(args)
     resolve_settings({}, None, **given)

@@ -315,7 +315,9 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
     with stage("execute", facts), model.load() as runner:
         facts["image_error"], tolerance = _image_error(module, runner, given)
         plain = dict.fromkeys(SCORE_SETTINGS)
-        tokens = runner.generate(inputs=inputs, generation_len=STEPS, ignore_eos=True, **plain).generated_ids
+        tokens = runner.generate(
+            inputs=inputs, generation_len=STEPS, ignore_eos=True, num_beams=1, **plain
+        ).generated_ids
     for row, (got, want) in enumerate(zip(tokens, reference.tokens, strict=True)):
         if got != want:
             facts["stage"] = "tokens"

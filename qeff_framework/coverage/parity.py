@@ -87,6 +87,7 @@ def _decode(
                 {"input_ids": reference.prompts, "attention_mask": [[1] * len(row) for row in reference.prompts]},
                 generation_len=STEPS,
                 ignore_eos=True,
+                num_beams=1,
                 **plain,
             ).generated_ids
         facts["logit_error"] = _logit_error(session, reference, tokens, starts)

@@ -58,14 +58,12 @@ _LOOKUP = "use prompt_lookup_num_tokens=..., or a compiled draft model as assist
 _LOGITS_ONLY = "a compiled program returns logits only"
 
 UNDONE: Mapping[str, Undone] = {
-    "num_beams": Undone(reason="beam search needs a cache that is reordered between steps", harmless=(1,)),
     "num_beam_groups": Undone(
-        reason="beam search needs a cache that is reordered between steps", harmless=(1,), in_checkpoint="ignore"
+        reason="beams in groups are not done, num_beams=... alone is", harmless=(1,), in_checkpoint="refuse"
     ),
-    "diversity_penalty": Undone(reason="it belongs to beam search", harmless=(0, 0.0), in_checkpoint="ignore"),
-    "constraints": Undone(reason="constrained decoding is beam search"),
-    "force_words_ids": Undone(reason="constrained decoding is beam search"),
-    "num_return_sequences": Undone(reason="give the prompt several times instead", harmless=(1,)),
+    "diversity_penalty": Undone(reason="it belongs to beams in groups", harmless=(0, 0.0), in_checkpoint="ignore"),
+    "constraints": Undone(reason="beam search under constraints is not done; regex=... describes an answer"),
+    "force_words_ids": Undone(reason="beam search under constraints is not done; regex=... describes an answer"),
     "penalty_alpha": Undone(reason="contrastive search needs hidden states", harmless=(0, 0.0)),
     "dola_layers": Undone(reason="DoLa needs the logits of inner layers", in_checkpoint="refuse"),
     "guidance_scale": Undone(
@@ -101,8 +99,6 @@ WITHOUT_EFFECT = frozenset(
         "disable_compile",
         "continuous_batching_config",
         "low_memory",
-        "early_stopping",
-        "length_penalty",
         "num_assistant_tokens",
         "num_assistant_tokens_schedule",
         "assistant_confidence_threshold",
@@ -185,6 +181,7 @@ def resolve_settings(
             inherited.pop(name, None)
     values: dict[str, Any] = {"top_k": _TRANSFORMERS_TOP_K} if sampling and "top_k" not in off else {}
     values |= inherited | asked
+    _settle_beams(values, keywords, asked)
     eos = token_ids(values.pop("eos_token_id", None))
     values["eos_token_ids"], values["ignored_eos_token_ids"] = ((), eos) if ignore_eos else (eos, ())
     values["stop_strings"] = _strings(values.get("stop_strings"))
@@ -318,6 +315,20 @@ def _settle_lengths(values: dict[str, Any], asked: Mapping[str, Any], warn: Call
             del values[weaker]
     limit = "max_new_tokens" if "max_new_tokens" in values else "max_length"
     values["limit_is_advice"] = limit in values and limit not in asked
+
+
+def _settle_beams(values: dict[str, Any], keywords: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Without beams their settings are left out: as keywords they are a mistake."""
+    if values.get("num_beams", 1) != 1:
+        return
+    unused = [name for name in ("length_penalty", "early_stopping") if name in keywords]
+    if unused:
+        told = ", ".join(f"{name}={keywords[name]!r}" for name in unused)
+        raise OptionError(f"generate: {told} has no effect without beam search; add num_beams=4")
+    for name in ("num_beams", "length_penalty", "early_stopping"):
+        values.pop(name, None)
+    if "num_return_sequences" not in asked:
+        values.pop("num_return_sequences", None)
 
 
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:

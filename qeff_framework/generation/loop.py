@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError, OptionError
 from qeff_framework.generation.admission import admitted_rows
+from qeff_framework.generation.beams import BeamSearch, check_beams
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.draft_model import DraftModel
 from qeff_framework.generation.drafting import drafting_of
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TextGenerator:
@@ -76,15 +79,15 @@ class TextGenerator:
             defaults["decoder_start_token_id"] = defaults.get("bos_token_id")
         if not self.shape.has_encoder and "decoder_start_token_id" in overrides:
             raise OptionError("generate: decoder_start_token_id is for encoder-decoder models; leave it out")
-        settings = resolve_settings(defaults, generation_config, warn=self._warn, **overrides)
+        settings = resolve_settings(defaults, generation_config, warn=self.warn, **overrides)
         if end is not None and not settings.eos_token_ids and not {"eos_token_id", "ignore_eos"} & set(overrides):
-            self._warn(
+            self.warn(
                 "the checkpoint's generation config names no end of sequence, so that the limits alone end a text, as in "
                 f"Transformers; its tokenizer's is eos_token_id={end}"
             )
         return settings
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Logs a warning, once for each generator."""
         if message not in self._warned:
             self._warned.add(message)
@@ -116,10 +119,10 @@ class TextGenerator:
         """
         settings = self._resolved(settings, generation_config, overrides)
         tokenized = self.tokenized(prompts, settings, chat)
-        printer = None
+        printer, answers = None, settings.num_return_sequences
         if stream:
             file = sys.stdout if stream is True else stream
-            printer = Printer(self._needed_tokenizer("stream=True"), len(tokenized.ids), file)
+            printer = Printer(self._needed_tokenizer("stream=True"), len(tokenized.ids) * answers, file)
         output = self.generate_ids(
             tokenized.ids,
             settings,
@@ -131,7 +134,7 @@ class TextGenerator:
             prompt_to_adapter_mapping=prompt_to_adapter_mapping,
             draft=draft,
         )
-        return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
+        return output if tokenized.texts is None else replace(output, prompts=_repeated(tokenized.texts, answers))
 
     def generate_ids(
         self,
@@ -157,9 +160,14 @@ class TextGenerator:
         request = self._started(
             prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
         )
-        for row, of_row in zip(request.rows, images or (), strict=bool(images)):
+        beams = len(request.rows) // len(prompts)
+        for row, of_row in zip(request.rows, _repeated(images or (), beams), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
+            if beams > 1:
+                raise InputError(
+                    "a streamer gets tokens as they are chosen, and beam search chooses them at the end; leave it out"
+                )
             _feed_prompt(streamer, request.rows)
         with closing(self._steps(request)) as steps:
             for step in steps:
@@ -199,6 +207,8 @@ class TextGenerator:
             output = self.output(request)
             return output if tokenized.texts is None else replace(output, prompts=tokenized.texts)
 
+        if settings.num_return_sequences > 1:
+            raise InputError("a text stream has one answer; leave num_return_sequences out")
         return TextStream(self._steps(request), tokenizer, finish)
 
     def _resolved(
@@ -219,7 +229,7 @@ class TextGenerator:
     ) -> TokenizedPrompts:
         """Token ids of prompts of every form that `generate` takes."""
         tokenized = tokenize_prompts(
-            prompts, self._needed_tokenizer, chat=chat, padding=self._padding_ids(settings), warn=self._warn
+            prompts, self._needed_tokenizer, chat=chat, padding=self._padding_ids(settings), warn=self.warn
         )
         if tokenized.texts is None:
             self._warn_about_two_starts(tokenized.ids)
@@ -240,7 +250,7 @@ class TextGenerator:
         start = self.tokenizer.bos_token_id if self.tokenizer is not None else None
         for number, row in enumerate(rows):
             if start is not None and list(row[:2]) == [start, start]:
-                self._warn(
+                self.warn(
                     f"prompt {number} begins with the start token {start} twice: a text that a chat template has rendered begins "
                     "with it already (tokenize it with add_special_tokens=False, or give the messages or the text as prompts)"
                 )
@@ -266,6 +276,13 @@ class TextGenerator:
         `queued`: the prompts may wait for a place in the program, see `admitted_rows`.
         """
         settings = settings if settings is not None else self.settings()
+        beams = settings.num_beams
+        if beams > 1:
+            has_draft = draft is not None or settings.prompt_lookup_num_tokens is not None
+            check_beams(len(prompts), settings, self.shape, has_draft=has_draft)
+            prompts = _repeated(prompts, beams)
+            if prompt_to_adapter_mapping is not None and not isinstance(prompt_to_adapter_mapping, str):
+                prompt_to_adapter_mapping = _repeated(prompt_to_adapter_mapping, beams)
         rows = admitted_rows(prompts, settings, self.shape, adapters=prompt_to_adapter_mapping, queued=queued)
         if settings.return_pdfs and not self.shape.returns_probabilities:
             raise InputError(
@@ -278,7 +295,7 @@ class TextGenerator:
             if self.shape.masked_tokens is not None:
                 grammar = grammar_of(settings, self.tokenizer, self.shape.masked_tokens)
             selector = sampler = DeviceSampler(settings, rows, self.shape, logits_processor, grammar)
-        elif logits_processor or settings.score_settings or settings.do_sample:
+        elif beams == 1 and (logits_processor or settings.score_settings or settings.do_sample):
             selector = RuledSelector(
                 settings,
                 rows,
@@ -286,12 +303,18 @@ class TextGenerator:
                 vocab_size=self.shape.vocab_size,
                 grammar=grammar_of(settings, self.tokenizer, self.shape.vocab_size),
             )
+        rules = StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria)
+        search: BeamSearch | None = None
+        if beams > 1:
+            grammar = grammar_of(settings, self.tokenizer, self.shape.vocab_size)
+            search = BeamSearch(settings, rows, rules, custom=logits_processor, grammar=grammar)
         return Request(
             rows=rows,
             selector=selector,
             sampler=sampler,
+            beams=search,
             keeps_probabilities=settings.return_pdfs,
-            rules=StopRules(settings, rows, tokenizer=self.tokenizer, criteria=stopping_criteria),
+            rules=rules,
             drafting=drafting_of(rows, settings, self.shape, draft),
             pad=self._pad(settings),
         )
@@ -344,18 +367,23 @@ class TextGenerator:
 
     def output(self, request: Request) -> GenerationOutput:
         """The result of a request that has finished."""
-        tokenizer = self.tokenizer
+        tokenizer, answers = self.tokenizer, request.answers
         probs = [np.stack(row.probabilities) for row in request.rows if request.keeps_probabilities]
         return GenerationOutput(
             probs=probs,
             batch_size=self.shape.batch_size,
-            prompts=[tokenizer.decode(row.given) for row in request.rows] if tokenizer else [],
-            prompt_lengths=[len(row.given) for row in request.rows],
-            generated_ids=[row.generated for row in request.rows],
-            generated_texts=[tokenizer.decode(row.generated) for row in request.rows] if tokenizer else [],
-            finish_reasons=[row.finish_reason for row in request.rows if row.finish_reason is not None],
+            prompts=[tokenizer.decode(row.given) for row in answers] if tokenizer else [],
+            prompt_lengths=[len(row.given) for row in answers],
+            generated_ids=[row.generated for row in answers],
+            generated_texts=[tokenizer.decode(row.generated) for row in answers] if tokenizer else [],
+            finish_reasons=[row.finish_reason for row in answers if row.finish_reason is not None],
             perf_metrics=request.metrics(note=self.session.info.get("note", "")),
         )
+
+
+def _repeated(items: Sequence[T], count: int) -> list[T]:
+    """Each of `items` `count` times."""
+    return [item for item in items for _ in range(count)]
 
 
 def _check_single(prompts: Sequence[object], what: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qeff_framework.generation.beams import BeamSearch
 from qeff_framework.generation.device_sampler import DeviceSampler
 from qeff_framework.generation.drafting import Drafting
 from qeff_framework.generation.output import PerfMetrics
@@ -32,6 +33,8 @@ class Request:
     pad: int
     sampler: DeviceSampler | None = None
     drafting: Drafting | None = None
+    #: Chooses tokens instead of `selector`, where each prompt has several rows.
+    beams: BeamSearch | None = None
     #: The rows keep the probabilities of their tokens.
     keeps_probabilities: bool = False
     #: What ended the request instead of its last token.
@@ -48,6 +51,11 @@ class Request:
         for row in self.rows:
             row.request = self
             row.may_share = self.sampler is None or not self.sampler.needs_own_marks
+
+    @property
+    def answers(self) -> list[Row]:
+        """The rows that hold the answers: all of them, or those that beam search has chosen."""
+        return self.rows if self.beams is None else [row for _, row in sorted(self.beams.results.items())]
 
     @property
     def finished(self) -> bool:
@@ -72,7 +80,9 @@ class Request:
         `logits` is ``[B, K, V]``; its last columns belong to a row's last token and its drafts. `drafts` are those of each lane.
         """
         steps: list[Step]
-        if not drafts:
+        if self.beams is not None:
+            steps = self.beams.take(logits[:, -1], rows)
+        elif not drafts:
             tokens = self.selector(logits[:, -1], rows)
             steps = [self._append(row, token) for row, token in zip(rows, tokens, strict=True)]
         else:

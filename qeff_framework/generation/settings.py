@@ -43,6 +43,16 @@ class GenerationSettings:
     #: Longest n-gram that is looked up.
     max_matching_ngram_size: int = 2
 
+    # --- beam search, see `beams` ---
+    #: Texts that a prompt is continued by at the same time; 1: one token is chosen at each step.
+    num_beams: int = 1
+    #: Answers to each prompt, the best one first.
+    num_return_sequences: int = 1
+    #: A text's score is divided by its length to this power.
+    length_penalty: float = 1.0
+    #: Whether the search ends with as many complete texts as beams; ``"never"``: only when none can become better.
+    early_stopping: bool | str = False
+
     # --- sampling ---
     do_sample: bool = False
     #: `None`: drawn from torch's global generator, so that ``torch.manual_seed`` governs it as in Transformers.
@@ -93,6 +103,11 @@ class GenerationSettings:
             if value is not None and (not _is_int(value) or value < 1):
                 raise InputError(f"{name}={value!r} must be a whole number of at least 1 (new tokens to generate)")
         problems = [text for text in map(self._problem, _RANGES) if text]
+        if not problems and self.num_return_sequences > self.num_beams:
+            raise InputError(
+                f"num_return_sequences={self.num_return_sequences} is more than num_beams={self.num_beams}: give the prompt "
+                "several times instead, or num_beams=..."
+            )
         problems += [
             f"{name}={getattr(self, name)!r} must be {rule}"
             for name, (valid, rule) in _FORMS.items()
@@ -264,6 +279,9 @@ _RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
     "min_new_tokens": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "max_time": ((int, float), lambda v: v > 0, "a number of seconds above 0"),
     "seed": (int, lambda v: v >= 0, "a whole number of at least 0"),
+    "num_beams": (int, lambda v: v >= 1, "a whole number of at least 1"),
+    "num_return_sequences": (int, lambda v: v >= 1, "a whole number of at least 1"),
+    "length_penalty": ((int, float), math.isfinite, "a number"),
     "prompt_lookup_num_tokens": (int, lambda v: v >= 1, "a whole number of at least 1"),
     "max_matching_ngram_size": (int, lambda v: v >= 1, "a whole number of at least 1"),
 }
@@ -287,6 +305,7 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "exponential_decay_length_penalty": (_is_decay, "a pair of a number of tokens and a factor, (20, 1.1)"),
     "json_schema": (lambda v: not isinstance(v, str) or bool(v.strip()), "a JSON schema: a mapping, or its JSON text"),
     "regex": (lambda v: isinstance(v, str) and bool(v), "a regular expression"),
+    "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
     "do_sample": (lambda v: isinstance(v, bool), "True or False"),
     "remove_invalid_values": (lambda v: isinstance(v, bool), "True or False"),
     "return_pdfs": (lambda v: isinstance(v, bool), "True or False"),

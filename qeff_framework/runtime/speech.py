@@ -120,6 +120,11 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         }
         attempts = self._attempts(temperature, generation_config, settings)
         resolved = attempts[0].settings
+        if resolved.num_beams > 1:
+            raise InputError(
+                f"num_beams={resolved.num_beams}: there is no beam search for speech; pass num_beams=1 to take the most likely "
+                "token at each step"
+            )
         facts = self.facts
         facts.check(language, task)
         clips = self._clips(given)

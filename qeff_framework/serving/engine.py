@@ -220,10 +220,13 @@ class Engine:
         if deadline is not None and deadline <= 0:
             raise OptionError(f"deadline={deadline} must be a number of seconds above 0")
         generator = self.generator
+        is_asked = settings is not None or "num_beams" in {**(generation_config or {}), **overrides}
         if settings is None:
             settings = generator.settings(generation_config, **overrides)
         elif overrides or generation_config is not None:
             raise OptionError("settings are complete, nothing can be added; give one or the other")
+        if settings.num_beams > 1:
+            settings = self._without_beams(settings, is_asked=is_asked)
         draft = self._draft_model if settings.prompt_lookup_num_tokens is None else None
         if self.prompt_lookup_num_tokens is not None and settings.prompt_lookup_num_tokens is None and draft is None:
             settings = replace(settings, prompt_lookup_num_tokens=self.prompt_lookup_num_tokens)
@@ -367,6 +370,17 @@ class Engine:
         if len(ids) != 1:
             raise InputError(f"a request takes one prompt, {len(ids)} were given; add one request for each")
         return ids[0]
+
+    def _without_beams(self, settings: GenerationSettings, *, is_asked: bool) -> GenerationSettings:
+        beams = settings.num_beams
+        if is_asked:
+            raise InputError(
+                f"num_beams={beams}: an engine chooses one token at each step; leave it out, or call generate instead"
+            )
+        self.generator.warn(
+            f"the checkpoint's generation config asks for num_beams={beams}: an engine chooses one token at each step instead"
+        )
+        return replace(settings, num_beams=1, num_return_sequences=1, length_penalty=1.0, early_stopping=False)
 
     def _limit(self, row: Row, settings: GenerationSettings) -> None:
         room = self.max_model_len - len(row.prompt)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
+import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForSeq2SeqLM
 from qeff_framework import load_compiled as load_program
@@ -15,7 +16,7 @@ from qeff_framework.model import QEFFBaseModel
 from qeff_framework.runtime import CompiledSeq2SeqLM
 from qeff_framework.serving import Engine
 from tests.checkpoints import save_tiny_checkpoint
-from tests.eager import eager_seq2seq_greedy
+from tests.eager import eager_attention, eager_seq2seq_greedy
 from tests.tiny_models import tiny_seq2seq_lm
 
 pytestmark = pytest.mark.usefixtures("session_store")
@@ -60,6 +61,25 @@ def test_same_tokens_as_eager(model_type: str, fields: dict[str, Any]) -> None:
     assert together.prompt_lengths == [11, 3]
     # A shorter source in the program for short ones; what the longer one has left behind it in the states plays no part.
     assert model.generate(prompts=SOURCES[1:], generation_len=NEW_TOKENS, ignore_eos=True).generated_ids == expected[1:]
+
+
+def test_beams_are_those_of_transformers(bart: tuple[PreTrainedModel, QEFFBaseModel]) -> None:
+    module, model = bart
+    asked: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True}
+    found: set[tuple[int, ...]] = set()
+    for source in SOURCES:
+        ids, ends = torch.tensor([source]), [3, 5]
+        config = GenerationConfig(
+            max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=ends, **asked
+        )
+        with eager_attention(module), torch.no_grad():
+            expected = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        output = model.generate(prompts=[source], generation_len=NEW_TOKENS, eos_token_id=ends, **asked)
+        for tokens, wanted in zip(output.generated_ids, expected[:, 1:].tolist(), strict=True):
+            assert tokens == wanted[: len(tokens)]
+            assert set(wanted[len(tokens) :]) <= {0}
+        found |= {tuple(tokens) for tokens in output.generated_ids}
+    assert len(found) == 2 * len(SOURCES)
 
 
 def test_sources_that_come_while_others_are_decoded(bart: tuple[PreTrainedModel, QEFFBaseModel]) -> None:

@@ -135,8 +135,7 @@ def test_wrong_options_are_refused(keywords: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"num_beams": 4}, "num_beams=4 cannot be done"),
-        ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams=2 cannot be done"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups=2 cannot be done"),
         (
             {"generation_config": GenerationConfig(do_sample=True, num_return_sequences=2)},
             "give the prompt several times",
@@ -153,14 +152,26 @@ def test_what_the_loop_cannot_do_is_refused(keywords: dict[str, Any], message: s
 
 
 def test_other_searches_of_the_checkpoint_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2}
+    checkpoint = {"penalty_alpha": 0.6, "force_words_ids": [[5]]}
     assert resolve_settings(checkpoint) == GenerationSettings()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "asks for num_beams=4, num_return_sequences=2, which is not done (beam search needs" in caplog.text
-    assert "pass num_beams=1, num_return_sequences=1 to leave this warning out" in caplog.text
+    assert "asks for force_words_ids=[[5]], penalty_alpha=0.6, which is not done (beam search under" in caplog.text
+    assert "pass force_words_ids=None, penalty_alpha=0 to leave this warning out" in caplog.text
     caplog.clear()
-    resolve_settings(checkpoint, num_beams=1, num_return_sequences=1)
+    resolve_settings(checkpoint, force_words_ids=None, penalty_alpha=0)
     assert caplog.text == ""
+
+
+def test_beams_of_the_checkpoint_hold_unless_one_is_asked_for() -> None:
+    checkpoint = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2}
+    settings = resolve_settings(checkpoint)
+    assert {name: getattr(settings, name) for name in checkpoint} == checkpoint
+    assert resolve_settings(checkpoint, num_beams=1) == GenerationSettings()
+    assert resolve_settings({}, GenerationConfig(num_beams=2)).num_beams == 2
+    with pytest.raises(OptionError, match=r"length_penalty=2\.0 has no effect without beam search"):
+        resolve_settings({}, length_penalty=2.0)
+    with pytest.raises(OptionError, match='early_stopping=3 must be True, False or "never"'):
+        resolve_settings({}, num_beams=2, early_stopping=3)
 
 
 @pytest.mark.parametrize("rule", [{"guidance_scale": 3.0}, {"token_healing": True}, {"dola_layers": "high"}])

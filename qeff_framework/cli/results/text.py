@@ -27,7 +27,7 @@ def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandR
     shown = stream or not args.json
     report(f"generating text for {len(prompts)} prompts" if len(prompts) > 1 else "generating text")
     outputs: list[GenerationOutput] = []
-    for first, group in _groups(prompts, _prompts_at_once(runner.compiled, len(prompts))):
+    for first, group in _groups(prompts, _prompts_at_once(runner.compiled, len(prompts), _beams(runner, request))):
         alone = stream and len(group) == 1
         if alone:
             progress.clear()
@@ -43,13 +43,22 @@ def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandR
     return _text_outcome(runner, outputs)
 
 
-def _prompts_at_once(compiled: CompiledModel, count: int) -> int:
+def _beams(runner: CompiledRunner, request: ResultsRequest) -> int:
+    """Rows of each prompt."""
+    from qeff_framework.runtime.text_generation import generation_defaults
+
+    asked = request.settings.get("num_beams") or generation_defaults(runner.compiled.directory).get("num_beams")
+    return asked if isinstance(asked, int) else 1
+
+
+def _prompts_at_once(compiled: CompiledModel, count: int, beams: int) -> int:
     """With continuous batching prompts take turns by themselves."""
     # Of several programs the last is the one that generates.
     specializations = [*compiled.parts().values()][-1].specializations
     if any("full_batch_size" in item.dims for item in specializations):
         return count
-    return min(item.dims["batch_size"] for item in specializations)
+    # With too few rows for the beams of one prompt, generating says so.
+    return max(1, min(item.dims["batch_size"] for item in specializations) // beams)
 
 
 def _groups(prompts: Sequence[Any], batch_size: int) -> Iterator[tuple[int, Sequence[Any]]]:

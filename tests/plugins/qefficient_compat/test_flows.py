@@ -221,32 +221,39 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def test_adapters(checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One active adapter, and adapters that prompts choose; one that comes later is compiled in."""
+    """One active adapter, and adapters that prompts choose; one that comes later is written into the program, if it fits."""
     tokenizer = load_hf_tokenizer(checkpoint)
     tokens = tokenizer(PROMPTS[0], return_tensors="pt")
     wanted = {}
-    for seed, name in enumerate(("first", "second")):
+    layers = {"first": ["v_proj", "down_proj"], "second": ["v_proj", "down_proj"], "other": ["q_proj"]}
+    for seed, name in enumerate(layers):
         module = tiny_causal_lm("llama", num_hidden_layers=1, eos_token_id=None)[0]
-        adapted = save_adapter(Path(checkpoint), module, tmp_path / name, seed, target_modules=["v_proj", "down_proj"])
+        adapted = save_adapter(Path(checkpoint), module, tmp_path / name, seed, target_modules=layers[name])
         wanted[name] = eager_greedy(adapted, tokens["input_ids"][0].tolist(), NEW)
     assert wanted["first"] != wanted["second"]
 
     model = QEffAutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "first"), "first")
-    model.compile(**SIZES)
+    path = model.compile(**SIZES)
     model.set_adapter("first")
     assert model.generate(**tokens, max_new_tokens=NEW + 1)[0].tolist()[:NEW] == wanted["first"]
     model.load_adapter(str(tmp_path / "second"), "second")
     model.set_adapter("second")
     assert model.generate(**tokens, max_new_tokens=NEW).tolist() == [wanted["second"]]
-    assert "compiled again with those that are loaded" in caplog.text
     assert model.active_adapter == "second"
+    model.set_adapter("first")
+    assert model.generate(**tokens, max_new_tokens=NEW).tolist() == [wanted["first"]]
+    assert "compiled again" not in caplog.text
+    model.load_adapter(str(tmp_path / "other"), "other")
+    model.set_adapter("other")
+    assert model.generate(**tokens, max_new_tokens=NEW).tolist() == [wanted["other"]]
+    assert "compiled again" in caplog.text
 
     many = QEffAutoPeftModelForCausalLM.from_pretrained(
         str(tmp_path / "first"), "first", continuous_batching=False, finite_adapters=True
     )
     assert many.load_adapter(str(tmp_path / "second"), "second") == 2
     assert not many.unload_adapter("third")
-    assert many.compile(**SIZES) == model.qpc_path
+    assert many.compile(**SIZES) == path
     info = many.generate(
         tokenizer=tokenizer,
         prompts=[PROMPTS[0]] * 3,

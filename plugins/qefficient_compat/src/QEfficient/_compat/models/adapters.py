@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qeff_framework.plugin_api import OptionError
 from QEfficient._compat.keywords import GENERATE
 from QEfficient._compat.models.causal_lm import GeneratingModel, QEFFAutoModelForCausalLM
 from QEfficient._compat.notices import NotSupportedError, logger, say_once
 from QEfficient._compat.results import padded
 from QEfficient._compat.translation import translate
+
+#: Adapters that a program has room for at least.
+_ROOM = 4
 
 
 class _WithAdapters(QEFFAutoModelForCausalLM):
@@ -21,30 +25,57 @@ class _WithAdapters(QEFFAutoModelForCausalLM):
 
     def setup(self, core: Any) -> None:
         super().setup(core)
-        #: Arguments of the last `compile`, and the adapters that its program holds.
+        #: Arguments of the last `compile`.
         self._compiled_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._compiled_adapters: tuple[str, ...] = ()
+        #: An adapter was loaded for which the program has no room.
+        self._is_outgrown = False
 
-    def compile(self, *args: Any, **kwargs: Any) -> Path:
-        """See `QEFFBaseModel.compile`; the program holds every adapter that is loaded."""
+    def compile(self, *args: Any, max_loras: int | None = None, **kwargs: Any) -> Path:
+        """See `QEFFBaseModel.compile`; adapters that are loaded later are written into the program.
+
+        Args:
+            *args: as there.
+            max_loras: adapters that the program has room for; by default those that are loaded, and four at least. The room is
+                for the layers and ranks of those that are loaded.
+            **kwargs: as there.
+        """
+        self._compiled_with = args, {**kwargs, "max_loras": max_loras}
+        if self._core.adapters:
+            kwargs["max_loras"] = max(max_loras or _ROOM, len(self._core.adapters))
         path = super().compile(*args, **kwargs)
-        self._compiled_with, self._compiled_adapters = (args, kwargs), self._core.adapters
+        self._is_outgrown = False
         return path
 
     def _load(self, device_ids: Sequence[int] | int | None) -> Any:
-        if self._compiled_with is not None and self._compiled_adapters != self._core.adapters:
+        if self._compiled_with is not None and self._is_outgrown:
             say_once(
-                "the adapters have changed since compile(): the program is compiled again with those that are loaded"
+                "an adapter has other layers or a greater rank than those that were loaded at compile(), or there are too many: "
+                "the program is compiled again"
             )
             args, kwargs = self._compiled_with
             self.compile(*args, **{name: value for name, value in kwargs.items() if name != "compile_dir"})
-        return super()._load(device_ids)
+        super()._load(device_ids)
+        return self._core.runner
+
+    def _load_core_adapter(self, model_id: str | os.PathLike[str], adapter_name: str) -> None:
+        is_first = not self._core.adapters
+        try:
+            self._core.load_adapter(model_id, adapter_name)
+        except OptionError:
+            if self._compiled_with is None or adapter_name in ("base", *self._core.adapters):
+                raise
+            # The next program is made for the adapters that are loaded then.
+            self._core.export()
+            self._core.load_adapter(model_id, adapter_name)
+            self._is_outgrown = True
+        self._is_outgrown |= is_first and self._compiled_with is not None
 
 
 class QEffAutoPeftModelForCausalLM(_WithAdapters):
     """A model and LoRA adapters, one of which is active; ``generate`` takes tokens and returns token ids ``[N, max_new_tokens]``.
 
-    ``set_adapter`` needs no other program; an adapter that is loaded after `compile` is compiled in when ``generate`` is called.
+    Neither ``set_adapter`` nor ``load_adapter`` needs another program, unless an adapter does not fit into the room that
+    `compile` has made.
     """
 
     @classmethod
@@ -76,7 +107,7 @@ class QEffAutoPeftModelForCausalLM(_WithAdapters):
 
     def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str) -> None:
         """Loads an adapter under a name."""
-        self._core.load_adapter(model_id, adapter_name)
+        self._load_core_adapter(model_id, adapter_name)
 
     def set_adapter(self, adapter_name: str) -> None:
         """Makes an adapter the active one."""
@@ -150,7 +181,7 @@ class QEffAutoLoraModelForCausalLM(_WithAdapters):
         if adapter_name in self.active_adapter_to_id:
             logger.warning("load_adapter: '%s' is loaded already", adapter_name)
         else:
-            self._core.load_adapter(adapter_model_id, adapter_name)
+            self._load_core_adapter(adapter_model_id, adapter_name)
         return self.active_adapter_to_id[adapter_name]
 
     def unload_adapter(self, adapter_name: str) -> bool:
