@@ -11,6 +11,7 @@ token or not, and what Transformers does to packed tensors by a mask is done to 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
 
@@ -36,8 +37,33 @@ _FIELDS = ("pooler_output", "last_hidden_state")
 _DEEPSTACK = "deepstack_features"
 
 
+def decoder_attends(model_class: Any) -> bool:
+    """Whether images are the source of an encoder-decoder: the encoder reads an image and no text, the decoder attends to it."""
+    takes = inspect.signature(model_class.forward).parameters
+    return (
+        "encoder_outputs" in takes
+        and model_class.main_input_name in takes
+        and model_class.main_input_name != "input_ids"
+    )
+
+
+def _encoder_alone(model: PreTrainedModel) -> Callable[..., Any]:
+    encoder: Any = model.get_encoder()
+
+    @functools.wraps(encoder.forward)
+    def encode(**inputs: Any) -> BaseModelOutput:
+        outputs = encoder(**inputs)
+        pooled = getattr(outputs, "pooler_output", None)
+        # What the encoder was made for stands there, unless that is a single vector.
+        return BaseModelOutput(last_hidden_state=pooled if pooled is not None and pooled.dim() == 3 else outputs[0])
+
+    return encode
+
+
 def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
     """The method that encodes images. Raises `UnsupportedModelError` where the language model cannot run apart from it."""
+    if decoder_attends(type(model)):
+        return _encoder_alone(model)
     parts = (getattr(model, "model", None), model)
     method = next((found for part in parts if (found := getattr(part, _ENCODE, None)) is not None), None)
     if method is None:
@@ -69,6 +95,8 @@ def encoder_arguments(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor
 
 def encoder_inputs(model_class: Any) -> tuple[str, ...]:
     """Names of the tensors that the image encoder of a class may take; empty where it has none."""
+    if decoder_attends(model_class):
+        return (model_class.main_input_name, "attention_mask")
     for owner in (model_class, class_without_head(model_class)):
         if (method := getattr(owner, _ENCODE, None)) is None:
             continue
