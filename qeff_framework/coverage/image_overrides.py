@@ -252,6 +252,10 @@ IMAGE_OVERRIDES: Final[Mapping[str, Override]] = {
             "vision_config": {"insert_layer_id": 1},
         },
     ),
+    "ovis2": Override(
+        reason="the tokens around an image have ids beyond the vocabulary",
+        values={"visual_indicator_token_ids": [7, 8, 9, 10, 11]},
+    ),
     "vision-encoder-decoder": Override(
         reason="any decoder may stand there, and its own default is none",
         values={"decoder": {"is_decoder": True, "add_cross_attention": True}},

@@ -233,7 +233,11 @@ def image_reference(module: Any, image: Image) -> ImageReference:
         count = int(
             FeatureForm.of(image_encoder(module)(**encoder_arguments(module, image), return_dict=True))[1].shape[0]
         )
-    around = [getattr(module.config, name, None) for name in ("vision_start_token_id", "vision_end_token_id")]
+    indicators = getattr(module.config, "visual_indicator_token_ids", None) or (None, None)
+    names = ("vision_start_token_id", "vision_end_token_id")
+    around = [
+        getattr(module.config, name, each) for name, each in zip(names, (indicators[0], indicators[-1]), strict=True)
+    ]
     picture = [image_token_id(module)] * count
     start, end = ([token] if isinstance(token, int) else [] for token in around)
     picture = [*start, *picture, *end]
