@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qeff_framework.auto.processed_model import ProcessedModel
-from qeff_framework.contracts import Task
+from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program
 from qeff_framework.shapes import ImageTextShapes
@@ -16,7 +16,6 @@ from qeff_framework.sources import CheckpointSource, ModelSource
 if TYPE_CHECKING:
     import torch
 
-    from qeff_framework.contracts import Specialization
     from qeff_framework.images.units import Unit
     from qeff_framework.relay import Relay
 
@@ -70,7 +69,11 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         return cls(source, processor=processor, kv_offload=kv_offload)
 
     def _programs(self, relay: Relay, options: object, shapes: ImageTextShapes) -> list[Program]:
+        from qeff_framework.seam.image_features import decoder_attends
+
         sizes = shapes.image_sizes or (self._own_image_size(),)
+        if decoder_attends(self._model_class()):
+            return self._encoder_and_decoder(relay, options, shapes, sizes)
         if not self._kv_offload:
             return [self._one_program(relay, options, shapes, sizes)]
         found: dict[str, Program] = {}
@@ -98,6 +101,42 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             specializations=shapes.language_specializations(most * shapes.num_images),
         )
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
+
+    def _encoder_and_decoder(
+        self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]
+    ) -> list[Program]:
+        """An encoder of images, and a decoder that reads its own prompt token by token."""
+        asked = {
+            "kv_offload=False": not self._kv_offload,
+            "skip_vision or skip_lang": shapes.skip_vision or shapes.skip_lang,
+            "full_batch_size": shapes.full_batch_size is not None,
+            "num_images": shapes.num_images > 1,
+            "several sizes of images": len(sizes) > 1,
+        }
+        if wrong := [name for name, is_given in asked.items() if is_given]:
+            raise OptionError(
+                f"{self.name} has an encoder that reads one image for each row, and a decoder that attends to it: "
+                f"{', '.join(wrong)} does not apply; leave it out"
+            )
+        (unit,) = self._image_units(*sizes[0])
+        vision = self._plan_export(relay, options, program=VISION, program_inputs=_tensors(unit))
+        facts = self._export(vision).metadata
+        tokens = int(facts["image_tokens"])
+        if tokens < 2:
+            raise UnsupportedModelError(
+                f"its encoder makes one vector of an image of {sizes[0][0]}x{sizes[0][1]}, so that the step which reads it looks "
+                "like any other; take larger images"
+            )
+        language = self._plan_export(relay, options, program=LANGUAGE, program_inputs=facts["image_features"])
+        rows = {"batch_size": shapes.batch_size, "seq_len": 1, "ctx_len": shapes.ctx_len, "encoder_ctx_len": tokens}
+        steps = [
+            Specialization(name=name, dims={**rows, "encoder_seq_len": count})
+            for name, count in ((f"read_{tokens}", tokens), ("decode", 1))
+        ]
+        return [
+            Program(name=VISION, plan=vision, specializations=(_image_specialization(tokens),)),
+            Program(name=LANGUAGE, plan=language, specializations=tuple(steps)),
+        ]
 
     def _one_program(
         self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]
@@ -151,7 +190,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         """What the processor makes of an image of this size."""
         import numpy as np
 
-        from qeff_framework.images.units import PIXELS, image_units
+        from qeff_framework.images.units import image_units, pixel_names
         from qeff_framework.seam.image_features import encoder_inputs
 
         processor = getattr(self.processor, "image_processor", self.processor)
@@ -164,7 +203,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             units = image_units({name: tensors[name] for name in tensors if name in names})
         except InputError as error:
             raise UnsupportedModelError(f"its processor returns images in a form that is not known: {error}") from error
-        if not units or any(unit[PIXELS].shape != units[0][PIXELS].shape for unit in units):
+        if not units or len({unit[name].shape for unit in units for name in pixel_names(units[0])[:1]}) != 1:
             raise UnsupportedModelError(
                 f"its processor makes of an image of {height}x{width} tensors of several shapes, which one program cannot take"
             )
@@ -190,6 +229,4 @@ def _tensors(unit: Unit) -> dict[str, Any]:
 
 
 def _image_specialization(tokens: int) -> Specialization:
-    from qeff_framework.contracts import Specialization
-
     return Specialization(name="image", dims={"batch_size": 1, "image_tokens": tokens})

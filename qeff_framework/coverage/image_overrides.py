@@ -252,6 +252,28 @@ IMAGE_OVERRIDES: Final[Mapping[str, Override]] = {
             "vision_config": {"insert_layer_id": 1},
         },
     ),
+    "ovis2": Override(
+        reason="the tokens around an image have ids beyond the vocabulary",
+        values={"visual_indicator_token_ids": [7, 8, 9, 10, 11]},
+    ),
+    "vision-encoder-decoder": Override(
+        reason="any decoder may stand there, and its own default is none",
+        values={"decoder": {"is_decoder": True, "add_cross_attention": True}},
+    ),
+    "pp_formulanet": Override(
+        reason="the widths must agree",
+        values={
+            "vision_config": {
+                "image_size": 64,
+                "post_conv_in_channels": _WIDTH,
+                "post_conv_mid_channels": 48,
+                "post_conv_out_channels": _WIDTH,
+                "decoder_hidden_size": _WIDTH,
+                "output_channels": _WIDTH,
+                "initializer_range": 0.1,
+            }
+        },
+    ),
     "qwen2_5_omni_thinker": Override(
         reason="a token of the config has no default",
         values={"vision_start_token_id": _START_TOKEN, "audio_start_token_id": _AUDIO_TOKEN},

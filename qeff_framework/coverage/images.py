@@ -14,7 +14,13 @@ from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generat
 from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import CompileError, UnsupportedModelError
-from qeff_framework.seam.image_features import FeatureForm, encoder_arguments, encoder_inputs, image_encoder
+from qeff_framework.seam.image_features import (
+    FeatureForm,
+    decoder_attends,
+    encoder_arguments,
+    encoder_inputs,
+    image_encoder,
+)
 from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id, sees_image_tokens_ahead
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ _ROUNDINGS: Final = 4
 _PREFIXES: Final = ("paligemma",)
 #: Whose tokens see further than their own image.
 _WIDE_BLOCKS: Final = (*_PREFIXES, "molmo2")
+#: What the decoder of an encoder-decoder begins with.
+_DECODER_START: Final = 2
 _TOKEN_TYPES: Final = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -225,7 +233,11 @@ def image_reference(module: Any, image: Image) -> ImageReference:
         count = int(
             FeatureForm.of(image_encoder(module)(**encoder_arguments(module, image), return_dict=True))[1].shape[0]
         )
-    around = [getattr(module.config, name, None) for name in ("vision_start_token_id", "vision_end_token_id")]
+    indicators = getattr(module.config, "visual_indicator_token_ids", None) or (None, None)
+    names = ("vision_start_token_id", "vision_end_token_id")
+    around = [
+        getattr(module.config, name, each) for name, each in zip(names, (indicators[0], indicators[-1]), strict=True)
+    ]
     picture = [image_token_id(module)] * count
     start, end = ([token] if isinstance(token, int) else [] for token in around)
     picture = [*start, *picture, *end]
@@ -277,6 +289,9 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
     from qeff_framework.auto import QEFFAutoModelForImageTextToText
     from qeff_framework.generation import SCORE_SETTINGS
 
+    if decoder_attends(type(module)):
+        return _check_encoder_and_decoder(module, backend, facts)
+    _require_images(module)
     with stage("export", facts):
         # What the export refuses first, before an example is made.
         image_encoder(module)
@@ -324,6 +339,86 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
             step = next(step for step, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1])
             raise CheckError(f"prompt {row} ({len(reference.images[row])} images) differs from step {step} on", facts)
     if not facts["image_error"] <= tolerance:
+        facts["stage"] = "values"
+        raise CheckError(f"image embeddings differ by {facts['image_error']:.1e} of the largest one", facts)
+    return facts
+
+
+def _require_images(module: Any) -> None:
+    """Raises where Transformers itself makes no text of images with the class, whatever its mapping says."""
+    if not module.can_generate():
+        raise ValueError(f"{type(module).__name__} generates no text")
+    known = inspect.signature(module.forward).parameters
+    if not any(name.startswith(("pixel_values", "flattened_patches")) for name in known):
+        raise ValueError(f"the forward of {type(module).__name__} takes no images")
+
+
+def _source_image(module: Any) -> Image:
+    """Random tensors of the form that the encoder of an encoder-decoder takes."""
+    import torch
+
+    config = module.get_encoder().config
+    if module.main_input_name == "flattened_patches":  # row and column of each patch, its pixels, and padding
+        places = torch.cartesian_prod(torch.arange(1, 5), torch.arange(1, 4)).float()
+        patches = torch.randn(len(places), config.patch_embed_hidden_size)
+        padding = torch.zeros(4, 2 + config.patch_embed_hidden_size)
+        return {
+            "flattened_patches": torch.cat([torch.cat([places, patches], dim=1), padding])[None],
+            "attention_mask": torch.tensor([[1.0] * len(places) + [0.0] * len(padding)]),
+        }
+    side = _size(config, "image_size", default=32)
+    return {"pixel_values": torch.randn(1, _size(config, "num_channels", default=3), side, side)}
+
+
+def _check_encoder_and_decoder(module: Any, backend: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Generates from images alone, and from an image with a prompt of the decoder."""
+    import torch
+    import transformers
+
+    from qeff_framework.auto import QEFFAutoModelForImageTextToText
+    from qeff_framework.generation import SCORE_SETTINGS
+
+    images = [_source_image(module) for _ in range(2)]
+    prompt = [_DECODER_START, 5, 6]
+    wanted = []
+    generation_config: Any = transformers.GenerationConfig  # untyped
+    greedy = generation_config(max_new_tokens=STEPS, do_sample=False, decoder_start_token_id=_DECODER_START)
+    for started in (prompt[:1], prompt):
+        rows = []
+        for image in images:
+            with plain_generation(module), torch.no_grad():
+                found = module.generate(**image, decoder_input_ids=torch.tensor([started]), generation_config=greedy)
+            rows.append(found[0, len(started) :].tolist())
+        wanted.append(rows)
+    if wanted[0][0] == wanted[0][1] and wanted[1][0] == wanted[1][1]:
+        raise UnsupportedModelError(f"The tiny {type(module).__name__} is degenerate: images do not change its text.")
+    with torch.no_grad():
+        want = image_encoder(module)(**encoder_arguments(module, images[0]), return_dict=True).last_hidden_state[0]
+    facts["image_tokens"] = int(want.shape[0])
+    model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(images[0]))
+    with stage("export", facts):
+        try:
+            model.compile(backend=backend, ctx_len=CONTEXT, batch_size=BATCH, img_size=32)
+        except CompileError:
+            with stage("compile", facts):
+                raise
+    with stage("execute", facts), model.load() as loaded:
+        runner: Any = loaded
+        (got,) = runner.image_embeddings(images[0])
+        facts["image_error"] = float(f"{float((torch.from_numpy(got) - want).abs().max() / want.abs().max()):.1e}")
+        plain = dict.fromkeys(SCORE_SETTINGS)
+        for rows, started in zip(wanted, (prompt[:1], prompt), strict=True):
+            output = runner.generate(
+                inputs={**_joined(images), "decoder_input_ids": [started] * 2},
+                generation_len=STEPS,
+                ignore_eos=True,
+                decoder_start_token_id=_DECODER_START,
+                **plain,
+            )
+            if output.generated_ids != rows:
+                facts["stage"] = "tokens"
+                raise CheckError(f"the tokens behind {started} differ: {output.generated_ids} instead of {rows}", facts)
+    if not facts["image_error"] <= IMAGE_TOLERANCE:
         facts["stage"] = "values"
         raise CheckError(f"image embeddings differ by {facts['image_error']:.1e} of the largest one", facts)
     return facts

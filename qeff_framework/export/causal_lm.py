@@ -275,7 +275,7 @@ class _CausalLMGraph(torch.nn.Module):
                 cache,
                 kept,
                 self.arange_mode(position_ids),
-                images=self.images.of_step(extra, input_ids),
+                images=self.images.of_step(extra, input_ids, self.model),
             )
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
@@ -308,7 +308,8 @@ class _ProbeGraph(torch.nn.Module):
         extra = {name: self.images.example(name, batch, tokens, _CTX) for name in self.images.names}
         if self.kinds:
             extra[TOKEN_TYPES] = torch.tensor([*self.kinds, *[1 - self.kinds[-1]] * (_CTX - tokens)]).expand(batch, -1)
-        return _last_logits(self.model, scope, input_ids, self.cache, images=self.images.of_step(extra, input_ids))
+        images = self.images.of_step(extra, input_ids, self.model)
+        return _last_logits(self.model, scope, input_ids, self.cache, images=images)
 
 
 def _last_logits(

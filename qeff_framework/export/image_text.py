@@ -8,8 +8,9 @@ from qeff_framework.errors import ExportError
 from qeff_framework.export.causal_lm import causal_lm_graph
 from qeff_framework.export.images_in_one import images_in_one
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.seq2seq_lm import speech_decoder_graph
 from qeff_framework.export.vision import vision_graph
-from qeff_framework.seam.image_features import FeatureForm
+from qeff_framework.seam.image_features import FeatureForm, decoder_attends
 from qeff_framework.seam.image_inputs import ImageInputs
 
 if TYPE_CHECKING:
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 def image_text_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
     """The program that is asked for: ``"vision"``, see `vision_graph`, or ``"language"``, with the inputs of `images.rows`.
 
+    Where the decoder attends to images, ``"language"`` is that decoder, with ``encoder_hidden_states [B, T, D]``.
+
     Without a name it is both in one, for the tensors of an image, see `images_in_one`.
     """
     if request.program.startswith("vision"):
         return vision_graph(module, request)
+    if request.program == "language" and decoder_attends(type(module)):
+        form = FeatureForm.from_json(request.program_inputs)
+        return speech_decoder_graph(module, sum(form.widths))
     if request.program == "language":
         return _language_graph(module, request, FeatureForm.from_json(request.program_inputs))
     if request.program or not request.program_inputs:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.contracts import StateSpec
 from qeff_framework.errors import UnsupportedModelError
@@ -108,6 +108,10 @@ class _Plan:
     hidden_size: int | None = None
     #: The decoder gets a mask for the encoder's output, without which it asks for no mask of its cross-attention.
     gives_memory_mask: bool = False
+    #: The decoder reads ``pooler_output``, where an image encoder puts the vectors that it was made for.
+    reads_pooled: bool = False
+    #: The decoder takes positions, and its model passes none on.
+    gives_positions: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -191,6 +195,8 @@ class _Seq2SeqGraph(torch.nn.Module):
         if plan.hidden_size is not None:
             # Which of them are padding is told by the memory alone: models of sound count a mask in samples.
             encoded: Any = BaseModelOutput(last_hidden_state=source)
+            if plan.reads_pooled:
+                encoded = BaseModelOutputWithPooling(last_hidden_state=source, pooler_output=source)
             # Some decoders look for the encoder's mask in its output.
             encoded.attention_mask = None
         else:
@@ -208,8 +214,13 @@ class _Seq2SeqGraph(torch.nn.Module):
             scope = Scope(masks=plan.decoder_masks, step=step, memory=memory, token_lengths=token_lengths)
             with ExitStack() as stack:
                 stack.enter_context(forward_scope(scope))
+                given: dict[str, Any] = {}
                 if plan.gives_memory_mask:
-                    stack.enter_context(_memory_mask_given(model, source))
+                    # Which slots it hides, the seam tells.
+                    given["encoder_attention_mask"] = torch.ones(source.shape[:2], dtype=torch.int64)
+                if plan.gives_positions:
+                    given["position_ids"] = step.position_ids.clamp(min=0)
+                stack.enter_context(_given_to_decoder(model, given))
                 for mode in self.position_modes:
                     stack.enter_context(mode(step.position_ids))
                 logits: torch.Tensor = model(
@@ -225,11 +236,11 @@ class _Seq2SeqGraph(torch.nn.Module):
 
 
 @contextmanager
-def _memory_mask_given(model: Any, source: torch.Tensor) -> Iterator[None]:
-    """Gives the decoder the mask of the encoder's output that its model has left out; which slots it hides, the seam tells."""
+def _given_to_decoder(model: Any, given: dict[str, Any]) -> Iterator[None]:
+    """Gives the decoder arguments that its model has left out."""
 
     def add(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "encoder_attention_mask": torch.ones(source.shape[:2], dtype=torch.int64)}
+        return args, {**kwargs, **given}
 
     hook = model.get_decoder().register_forward_pre_hook(add, with_kwargs=True)
     try:
@@ -244,6 +255,7 @@ def _probe(
     hidden_size: int | None = None,
     adds_encoder_masks: bool = False,
     gives_memory_mask: bool = False,
+    reads_pooled: bool = False,
 ) -> _Plan:
     """Runs one step; returns what it needs to be traced."""
     plan = _Plan(
@@ -251,6 +263,7 @@ def _probe(
         decoder_masks=MaskPlan(),
         hidden_size=hidden_size,
         gives_memory_mask=gives_memory_mask,
+        reads_pooled=reads_pooled,
     )
     graph = _Seq2SeqGraph(weightless, plan)
     try:
@@ -263,6 +276,8 @@ def _probe(
     plan.decoder_masks.finish_recording()
     own = [shape for shape in graph.shapes if shape.id.role not in CROSS]
     cross = [shape for shape in graph.shapes if shape.id.role in CROSS]
+    if own and not cross and hidden_size is not None and not reads_pooled:
+        return _probe(weightless, hidden_size=hidden_size, reads_pooled=True)
     if not own or not cross:
         missing = "self-attention" if not own else "cross-attention"
         raise UnsupportedModelError(f"its {missing} writes nothing to the cache, so no state could be retained")
@@ -272,13 +287,13 @@ def _probe(
         raise _own_masks()
     asking = plan.decoder_masks.attention_calls
     if asking == 0 and fall_back_to_eager(weightless):
-        return _probe(weightless, hidden_size=hidden_size)
+        return _probe(weightless, hidden_size=hidden_size, reads_pooled=reads_pooled)
     writing = sum(shape.id.role in ("key", "key_cross") for shape in graph.shapes)
     # Attention on the interface hides what the encoder has not written; other code is told by a mask alone.
     if asking == 0 and plan.decoder_masks.memory_calls == 0:
         if hidden_size is None or gives_memory_mask:
             raise UnsupportedModelError("its cross-attention asks for no mask, and would see padding of the source")
-        return _probe(weightless, hidden_size=hidden_size, gives_memory_mask=True)
+        return _probe(weightless, hidden_size=hidden_size, gives_memory_mask=True, reads_pooled=reads_pooled)
     if 0 < asking < writing:
         raise UnsupportedModelError(
             f"the attention of {writing - asking} of its decoder's layers bypasses the attention interface"
@@ -308,7 +323,13 @@ def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedPro
         program = trace(_Seq2SeqGraph(weightless, plan, modes), example, axes)
     require_no_running_count(program)
     require_no_text_length(program)
-    require_given_positions(program)
+    try:
+        require_given_positions(program)
+    except UnsupportedModelError:
+        decoder: Any = weightless
+        if plan.gives_positions or "position_ids" not in inspect.signature(decoder.get_decoder().forward).parameters:
+            raise
+        return _trace(weightless, replace(plan, gives_positions=True))
     return program
 
 

@@ -7,6 +7,7 @@ So the sizes are constants of the graph, and each size of image has a graph of i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.images.units import pixel_names
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.image_features import FeatureForm, OneUnit, encoder_arguments, image_encoder
+from qeff_framework.seam.image_features import DerivedTensors, FeatureForm, OneUnit, encoder_arguments, image_encoder
 from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from qeff_framework.images.rope_positions import RopeLayout
 
+#: Fields of an encoder's output that its language model has features of already.
+_OF_LAYERS = ("pooler_output", "last_hidden_state")
 #: Output ``[N, F]``.
 EMBEDS = "vision_embeds"
 
@@ -66,7 +69,7 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
         model = translate(program, graph_weights(module, norms))
         finish(model)
     rename_interface(model, inputs=list(pixels), outputs=[EMBEDS])
-    form = graph.form.as_json() if graph.form is not None else {}
+    form = {} if graph.form is None else _with_constants(graph, graph.form, given, example).as_json()
     metadata: dict[str, Any] = {
         "image_tokens": int(embeds.shape[0]),
         "image_features": form,
@@ -75,6 +78,20 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     if layout is not None:
         metadata["rope_layout"] = layout.as_json()
     return PortableGraph(model=model, metadata=metadata)
+
+
+def _with_constants(
+    graph: _VisionGraph, form: FeatureForm, given: Mapping[str, torch.Tensor], example: tuple[torch.Tensor, ...]
+) -> FeatureForm:
+    """The form with further fields of the encoder's output that the pixels have no part in."""
+    if not graph.further:
+        return form
+    graph.follows = True
+    with stage("probe run"):
+        probe(graph, example)
+    graph.follows = False
+    constants = [name for name, is_derived in graph.further.items() if not is_derived]
+    return form.with_constants(constants, given) if constants else form
 
 
 def _layout(module: PreTrainedModel, given: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout | None:
@@ -103,12 +120,23 @@ class _VisionGraph(torch.nn.Module):
         self.constants = dict(constants)
         self.masks = MaskPlan()
         self.form: FeatureForm | None = None
+        #: Further tensors of the encoder's output, and whether they are computed from the pixels, if that was followed.
+        self.further: dict[str, bool] = {}
+        self.follows = False
 
     def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
         """Returns ``vision_embeds``."""
         given = dict(zip(self.pixels, pixels, strict=True))
-        with forward_scope(Scope(masks=self.masks)), ConstantsStayReal(), OneUnit(pixels):
+        derived = DerivedTensors(pixels)
+        with forward_scope(Scope(masks=self.masks)), ConstantsStayReal(), OneUnit(pixels), ExitStack() as following:
+            if self.follows:
+                following.enter_context(derived)
             outputs = image_encoder(self.model)(**given, **self.constants, return_dict=True)
         form, embeds = FeatureForm.of(outputs)
+        self.further = {
+            name: value in derived
+            for name, value in vars(outputs).items()
+            if isinstance(value, torch.Tensor) and name not in _OF_LAYERS
+        }
         self.form = form
         return embeds

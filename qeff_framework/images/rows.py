@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 # Inputs of the language program:
 #: ``[B, V, F]`` float32: the features of each row's image tokens, in the order of its images.
 VISION_EMBEDS = "vision_embeds"
-#: ``[B, S]`` int64: which of them stands in the place of a token, -1 at tokens of text and at padding.
+#: ``[B, S]`` int64: which of them stands in the place of a token, -1 at tokens of text and at padding, `BESIDE` at tokens of text
+#: in a prompt with images.
 VISION_INDEX = "vision_index"
+BESIDE = -2
 #: ``[A, B, S]`` int64: where a token stands on each axis (in time, height and width), for rotary embeddings of several axes.
 ROPE_POSITIONS = "rope_position_ids"
 #: ``[B, ctx_len]`` int64: the kind of token in each slot of the cache, for masks in which the tokens of an image see each other.
@@ -37,7 +39,7 @@ class RowImages:
 
     #: ``[N, F]``: features of its image tokens, in order.
     embeds: NDArray[np.float32]
-    #: ``[P]``: which of them stands in the place of a token, -1 at text.
+    #: ``[P]``: which of them stands in the place of a token; negative at text, see `VISION_INDEX`.
     index: NDArray[np.int64]
     #: ``[A, P]``, and what later tokens add to their number; `None` for models whose positions have one axis.
     rope: tuple[NDArray[np.int64], int] | None = None
@@ -63,7 +65,7 @@ class RowImages:
     ) -> RowImages:
         """`layouts` of the images in order, for models whose positions have several axes."""
         is_image = np.asarray(ids) == image_token_id
-        index = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int64)
+        index = np.where(is_image, np.cumsum(is_image) - 1, BESIDE if is_image.any() else -1).astype(np.int64)
         rope = rope_positions(is_image, layouts, rope_axes) if rope_axes > 1 else None
         return cls(embeds=embeds, index=index, rope=rope, block=block, plain_type=plain_type, pixels=pixels)
 

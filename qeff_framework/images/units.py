@@ -44,7 +44,7 @@ def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     of each.
     """
     arrays = {name: _array(value) for name, value in tensors.items() if value is not None}
-    pixels = arrays[PIXELS]
+    pixels = arrays[PIXELS] if PIXELS in arrays else next(iter(arrays.values()))
     grid = next((name for name in _GRIDS if name in arrays), None)
     if grid is not None:
         parts = _split_patches(pixels, arrays[grid], grid)

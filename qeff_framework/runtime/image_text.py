@@ -12,9 +12,9 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
-from qeff_framework.images.rope_positions import RopeLayout
 from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, VISION_EMBEDS, RowImages
 from qeff_framework.images.units import PIXELS, image_units
+from qeff_framework.runtime.image_program import ImageProgram
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
 from qeff_framework.runtime.text_generation import generation_defaults
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from qeff_framework.tokenization import ChatOptions
     from qeff_framework.tokenization.chat import Conversation
 
-_LANGUAGE, _VISION, _EMBEDS = "language", "vision", "vision_embeds"
+#: Input of a decoder that attends to what an encoder in another program has made of its source.
+HIDDEN_STATES = "encoder_hidden_states"
+_LANGUAGE, _VISION = "language", "vision"
 _OF_TEXT = ("input_ids", "attention_mask")
 _PARTS = frozenset({"text", "image"})
 #: Beginnings of the names of tensors that hold what is seen or heard.
@@ -55,7 +57,7 @@ class CompiledImageTextToText(CompiledRunner):
         sessions = session.sessions if isinstance(session, ProgramSessions) else {_LANGUAGE: session}
         self._is_one = not isinstance(session, ProgramSessions)
         self._vision = [
-            _ImageProgram(program) for name, program in sessions.items() if name.startswith(_VISION) or self._is_one
+            ImageProgram(program) for name, program in sessions.items() if name.startswith(_VISION) or self._is_one
         ]
         #: A processor's tokenizer is for one thread.
         self._processing = threading.Lock()
@@ -380,7 +382,7 @@ class CompiledImageTextToText(CompiledRunner):
         (held,) = session.read_states([VISION_EMBEDS]).values()
         return np.array(held[0, 0, : program.tokens], dtype=np.float32)
 
-    def _program_for(self, unit: Unit) -> _ImageProgram:
+    def _program_for(self, unit: Unit) -> ImageProgram:
         """The program that was made for an image's size."""
         program = next((program for program in self._vision if program.takes(unit)), None)
         if program is None:
@@ -390,50 +392,6 @@ class CompiledImageTextToText(CompiledRunner):
                 "compile with its height and width"
             )
         return program
-
-
-class _ImageProgram:
-    """The program for one size of image."""
-
-    def __init__(self, session: ExecutionSession) -> None:
-        self.session = session
-        #: What the unit that it was made for looked like.
-        self._example: Mapping[str, Any] = session.compiled.metadata["image"]
-        self.names = tuple(self._example)
-        layout = session.compiled.metadata.get("rope_layout")
-        #: Tokens of an image.
-        self.tokens = int(session.compiled.metadata["image_tokens"])
-        #: Numbers of an image token.
-        self.features = sum(int(size) for size in session.compiled.metadata["image_features"]["widths"])
-        #: Where the tokens of an image stand, for models whose positions have several axes.
-        self.layout = RopeLayout.from_json(layout) if layout else None
-        self._pixels = [name for name, described in self._example.items() if "values" not in described]
-
-    @property
-    def told(self) -> str:
-        """The size, for messages."""
-        return str(self._example[PIXELS]["shape"])
-
-    def takes(self, unit: Unit) -> bool:
-        """Whether the unit differs from the example in its pixels only."""
-        return all(_equals(example, unit.get(name)) for name, example in self._example.items())
-
-    def pixels(self, unit: Unit) -> dict[str, NDArray[np.float32]]:
-        """What the program reads of an image; the rest is a part of it."""
-        return {name: np.ascontiguousarray(unit[name], dtype=np.float32) for name in self._pixels}
-
-    def __call__(self, unit: Unit) -> NDArray[np.float32]:
-        """Features ``[N, F]``, a copy."""
-        outputs = self.session.run(self.pixels(unit))
-        return np.array(outputs[_EMBEDS], dtype=np.float32)
-
-
-def _equals(example: Mapping[str, Any], value: Any) -> bool:
-    if value is None or list(value.shape) != example["shape"]:
-        return False
-    if (values := example.get("values")) is None:
-        return True
-    return bool((np.asarray(value) == values).all()) if not isinstance(values, list) else value.tolist() == values
 
 
 def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
@@ -480,3 +438,12 @@ def _parts(content: Any) -> list[Any]:
 def _without_image(part: Any) -> Any:
     """What a chat template sees of a part: not the pixels."""
     return {"type": "image"} if isinstance(part, Mapping) and "image" in part else part
+
+
+def image_text_runner(session: ExecutionSession) -> CompiledRunner:
+    """The runner of an artifact: for prompts with images, or for images that a decoder attends to."""
+    from qeff_framework.runtime.image_seq2seq import CompiledImageSeq2Seq
+
+    language = session.sessions.get(_LANGUAGE) if isinstance(session, ProgramSessions) else None
+    attends = language is not None and any(each.name == HIDDEN_STATES for each in language.compiled.inputs)
+    return CompiledImageSeq2Seq(session) if attends else CompiledImageTextToText(session)

@@ -11,19 +11,25 @@ token or not, and what Transformers does to packed tensors by a mask is done to 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.real_constants import ConstantsStayReal
+from qeff_framework.seam.scope import Scope, forward_scope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +42,33 @@ _FIELDS = ("pooler_output", "last_hidden_state")
 _DEEPSTACK = "deepstack_features"
 
 
+def decoder_attends(model_class: Any) -> bool:
+    """Whether images are the source of an encoder-decoder: the encoder reads an image and no text, the decoder attends to it."""
+    takes = inspect.signature(model_class.forward).parameters
+    return (
+        "encoder_outputs" in takes
+        and model_class.main_input_name in takes
+        and model_class.main_input_name != "input_ids"
+    )
+
+
+def _encoder_alone(model: PreTrainedModel) -> Callable[..., Any]:
+    encoder: Any = model.get_encoder()
+
+    @functools.wraps(encoder.forward)
+    def encode(**inputs: Any) -> BaseModelOutput:
+        outputs = encoder(**inputs)
+        pooled = getattr(outputs, "pooler_output", None)
+        # What the encoder was made for stands there, unless that is a single vector.
+        return BaseModelOutput(last_hidden_state=pooled if pooled is not None and pooled.dim() == 3 else outputs[0])
+
+    return encode
+
+
 def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
     """The method that encodes images. Raises `UnsupportedModelError` where the language model cannot run apart from it."""
+    if decoder_attends(type(model)):
+        return _encoder_alone(model)
     parts = (getattr(model, "model", None), model)
     method = next((found for part in parts if (found := getattr(part, _ENCODE, None)) is not None), None)
     if method is None:
@@ -69,6 +100,8 @@ def encoder_arguments(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor
 
 def encoder_inputs(model_class: Any) -> tuple[str, ...]:
     """Names of the tensors that the image encoder of a class may take; empty where it has none."""
+    if decoder_attends(model_class):
+        return (model_class.main_input_name, "attention_mask")
     for owner in (model_class, class_without_head(model_class)):
         if (method := getattr(owner, _ENCODE, None)) is None:
             continue
@@ -110,6 +143,9 @@ class FeatureForm:
     layers: tuple[int, ...] = ()
     #: Fields of the output object that are empty.
     empty: tuple[str, ...] = ()
+    #: Fields of the output object that are the same for every image, and what the encoder may be called with to make them.
+    constants: tuple[str, ...] = ()
+    example: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, outputs: Any) -> tuple[FeatureForm, torch.Tensor]:
@@ -140,6 +176,7 @@ class FeatureForm:
             "widths": list(self.widths),
             "layers": list(self.layers),
             "empty": list(self.empty),
+            **({"constants": list(self.constants), "example": dict(self.example)} if self.constants else {}),
         }
 
     @classmethod
@@ -151,9 +188,32 @@ class FeatureForm:
             widths=tuple(content["widths"]),
             layers=tuple(content["layers"]),
             empty=tuple(content["empty"]),
+            constants=tuple(content.get("constants", ())),
+            example=content.get("example", {}),
         )
 
-    def output(self, rows: torch.Tensor) -> Any:
+    def with_constants(self, names: Sequence[str], image: Mapping[str, torch.Tensor]) -> FeatureForm:
+        """The same with fields that are the same for every image; `image` is an example."""
+        numbers = {name: value for name, value in image.items() if value.is_floating_point()}
+        example = {
+            name: list(value.shape) if name in numbers else {"values": value.tolist()} for name, value in image.items()
+        }
+        return replace(self, constants=tuple(names), example=example)
+
+    def constant_fields(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """These fields. Of the encoder, a graph keeps what they need."""
+        if not self.constants:
+            return {}
+        image = {
+            name: torch.zeros(told) if isinstance(told, list) else torch.tensor(told["values"])
+            for name, told in self.example.items()
+        }
+        pixels = tuple(value for value in image.values() if value.is_floating_point())
+        with forward_scope(Scope(masks=MaskPlan())), ConstantsStayReal(), OneUnit(pixels):
+            outputs = image_encoder(model)(**encoder_arguments(model, image), return_dict=True)
+        return {name: getattr(outputs, name) for name in self.constants}
+
+    def output(self, rows: torch.Tensor, constants: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
         """The output object for features ``[B * S, F]`` of which every token of the step has a row."""
         parts = list(torch.split(rows, list(self.widths), dim=1))
         fields: dict[str, Any] = {}
@@ -163,6 +223,8 @@ class FeatureForm:
         outputs = _Features(**fields)
         for name in self.empty:
             object.__setattr__(outputs, name, None)
+        for name, value in constants.items():
+            object.__setattr__(outputs, name, value)
         if parts:
             deepstack: list[Any] = [[each] for each in parts]
             if self.layers:
@@ -198,12 +260,15 @@ class RowForEveryToken(TorchFunctionMode):
     """Does to whole tensors what the model does to packed ones by a mask over the tokens of a step.
 
     The model finds the places of images by the id of the image token, which may also have been generated, as text. So `is_image`
-    ``[B, S]`` says which of them an image stands in.
+    ``[B, S]`` says which of them an image stands in, and `beside_image` which are text of a prompt with images.
     """
 
-    def __init__(self, is_image: torch.Tensor) -> None:
+    def __init__(self, is_image: torch.Tensor, beside_image: torch.Tensor) -> None:
         super().__init__()
         self._is_image = is_image
+        self._beside_image = beside_image
+        #: Whether any token is one of a kind, as far as the model has asked.
+        self._asked: list[torch.Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -220,9 +285,21 @@ class RowForEveryToken(TorchFunctionMode):
             target, _, value = args
             if isinstance(value, torch.Tensor) and value.dim() > 1:
                 return _set_where(target, self._of_images(mask), value)
+            if isinstance(value, torch.Tensor) and value.dim() == 1:
+                # A vector for all tokens of an id, which stand around images: elsewhere such a token is text.
+                return _set_where(target, mask & self._beside_image, value)
             # One value for all: the ids themselves are replaced, whether an image stands there or not.
             return _set_where(target, mask, value)
+        if func in (torch.Tensor.any, torch.any) and len(args) == 1 and not given and self._is_token_mask(args[0]):
+            self._asked.append(func(*args))
+            return self._asked[-1]
+        if func is torch.Tensor.__bool__ and any(args[0] is asked for asked in self._asked):
+            # What follows is done to the tokens of the mask alone, and to none where there are none.
+            return True
         return func(*args, **given)
+
+    def _is_token_mask(self, mask: torch.Tensor) -> bool:
+        return mask.dtype == torch.bool and mask.shape == self._is_image.shape
 
     def _of_images(self, mask: torch.Tensor) -> torch.Tensor:
         return mask & self._is_image.reshape(*self._is_image.shape, *(1 for _ in range(mask.dim() - 2)))
@@ -259,6 +336,31 @@ class OneUnit(TorchFunctionMode):
                 with _disable_current_modes():
                     return torch.zeros(compared.shape, dtype=torch.bool)
         return func(*args, **(kwargs or {}))
+
+
+class DerivedTensors(TorchDispatchMode):
+    """Follows what is computed from some tensors."""
+
+    def __init__(self, sources: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        # They are kept, so that no other tensor gets their identity.
+        self._derived = {id(source): source for source in sources}
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._derived
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Sees every operator while the mode is on."""
+        del types
+        given = dict(kwargs or {})
+        results = func(*args, **given)
+        if any(id(each) in self._derived for each in pytree.tree_leaves((args, given))):
+            # What an operator has written into is derived as well.
+            written = [each for each in (*args[:1], *pytree.tree_leaves(results)) if isinstance(each, torch.Tensor)]
+            self._derived.update((id(each), each) for each in written)
+        return results
 
 
 def _set_where(target: torch.Tensor, mask: torch.Tensor, value: Any) -> None:

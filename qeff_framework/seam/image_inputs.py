@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.images.rows import ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
+from qeff_framework.images.rows import BESIDE, ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
 from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken, class_without_head
 from qeff_framework.seam.rope_positions import rope_axes
 
@@ -81,8 +81,10 @@ class ImageInputs:
             return torch.arange(tokens).expand(self.rope_axes, batch, -1).contiguous()
         return torch.full((batch, context), self.plain_type)
 
-    def of_step(self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor) -> ImagesOfStep:
-        """What the forward of one step gets."""
+    def of_step(
+        self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor, model: PreTrainedModel
+    ) -> ImagesOfStep:
+        """What the forward of one step of `model` gets."""
         if not self.names:
             return NO_IMAGES_IN_STEP
         embeds, index = given[VISION_EMBEDS], given[VISION_INDEX]
@@ -91,7 +93,9 @@ class ImageInputs:
         require(index.shape[0] == input_ids.shape[0])
         require(index.shape[1] == input_ids.shape[1])
         rows = embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand(-1, -1, embeds.shape[2]))
-        arguments: dict[str, Any] = {ENCODER_OUTPUTS: {"image": self._form().output(rows.flatten(0, 1))}}
+        form = self._form()
+        outputs = form.output(rows.flatten(0, 1), form.constant_fields(model))
+        arguments: dict[str, Any] = {ENCODER_OUTPUTS: {"image": outputs}}
         if ROPE_POSITIONS in self.names:
             positions = given[ROPE_POSITIONS]
             require(positions.shape[1] == input_ids.shape[0])
@@ -99,7 +103,7 @@ class ImageInputs:
             arguments["position_ids"] = positions
         if self.token_types:
             arguments[self.token_types] = given[TOKEN_TYPES]
-        return ImagesOfStep(arguments=arguments, mode=RowForEveryToken(index >= 0))
+        return ImagesOfStep(arguments=arguments, mode=RowForEveryToken(index >= 0, index == BESIDE))
 
     def _form(self) -> FeatureForm:
         if self.form is None:

@@ -1,4 +1,4 @@
-"""The decoder of a speech model, step by step, over what its encoder has made of sound."""
+"""A decoder, step by step, over what an encoder in another program has made of sound, or of an image."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class SpeechDecoder:
         questions: Sequence[Question],
         settings: GenerationSettings,
         further: Callable[[], Sequence[ScoreRule]] = tuple,
+        on_step: Callable[[], None] = lambda: None,
     ) -> list[Answer]:
         """The tokens of each row: the most likely ones, or drawn ones, as `settings` say.
 
@@ -83,6 +84,7 @@ class SpeechDecoder:
             questions: of each row.
             settings: rules for the scores, and what ends a text.
             further: makes the rules for one row that come behind those, before temperature and the like.
+            on_step: called behind each step.
         """
         rows = [
             Row(index=question.clip, lane=lane, prompt=question.prompt, limit=question.limit)
@@ -108,6 +110,7 @@ class SpeechDecoder:
                 elif len(row.generated) >= row.limit:
                     row.finish_reason = "length"
             position += 1
+            on_step()
         return [
             Answer(
                 tokens=row.generated,

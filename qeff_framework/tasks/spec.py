@@ -40,7 +40,7 @@ class TaskSpec:
     model_options: tuple[str, ...] = ()
     #: ``(module: PreTrainedModel, GraphRequest) -> PortableGraph``.
     graph_path: str
-    #: Subclass of `runtime.CompiledRunner`.
+    #: Subclass of `runtime.CompiledRunner`, or a function that makes one of a session.
     runner_path: str
     #: What ``qeff generate`` runs and prints: ``(runner, ResultsRequest) -> CommandResult``.
     results_path: str
