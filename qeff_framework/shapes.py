@@ -547,6 +547,11 @@ class PipelineShapes:
     guidance: bool = option(True, "compute with and without the prompt in one step: guidance_scale above 1")
     num_frames: int | None = option(None, "frames of a video, for pipelines that make some", minimum=1)
     max_sequence_length: int | None = option(None, "tokens of a prompt, for pipelines that take this", minimum=1)
+    enable_first_block_cache: bool = option(
+        False,
+        "three programs for the denoiser instead of one: in a step whose first block adds nearly what it added before, what the "
+        "other blocks added is used again (cache_threshold of a call)",
+    )
 
     def __post_init__(self) -> None:
         """Refuses sizes that contradict each other."""

@@ -227,6 +227,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         names: Counter[str] = Counter()
         programs = []
         runs, calls = self._recorded(shapes)
+        if shapes.enable_first_block_cache:
+            calls = self._cut(calls)
         for call, number in calls:
             if self._chosen is not None and call.component not in self._chosen:
                 continue
@@ -241,6 +243,24 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             title = name if names[name] == 1 else f"{name}-{names[name]}"
             programs.append(Program(name=title, plan=plan, specializations=(entry,)))
         return programs
+
+    def _cut(self, calls: list[tuple[Call, int]]) -> list[tuple[Call, int]]:
+        """The calls of the programs, with three for each of a denoiser that has caches."""
+        from qeff_framework.diffusion.first_block import calls_of_parts, is_cut
+
+        components = {name: getattr(self._pipeline, name) for name in self.denoisers}
+        cut = {name: each for name, each in components.items() if is_cut(each)}
+        if not cut:
+            kinds = ", ".join(type(each).__name__ for each in components.values()) or "no denoiser"
+            raise UnsupportedModelError(
+                f"enable_first_block_cache does not go with {type(self._pipeline).__name__}: diffusers has no caches for "
+                f"{kinds}; leave it out"
+            )
+        return [
+            (part, number)
+            for call, number in calls
+            for part in (calls_of_parts(cut[call.component], call) if call.component in cut else [call])
+        ]
 
     def _recorded(self, shapes: PipelineShapes) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
         """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
@@ -346,4 +366,5 @@ def _check_components(pipeline: Any) -> None:
 
 
 def _name_of(call: Call) -> str:
-    return call.component if call.method in ("forward", "decode") else f"{call.component}-{call.method}"
+    name = call.component if call.method in ("forward", "decode") else f"{call.component}-{call.method}"
+    return f"{name}-{call.part}" if call.part else name

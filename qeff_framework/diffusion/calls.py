@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -30,10 +30,20 @@ class Call:
     method: str
     #: Of the arguments by name, see `described`.
     arguments: Mapping[str, Any]
+    #: What of the call a graph computes, see `diffusion.first_block`; "" for all of it.
+    part: str = ""
+    #: What a part takes beside the arguments, described as these.
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For the metadata of an export."""
-        return {"component": self.component, "method": self.method, "arguments": self.arguments}
+        told = {"component": self.component, "method": self.method, "arguments": self.arguments}
+        return {**told, "part": self.part, "given": self.given} if self.part else told
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Of the graph."""
+        return {**self.arguments, **self.given}
 
     @property
     def told(self) -> str:
@@ -181,18 +191,23 @@ class CallGraph(torch.nn.Module):
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the tensors of the result in the order of its description."""
+        from qeff_framework.diffusion.first_block import run_part
         from qeff_framework.seam.plain_attention import PlainAttention
         from qeff_framework.seam.real_constants import ConstantsStayReal
 
-        given = iter(tensors)
-        arguments = {name: rebuilt(item, given) for name, item in self._call.arguments.items()}
+        call, taken = self._call, iter(tensors)
+        arguments = {name: rebuilt(item, taken) for name, item in call.arguments.items()}
+        given = {name: rebuilt(item, taken) for name, item in call.given.items()}
         # Tables of positions depend on sizes alone. Masks that attention gets here must not become constants: hence the order.
         with PlainAttention(), ConstantsStayReal(), self._contents:
-            value = getattr(self.model, self._call.method)(**arguments)
+            if call.part:
+                value = run_part(self.model, call.method, arguments, call.part, given)
+            else:
+                value = getattr(self.model, call.method)(**arguments)
         found: list[torch.Tensor] = []
         description = described(value, found)
         if description is None:
-            raise UnsupportedModelError(f"{self._call.told} returns a {type(value).__name__}")
+            raise UnsupportedModelError(f"{call.told} returns a {type(value).__name__}")
         self.result = description
         # A graph returns each tensor once.
         return tuple(

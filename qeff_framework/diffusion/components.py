@@ -6,10 +6,13 @@ parameters are memory that nobody touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from qeff_framework.diffusion.first_block import KeptBlocks
 
 #: ``(component, method, the method itself, positional arguments, keywords) -> result``.
 Handler = Callable[[str, str, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
@@ -23,6 +26,8 @@ def hand_over(component: torch.nn.Module, name: str, handler: Handler) -> torch.
     replaced = {
         method: _handed(name, method, getattr(own, method), handler) for method in METHODS if hasattr(own, method)
     }
+    if hasattr(own, "cache_context"):
+        replaced |= {"cache_context": _cache_context, "_reset_stateful_cache": reset_kept_blocks}
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
     component.__class__ = type(own.__name__, (own,), {**replaced, **names})
     return component
@@ -33,6 +38,31 @@ def _handed(name: str, method: str, function: Callable[..., Any], handler: Handl
         return handler(name, method, function.__get__(self), args, kwargs)
 
     return handed
+
+
+@contextmanager
+def _cache_context(self: Any, name: str, **told: Any) -> Iterator[None]:
+    """Takes the place of diffusers' own: the calls in it belong to `name`, such as those with a prompt."""
+    del told
+    self._cache_name = name
+    try:
+        yield
+    finally:
+        self._cache_name = ""
+
+
+def kept_blocks(component: Any) -> KeptBlocks:
+    """What the component keeps from step to step for the calls that are made now."""
+    kept: KeptBlocks = (
+        vars(component).setdefault("_kept_blocks", {}).setdefault(getattr(component, "_cache_name", ""), KeptBlocks())
+    )
+    return kept
+
+
+def reset_kept_blocks(component: Any, recurse: bool = True) -> None:
+    """Forgets what was kept: another picture begins."""
+    del recurse
+    vars(component).pop("_kept_blocks", None)
 
 
 def without_weights(build: Callable[[], torch.nn.Module], buffers: Mapping[str, torch.Tensor]) -> torch.nn.Module:

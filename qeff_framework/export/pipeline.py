@@ -22,7 +22,7 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
     call = Call(**request.program_inputs["call"])
     component = module.get_submodule(call.component)
     graph = CallGraph(weightless_copy(component), call)
-    example = (example_tensors(call.arguments),)
+    example = (example_tensors(call.inputs),)
     with stage("probe run"):
         probe(graph, example)
     result = graph.result
@@ -44,7 +44,7 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
         raise UnsupportedModelError(
             f"its {call.component} draws random numbers ({', '.join(drawn)}), which a program would draw otherwise"
         )
-    inputs = [path for path, _ in tensor_specs(call.arguments)]
+    inputs = [path for path, _ in tensor_specs(call.inputs)]
     outputs = [path for path, _ in tensor_specs({"result": result})]
     rename_interface(model, inputs=inputs, outputs=outputs)
     return PortableGraph(model=model, metadata={"call": call.as_json(), "result": result})

@@ -18,6 +18,8 @@ from qeff_framework.runtime.runner import CompiledRunner
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.diffusion.first_block import KeptBlocks
+
 
 class CompiledDiffusionPipeline(CompiledRunner):
     """A pipeline of diffusers whose components run programs. Call it as the pipeline is called."""
@@ -27,6 +29,10 @@ class CompiledDiffusionPipeline(CompiledRunner):
         if not isinstance(session, ProgramSessions):
             raise InputError(f"{session.compiled.directory} holds no programs of a pipeline")
         self._programs = list(session.sessions.values())
+        #: See `__call__`.
+        self._threshold: float | None = None
+        #: See `cached_steps`.
+        self._computed = self._reused = 0
 
     @cached_property
     def pipeline(self) -> Any:
@@ -49,12 +55,26 @@ class CompiledDiffusionPipeline(CompiledRunner):
         """As calling it."""
         return self(*args, **kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, cache_threshold: float | None = None, **kwargs: Any) -> Any:
         """Takes what the diffusers pipeline takes (``prompt``, ``generator``, ...) and returns its output.
 
+        Args:
+            *args: arguments of the pipeline.
+            cache_threshold: of programs that were compiled with ``enable_first_block_cache``: the relative change of what the
+                first block adds up to which a step uses what the other blocks added before. By default diffusers' own, 0.05; 0
+                computes every step.
+            **kwargs: arguments of the pipeline by name.
+
         Raises:
-            InputError: a component is called with sizes that no program was compiled for.
+            InputError: a component is called with sizes that no program was compiled for, or `cache_threshold` is given for
+                programs without a cache.
         """
+        if cache_threshold is not None and not self._is_cut:
+            raise InputError("cache_threshold needs programs that were compiled with enable_first_block_cache=True")
+        if cache_threshold is not None and not cache_threshold >= 0:
+            raise InputError(f"cache_threshold={cache_threshold} is out of range: it is at least 0")
+        self._threshold, self._computed, self._reused = cache_threshold, 0, 0
+        self._forget_blocks()
         signature = inspect.signature(self.pipeline.__call__)
         given = signature.bind_partial(*args, **kwargs).arguments
         defaults: dict[str, Any] = {**self.sizes}
@@ -65,6 +85,22 @@ class CompiledDiffusionPipeline(CompiledRunner):
             name: value for name, value in defaults.items() if name in signature.parameters and name not in given
         }
         return self.pipeline(*args, **kwargs, **further)
+
+    @property
+    def cached_steps(self) -> tuple[int, int]:
+        """Calls of the denoiser for the last picture that were computed, and those that used what was kept."""
+        return self._computed, self._reused
+
+    @property
+    def _is_cut(self) -> bool:
+        return any(each.compiled.metadata["call"].get("part") for each in self._programs)
+
+    def _forget_blocks(self) -> None:
+        from qeff_framework.diffusion.components import reset_kept_blocks
+
+        calls = [each.compiled.metadata["call"] for each in self._programs]
+        for name in {call["component"] for call in calls if call.get("part")}:
+            reset_kept_blocks(getattr(self.pipeline, name))
 
     @property
     def batch_size(self) -> int:
@@ -86,18 +122,49 @@ class CompiledDiffusionPipeline(CompiledRunner):
         import torch
 
         from qeff_framework.diffusion.calls import call_of, rebuilt, tensor_specs
+        from qeff_framework.diffusion.components import kept_blocks
 
         call, tensors = call_of(name, method, function, args, kwargs)
         wanted = call.as_json()
-        session = next((each for each in self._programs if each.compiled.metadata["call"] == wanted), None)
-        if session is None:
+        found = {}
+        for each in self._programs:
+            told = each.compiled.metadata["call"]
+            if all(told[key] == value for key, value in wanted.items()):
+                found[told.get("part", "")] = each
+        if not found:
             raise InputError(self._not_compiled(name, method, call.told, wanted["arguments"]))
         names = [path for path, _ in tensor_specs(call.arguments)]
-        outputs = session.run({path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)})
-        result = session.compiled.metadata["result"]
+        feeds = {path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)}
+        if "" in found:
+            session = found[""]
+            outputs, result = session.run(feeds), session.compiled.metadata["result"]
+        else:
+            outputs, result = self._run_parts(found, feeds, kept_blocks(getattr(function, "__self__", None)))
         # Arrays are valid until the next call.
         returned = (torch.from_numpy(np.array(outputs[path])) for path, _ in tensor_specs({"result": result}))
         return rebuilt(result, returned)
+
+    def _run_parts(
+        self, parts: Mapping[str, ExecutionSession], feeds: Mapping[str, Any], kept: KeptBlocks
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Runs the first block, and what its result asks for. The outputs and the description of the call's result."""
+        import torch
+
+        from qeff_framework.diffusion.first_block import DEFAULT_THRESHOLD, FIRST, REST, SKIP
+
+        threshold = DEFAULT_THRESHOLD if self._threshold is None else self._threshold
+        first = _unprefixed(parts[FIRST].run(feeds))
+        residual = torch.from_numpy(first.pop("residual"))
+        if not kept.must_compute(residual, threshold):
+            self._reused += 1
+            skip = parts[SKIP]
+            return skip.run({**feeds, **first, **(kept.tail or {})}), skip.compiled.metadata["result"]
+        self._computed += 1
+        kept.residual = residual.clone()
+        outputs = _unprefixed(parts[REST].run({**feeds, **first}))
+        kept.tail = {name: np.array(value) for name, value in outputs.items() if name.partition(".")[0] == "tail"}
+        renamed = {f"result{name.removeprefix('value')}": value for name, value in outputs.items()}
+        return renamed, parts[REST].compiled.metadata["result"]["dict"]["value"]
 
     def _not_compiled(self, name: str, method: str, told: str, arguments: Mapping[str, Any]) -> str:
         from qeff_framework.diffusion.calls import Call
@@ -117,6 +184,11 @@ class CompiledDiffusionPipeline(CompiledRunner):
             f"{told_apart}; call it with the height, width, number of prompts and guidance that it was compiled with, or compile "
             "it for these"
         )
+
+
+def _unprefixed(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Outputs by the names of the inputs that they are for."""
+    return {name.removeprefix("result."): value for name, value in outputs.items()}
 
 
 def _array(tensor: torch.Tensor) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from PIL import Image
 
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
@@ -114,6 +115,8 @@ def _component(export: Path) -> str:
 
 
 def test_a_call_that_no_program_fits_is_refused_with_what_there_is(runner: CompiledDiffusionPipeline) -> None:
+    with pytest.raises(InputError, match="enable_first_block_cache=True"):
+        runner("a lighthouse", cache_threshold=0.1)
     with pytest.raises(
         InputError, match=r"unet\(.*sample \[1, 4, 8, 8\].* has programs for unet\(.*sample \[2, 4, 8, 8\]"
     ):
@@ -221,6 +224,31 @@ def test_a_picture_that_is_given_is_encoded_by_a_program(eager: Any, session_sto
         return run("a lighthouse", generator=torch.Generator().manual_seed(1), **asked).images
 
     assert np.abs(painted(model) - painted(tiny.pipeline)).max() < 1e-3
+
+
+def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, session_store: Path) -> None:
+    tiny = tiny_pipeline("flux")
+    sizes = {"guidance": False, "enable_first_block_cache": True, **tiny.sizes}
+    compiled = QEFFDiffusionPipeline(tiny.pipeline).compile("ort_sim", **sizes)
+    parts = ["transformer-first", "transformer-rest", "transformer-skip"]
+    assert [name for name in compiled.programs if "transformer" in name] == parts
+    asked = {"num_inference_steps": STEPS, "output_type": "np", "height": 32, "width": 32, "max_sequence_length": 16}
+
+    def made(run: Any, **more: Any) -> Any:
+        return run("a lighthouse", generator=torch.Generator().manual_seed(1), **asked, **more).images
+
+    with load_compiled(compiled.directory) as loaded:
+        assert isinstance(loaded, CompiledDiffusionPipeline)
+        for threshold, steps in ((0.0, (STEPS, 0)), (0.6, (1, STEPS - 1))):
+            tiny.pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+            expected = made(tiny.pipeline)
+            tiny.pipeline.transformer.disable_cache()
+            assert np.abs(made(loaded, cache_threshold=threshold) - expected).max() < 1e-3
+            assert loaded.cached_steps == steps
+        with pytest.raises(InputError, match="cache_threshold=-1 is out of range"):
+            loaded("a lighthouse", cache_threshold=-1)
+    with pytest.raises(UnsupportedModelError, match="diffusers has no caches for UNet2DConditionModel"):
+        QEFFDiffusionPipeline(eager).compile("ort_sim", height=64, width=64, enable_first_block_cache=True)
 
 
 def test_what_a_program_cannot_do_is_refused_before_any_export(store_root: Path) -> None:
