@@ -309,7 +309,7 @@ NAMES: tuple[Name, ...] = (
     Name(
         name="peft.lora.QEffAutoLoraModelForCausalLM",
         instead="QEFFAutoPeftModelForCausalLM",
-        note="`load_adapter`, `unload_adapter`, `prompt_to_adapter_mapping`; `compile(max_loras=4)` makes room for later adapters",
+        note="`load_adapter`, `unload_adapter`, `prompt_to_adapter_mapping`; `compile(max_loras=4)` leaves room for later ones",
     ),
     Name(name="QEFFCommonLoader", instead="QEFFAutoModel", note="the class follows from the checkpoint"),
     Name(name="export", instead="QEFFAutoModelForCausalLM.export", note="returns the folder and the path of the graph"),
