@@ -79,16 +79,19 @@ conformance: $(VENV)/bytecode.stamp
 authors: $(VENV)/bytecode.stamp
 	$(BIN)/python -m tests.authors_path
 
+# tests/conftest.py orders the files.
+FILES = --dist loadfile --no-loadscope-reorder
+
 # A file's tests share what they have exported and compiled; one thread each, so that the processes do not wait for each other.
 # The types are checked on one core while byte code is written on another.
 test: $(VENV)/test.stamp
 	@$(MAKE) --no-print-directory -j 2 lint $(VENV)/bytecode.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(FILES)
 
 FAST = -m "not slow and not standin and not htp and not network"
 
 test-fast: $(VENV)/bytecode.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(FILES) $(FAST)
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
@@ -108,7 +111,7 @@ lowest:
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST) -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt -e '.[gguf]' -e ./plugins/ort_sim_backend \
 	  -e ./plugins/qaic_backend -e ./plugins/qnn_backend -e ./plugins/qefficient_compat -r requirements-dev.txt
-	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(JOBS) --dist loadfile $(FAST)
+	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(JOBS) $(FILES) $(FAST)
 
 coverage-range: $(VENV)/run.stamp
 	$(BIN)/python -m qeff_framework.coverage.versions

@@ -38,6 +38,7 @@ SIZES: Final[dict[str, Any]] = {
     # depth
     **_each("num_hidden_layers n_layer n_layers num_layers", LAYERS),
     **_each("decoder_layers num_decoder_layers encoder_layers num_encoder_layers", 3),
+    **_each("decoder_num_hidden_layers encoder_num_hidden_layers", 3),
     # heads
     **_each("num_attention_heads n_head n_heads num_heads attention_heads linear_num_heads", HEADS),
     **_each("decoder_attention_heads encoder_attention_heads swa_num_attention_heads", HEADS),

@@ -61,13 +61,13 @@ def _types(mapping: str) -> list[str]:
     return list(getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES"))
 
 
-def tiny_sound_model(model_type: str, task: Task) -> torch.nn.Module:
-    """The tiny model of a type, with a short stack of convolutions."""
+def tiny_sound_model(model_type: str, task: Task, **fields: Any) -> torch.nn.Module:
+    """The tiny model of a type, with a short stack of convolutions; `fields` of its configuration have the values given."""
     import torch
     from transformers import CONFIG_MAPPING
 
     default: Any = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else None
-    module = tiny_model(model_type, task, changes=_changes(default))
+    module = tiny_model(model_type, task, changes={**_changes(default), **fields})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for parameter in module.parameters():

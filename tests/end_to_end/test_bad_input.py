@@ -322,26 +322,6 @@ def test_an_export_that_was_killed_half_way(checkpoint: Path, tmp_path: Path, st
     assert not list((store_root / "staging").iterdir())
 
 
-def test_two_processes_that_compile_the_same(checkpoint: Path, store_root: Path) -> None:
-    arguments = (
-        "compile",
-        str(checkpoint),
-        "--backend",
-        "ort_sim",
-        "--ctx-len",
-        "16",
-        "--prefill-seq-len",
-        "4",
-        "--json",
-    )
-    processes = [qeff(*arguments) for _ in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    directories = {json.loads(stdout)["directory"] for stdout, _ in outputs}
-    assert len(directories) == 1
-    assert sorted(stored.kind for stored in Store().list()) == ["compiled", "exports"]
-
-
 def test_every_error_is_one_of_ours() -> None:
     import qeff_framework.errors as errors
 

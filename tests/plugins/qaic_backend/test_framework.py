@@ -14,6 +14,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, load_compiled
+from qeff_framework.artifacts import Store
 from qeff_framework.errors import ArtifactError, BackendUnavailableError, CompileError, ExecutionError, OptionError
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
@@ -177,6 +178,7 @@ def test_standin_two_processes_compile_once(standin, tmp_path) -> None:
     assert [process.returncode for process in running] == [0, 0]
     assert first == second
     assert "home with blanks" in first
+    assert sorted(stored.kind for stored in Store(tmp_path / "home with blanks").list()) == ["compiled", "exports"]
     assert len(sdk.invocations("qaic-compile")) == 1
 
 
