@@ -12,11 +12,11 @@ import torch
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import BATCH, SEQ, rename_dims, rename_interface
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.single_pass import SinglePassGraph, probe_layers, traced_model
 from qeff_framework.export.stages import stage
-from qeff_framework.export.trace import finish, probe, trace, translate
+from qeff_framework.export.trace import finish
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.adapt import adapt
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Scope, forward_scope
@@ -91,19 +91,14 @@ def _graph(
     graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling, counts_tokens=bool(rotary))
     example = _example(inputs)
     with stage("probe run"):
-        results = probe(graph, example)
-        if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
-            graph.masks = MaskPlan()
-            results = probe(graph, example)
-    graph.masks.finish_recording()
+        results, kinds = probe_layers(graph, example)
     for name, result in zip(outputs, results, strict=True):
         _check_shape(name, tuple(result.shape), axes)
     batch, seq = (torch.export.Dim(name, min=1) for name in (BATCH, SEQ))
-    with stage("trace"):
-        program = trace(graph, example, ([{0: batch, 1: seq} for _ in inputs],))
-    with stage("translation to ONNX"):
-        model = translate(program, graph_weights(module, norms))
-        finish(model)
+    _, model = traced_model(
+        graph, example, ([{0: batch, 1: seq} for _ in inputs],), graph_weights(module, norms), kinds
+    )
+    finish(model)
     rename_interface(model, inputs=inputs, outputs=outputs)
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
     _drop_unused_token_types(model)
@@ -119,7 +114,7 @@ def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> No
         )
 
 
-class _TokensGraph(torch.nn.Module):
+class _TokensGraph(SinglePassGraph):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
@@ -131,22 +126,20 @@ class _TokensGraph(torch.nn.Module):
         pooling: Pooling | None,
         counts_tokens: bool,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.inputs = inputs
         self.fields = fields
         # The name must not be that of a part of the model: weights of both are told apart by their names alone.
         self.qeff_pooling = _without_training(pooling)
         #: Whether the model asks for the length of the text, which padding does not belong to.
         self.counts_tokens = counts_tokens
-        self.masks = MaskPlan()
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the output fields, pooled if asked for."""
         arguments: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
         if "use_cache" in inspect.signature(self.model.forward).parameters:
             arguments["use_cache"] = False
-        with forward_scope(Scope(masks=self.masks, token_lengths=self._token_lengths(arguments))):
+        with forward_scope(Scope(masks=self.masks, token_lengths=self._token_lengths(arguments))), self.around_layers():
             outputs = self.model(**arguments)
         results = tuple(_tensor(outputs, name) for name in self.fields)
         if self.qeff_pooling is None:

@@ -12,8 +12,9 @@ A backend that can branch need not run the encoder over that one token: all it c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.contracts import StateSpec
-from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.errors import QEFFError, UnsupportedModelError
 from qeff_framework.export.interface import (
     BATCH,
     CTX,
@@ -47,17 +48,22 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, bypasses_attention_interface, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode, PositionalCountMode
 from qeff_framework.seam.cache import CrossCache, SeamCache
+from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping, without_stamped_weights
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.rotary import find_length_dependent_rotary
 from qeff_framework.seam.scope import Memory, Scope, Step, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special, refuse_special_encoder
-from qeff_framework.seam.states import CROSS, SLOTTED, StateShape
+from qeff_framework.seam.states import CROSS, SLOTTED, StateId, StateShape
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
     import onnx_ir
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_NO_KINDS = LayerKinds()
 
 INPUTS = ("input_ids", "position_ids", "encoder_input_ids", "encoder_position_ids", "encoder_lengths")
 #: Instead of the tokens, ``[B, T, D]``: what an encoder in another program has made of the source.
@@ -89,12 +95,24 @@ def _graph(module: PreTrainedModel, *, hidden_size: int | None) -> PortableGraph
     adapt(weightless, norms, rotary)
     with stage("probe run"):
         plan = _probe(weightless, hidden_size=hidden_size)
+    weights = graph_weights(module, norms)
+    try:
+        model = _traced_model(weightless, plan, weights)
+    except QEFFError as reason:
+        if not plan.kinds.kinds:
+            raise
+        # A model may do with its layers what a record does not show.
+        logger.info("every layer is traced: %s", reason)
+        model = _traced_model(weightless, replace(plan, kinds=_NO_KINDS), weights)
+    finish(model)
+    return PortableGraph(model=model, states=_name_interface(model, plan))
+
+
+def _traced_model(weightless: PreTrainedModel, plan: _Plan, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
     with stage("trace"):
         program = _trace(weightless, plan)
     with stage("translation to ONNX"):
-        model = translate(program, graph_weights(module, norms))
-    finish(model)
-    return PortableGraph(model=model, states=_name_interface(model, plan))
+        return translate(program, weights, plan.kinds, [shape.id for shape in plan.states])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +122,8 @@ class _Plan:
     encoder_masks: MaskPlan
     decoder_masks: MaskPlan
     states: tuple[StateShape, ...] = ()
+    #: The layers that are alike in the probe run.
+    kinds: LayerKinds = _NO_KINDS
     #: Of the output of an encoder in another program; `None`: the encoder is part of the graph.
     hidden_size: int | None = None
     #: The decoder gets a mask for the encoder's output, without which it asks for no mask of its cross-attention.
@@ -121,6 +141,49 @@ class _Plan:
         return tuple(HIDDEN_STATES if name == "encoder_input_ids" else name for name in INPUTS)
 
 
+class _Caches:
+    """Both caches of a step as one, and both plans for masks."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self.own, self.cross = SeamCache(_CTX), CrossCache(_ENCODER_CTX)
+
+    @property
+    def states(self) -> _States:
+        """Those of both."""
+        return _States(self.own.states, self.cross.states)
+
+    @property
+    def calls(self) -> int:
+        """How often masks were asked for."""
+        return self._plan.encoder_masks.calls + self._plan.decoder_masks.calls
+
+
+class _States(MutableMapping[StateId, torch.Tensor]):
+    """States of cross-attention lie in a mapping of their own."""
+
+    def __init__(self, own: dict[StateId, torch.Tensor], cross: dict[StateId, torch.Tensor]) -> None:
+        self._own, self._cross = own, cross
+
+    def _place(self, state: StateId) -> dict[StateId, torch.Tensor]:
+        return self._cross if state.role in CROSS else self._own
+
+    def __getitem__(self, state: StateId) -> torch.Tensor:
+        return self._place(state)[state]
+
+    def __setitem__(self, state: StateId, tensor: torch.Tensor) -> None:
+        self._place(state)[state] = tensor
+
+    def __delitem__(self, state: StateId) -> None:
+        del self._place(state)[state]
+
+    def __iter__(self) -> Iterator[StateId]:
+        return iter((*self._own, *self._cross))
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._cross)
+
+
 class _Seq2SeqGraph(torch.nn.Module):
     """Wraps a weightless copy: its forward has the signature of the portable graph.
 
@@ -132,11 +195,16 @@ class _Seq2SeqGraph(torch.nn.Module):
         model: PreTrainedModel,
         plan: _Plan,
         position_modes: Sequence[type[PositionalArangeMode | PositionalCountMode]] = (),
+        around_layers: Callable[[_Caches], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
         self.position_modes = position_modes
+        #: Those of the last pass.
+        self.caches = _Caches(plan)
+        #: In which the model runs, given the caches.
+        self.around_layers = around_layers
         #: States of the last pass.
         self.shapes: tuple[StateShape, ...] = ()
 
@@ -161,6 +229,7 @@ class _Seq2SeqGraph(torch.nn.Module):
         require(source.shape[1] == encoder_position_ids.shape[1])
 
         own, cross = self._caches(states)
+        self.caches.own, self.caches.cross = own, cross
         step = Step(position_ids=position_ids, kv_positions=torch.arange(own.ctx_len))
         memory = Memory(
             position_ids=encoder_position_ids,
@@ -168,7 +237,8 @@ class _Seq2SeqGraph(torch.nn.Module):
             kv_positions=torch.arange(cross.ctx_len),
         )
         try:
-            logits = self._step(input_ids, source, step, memory, EncoderDecoderCache(own, cross))
+            with self.around_layers(self.caches):
+                logits = self._step(input_ids, source, step, memory, EncoderDecoderCache(own, cross))
         finally:
             self.shapes = (*own.shapes(), *cross.shapes())
         written = {**own.states, **cross.states}
@@ -266,8 +336,10 @@ def _probe(
         reads_pooled=reads_pooled,
     )
     graph = _Seq2SeqGraph(weightless, plan)
+    layers = LayerRecorder()
     try:
-        logits, *_ = probe(graph, (*_example_inputs(hidden_size), []))
+        with layers.watching(weightless, graph.caches, graph.caches):
+            logits, *_ = probe(graph, (*_example_inputs(hidden_size), []))
     except Exception as error:
         if graph.shapes and not plan.decoder_masks.forms:  # What it made for itself does not fit the cache.
             raise _own_masks() from error
@@ -303,7 +375,7 @@ def _probe(
         return _probe(weightless, adds_encoder_masks=True)
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return replace(plan, states=graph.shapes)
+    return replace(plan, states=graph.shapes, kinds=layers.kinds())
 
 
 def _own_masks() -> UnsupportedModelError:
@@ -312,15 +384,28 @@ def _own_masks() -> UnsupportedModelError:
 
 def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
     """Traces the step. A decoder that counts or numbers its tokens is traced again with positions instead."""
+
+    def stamped(caches: _Caches) -> AbstractContextManager[object]:
+        return stamping(weightless, plan.kinds, caches)
+
+    # The layers that are not traced bring their states with them when they are stamped.
+    held = replace(plan, states=tuple(shape for shape in plan.states if shape.id not in plan.kinds.stamped_states))
+    with without_stamped_weights(weightless, plan.kinds):
+        return _trace_layers(weightless, held, stamped)
+
+
+def _trace_layers(
+    weightless: PreTrainedModel, plan: _Plan, stamped: Callable[[_Caches], AbstractContextManager[object]]
+) -> torch.export.ExportedProgram:
     example, axes = _example(plan)
-    program = trace(_Seq2SeqGraph(weightless, plan), example, axes)
+    program = trace(_Seq2SeqGraph(weightless, plan, (), stamped), example, axes)
     modes: list[type[PositionalArangeMode | PositionalCountMode]] = []
     if running_count(program) is not None:
         modes.append(PositionalCountMode)
     if token_counting(program) is not None:
         modes.append(PositionalArangeMode)
     if modes:
-        program = trace(_Seq2SeqGraph(weightless, plan, modes), example, axes)
+        program = trace(_Seq2SeqGraph(weightless, plan, modes, stamped), example, axes)
     require_no_running_count(program)
     require_no_text_length(program)
     try:

@@ -18,11 +18,12 @@ from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.frame_counts import FrameCount, frame_count
 from qeff_framework.export.interface import BATCH, FRAMES, SEQ, rename_dims, rename_interface
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.single_pass import SinglePassGraph, probe_layers, traced_model
 from qeff_framework.export.stages import stage
-from qeff_framework.export.trace import finish, probe, trace, translate
+from qeff_framework.export.trace import finish
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.adapt import adapt
+from qeff_framework.seam.layers import LayerKinds
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.padded_frames import PaddedFrames
 from qeff_framework.seam.real_constants import ConstantsStayReal
@@ -94,11 +95,10 @@ def signal_graph(
     graph = _SignalGraph(weightless, inputs=inputs, fields=fields, call=call)
     example = (_example(inputs, signal),)
     with stage("probe run"):
-        results = probe(graph, example)
-        if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
-            graph.masks = MaskPlan()
-            results = probe(graph, example)
-    graph.masks.finish_recording()
+        results, kinds = probe_layers(graph, example)
+    if signal.has_length:
+        # What padding hides is followed through each operator of the trace.
+        kinds = LayerKinds()
     for name, result in zip(fields, results, strict=True):
         _check_shape(name, tuple(result.shape), axes)
     batch = torch.export.Dim(BATCH, min=1)
@@ -106,16 +106,14 @@ def signal_graph(
     dynamic: dict[int, Any] = {0: batch}
     if signal.has_length:
         dynamic[1 + signal.shape.index(None)] = seq
-    with stage("trace"):
-        program = trace(graph, example, ([dynamic if name == signal.name else {0: batch, 1: seq} for name in inputs],))
+    lengths = [dynamic if name == signal.name else {0: batch, 1: seq} for name in inputs]
+    program, model = traced_model(graph, example, (lengths,), graph_weights(module, norms), kinds)
     if signal.has_length:
         _require_any_length(_lengths(program))
     metadata: dict[str, Any] = {}
     if "frames" in axes and signal.has_length:
         metadata["frames"] = _frames(program).as_json()
-    with stage("translation to ONNX"):
-        model = translate(program, graph_weights(module, norms))
-        finish(model)
+    finish(model)
     rename_interface(model, inputs=inputs, outputs=fields)
     dims = {BATCH: (0, 0)}
     if signal.has_length:
@@ -178,7 +176,7 @@ def _example(inputs: tuple[str, ...], signal: Signal) -> list[torch.Tensor]:
     return [main, *(torch.ones((_BATCH, main.shape[1]), dtype=torch.int64) for _ in inputs[1:])]
 
 
-class _SignalGraph(torch.nn.Module):
+class _SignalGraph(SinglePassGraph):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(
@@ -189,12 +187,10 @@ class _SignalGraph(torch.nn.Module):
         fields: tuple[str, ...],
         call: Callable[..., Any] | None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.inputs = inputs
         self.fields = fields
         self.call = call
-        self.masks = MaskPlan()
 
     def forward(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the output fields."""
@@ -205,7 +201,8 @@ class _SignalGraph(torch.nn.Module):
             require(tensors[0].shape[0] == mask.shape[0])
             require(tensors[0].shape[1] == mask.shape[1])
         frames = PaddedFrames(tensors[0].shape[1], mask)
-        with forward_scope(Scope(masks=self.masks, real_frames=frames.real)), ConstantsStayReal(), frames:
+        scope = Scope(masks=self.masks, real_frames=frames.real)
+        with forward_scope(scope), ConstantsStayReal(), frames, self.around_layers():
             outputs = (self.call or _forward)(self.model, **arguments)
         return tuple(_tensor(outputs, name) for name in self.fields)
 

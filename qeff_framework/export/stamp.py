@@ -56,7 +56,7 @@ def stamp_layers(
         return
     nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in (INPUT_OP, OUTPUT_OP, CALL_OP)]
     numbers = {layer.name: number for number, (layer, _) in enumerate(kinds.layers)}
-    bodies = {kind[0].name: _Body(model, kind[0], numbers[kind[0].name], nodes) for kind in kinds.kinds}
+    bodies = {kind[0].name: _Body(model, kind[0], numbers[kind[0].name], nodes, weights) for kind in kinds.kinds}
     files = MappedFiles()
     added: dict[StateId, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
     for node in nodes:
@@ -90,7 +90,14 @@ def _order_states(
 class _Body:
     """The nodes of a traced layer."""
 
-    def __init__(self, model: onnx_ir.Model, layer: Layer, number: int, marks: Sequence[onnx_ir.Node]) -> None:
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        layer: Layer,
+        number: int,
+        marks: Sequence[onnx_ir.Node],
+        weights: Mapping[str, torch.Tensor],
+    ) -> None:
         self._model, self._layer = model, layer
         mine = [mark for mark in marks if mark.op_type != CALL_OP and mark.attributes["layer"].as_int() == number]
         self._inputs = {mark.outputs[0]: _place(mark) for mark in mine if mark.op_type == INPUT_OP}
@@ -99,7 +106,8 @@ class _Body:
         self._weights = {
             value: name.removeprefix(f"{layer.name}.")
             for name, value in model.graph.initializers.items()
-            if name.startswith(f"{layer.name}.")
+            # The tracer names constants of the code after the module as well. They are the same in all layers of the kind.
+            if name.startswith(f"{layer.name}.") and name in weights
         }
         self._nodes = self._dependent(self._closure())
 

@@ -15,14 +15,14 @@ import torch
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.interface import rename_interface
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
+from qeff_framework.export.single_pass import SinglePassGraph, probe_layers, traced_model
 from qeff_framework.export.stages import stage
-from qeff_framework.export.trace import finish, probe, trace, translate
+from qeff_framework.export.trace import finish, probe
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.images.units import pixel_names
-from qeff_framework.seam.adapt import adapt, fall_back_to_eager
+from qeff_framework.seam.adapt import adapt
 from qeff_framework.seam.image_features import DerivedTensors, FeatureForm, OneUnit, encoder_arguments, image_encoder
 from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id
-from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.real_constants import ConstantsStayReal
 from qeff_framework.seam.rope_positions import rope_layout
@@ -55,19 +55,12 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     )
     example = tuple(given[name] for name in pixels)
     with stage("probe run"):
-        embeds = probe(graph, example)
-        if graph.masks.forms and graph.masks.attention_calls == 0 and fall_back_to_eager(weightless):
-            graph.masks = MaskPlan()
-            embeds = probe(graph, example)
-    graph.masks.finish_recording()
+        embeds, kinds = probe_layers(graph, example)
     if embeds.dim() != 2:
         raise UnsupportedModelError(f"its image features have the shape {list(embeds.shape)}")
     layout = _layout(module, {name: value for name, value in given.items() if name not in pixels}, embeds.shape[0])
-    with stage("trace"):
-        program = trace(graph, example, (tuple({} for _ in example),))
-    with stage("translation to ONNX"):
-        model = translate(program, graph_weights(module, norms))
-        finish(model)
+    _, model = traced_model(graph, example, (tuple({} for _ in example),), graph_weights(module, norms), kinds)
+    finish(model)
     rename_interface(model, inputs=list(pixels), outputs=[EMBEDS])
     form = {} if graph.form is None else _with_constants(graph, graph.form, given, example).as_json()
     metadata: dict[str, Any] = {
@@ -110,15 +103,13 @@ def _described(tensor: torch.Tensor, *, constant: bool) -> dict[str, Any]:
     return {**described, "values": first if bool((tensor == first).all()) else tensor.tolist()}
 
 
-class _VisionGraph(torch.nn.Module):
+class _VisionGraph(SinglePassGraph):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
     def __init__(self, model: PreTrainedModel, pixels: Sequence[str], constants: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.pixels = tuple(pixels)
         self.constants = dict(constants)
-        self.masks = MaskPlan()
         self.form: FeatureForm | None = None
         #: Further tensors of the encoder's output, and whether they are computed from the pixels, if that was followed.
         self.further: dict[str, bool] = {}
@@ -128,7 +119,8 @@ class _VisionGraph(torch.nn.Module):
         """Returns ``vision_embeds``."""
         given = dict(zip(self.pixels, pixels, strict=True))
         derived = DerivedTensors(pixels)
-        with forward_scope(Scope(masks=self.masks)), ConstantsStayReal(), OneUnit(pixels), ExitStack() as following:
+        scope = Scope(masks=self.masks)
+        with forward_scope(scope), ConstantsStayReal(), OneUnit(pixels), self.around_layers(), ExitStack() as following:
             if self.follows:
                 following.enter_context(derived)
             outputs = image_encoder(self.model)(**given, **self.constants, return_dict=True)

@@ -12,10 +12,11 @@ the names of weights and states. Whatever a record cannot hold makes a layer a k
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import onnx_ir
 import torch
@@ -25,9 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qeff_framework.dialect.names import DOMAIN, VERSION
 from qeff_framework.errors import ExportError
-from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.loops import replaced_forwards
-from qeff_framework.seam.mask_plan import MaskPlan
+from qeff_framework.seam.real_constants import constant_content
 from qeff_framework.seam.states import StateId
 
 #: Stand in the traced graph around the one layer of a kind, and for each of the others.
@@ -40,6 +40,22 @@ _MAX_CONSTANT: Final = 1024
 _SYMBOLIC: Final = torch.ops.onnx_symbolic._symbolic.default  # noqa: SLF001
 
 Forward = Callable[..., Any]
+
+
+class HoldsStates(Protocol):
+    """A cache, or several."""
+
+    @property
+    def states(self) -> MutableMapping[StateId, torch.Tensor]:
+        """The states as the running step has left them so far."""
+
+
+class CountsMasks(Protocol):
+    """A `MaskPlan`, or several."""
+
+    @property
+    def calls(self) -> int:
+        """How often the model has asked for masks."""
 
 
 class NotAlikeError(ExportError):
@@ -93,7 +109,7 @@ class LayerRecorder:
         self._shared: set[StateId] = set()
 
     @contextlib.contextmanager
-    def watching(self, model: torch.nn.Module, cache: SeamCache, masks: MaskPlan) -> Iterator[None]:
+    def watching(self, model: torch.nn.Module, cache: HoldsStates, masks: CountsMasks) -> Iterator[None]:
         """While the body runs `model` once."""
         run = _Run(model, _owners(model), cache, masks, _RecordingMode(), self._shared)
 
@@ -165,6 +181,8 @@ class _Frame:
         if isinstance(value, torch.Tensor):
             self.kept.append(value)
             name = self.names.get(id(value))
+            if name is None and (content := constant_content(value)) is not None:
+                return ("constant", str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest())
             return self.outside.setdefault(id(value), _Outside(id(value), value)) if name is None else name
         if isinstance(value, (list, tuple)):
             return (type(value).__name__, *(self.told(item) for item in value))
@@ -236,8 +254,8 @@ class _Run:
     model: torch.nn.Module
     #: Names of the modules that hold each parameter and buffer.
     owners: Mapping[int, Sequence[str]]
-    cache: SeamCache
-    masks: MaskPlan
+    cache: HoldsStates
+    masks: CountsMasks
     mode: _RecordingMode
     #: See `LayerRecorder`.
     shared: set[StateId]
@@ -290,7 +308,7 @@ def _recorded(
     return result, (program, written)
 
 
-def _describe(leaf: Any, frame: _Frame, cache: SeamCache) -> Any:
+def _describe(leaf: Any, frame: _Frame, cache: HoldsStates) -> Any:
     if isinstance(leaf, torch.Tensor):
         return ("tensor", str(leaf.dtype), tuple(map(str, leaf.shape)), tuple(map(str, leaf.stride())))
     return ("cache",) if leaf is cache else frame.told(leaf)
@@ -366,7 +384,7 @@ def _modules(model: torch.nn.Module, layer: Layer) -> Iterator[torch.nn.Module]:
 
 
 @contextlib.contextmanager
-def stamping(model: torch.nn.Module, kinds: LayerKinds, cache: SeamCache) -> Iterator[None]:
+def stamping(model: torch.nn.Module, kinds: LayerKinds, cache: HoldsStates) -> Iterator[None]:
     """Lets the first layer of each kind be traced between marks, and each other one emit a single node.
 
     The inputs of that node are the tensors that the layer is called with, and its outputs those that it returns. Its states are
@@ -384,27 +402,21 @@ def stamping(model: torch.nn.Module, kinds: LayerKinds, cache: SeamCache) -> Ite
 
 
 def _marking(
-    number: int, layer: Layer, cache: SeamCache, traced: dict[str, _Traced]
+    number: int, layer: Layer, cache: HoldsStates, traced: dict[str, _Traced]
 ) -> Callable[[str, Forward], Forward]:
     def maker(_: str, forward: Forward) -> Forward:
         def marked(*args: Any, **kwargs: Any) -> Any:
             leaves, tree = pytree.tree_flatten((args, kwargs))
-            count = sum(isinstance(leaf, torch.Tensor) for leaf in leaves)
+            count = sum(map(_is_traced, leaves))
             places = iter(range(count))
-            inner = [
-                _mark(INPUT_OP, number, next(places), leaf) if isinstance(leaf, torch.Tensor) else leaf
-                for leaf in leaves
-            ]
+            inner = [_mark(INPUT_OP, number, next(places), leaf) if _is_traced(leaf) else leaf for leaf in leaves]
             for place, state in enumerate(layer.states, count):
                 cache.states[state] = _mark(INPUT_OP, number, place, cache.states[state])
             inner_args, inner_kwargs = pytree.tree_unflatten(inner, tree)
             results, output_tree = pytree.tree_flatten(forward(*inner_args, **inner_kwargs))
-            count = sum(isinstance(leaf, torch.Tensor) for leaf in results)
+            count = sum(map(_is_traced, results))
             places = iter(range(count))
-            outer = [
-                _mark(OUTPUT_OP, number, next(places), leaf) if isinstance(leaf, torch.Tensor) else leaf
-                for leaf in results
-            ]
+            outer = [_mark(OUTPUT_OP, number, next(places), leaf) if _is_traced(leaf) else leaf for leaf in results]
             for place, state in enumerate(layer.states, count):
                 cache.states[state] = _mark(OUTPUT_OP, number, place, cache.states[state])
             traced[layer.name] = _Traced(leaves, tree, outer, output_tree)
@@ -424,17 +436,17 @@ def _calling(number: int, layer: Layer, first: Layer, traced: dict[str, _Traced]
             known = traced.get(first.name)
             if known is None or tree != known.input_tree or not all(map(_fits, leaves, known.given)):
                 raise NotAlikeError(f"{layer.name} is not called in the trace as {first.name} is")
-            patterns = [leaf for leaf in known.results if isinstance(leaf, torch.Tensor)]
+            patterns = [leaf for leaf in known.results if _is_traced(leaf)]
             values = torch.onnx.ops.symbolic_multi_out(
                 f"{DOMAIN}::{CALL_OP}",
-                [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)],
+                [leaf for leaf in leaves if _is_traced(leaf)],
                 {"layer": number},
                 dtypes=[pattern.dtype for pattern in patterns],
                 shapes=[list(pattern.shape) for pattern in patterns],
                 version=VERSION,
             )
             found = iter(values)
-            results = [next(found) if isinstance(leaf, torch.Tensor) else leaf for leaf in known.results]
+            results = [next(found) if _is_traced(leaf) else leaf for leaf in known.results]
             return pytree.tree_unflatten(results, known.output_tree)
 
         return call
@@ -453,9 +465,16 @@ def _mark(op_type: str, layer: int, place: int, tensor: torch.Tensor) -> torch.T
     )
 
 
+def _is_traced(leaf: Any) -> bool:
+    """Not a constant: a tensor that keeps its numbers in the trace (`seam.real_constants`) is the same for all calls."""
+    return isinstance(leaf, torch.Tensor) and type(leaf) is not torch.Tensor
+
+
 def _fits(leaf: Any, known: Any) -> bool:
-    if isinstance(leaf, torch.Tensor) and isinstance(known, torch.Tensor):
+    if _is_traced(leaf) and _is_traced(known):
         return leaf.dtype == known.dtype and list(map(str, leaf.shape)) == list(map(str, known.shape))
-    if isinstance(leaf, (torch.Tensor, torch.SymInt)) or isinstance(known, (torch.Tensor, torch.SymInt)):
+    if isinstance(leaf, torch.Tensor) or isinstance(known, torch.Tensor):
+        return leaf is known
+    if isinstance(leaf, torch.SymInt) or isinstance(known, torch.SymInt):
         return str(leaf) == str(known) and type(leaf) is type(known)
     return leaf is known or (type(leaf) is type(known) and bool(leaf == known))

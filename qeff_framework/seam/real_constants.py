@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+#: An attribute of tensors that were computed from constants.
+_MARK = "_qeff_constant"
 _REAL = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -30,12 +32,27 @@ class ConstantsStayReal(TorchFunctionMode):
         given = dict(kwargs or {})
         if all(_is_real(leaf) for leaf in pytree.tree_leaves((args, given))):
             with _disable_current_modes():
-                return func(*args, **given)
+                return _marked(func(*args, **given))
         if func is torch.Tensor.__getitem__ and _is_real_mask(args[1]):
             with _disable_current_modes():
                 places = args[1].nonzero(as_tuple=True)
             return func(args[0], places)
         return func(*args, **given)
+
+
+def _marked(result: Any) -> Any:
+    for leaf in pytree.tree_leaves(result):
+        if type(leaf) is torch.Tensor:
+            setattr(leaf, _MARK, True)
+    return result
+
+
+def constant_content(tensor: torch.Tensor) -> bytes | None:
+    """The bytes of a constant that such a mode has computed; `None` for any other tensor."""
+    if not getattr(tensor, _MARK, False):
+        return None
+    with _disable_current_modes():
+        return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _is_real_mask(index: object) -> bool:

@@ -80,7 +80,10 @@ def test_attention_is_a_dialect_op(tmp_path):
 
     model = onnx_ir.load(exported.model_path)
 
-    assert [node.op_type for node in model.graph if node.domain == "qeff"] == ["Attention"] * 2
+    attentions = [node for node in model.graph if node.domain == "qeff"]
+    assert [node.op_type for node in attentions] == ["Attention"] * 2
+    # One layer was traced, and the other one is its copy.
+    assert [str(node.name).partition("/")[0] for node in attentions] == ["encoder.layer.0", "encoder.layer.1"]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken", "callable"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -86,6 +87,9 @@ def test_interface(export):
     assert kinds["past_value_cross.2"] == "cross"
     assert shapes["past_value_cross.2"] == ("batch_size", 4, "encoder_ctx_len", 8)
     assert export.metadata["source_vocab_size"] == 128
+    # The first layer of a stack makes the bias on positions; of the others one was traced.
+    names = {str(node.name).partition("/")[0] for node in onnx_ir.load(export.model_path).graph}
+    assert {name for name in names if "block" in name} == {"decoder.block.1", "decoder.block.2"}
 
 
 @pytest.mark.parametrize("source_length", [5, 7])

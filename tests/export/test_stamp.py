@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir
+import onnxruntime as ort
 import pytest
 import torch
+from transformers import SiglipConfig, SiglipModel
 
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder
@@ -45,3 +47,38 @@ def test_copies_compute_what_traced_layers_compute(tmp_path: Path, monkeypatch: 
     for name, state in loops[0].states.items():
         assert state.any()
         assert np.array_equal(state, loops[1].states[name])
+
+
+def test_layers_of_an_image_encoder_share_the_constants_that_their_code_makes(tmp_path: Path) -> None:
+    """The mask of ones that stands for none is another tensor in each layer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    vision = {**sizes, "num_hidden_layers": 3, "image_size": 8, "patch_size": 4}
+    text = {
+        **sizes,
+        "num_hidden_layers": 1,
+        "vocab_size": 9,
+        "max_position_embeddings": 4,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+        pixels = torch.randn(2, 3, 8, 8)
+    exported = export_portable(
+        module,
+        task="zero-shot-image-classification",
+        output_dir=tmp_path,
+        program="image",
+        program_inputs={"name": "pixel_values", "shape": (3, 8, 8)},
+    )
+
+    attentions = [node for node in onnx_ir.load(exported.model_path).graph if node.op_type == "Attention"]
+    stack = "vision_model.encoder.layers"
+    assert [str(node.name).partition("/")[0] for node in attentions] == [f"{stack}.{number}" for number in range(3)] + [
+        ""
+    ]
+    (found,) = ort.InferenceSession(str(exported.model_path)).run(None, {"pixel_values": pixels.numpy()})
+    with torch.no_grad():
+        features = module.get_image_features(pixels).pooler_output
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(features).numpy(), rtol=1e-4, atol=1e-5)
