@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import stat
 import time
+from io import FileIO
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,10 +31,68 @@ _SAVE_TIMEOUT_SECONDS = 2.0
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits."""
+    """SHA-256 of a file's bytes as 64 hex digits. The holes of a sparse file are not read."""
     # Unbuffered: file_digest reads large blocks into a buffer of its own, a second copy would only cost time.
     with path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if hasattr(os, "SEEK_DATA") and found.st_blocks * _STAT_BLOCK_BYTES < found.st_size:
+            return _sparse_sha256(file, found.st_size).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+#: Unit of ``st_blocks``, whatever the file system's own blocks are.
+_STAT_BLOCK_BYTES = 512
+_ZEROS = bytes(1 << 20)
+
+
+def _sparse_sha256(file: FileIO, size: int) -> hashlib._Hash:
+    """Of a file with holes: the bytes of a hole are zeros, which are fed without reading them."""
+    result = hashlib.sha256()
+    position = 0
+    while position < size:
+        data = min(size, _first(file, position, os.SEEK_DATA, default=size))
+        if data > position:
+            result = _zeros_sha256(data) if position == 0 else _fed(result, data - position)
+        end = min(size, _first(file, data, os.SEEK_HOLE, default=size))
+        file.seek(data)
+        pending = end - data
+        while pending and (block := file.read(min(pending, len(_ZEROS)))):
+            result.update(block)
+            pending -= len(block)
+        if pending:
+            break  # The file was cut meanwhile: what watches it says so.
+        position = end
+    return result
+
+
+def _first(file: FileIO, position: int, kind: int, *, default: int) -> int:
+    """Where the next data, or the next hole, begins; `default` where there is none."""
+    try:
+        return os.lseek(file.fileno(), position, kind)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return default
+
+
+def _zeros_sha256(count: int) -> hashlib._Hash:
+    """The state after so many zeros from the beginning. Files of a model that is all holes are alike, so states are kept."""
+    known = max(length for length in list(_zeros_states) if length <= count)
+    state = _fed(_zeros_states[known].copy(), count - known)
+    if len(_zeros_states) < _MOST_STATES:
+        _zeros_states[count] = state.copy()
+    return state
+
+
+def _fed(state: hashlib._Hash, zeros: int) -> hashlib._Hash:
+    for _ in range(zeros // len(_ZEROS)):
+        state.update(_ZEROS)
+    state.update(_ZEROS[: zeros % len(_ZEROS)])
+    return state
+
+
+_MOST_STATES = 64
+_zeros_states = {0: hashlib.sha256()}
 
 
 class DigestMemo:

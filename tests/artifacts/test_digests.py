@@ -143,3 +143,21 @@ def test_a_file_that_changes_while_it_is_read_is_refused(store, old_file, monkey
     monkeypatch.setattr(digests, "file_sha256", slow)
     with pytest.raises(ArtifactError, match="it changed while it was read"):
         content_digest(path)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{}, {0: b"a" * 5000}, {3 << 20: b"b"}, {(5 << 20) - 1: b"c"}, {0: b"d", 1 << 20: b"e" * 70000, 4 << 20: b"f"}],
+    ids=["nothing", "start", "middle", "end", "parts"],
+)
+@pytest.mark.parametrize("size", [5 << 20, (5 << 20) + 13, (7 << 20) + 4097])
+def test_holes_of_a_sparse_file_count_as_zeros(tmp_path, written, size):
+    path = tmp_path / "sparse"
+    content = bytearray(size)
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, data in written.items():
+            file.seek(offset)
+            file.write(data)
+            content[offset : offset + len(data)] = data
+    assert digests.file_sha256(path) == hashlib.sha256(content).hexdigest()
