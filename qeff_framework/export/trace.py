@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from qeff_framework.dialect.functions import attach_functions
 from qeff_framework.dialect.names import ONNX_OPSET
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.decompose import decompose_only_where_needed
 from qeff_framework.export.interface import strip_module_prefix
 from qeff_framework.export.references import keeps_layout
@@ -26,6 +27,7 @@ from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.lowering.layer_functions import LAYERS_KEY
 from qeff_framework.seam.adapt import positional_masks
+from qeff_framework.seam.host_numbers import NumbersOnTheHost
 from qeff_framework.seam.layers import LayerKinds
 from qeff_framework.seam.states import StateId
 from qeff_framework.seam.weightless import fake_parameters
@@ -43,19 +45,44 @@ def probe(graph: torch.nn.Module, arguments: tuple[Any, ...]) -> Any:
 def trace(
     graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
 ) -> torch.export.ExportedProgram:
-    """Traces `graph` with symbolic dimensions. A model that bounds a dimension by the size of a table keeps its bound."""
-    with positional_masks(), torch.no_grad(), quiet_exporter(), _graphs_without_source():
+    """Traces `graph` with symbolic dimensions. A model that bounds a dimension by the size of a table keeps its bound.
+
+    Raises:
+        UnsupportedModelError: the model makes a plain number of a symbolic one, so that the graph holds for few sizes alone.
+    """
+    with positional_masks(), torch.no_grad(), quiet_exporter(), _graphs_without_source(), NumbersOnTheHost() as numbers:
         try:
-            return _trace(graph, arguments, dynamic_shapes)
-        except UserError as error:
-            if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
-                raise
-            fixes = tuple(refine_dynamic_shapes_from_suggested_fixes(error.msg, dynamic_shapes))
-        bounds = _bounds_alone(fixes, dynamic_shapes)
-        if bounds is not None:
-            with contextlib.suppress(UserError):
-                return _trace(graph, arguments, bounds)
-        return _trace(graph, arguments, fixes)
+            program = _trace_within_bounds(graph, arguments, dynamic_shapes)
+        except Exception as error:
+            if numbers.read:
+                raise _of_one_size(numbers.read) from error
+            raise
+    if numbers.read:
+        raise _of_one_size(numbers.read)
+    return program
+
+
+def _of_one_size(read: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"its code computes with a size as with a number ({read}), which the tracer answers for the size of its example: the "
+        "graph would be wrong for other sizes; with // instead of / and int() it would hold for all"
+    )
+
+
+def _trace_within_bounds(
+    graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
+) -> torch.export.ExportedProgram:
+    try:
+        return _trace(graph, arguments, dynamic_shapes)
+    except UserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
+            raise
+        fixes = tuple(refine_dynamic_shapes_from_suggested_fixes(error.msg, dynamic_shapes))
+    bounds = _bounds_alone(fixes, dynamic_shapes)
+    if bounds is not None:
+        with contextlib.suppress(UserError):
+            return _trace(graph, arguments, bounds)
+    return _trace(graph, arguments, fixes)
 
 
 def _bounds_alone(fixes: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -119,7 +119,7 @@ def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpee
         ({"max_new_tokens": 100}, "more than the compiled ctx_len=64; ask for at most 62"),
         ({"do_sample": True}, "do_sample=True needs a temperature"),
         ({"temperature": -1}, "temperature=-1 must be a number of at least 0"),
-        ({"num_beams": 2}, "num_beams=2 cannot be done on a compiled program"),
+        ({"num_beams": 2}, "num_beams=2: there is no beam search for speech; pass num_beams=1"),
         ({"no_speech_threshold": 0.6}, "counts only for answers below logprob_threshold"),
         ({"prompt_ids": [1, 1_000_000]}, "prompt_ids must be a row of token ids from 0 to 1557"),
         ({"prompt_ids": [5] * 62}, "62 tokens of context and 2 start tokens leave no room in the compiled ctx_len=64"),
