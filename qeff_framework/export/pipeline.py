@@ -32,7 +32,7 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
         with stage("translation to ONNX"):
             model = translate(program, graph_weights(component, ()))
             finish(model)
-    except ExportError as error:
+    except (ExportError, UnsupportedModelError) as error:
         if not graph.read_contents:
             raise
         raise UnsupportedModelError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -288,20 +288,15 @@ class CompiledImageTextToText(CompiledRunner):
 
     def _matched(self, prompts: Sequence[list[int]], units: Sequence[Unit]) -> list[tuple[list[int], RowImages]]:
         """The prompts, each with the features of its images: as many as its image tokens need, in order."""
-        if self._is_one:
-            # The program encodes them when their prompt is read.
-            nothing = np.zeros((0, self._features), dtype=np.float32)
-            encoded = [nothing for _ in units]
-            counts = [self._program_for(unit).tokens for unit in units]
-        else:
-            encoded = [self._encoded(unit) for unit in units]
-            counts = [len(each) for each in encoded]
+        counts = [self._program_for(unit).tokens for unit in units]
         token_id = int(self._facts["image_token_id"])
-        rows, place = [], 0
+        rows: list[tuple[list[int], RowImages]] = []
+        of_rows: list[Sequence[Unit]] = []
+        place = 0
         for number, ids in enumerate(prompts):
             wanted, taken = sum(token == token_id for token in ids), place
             count = 0
-            while count < wanted and place < len(encoded):
+            while count < wanted and place < len(units):
                 count += counts[place]
                 place += 1
             if count != wanted:
@@ -309,12 +304,19 @@ class CompiledImageTextToText(CompiledRunner):
                     f"prompt {number} has {wanted} image tokens (id {token_id}), and the images that are left give {count}; pass "
                     "the processor's output as it is, with all its tensors"
                 )
-            rows.append((ids, self._row(ids, encoded[taken:place], units[taken:place], count)))
-        if place != len(encoded):
+            rows.append((ids, self._row(ids, units[taken:place], count)))
+            of_rows.append(units[taken:place])
+        if place != len(units):
             raise InputError(
-                f"{len(encoded)} images (or tiles of images) were given, and the prompts have places for {place}"
+                f"{len(units)} images (or tiles of images) were given, and the prompts have places for {place}"
             )
-        return rows
+        if self._is_one:
+            return rows  # the program encodes images when their prompt is read
+        # Whatever does not fit is known before the first image is encoded.
+        return [
+            (ids, replace(row, embeds=np.concatenate([self._encoded(unit) for unit in own])) if own else row)
+            for (ids, row), own in zip(rows, of_rows, strict=True)
+        ]
 
     def _refuse_other_contents(self, inputs: Mapping[str, Any]) -> None:
         """A video or sound whose tensors no program takes must not become text."""
@@ -330,19 +332,17 @@ class CompiledImageTextToText(CompiledRunner):
                 "text; pass images and text alone"
             )
 
-    def _row(
-        self, ids: list[int], encoded: Sequence[NDArray[np.float32]], units: Sequence[Unit], tokens: int
-    ) -> RowImages:
+    def _row(self, ids: list[int], units: Sequence[Unit], tokens: int) -> RowImages:
+        """What belongs to a prompt, but the features of its images."""
         room = self._generator.shape.prefill.vision
         if tokens > room:
             raise InputError(
                 f"the images of a prompt have {tokens} tokens, the program has room for {room}; compile with more num_images"
             )
-        embeds = np.concatenate(encoded) if encoded else np.zeros((0, self._features), dtype=np.float32)
         types: Mapping[str, Any] = self._facts.get("token_types", {})
         row = RowImages.of(
             ids,
-            embeds,
+            np.zeros((0, self._features), dtype=np.float32),
             int(self._facts["image_token_id"]),
             layouts=[layout for unit in units if (layout := self._program_for(unit).layout) is not None],
             rope_axes=self._rope_axes,

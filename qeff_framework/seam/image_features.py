@@ -16,7 +16,8 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ class FeatureForm:
     empty: tuple[str, ...] = ()
     #: Fields of the output object that are the same for every image, and what the encoder may be called with to make them.
     constants: tuple[str, ...] = ()
-    example: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
     @classmethod
     def of(cls, outputs: Any) -> tuple[FeatureForm, torch.Tensor]:
@@ -338,11 +339,11 @@ class OneUnit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class DerivedTensors(TorchDispatchMode):
+class DerivedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__ is untyped
     """Follows what is computed from some tensors."""
 
     def __init__(self, sources: Sequence[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # They are kept, so that no other tensor gets their identity.
         self._derived = {id(source): source for source in sources}
 

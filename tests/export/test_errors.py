@@ -48,7 +48,7 @@ def test_control_flow_on_data_names_the_stage_and_keeps_the_cause(tmp_path, monk
 
     monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", branching)
     with pytest.raises(
-        ExportError, match="LlamaForCausalLM.*the probe run failed: its forward branches on the contents"
+        UnsupportedModelError, match="LlamaForCausalLM.*the probe run failed: its forward branches on the contents"
     ) as caught:
         export_portable(model, task="causal-lm", output_dir=tmp_path)
 
@@ -56,7 +56,7 @@ def test_control_flow_on_data_names_the_stage_and_keeps_the_cause(tmp_path, monk
     error = caught.value
     while (error := error.__cause__) is not None:
         causes.append(type(error).__name__)
-    assert causes[0] == "ExportError"
+    assert causes[0] == "UnsupportedModelError"
     assert len(causes) > 1, "the exception of the library is chained"
 
 
