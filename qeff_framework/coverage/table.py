@@ -53,6 +53,10 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
   largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of
   Transformers for two clips; *Deviation* is the distance of the two best logits at the closest choice.
+- **A classifier of images passes** when no logit of three images, each of them alone in Transformers and two at a time in the
+  program, differs by more than {HIDDEN_TOLERANCE:g} standard deviations. So does a model that **embeds images and texts**, with
+  its embeddings and scores of three images and three texts of unequal length; where padding is text to Transformers itself, its
+  result with the same padding is the reference. *Deviation* is the largest difference in standard deviations.
 - **A pipeline passes** when no pixel (between 0 and 1) of a picture of {PICTURE_STEPS} steps differs by more than
   {PIXEL_TOLERANCE:g} from that of diffusers, with the same scheduler, latents and, where there is guidance, with it.
   `TYPE/image-to-image` and the like are the classes of diffusers' mapping for that task. *Deviation* is the largest

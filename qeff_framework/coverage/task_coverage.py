@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from qeff_framework.coverage import families, images, parity, pipelines, reference, sound, tiny_pipelines
+from qeff_framework.coverage import families, images, images_alone, parity, pipelines, reference, sound, tiny_pipelines
 from qeff_framework.coverage.tiny import tiny_model
 
 
@@ -88,6 +88,22 @@ AUDIO_CLASSIFICATION: Final = TaskCoverage(
     check_reference=partial(sound.check_reference, task="audio-classification"),
     model=partial(sound.tiny_sound_model, task="audio-classification"),
     check=partial(sound.check_scores, task="audio-classification"),
+)
+IMAGE_CLASSIFICATION: Final = TaskCoverage(
+    title="Classifiers of images",
+    deviation="score_error",
+    types=images_alone.image_classification_types,
+    check_reference=partial(images_alone.check_reference, task="image-classification"),
+    model=partial(images_alone.tiny_images_alone, task="image-classification"),
+    check=images_alone.check_classes,
+)
+ZERO_SHOT_IMAGE_CLASSIFICATION: Final = TaskCoverage(
+    title="Models that embed images and texts in one space",
+    deviation="score_error",
+    types=images_alone.zero_shot_types,
+    check_reference=partial(images_alone.check_reference, task="zero-shot-image-classification"),
+    model=partial(images_alone.tiny_images_alone, task="zero-shot-image-classification"),
+    check=images_alone.check_spaces,
 )
 TEXT_TO_IMAGE: Final = TaskCoverage(
     title="Pipelines of diffusers",

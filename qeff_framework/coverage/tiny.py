@@ -221,4 +221,4 @@ def is_pattern(value: Any, depth: int | None) -> bool:
     if all(isinstance(kind, str) for kind in value):
         return True
     # Numbers are kinds when they are flags or fractions that differ; otherwise they are sizes or layer indices.
-    return len(set(value)) > 1 and all(isinstance(kind, int | float) and 0 <= kind <= 1 for kind in value)
+    return all(isinstance(kind, int | float) and 0 <= kind <= 1 for kind in value) and len(set(value)) > 1

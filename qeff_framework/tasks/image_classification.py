@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     results_path="qeff_framework.cli.results.images:classify_images",
     reads_images=True,
     takes_prompts=False,
+    coverage_path="qeff_framework.coverage.task_coverage:IMAGE_CLASSIFICATION",
 )

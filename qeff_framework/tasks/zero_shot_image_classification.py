@@ -14,4 +14,5 @@ SPEC = TaskSpec(
     runner_path="qeff_framework.runtime.image_classifiers:CompiledZeroShotImageClassifier",
     results_path="qeff_framework.cli.results.images:match_texts",
     reads_images=True,
+    coverage_path="qeff_framework.coverage.task_coverage:ZERO_SHOT_IMAGE_CLASSIFICATION",
 )

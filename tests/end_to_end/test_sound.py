@@ -58,6 +58,9 @@ def test_logits_of_each_frame_are_those_of_the_clip_alone(tmp_path: Path, capsys
         "sampling_rate": 44_100,
         "text": resampled,
     }
+    soundfile.write(file, clip(1), RATE)
+    assert main(["generate", str(compiled.directory), "--audio", str(file)]) != 0
+    assert "a length of 16000, the program was compiled for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
