@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
+from qeff_framework.coverage import tiny_components
 from qeff_framework.coverage import tiny_pipelines as tiny
 
 STEPS = 4
@@ -24,7 +25,7 @@ STEPS = 4
 def unet() -> tuple[Any, dict[str, Any]]:
     """Stable Diffusion 1 with channels of 128 and 256 over latents of 32 x 32."""
     pipeline = tiny.tiny_pipeline("stable-diffusion").pipeline
-    denoiser = tiny.unet(
+    denoiser = tiny_components.unet(
         block_out_channels=(128, 256, 256), norm_num_groups=32, sample_size=32, attention_head_dim=8, layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -53,7 +54,7 @@ def flux() -> tuple[Any, dict[str, Any]]:
     pipeline = tiny.tiny_pipeline("flux").pipeline
     denoiser = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=8,
-        joint_attention_dim=32, pooled_projection_dim=tiny.TEXT, axes_dims_rope=(16, 24, 24), guidance_embeds=True,
+        joint_attention_dim=32, pooled_projection_dim=tiny_components.TEXT, axes_dims_rope=(16, 24, 24), guidance_embeds=True,
     )  # fmt: skip
     pipeline.register_modules(transformer=denoiser.eval())
     return pipeline, {"height": 64, "width": 64, "max_sequence_length": 16, "guidance": False}

@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from qeff_framework.artifacts import Store, cache_key, content_digest, create_and_dump_qconfigs, shared_digests
+from qeff_framework.artifacts import (
+    Store,
+    cache_key,
+    content_digest,
+    create_and_dump_qconfigs,
+    link_equal_files,
+    shared_digests,
+)
 from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     COMPANIONS,
@@ -422,7 +429,8 @@ class QEFFBaseModel:
             # The last program is the one that the others work for.
             main = programs[-1]
             _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir)
-            return shared_digests(output_dir, [exported.directory for exported in exports.values()])
+            equal = link_equal_files(output_dir) if len(programs) > 1 else {}
+            return {**equal, **shared_digests(output_dir, [exported.directory for exported in exports.values()])}
 
         stored = store.get_or_build(
             "compiled",

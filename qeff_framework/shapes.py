@@ -545,6 +545,12 @@ class PipelineShapes:
     width: int | tuple[int, ...] | None = option(None, "width of pictures in pixels, one for each height")
     batch_size: int = option(1, "prompts that are run together", minimum=1)
     guidance: bool = option(True, "compute with and without the prompt in one step: guidance_scale above 1")
+    guidance_runs: int = option(
+        1,
+        "with guidance: runs of the denoiser in a step; 2: with and without the prompt one after the other, in programs for half "
+        "of the batch, which take less memory",
+        minimum=1,
+    )
     num_frames: int | None = option(None, "frames of a video, for pipelines that make some", minimum=1)
     max_sequence_length: int | None = option(None, "tokens of a prompt, for pipelines that take this", minimum=1)
     enable_first_block_cache: bool = option(
@@ -555,6 +561,11 @@ class PipelineShapes:
 
     def __post_init__(self) -> None:
         """Refuses sizes that contradict each other."""
+        if self.guidance_runs not in (1, 2):
+            raise ValueError(f"guidance_runs={self.guidance_runs} is neither 1 nor 2")
+        if self.guidance_runs == 2 and (self.enable_first_block_cache or not self.guidance):
+            other = "enable_first_block_cache=True" if self.enable_first_block_cache else "guidance=False"
+            raise ValueError(f"guidance_runs=2 does not go with {other}; leave one of them out")
         if (self.height is None) != (self.width is None):
             raise ValueError("height and width belong together; give both, or none for the pipeline's own size")
         if len(_several(self.height)) != len(_several(self.width)):

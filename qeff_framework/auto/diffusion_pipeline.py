@@ -229,6 +229,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         runs, calls = self._recorded(shapes)
         if shapes.enable_first_block_cache:
             calls = self._cut(calls)
+        if shapes.guidance_runs > 1:
+            calls = self._in_halves(calls, shapes.batch_size)
         for call, number in calls:
             if self._chosen is not None and call.component not in self._chosen:
                 continue
@@ -243,6 +245,22 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             title = name if names[name] == 1 else f"{name}-{names[name]}"
             programs.append(Program(name=title, plan=plan, specializations=(entry,)))
         return programs
+
+    def _in_halves(self, calls: list[tuple[Call, int]], rows: int) -> list[tuple[Call, int]]:
+        """The calls of the programs, with the denoiser's for half of their rows."""
+        from qeff_framework.diffusion.halves import half_of
+
+        denoisers = self.denoisers
+        found: list[tuple[Call, int]] = []
+        for call, number in calls:
+            half = half_of(call, rows) if call.component in denoisers else None
+            found.append((half or call, number))
+        if found == calls:
+            raise OptionError(
+                f"{type(self._pipeline).__name__} computes with and without the prompt in calls of their own, or has no "
+                "guidance: there is no batch to take apart; leave guidance_runs out"
+            )
+        return found
 
     def _cut(self, calls: list[tuple[Call, int]]) -> list[tuple[Call, int]]:
         """The calls of the programs, with three for each of a denoiser that has caches."""

@@ -6,20 +6,29 @@ A type of diffusers' own mappings is named as there; the same components in the 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from qeff_framework.coverage.tiny_components import (
+    TEXT,
+    clip_text,
+    clip_tokenizer,
+    decoder_text,
+    flow_scheduler,
+    flow_vae,
+    letters_tokenizer,
+    make_model,
+    make_scheduler,
+    qwen25_vl,
+    t5_text,
+    unet,
+    vae,
+    video_vae,
+)
 from qeff_framework.diffusion.arguments import PICTURES
-
-#: Width of the text encoders; of two that stand side by side the sum.
-TEXT: Final = 16
-_PROMPT_TOKENS: Final = 8
-_SPECIAL: Final = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-_CHAT: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 Parts = dict[str, Any]
 
@@ -37,12 +46,15 @@ class TinyPipeline:
 
 # --- mappings of diffusers ------------------------------------------------------------------------------------------------
 
+#: Settings of a type that its users know by another name.
+_SETTINGS: Final = ("stable-diffusion/2", "flux/schnell")
 _VARIANTS: Final = {"image-to-image": "IMAGE2IMAGE", "inpainting": "INPAINT", "image-to-video": "IMAGE2VIDEO"}
 
 
 def pipeline_classes() -> dict[str, type[Any]]:
     """Every type of diffusers' mappings of pictures and videos from texts, and of those that also read pictures."""
     found = {**_mapping("TEXT2IMAGE"), **_mapping("TEXT2VIDEO")}
+    found |= {name: found[name.partition("/")[0]] for name in _SETTINGS}
     for title, name in _VARIANTS.items():
         found |= {f"{key}/{title}": kind for key, kind in _mapping(name).items()}
     return found
@@ -105,142 +117,6 @@ def _fill(module: Any) -> None:
                 parameter.normal_(0.0, 0.05)
 
 
-# --- texts ----------------------------------------------------------------------------------------------------------------
-
-
-def byte_words() -> list[str]:
-    """A letter for each byte."""
-    untyped: Any = importlib.import_module("transformers.convert_slow_tokenizer")
-    return list(untyped.bytes_to_unicode().values())
-
-
-def clip_tokenizer(length: int = _PROMPT_TOKENS) -> Any:
-    """Reads bytes."""
-    from transformers import CLIPTokenizer
-
-    letters = byte_words()
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=length)
-
-
-def clip_text(kind: str = "CLIPTextModel", **changed: Any) -> Any:
-    """A text encoder for `clip_tokenizer`."""
-    import transformers
-
-    config = transformers.CLIPTextConfig(
-        vocab_size=514, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=_PROMPT_TOKENS, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=TEXT,
-        **changed,
-    )  # fmt: skip
-    return getattr(transformers, kind)(config)
-
-
-def _letters_tokenizer(length: int = 16, **special: str) -> Any:
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["<pad>", "</s>", "<unk>", "<s>", *_SPECIAL, "▁", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.Unigram([(word, -float(number > 6)) for number, word in enumerate(words)], unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer_class: Any = transformers.PreTrainedTokenizerFast  # untyped
-    return tokenizer_class(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",  # noqa: S106
-        model_max_length=length, chat_template=_CHAT, **special,
-    )  # fmt: skip
-
-
-def t5_text(kind: str = "T5EncoderModel", size: int = TEXT) -> Any:
-    """A text encoder for `_letters_tokenizer`."""
-    import transformers
-
-    config_class = transformers.UMT5Config if kind.startswith("UMT5") else transformers.T5Config
-    config = config_class(d_model=size, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=64)
-    return getattr(transformers, kind)(config)
-
-
-def _decoder_text(kind: str, config: str, **changed: Any) -> Any:
-    """A decoder whose hidden states are taken."""
-    import transformers
-
-    sizes = {
-        "vocab_size": 64, "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0,
-    }  # fmt: skip
-    return getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, **changed}))
-
-
-def _qwen25_vl() -> Any:
-    import transformers
-
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 64, "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "max_position_embeddings": 1024, "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-        },
-        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT},
-        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
-    )  # fmt: skip
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
-
-
-# --- pictures -------------------------------------------------------------------------------------------------------------
-
-
-def vae(channels: int = 4, blocks: int = 4, **changed: Any) -> Any:
-    """An autoencoder that makes sides shorter by 2 to the power of ``blocks - 1``."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=[8] * blocks, norm_num_groups=4, latent_channels=channels, layers_per_block=1,
-        down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks, **changed,
-    )  # fmt: skip
-
-
-def _flow_vae(channels: int = 4, blocks: int = 1) -> Any:
-    return vae(channels, blocks, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
-
-
-def _video_vae() -> Any:
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan(
-        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-    )
-
-
-def _scheduler(kind: str, **changed: Any) -> Any:
-    import diffusers
-
-    return getattr(diffusers, kind)(**changed)
-
-
-_flow = partial(_scheduler, "FlowMatchEulerDiscreteScheduler")
-
-
-# --- denoisers ------------------------------------------------------------------------------------------------------------
-
-
-def unet(kind: str = "UNet2DConditionModel", **changed: Any) -> Any:
-    """Two blocks of 8 and 16 channels over latents of 8 x 8."""
-    import diffusers
-
-    sizes = {
-        "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": TEXT,
-        "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    }  # fmt: skip
-    if kind == "UNet2DConditionModel":
-        sizes |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 8}
-    return getattr(diffusers, kind)(**{**sizes, **changed})
-
-
-def _model(kind: str, **sizes: Any) -> Any:
-    import diffusers
-
-    return getattr(diffusers, kind)(**sizes)
-
-
 # --- types ----------------------------------------------------------------------------------------------------------------
 
 _NO_CHECKER: Final = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -252,8 +128,17 @@ def _stable_diffusion(**changed: Any) -> Parts:
         "text_encoder": clip_text(),
         "tokenizer": clip_tokenizer(),
         "unet": unet(**changed),
-        "scheduler": _scheduler("DDIMScheduler", clip_sample=False, steps_offset=1),
+        "scheduler": make_scheduler("DDIMScheduler", clip_sample=False, steps_offset=1),
         **_NO_CHECKER,
+    }
+
+
+def _stable_diffusion_2() -> Parts:
+    """Predicts velocities, with linear projections around attention."""
+    return {
+        **_stable_diffusion(use_linear_projection=True, attention_head_dim=(2, 4)),
+        "text_encoder": clip_text(hidden_act="gelu"),
+        "scheduler": make_scheduler("DDIMScheduler", clip_sample=False, steps_offset=1, prediction_type="v_prediction"),
     }
 
 
@@ -281,7 +166,7 @@ def _stable_diffusion_xl() -> Parts:
         "tokenizer": clip_tokenizer(),
         "tokenizer_2": clip_tokenizer(),
         "unet": unet(**_XL_SIZES),
-        "scheduler": _scheduler("EulerDiscreteScheduler"),
+        "scheduler": make_scheduler("EulerDiscreteScheduler"),
     }
 
 
@@ -294,21 +179,21 @@ _SD3_SIZES: Final[Mapping[str, Any]] = {
 
 def _stable_diffusion_3() -> Parts:
     return {
-        "transformer": _model("SD3Transformer2DModel", **_SD3_SIZES),
-        "scheduler": _flow(),
-        "vae": _flow_vae(16),
+        "transformer": make_model("SD3Transformer2DModel", **_SD3_SIZES),
+        "scheduler": flow_scheduler(),
+        "vae": flow_vae(16),
         "text_encoder": clip_text("CLIPTextModelWithProjection"),
         "text_encoder_2": clip_text("CLIPTextModelWithProjection"),
         "text_encoder_3": t5_text(size=2 * TEXT),
         "tokenizer": clip_tokenizer(),
         "tokenizer_2": clip_tokenizer(),
-        "tokenizer_3": _letters_tokenizer(),
+        "tokenizer_3": letters_tokenizer(),
     }
 
 
 def _stable_diffusion_3_controlnet() -> Parts:
     sizes = {**_SD3_SIZES, "num_layers": 1}
-    return {**_stable_diffusion_3(), "controlnet": _model("SD3ControlNetModel", **sizes)}
+    return {**_stable_diffusion_3(), "controlnet": make_model("SD3ControlNetModel", **sizes)}
 
 
 _FLUX_SIZES: Final[Mapping[str, Any]] = {
@@ -319,50 +204,50 @@ _FLUX_SIZES: Final[Mapping[str, Any]] = {
 
 def _flux(kind: str = "FluxTransformer2DModel", **changed: Any) -> Parts:
     return {
-        "transformer": _model(kind, **{**_FLUX_SIZES, **changed}),
-        "scheduler": _flow(),
-        "vae": _flow_vae(),
+        "transformer": make_model(kind, **{**_FLUX_SIZES, **changed}),
+        "scheduler": flow_scheduler(),
+        "vae": flow_vae(),
         "text_encoder": clip_text(),
         "text_encoder_2": t5_text(size=32),
         "tokenizer": clip_tokenizer(),
-        "tokenizer_2": _letters_tokenizer(),
+        "tokenizer_2": letters_tokenizer(),
     }
 
 
 def _flux_controlnet() -> Parts:
     return {
         **_flux(guidance_embeds=True),
-        "controlnet": _model("FluxControlNetModel", **_FLUX_SIZES, guidance_embeds=True),
+        "controlnet": make_model("FluxControlNetModel", **_FLUX_SIZES, guidance_embeds=True),
     }
 
 
 def _flux2() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "Flux2Transformer2DModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=3 * TEXT, timestep_guidance_channels=32, axes_dims_rope=[4, 4, 4, 4],
         guidance_embeds=False,
     )  # fmt: skip
-    autoencoder = _model(
+    autoencoder = make_model(
         "AutoencoderKLFlux2", block_out_channels=(8,), norm_num_groups=4, latent_channels=4, layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), sample_size=32,
     )  # fmt: skip
-    encoder = _decoder_text("Qwen3ForCausalLM", "Qwen3Config", num_hidden_layers=28)
+    encoder = decoder_text("Qwen3ForCausalLM", "Qwen3Config", num_hidden_layers=28)
     return {
         "transformer": transformer,
-        "scheduler": _flow(),
+        "scheduler": flow_scheduler(),
         "vae": autoencoder,
         "text_encoder": encoder,
-        "tokenizer": _letters_tokenizer(),
+        "tokenizer": letters_tokenizer(),
     }
 
 
 def _chroma() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "ChromaTransformer2DModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=[4, 4, 8], approximator_hidden_dim=32,
         approximator_layers=1, approximator_num_channels=16,
     )  # fmt: skip
-    return {**_t5_parts(transformer, _flow_vae()), "scheduler": _flow()}
+    return {**_t5_parts(transformer, flow_vae()), "scheduler": flow_scheduler()}
 
 
 def _t5_parts(transformer: Any, autoencoder: Any, kind: str = "T5EncoderModel", size: int = TEXT) -> Parts:
@@ -370,26 +255,26 @@ def _t5_parts(transformer: Any, autoencoder: Any, kind: str = "T5EncoderModel", 
         "transformer": transformer,
         "vae": autoencoder,
         "text_encoder": t5_text(kind, size),
-        "tokenizer": _letters_tokenizer(),
+        "tokenizer": letters_tokenizer(),
     }
 
 
 def _pixart(**changed: Any) -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "PixArtTransformer2DModel", sample_size=32, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
         caption_channels=TEXT, in_channels=4, cross_attention_dim=16, out_channels=8, norm_type="ada_norm_single",
         use_additional_conditions=False, **changed,
     )  # fmt: skip
-    return {**_t5_parts(transformer, vae()), "scheduler": _scheduler("DDIMScheduler")}
+    return {**_t5_parts(transformer, vae()), "scheduler": make_scheduler("DDIMScheduler")}
 
 
 def _sana() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "SanaTransformer2DModel", patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
         attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
         caption_channels=TEXT, sample_size=32,
     )  # fmt: skip
-    autoencoder = _model(
+    autoencoder = make_model(
         "AutoencoderDC", in_channels=3, latent_channels=4, attention_head_dim=2,
         encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
@@ -400,24 +285,24 @@ def _sana() -> Parts:
     return {
         "transformer": transformer,
         "vae": autoencoder,
-        "text_encoder": _decoder_text("Gemma2Model", "Gemma2Config"),
-        "tokenizer": _letters_tokenizer(length=512),
-        "scheduler": _flow(shift=3.0),
+        "text_encoder": decoder_text("Gemma2Model", "Gemma2Config"),
+        "tokenizer": letters_tokenizer(length=512),
+        "scheduler": flow_scheduler(shift=3.0),
     }
 
 
 def _qwen_image() -> Parts:
-    transformer = _model("QwenImageTransformer2DModel", **_QWEN_SIZES, guidance_embeds=False)
-    autoencoder = _model(
+    transformer = make_model("QwenImageTransformer2DModel", **_QWEN_SIZES, guidance_embeds=False)
+    autoencoder = make_model(
         "AutoencoderKLQwenImage", base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
     return {
         "transformer": transformer,
-        "scheduler": _flow(),
+        "scheduler": flow_scheduler(),
         "vae": autoencoder,
-        "text_encoder": _qwen25_vl(),
-        "tokenizer": _letters_tokenizer(length=1024),
+        "text_encoder": qwen25_vl(),
+        "tokenizer": letters_tokenizer(length=1024),
     }
 
 
@@ -428,63 +313,63 @@ _QWEN_SIZES: Final[Mapping[str, Any]] = {
 
 
 def _qwen_image_controlnet() -> Parts:
-    net = _model("QwenImageControlNetModel", **{**_QWEN_SIZES, "num_layers": 1})
+    net = make_model("QwenImageControlNetModel", **{**_QWEN_SIZES, "num_layers": 1})
     return {**_qwen_image(), "controlnet": net}
 
 
 def _auraflow() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "AuraFlowTransformer2DModel", sample_size=32, patch_size=2, in_channels=4, num_mmdit_layers=1,
         num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=4, caption_projection_dim=32,
         joint_attention_dim=TEXT, out_channels=4, pos_embed_max_size=256,
     )  # fmt: skip
-    return {**_t5_parts(transformer, vae(blocks=2), "UMT5EncoderModel"), "scheduler": _flow()}
+    return {**_t5_parts(transformer, vae(blocks=2), "UMT5EncoderModel"), "scheduler": flow_scheduler()}
 
 
 def _lumina(kind: str = "Lumina2Transformer2DModel", **changed: Any) -> Parts:
-    transformer = _model(
+    transformer = make_model(
         kind, sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3,
         num_kv_heads=1, multiple_of=16, ffn_dim_multiplier=None, norm_eps=1e-5, scaling_factor=1.0, **changed,
     )  # fmt: skip
     return {
         "transformer": transformer,
-        "vae": _flow_vae(),
-        "text_encoder": _decoder_text("Gemma2Model", "Gemma2Config"),
-        "tokenizer": _letters_tokenizer(),
-        "scheduler": _flow(),
+        "vae": flow_vae(),
+        "text_encoder": decoder_text("Gemma2Model", "Gemma2Config"),
+        "tokenizer": letters_tokenizer(),
+        "scheduler": flow_scheduler(),
     }
 
 
 def _cogview4(**changed: Any) -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "CogView4Transformer2DModel", **{
             "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
             "out_channels": 4, "text_embed_dim": TEXT, "time_embed_dim": 8, "condition_dim": 4, **changed,
         }
     )  # fmt: skip
-    shifted = _flow(
+    shifted = flow_scheduler(
         base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
     )
     return {
         "transformer": transformer,
         "vae": vae(blocks=2),
-        "text_encoder": _decoder_text("GlmModel", "GlmConfig"),
-        "tokenizer": _letters_tokenizer(length=64),
+        "text_encoder": decoder_text("GlmModel", "GlmConfig"),
+        "tokenizer": letters_tokenizer(length=64),
         "scheduler": shifted,
     }
 
 
 def _cogview3() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "CogView3PlusTransformer2DModel", patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4,
         num_attention_heads=2, out_channels=4, text_embed_dim=TEXT, time_embed_dim=8, condition_dim=2, pos_embed_max_size=8,
         sample_size=8,
     )  # fmt: skip
-    return {**_t5_parts(transformer, vae(blocks=2)), "scheduler": _scheduler("CogVideoXDDIMScheduler")}
+    return {**_t5_parts(transformer, vae(blocks=2)), "scheduler": make_scheduler("CogVideoXDDIMScheduler")}
 
 
 def _z_image() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "ZImageTransformer2DModel", all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=2,
         n_refiner_layers=1, n_heads=2, n_kv_heads=2, norm_eps=1e-5, qk_norm=True, cap_feat_dim=TEXT, rope_theta=256.0,
         t_scale=1000.0, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
@@ -492,28 +377,28 @@ def _z_image() -> Parts:
     return {
         "transformer": transformer,
         "vae": vae(16, 2, scaling_factor=0.4, shift_factor=0.1),
-        "text_encoder": _decoder_text("Qwen3Model", "Qwen3Config"),
-        "tokenizer": _letters_tokenizer(),
-        "scheduler": _flow(),
+        "text_encoder": decoder_text("Qwen3Model", "Qwen3Config"),
+        "tokenizer": letters_tokenizer(),
+        "scheduler": flow_scheduler(),
     }
 
 
 def _ovis() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "OvisImageTransformer2DModel", patch_size=1, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1,
         attention_head_dim=16, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     return {
         "transformer": transformer,
-        "vae": _flow_vae(),
-        "text_encoder": _decoder_text("Qwen3Model", "Qwen3Config"),
-        "tokenizer": _letters_tokenizer(length=512),
-        "scheduler": _flow(),
+        "vae": flow_vae(),
+        "text_encoder": decoder_text("Qwen3Model", "Qwen3Config"),
+        "tokenizer": letters_tokenizer(length=512),
+        "scheduler": flow_scheduler(),
     }
 
 
 def _deepfloyd() -> Parts:
-    denoiser = _model(
+    denoiser = make_model(
         "UNet2DConditionModel", sample_size=16, layers_per_block=1, block_out_channels=[32, 64],
         down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
@@ -522,11 +407,11 @@ def _deepfloyd() -> Parts:
         addition_embed_type_num_heads=2, cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift",
         act_fn="gelu",
     )  # fmt: skip
-    scheduler = _scheduler(
+    scheduler = make_scheduler(
         "DDPMScheduler", beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True
     )
     return {
-        "tokenizer": _letters_tokenizer(length=77),
+        "tokenizer": letters_tokenizer(length=77),
         "text_encoder": t5_text(),
         "unet": denoiser,
         "scheduler": scheduler,
@@ -536,21 +421,21 @@ def _deepfloyd() -> Parts:
 
 
 def _kandinsky3() -> Parts:
-    denoiser = _model(
+    denoiser = make_model(
         "Kandinsky3UNet", in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
         block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=TEXT,
     )  # fmt: skip
-    movq = _model(
+    movq = make_model(
         "VQModel", block_out_channels=(32, 64), latent_channels=4, num_vq_embeddings=12, vq_embed_dim=4,
         norm_type="spatial", down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
     )  # fmt: skip
     return {
-        "tokenizer": _letters_tokenizer(length=128),
+        "tokenizer": letters_tokenizer(length=128),
         "text_encoder": t5_text(),
         "unet": denoiser,
         "movq": movq,
-        "scheduler": _scheduler(
+        "scheduler": make_scheduler(
             "DDPMScheduler", beta_schedule="squaredcos_cap_v2", clip_sample=True, thresholding=False
         ),
     }
@@ -559,7 +444,7 @@ def _kandinsky3() -> Parts:
 def _hunyuan() -> Parts:
     from transformers import BertConfig, BertModel
 
-    transformer = _model(
+    transformer = make_model(
         "HunyuanDiT2DModel", sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
         in_channels=4, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=16, hidden_size=16,
         activation_fn="gelu-approximate", text_len=77, text_len_t5=256,
@@ -578,10 +463,10 @@ def _hunyuan() -> Parts:
         "transformer": transformer,
         "vae": vae(),
         "text_encoder": encoder,
-        "tokenizer": _letters_tokenizer(length=77),
+        "tokenizer": letters_tokenizer(length=77),
         "text_encoder_2": t5_text(),
-        "tokenizer_2": _letters_tokenizer(length=256),
-        "scheduler": _scheduler("DDPMScheduler"),
+        "tokenizer_2": letters_tokenizer(length=256),
+        "scheduler": make_scheduler("DDPMScheduler"),
         **_NO_CHECKER,
     }
 
@@ -596,11 +481,11 @@ def _wan(
     kind: str = "WanTransformer3DModel", scheduler: str = "FlowMatchEulerDiscreteScheduler", **changed: Any
 ) -> Parts:
     return {
-        "transformer": _model(kind, **{**_WAN_SIZES, **changed}),
-        "scheduler": _scheduler(scheduler),
-        "vae": _video_vae(),
+        "transformer": make_model(kind, **{**_WAN_SIZES, **changed}),
+        "scheduler": make_scheduler(scheduler),
+        "vae": video_vae(),
         "text_encoder": t5_text("UMT5EncoderModel"),
-        "tokenizer": _letters_tokenizer(),
+        "tokenizer": letters_tokenizer(),
     }
 
 
@@ -621,18 +506,18 @@ def _wan_of_pictures() -> Parts:
 
 
 def _ltx() -> Parts:
-    transformer = _model(
+    transformer = make_model(
         "LTXVideoTransformer3DModel", in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4,
         attention_head_dim=8, cross_attention_dim=32, num_layers=1, caption_channels=TEXT,
     )  # fmt: skip
-    autoencoder = _model(
+    autoencoder = make_model(
         "AutoencoderKLLTXVideo", latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
         spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
     )  # fmt: skip
     autoencoder.use_framewise_encoding = autoencoder.use_framewise_decoding = False
-    return {**_t5_parts(transformer, autoencoder), "scheduler": _flow()}
+    return {**_t5_parts(transformer, autoencoder), "scheduler": flow_scheduler()}
 
 
 _SMALL: Final = {"height": 32, "width": 32}
@@ -644,6 +529,7 @@ _XL_NET: Final = {**_XL_SIZES, "attention_head_dim": (2, 2)}
 #: How the components of a type are made, and the sizes that it is compiled for.
 _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "stable-diffusion": (_stable_diffusion, _USUAL),
+    "stable-diffusion/2": (_stable_diffusion_2, _USUAL),
     "stable-diffusion-pag": (_stable_diffusion, _USUAL),
     "stable-diffusion-controlnet": (partial(_with_controlnet, _stable_diffusion), _USUAL),
     "stable-diffusion-controlnet-pag": (partial(_with_controlnet, _stable_diffusion), _USUAL),
@@ -655,7 +541,10 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "stable-diffusion-3-pag": (_stable_diffusion_3, _SMALL),
     "stable-diffusion-3-controlnet": (_stable_diffusion_3_controlnet, {**_SMALL, **_TOKENS}),
     "lcm": (
-        lambda: {**_stable_diffusion(time_cond_proj_dim=8), "scheduler": _scheduler("LCMScheduler", clip_sample=False)},
+        lambda: {
+            **_stable_diffusion(time_cond_proj_dim=8),
+            "scheduler": make_scheduler("LCMScheduler", clip_sample=False),
+        },
         {**_USUAL, "guidance": False},
     ),
     "if": (_deepfloyd, {"height": 16, "width": 16}),
@@ -669,6 +558,7 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "sana-pag": (_sana, {**_SMALL, **_TOKENS}),
     "auraflow": (_auraflow, {**_SMALL, **_TOKENS}),
     "flux": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),
+    "flux/schnell": (partial(_flux, guidance_embeds=False), {**_SMALL, **_TOKENS}),
     "flux-control": (partial(_flux, guidance_embeds=True, in_channels=32, out_channels=16), {**_SMALL, **_TOKENS}),
     "flux-controlnet": (_flux_controlnet, {**_SMALL, **_TOKENS}),
     "flux-kontext": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),

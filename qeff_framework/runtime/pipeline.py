@@ -18,6 +18,7 @@ from qeff_framework.runtime.runner import CompiledRunner
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.diffusion.calls import Call
     from qeff_framework.diffusion.first_block import KeptBlocks
 
 
@@ -123,26 +124,46 @@ class CompiledDiffusionPipeline(CompiledRunner):
 
         from qeff_framework.diffusion.calls import call_of, rebuilt, tensor_specs
         from qeff_framework.diffusion.components import kept_blocks
+        from qeff_framework.diffusion.halves import half_of, halves
 
         call, tensors = call_of(name, method, function, args, kwargs)
+        parts = self._parts_of(call)
+        if not parts:
+            half = half_of(call, self.batch_size)
+            session = None if half is None else self._parts_of(half).get("")
+            if half is None or session is None:
+                raise InputError(self._not_compiled(name, method, call.told, call.as_json()["arguments"]))
+            runs = [self._returned(session, half, each) for each in halves(tensors, self.batch_size)]
+            pairs = zip(*(each for each, _ in runs), strict=True)
+            return rebuilt(runs[0][1], (torch.cat(pair) for pair in pairs))
+        if "" in parts:
+            returned, result = self._returned(parts[""], call, tensors)
+            return rebuilt(result, iter(returned))
+        names = [path for path, _ in tensor_specs(call.arguments)]
+        feeds = {path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)}
+        outputs, result = self._run_parts(parts, feeds, kept_blocks(getattr(function, "__self__", None)))
+        return rebuilt(result, iter(_tensors(outputs, result)))
+
+    def _parts_of(self, call: Call) -> dict[str, ExecutionSession]:
+        """The programs of a call by the part that they compute; of a whole call one."""
         wanted = call.as_json()
         found = {}
         for each in self._programs:
             told = each.compiled.metadata["call"]
             if all(told[key] == value for key, value in wanted.items()):
                 found[told.get("part", "")] = each
-        if not found:
-            raise InputError(self._not_compiled(name, method, call.told, wanted["arguments"]))
+        return found
+
+    def _returned(
+        self, session: ExecutionSession, call: Call, tensors: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], Mapping[str, Any]]:
+        """The tensors that a program returns, and what they are part of."""
+        from qeff_framework.diffusion.calls import tensor_specs
+
         names = [path for path, _ in tensor_specs(call.arguments)]
-        feeds = {path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)}
-        if "" in found:
-            session = found[""]
-            outputs, result = session.run(feeds), session.compiled.metadata["result"]
-        else:
-            outputs, result = self._run_parts(found, feeds, kept_blocks(getattr(function, "__self__", None)))
-        # Arrays are valid until the next call.
-        returned = (torch.from_numpy(np.array(outputs[path])) for path, _ in tensor_specs({"result": result}))
-        return rebuilt(result, returned)
+        outputs = session.run({path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)})
+        result = session.compiled.metadata["result"]
+        return _tensors(outputs, result), result
 
     def _run_parts(
         self, parts: Mapping[str, ExecutionSession], feeds: Mapping[str, Any], kept: KeptBlocks
@@ -184,6 +205,15 @@ class CompiledDiffusionPipeline(CompiledRunner):
             f"{told_apart}; call it with the height, width, number of prompts and guidance that it was compiled with, or compile "
             "it for these"
         )
+
+
+def _tensors(outputs: Mapping[str, Any], result: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Copies, in the order of the description: arrays of a session are valid until its next call."""
+    import torch
+
+    from qeff_framework.diffusion.calls import tensor_specs
+
+    return [torch.from_numpy(np.array(outputs[path])) for path, _ in tensor_specs({"result": result})]
 
 
 def _unprefixed(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
         pipeline.compile("ort_sim", height=60, width=64)
     with pytest.raises(OptionError, match="height and width belong together"):
         pipeline.compile("ort_sim", height=64)
+    with pytest.raises(OptionError, match="guidance_runs=2 does not go with guidance=False"):
+        pipeline.compile("ort_sim", guidance_runs=2, guidance=False)
     with pytest.raises(OptionError, match="takes no num_frames; leave it out"):
         pipeline.compile("ort_sim", num_frames=5)
     with pytest.raises(OptionError, match=r"call compile\(\)"):
@@ -211,13 +213,15 @@ def test_weights_that_were_changed_make_another_pipeline(eager: Any) -> None:
     assert [name for name in before if before[name] != after[name]] == ["unet"]
 
 
-def test_a_picture_that_is_given_is_encoded_by_a_program(eager: Any, session_store: Path) -> None:
+def test_a_picture_is_encoded_by_a_program_and_guidance_is_two_runs(eager: Any, session_store: Path) -> None:
     tiny = tiny_pipeline("stable-diffusion/inpainting")
     model = QEFFDiffusionPipeline(tiny.pipeline)
     with pytest.raises(OptionError, match=r"does not run without a picture .*give the height and width"):
         model.compile("ort_sim")
-    compiled = model.compile("ort_sim", **tiny.sizes)
+    compiled = model.compile("ort_sim", guidance_runs=2, **tiny.sizes)
     assert [*compiled.programs] == ["text_encoder", "vae-encode", "unet", "vae"]
+    denoiser = CompiledModel.load(compiled.directory / compiled.programs["unet"])
+    assert denoiser.metadata["call"]["arguments"]["sample"]["tensor"]["shape"][0] == 1
     asked = {**tiny.arguments, "num_inference_steps": STEPS, "output_type": "np"}
 
     def painted(run: Any) -> Any:
