@@ -37,6 +37,8 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "num_cores": 3,
         "mxfp6_matmul": False,
         "mxint8_kv_cache": False,
+        "num_kv_blocks": 1,
+        "replicate_kv_heads": 1,
         "optimization_level": "extended",
         "simulate": None,
         "fp32_nodes": [],

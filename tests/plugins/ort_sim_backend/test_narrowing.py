@@ -64,6 +64,40 @@ def test_what_four_bits_change_most_keeps_eight(share, fine, tmp_path):
     assert not list((tmp_path / "w4").glob("calibration*"))
 
 
+RANKED = """
+ranked (int64[batch_size, seq_len] input_ids, float[16384, 64] embedding) => (float[batch_size, 1, 16384] logits) {
+    a = Gather (embedding, input_ids)
+    index = Constant <value = int64[1, 1, 64] {INDEX}> ()
+    hidden = GatherElements <axis = 1> (a, index)
+    turned = Transpose <perm = [1, 0]> (embedding)
+    logits = MatMul (hidden, turned)
+}
+""".replace("INDEX", ", ".join(["7"] * 64))
+
+
+def test_the_best_tokens_have_the_logits_of_eight_bits(tmp_path):
+    graph = model(RANKED)
+    (hidden,) = (node.outputs[0] for node in graph.graph if node.op_type == "GatherElements")
+    # An export knows it.
+    hidden.type, hidden.shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape(("batch_size", 1, 64))
+    exported = export(graph, tmp_path / "export", task="encoder", states=())
+    options = {"precision": "w8"}
+    plain = compile_program(exported, tmp_path / "plain", SHAPES, **options, calibrate=False)
+    ranked = compile_program(exported, tmp_path / "ranked", SHAPES, **options)
+
+    assert bits(tmp_path / "plain") == [("embedding", 8)]
+    assert bits(tmp_path / "ranked") == [("embedding", 4)]
+    assert (ranked.program["products_ranked"], plain.program["products_ranked"]) == (1, 0)
+    feeds = {"input_ids": np.arange(8, dtype=np.int64)[None]}
+    expected, found = (execute(each).run(feeds)["logits"][0, 0] for each in (plain, ranked))
+    spread = expected.std()
+    wrong = np.abs(found - expected) / spread
+    assert np.argsort(found)[-5:].tolist() == np.argsort(expected)[-5:].tolist()
+    # 8-bit activations are in one of the two alone.
+    assert wrong[np.argsort(expected)[-20:]].max() < 0.03
+    assert 0.02 < np.sqrt(np.square(wrong).mean()) < 0.15
+
+
 def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_measurement(tmp_path):
     text = LAYERS.replace("input_ids,", "input_ids, float[batch_size, seq_len, 64] pictures,").replace(
         "b = MatMul (a, rough)", "both = Add (a, pictures) b = MatMul (both, rough)"
@@ -101,9 +135,9 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(CompileError, match="calibration_prompts needs a tokenizer, and the checkpoint has none"):
         compile_program(exported, tmp_path / "w4", SHAPES, precision="w4", calibration_prompts=tmp_path / "prompts.txt")
     for options, told in (
-        ({"calibration_prompts": tmp_path}, "calibration_prompts needs precision='w4'"),
+        ({"calibration_prompts": tmp_path}, "calibration_prompts needs precision='w8' or 'w4'"),
         ({"precision": "w4", "eight_bit_share": 1.5}, "a share is at most 1"),
-        ({"precision": "w8", "calibrate": True}, "calibrate=True needs precision='w4'"),
+        ({"calibrate": True}, "calibrate=True needs precision='w8' or 'w4'"),
         ({"precision": "w4", "calibrate": False, "calibration_prompts": tmp_path}, "contradict each other"),
     ):
         with pytest.raises(OptionError, match=told):

@@ -19,7 +19,7 @@ from qeff_framework.lowering import lowered_specs
 from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, prompt_ids
 from qeff_framework.sessions import allocate
 
-#: Built-in texts, one a line.
+#: Built-in texts, one a line; the characters \n stand for its line breaks.
 _TEXTS = Path(__file__).with_name("calibration_texts.txt")
 #: Most tokens of a row: inputs depend on what stands before them, and a text of this length has enough of that.
 _ROW_TOKENS = 128
@@ -44,7 +44,8 @@ def calibration_rows(exported: ExportedModel, file: Path | None) -> list[list[in
         raise CompileError("calibration_prompts needs a tokenizer, and the checkpoint has none")
     if not has_tokenizer:
         return _random_rows(exported)
-    rows = prompt_ids(exported, _lines(_TEXTS if file is None else file))
+    texts = [text.replace("\\n", "\n") for text in _lines(_TEXTS)] if file is None else _lines(file)
+    rows = prompt_ids(exported, texts)
     return [row[:_ROW_TOKENS] for row in rows if row]
 
 

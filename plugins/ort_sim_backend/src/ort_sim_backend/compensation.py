@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qeff_framework.lowering import WeightBlocks
+from qeff_framework.lowering import BlockFit, WeightBlocks
 
 Numbers = NDArray[np.float32]
 Levels = NDArray[np.uint8]
 
 #: What is added to the diagonal, as a part of its mean: few calibration tokens say little about rare directions.
 _DAMPING = 0.01
+#: Most numbers of a weight that are rounded at a time; a few times their size exists beside the weight.
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,31 @@ class Compensated:
 
 def compensated(weight: Numbers, covariance: NDArray[Any], blocks: WeightBlocks) -> Compensated:
     """Rounds `weight` ``[N, K]`` for inputs with the mean products `covariance` ``[K, K]``; `blocks` are fitted ones."""
-    length = weight.shape[1]
-    whole = blocks.count(length) * blocks.size
-    damped = _damped(covariance, whole)
+    count, length = weight.shape
+    damped = _damped(covariance, blocks.count(length) * blocks.size)
     factor, importance = _factor(damped), np.diagonal(damped).astype(np.float32)
-    left = np.zeros((len(weight), whole), np.float32)
+    levels = np.empty((count, blocks.count(length), blocks.bytes), np.uint8)
+    scales = np.empty(levels.shape[:2], np.float32)
+    zeros = np.empty((count, blocks.bytes_of_zeros(length)), np.uint8)
+    matrix, change, whole = covariance.astype(np.float32), 0.0, 0.0
+    step = max(1, _PIECE // length)
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        part = np.ascontiguousarray(weight[rows], np.float32)
+        fit, rounded = _rounded(part, factor, importance, blocks)
+        levels[rows], scales[rows], zeros[rows] = blocks.packed(fit.levels), fit.scales, blocks.packed(fit.zeros)
+        wrong = rounded - part
+        change += float(np.vdot(wrong @ matrix, wrong))
+        whole += float(np.vdot(part @ matrix, part))
+    return Compensated(levels=levels, scales=scales, zeros=zeros, error=change / whole if whole > 0 else 0.0)
+
+
+def _rounded(weight: Numbers, factor: Numbers, importance: Numbers, blocks: WeightBlocks) -> tuple[BlockFit, Numbers]:
+    """The blocks of `weight` ``[N, K]``, and the numbers that they stand for, ``[N, K]``."""
+    count, length = weight.shape
+    left = np.zeros((count, len(factor)), np.float32)
     left[:, :length] = weight
-    levels = np.empty((len(weight), blocks.count(length), blocks.size), np.uint8)
+    levels = np.empty((count, blocks.count(length), blocks.size), np.uint8)
     scales = np.empty(levels.shape[:2], np.float32)
     zeros = np.empty(levels.shape[:2], np.uint8)
     rounded = np.empty_like(left)
@@ -53,27 +73,22 @@ def compensated(weight: Numbers, covariance: NDArray[Any], blocks: WeightBlocks)
     for number in range(levels.shape[1]):
         start = number * blocks.size
         columns = slice(start, start + blocks.size)
-        cut = left[:, columns].copy()
-        fit = blocks.fit(cut, importance[columns])
+        fit = blocks.fit(left[:, columns], importance[columns])
         scale, zero = fit.scales, fit.zeros.astype(np.float32)
         scales[:, number], zeros[:, number] = fit.scales, fit.zeros
+        # Columns as rows: each is read and written as one piece.
+        cut, made = left[:, columns].T.copy(), np.empty((blocks.size, count), np.float32)
         errors = np.empty_like(cut)
         for column in range(blocks.size):
-            level = np.clip(np.rint(cut[:, column] / scale) + zero, 0, most)
+            level = np.clip(np.rint(cut[column] / scale) + zero, 0, most)
             levels[:, number, column] = level
-            value = (level - zero) * scale
-            rounded[:, start + column] = value
+            made[column] = (level - zero) * scale
             row = factor[start + column, columns]
-            error = (cut[:, column] - value) / row[column]
-            cut[:, column:] -= error[:, None] * row[None, column:]
-            errors[:, column] = error
-        left[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
-    return Compensated(
-        levels=blocks.packed(levels),
-        scales=scales,
-        zeros=blocks.packed(zeros),
-        error=_relative(rounded[:, :length] - weight, weight, covariance),
-    )
+            errors[column] = (cut[column] - made[column]) / row[column]
+            cut[column:] -= row[column:, None] * errors[column]
+        rounded[:, columns] = made.T
+        left[:, columns.stop :] -= errors.T @ factor[columns, columns.stop :]
+    return BlockFit(levels=levels, scales=scales, zeros=zeros), rounded[:, :length]
 
 
 def _damped(covariance: NDArray[Any], whole: int) -> NDArray[np.float64]:
@@ -88,10 +103,3 @@ def _damped(covariance: NDArray[Any], whole: int) -> NDArray[np.float64]:
 def _factor(matrix: NDArray[np.float64]) -> Numbers:
     """The upper Cholesky factor of the inverse."""
     return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(matrix)).T.astype(np.float32))
-
-
-def _relative(change: Numbers, weight: Numbers, covariance: NDArray[Any]) -> float:
-    """``tr(D C D') / tr(W C W')``."""
-    matrix = covariance.astype(np.float32)
-    of_all = float(np.vdot(weight @ matrix, weight))
-    return float(np.vdot(change @ matrix, change)) / of_all if of_all > 0 else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
+from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
@@ -28,7 +29,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     if request.options.simulate is not None:
         check_distinct_shapes(request.exported, request.specializations)
     narrowed: dict[str, Any] = {}
-    if request.options.precision == "w4":
+    if request.options.precision in COMPRESSED_BITS:
         from ort_sim_backend.narrowing import narrow
 
         narrowed = narrow(request)

@@ -45,12 +45,13 @@ class OrtSimOptions(MicroscalingOptions, AttentionOptions):
     )
     calibrate: bool | None = option(
         None,
-        "with precision=w4: round weights for the inputs that they have on texts, for which the model is run some times, or to "
-        f"the nearest level; by default models are calibrated whose products have at most {CALIBRATED_WEIGHTS:,} weights",
+        "with precision=w8 or w4: round weights to 4 bits for the inputs that they have on texts, for which the model is run "
+        "some times; without it w4 rounds to the nearest level, and the output layer keeps 8 bits; by default models are "
+        f"calibrated whose products have at most {CALIBRATED_WEIGHTS:,} weights",
     )
     calibration_prompts: Path | None = option(
         None,
-        "with precision=w4: text file with one prompt a line, what the rounding to 4 bits is measured on; own data is best",
+        "with precision=w8 or w4: text file with one prompt a line, what the rounding to 4 bits is measured on; own data is best",
     )
     eight_bit_share: float = option(
         0.5,
@@ -60,13 +61,15 @@ class OrtSimOptions(MicroscalingOptions, AttentionOptions):
 
     def __post_init__(self) -> None:
         """Refuses what a simulated device has not, and what the CPU has not."""
-        if self.calibration_prompts is not None and self.precision != "w4":
-            raise ValueError(f"calibration_prompts needs precision='w4': nothing is calibrated for '{self.precision}'")
+        if self.calibration_prompts is not None and self.precision not in COMPRESSED_BITS:
+            raise ValueError(
+                f"calibration_prompts needs precision='w8' or 'w4': nothing is calibrated for '{self.precision}'"
+            )
         if self.calibration_prompts is not None and self.calibrate is False:
             raise ValueError("calibration_prompts and calibrate=False contradict each other")
-        if self.calibrate is not None and self.precision != "w4":
+        if self.calibrate is not None and self.precision not in COMPRESSED_BITS:
             raise ValueError(
-                f"calibrate={self.calibrate} needs precision='w4': nothing is calibrated for '{self.precision}'"
+                f"calibrate={self.calibrate} needs precision='w8' or 'w4': nothing is calibrated for '{self.precision}'"
             )
         if self.eight_bit_share > 1:
             raise ValueError(f"eight_bit_share={self.eight_bit_share} is out of range: a share is at most 1")

@@ -20,6 +20,7 @@ from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.tied_weights import TiedWeights
+from ort_sim_backend.lowering.used_slots import UsedSlots
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.lowering import DequantizedExperts, GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
 from qeff_framework.plugin_api import Transform
@@ -47,6 +48,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         RotaryEmbedding(),
         GroupQueryAttention(ctx_len=ctx_len),
         MultiHeadAttention(),
+        UsedSlots(),
         GatherRows(),
         SimplifiedRMSNorm(),
         KeptProducts(int8_activations=experts is not None),
@@ -81,6 +83,7 @@ __all__ = [
     "RotaryEmbedding",
     "SimplifiedRMSNorm",
     "TiedWeights",
+    "UsedSlots",
     "compressed_products",
     "passes",
 ]

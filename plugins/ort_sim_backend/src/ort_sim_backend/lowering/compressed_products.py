@@ -5,8 +5,8 @@ well, in blocks of their own; with float32 activations it is slower than the pla
 
 The product that chooses a mixture's experts stays as it is: it is small, and another expert is another result.
 
-For 4 bits all products get 8 bits here. Which of them bear 4 bits is measured with this model by the compile stage, `narrowing`.
-The last products, which give the logits, keep 8 bits.
+All products get 8 bits here. Which of them bear 4 bits is measured with this model by the compile stage, `narrowing`. The last
+products, which give the logits, do not; those of one token of each row for a large vocabulary are made ranked products there.
 """
 
 from __future__ import annotations
@@ -25,34 +25,64 @@ from qeff_framework.lowering import (
     WeightBlocks,
     constant_products,
     dialect_nodes,
+    made_by,
+    operand,
 )
 
 #: What `LayerProducts` leaves in the `meta` of a node: the `ConstantProduct` that it was.
 PRODUCT = "ort_sim.product"
+#: What `CompressedLastProducts` leaves in the `meta` of a node that may become a ranked product: what it was.
+LAST_PRODUCT = "ort_sim.last_product"
+#: Smaller vocabularies are not ranked.
+_LARGE_VOCABULARY = 1 << 14
 
 _ATTRIBUTES = {"accuracy_level": INT8_ACTIVATIONS}
 
 
-def compressed_products(blocks: WeightBlocks, *, narrowable: bool = False) -> tuple[CompressedProducts, ...]:
+def compressed_products(
+    blocks: WeightBlocks, *, narrowable: bool = False
+) -> tuple[CompressedLastProducts, CompressedProducts]:
     """The passes; they find the products that choose experts by the mixtures, so these must be there yet.
 
     Args:
         blocks: how weights are cut.
         narrowable: the products of the layers may be given fewer bits later.
     """
-    if not narrowable:
-        return (CompressedProducts(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),)
+    layers = LayerProducts if narrowable else CompressedProducts
     return (
         CompressedLastProducts(lambda length: blocks, excluded=_all_but_last, attributes=_ATTRIBUTES),
-        LayerProducts(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),
+        layers(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),
     )
 
 
 class CompressedLastProducts(CompressedProducts):
-    """Compresses the products that give logits."""
+    """Compresses the products that give logits, and remembers what those were that may be ranked."""
 
     name = "CompressedLastProducts"
-    version = "2"
+    version = "3"
+
+    def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
+        """See `CompressedProducts.lower`."""
+        result = super().lower(edit, product, blocks)
+        length, vocabulary = product.sizes
+        if (
+            vocabulary >= _LARGE_VOCABULARY
+            and length % blocks.size == 0
+            # It would change the order.
+            and product.bias is None
+            and product.node.graph is edit.model.graph
+            and tokens_of(product.left) is not None
+        ):
+            _product_in(edit).meta[LAST_PRODUCT] = product
+        return result
+
+
+def tokens_of(chosen: ir.Value) -> ir.Value | None:
+    """``[B, S, K]``, of which `chosen` ``[B, 1, K]`` is one token of each row; `None` if it is something else."""
+    choice = made_by(chosen, "GatherElements")
+    if choice is None or choice.attributes.get_int("axis", 0) != 1:
+        return None
+    return operand(choice, 0) if chosen.shape is not None and chosen.shape[1:2] == (1,) else None
 
 
 class LayerProducts(CompressedProducts):
@@ -64,9 +94,13 @@ class LayerProducts(CompressedProducts):
     def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
         """See `CompressedProducts.lower`."""
         result = super().lower(edit, product, blocks)
-        (node,) = (node for node in edit.written if node.op_type == "MatMulNBits")
-        node.meta[PRODUCT] = product
+        _product_in(edit).meta[PRODUCT] = product
         return result
+
+
+def _product_in(edit: GraphEditor) -> ir.Node:
+    (node,) = (node for node in edit.written if node.op_type == "MatMulNBits")
+    return node
 
 
 def _routers(model: ir.Model) -> set[ir.Node]:

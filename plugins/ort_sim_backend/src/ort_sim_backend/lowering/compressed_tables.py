@@ -6,9 +6,9 @@ Only the rows that a step names are turned into numbers.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
+from ort_sim_backend.lowering.block_tables import rows_of_table
 from qeff_framework.lowering import (
     CompressedProducts,
     GraphEditor,
@@ -40,13 +40,8 @@ class CompressedTables(GraphPass):
             edit = GraphEditor(model, node)
             table, rows = operand(node, 0), operand(node, 1)
             levels, scales = self._products.compressed(model, table, self._blocks, transposed=True)
-            numbers = _numbers(edit, edit.op("Gather", levels, rows, axis=0), self._blocks.bits)
-            factors = edit.op("Unsqueeze", edit.op("Gather", scales, rows, axis=0), edit.int64s(-1))
-            blocks = edit.op("Mul", numbers, factors)
-            shape = edit.op(
-                "Concat", edit.op("Shape", rows), edit.int64s(int(weight_of(table).shape.numpy()[1])), axis=0
-            )
-            edit.replace(node, edit.op("Reshape", blocks, shape))
+            length = int(weight_of(table).shape.numpy()[1])
+            edit.replace(node, rows_of_table(edit, levels, scales, rows, bits=self._blocks.bits, length=length))
         return bool(lookups)
 
 
@@ -59,17 +54,3 @@ def _is_large_lookup(node: ir.Node, blocks: WeightBlocks) -> bool:
     tensor = weight_of(table)
     sizes = [int(size) for size in tensor.shape.numpy()]
     return len(sizes) == 2 and tensor.size >= _SMALLEST and sizes[1] % blocks.size == 0
-
-
-def _numbers(edit: GraphEditor, levels: ir.Value, bits: int) -> ir.Value:
-    """Levels ``[..., bytes]`` as float32 ``[..., size]`` around zero."""
-    middle = edit.array(np.array(2 ** (bits - 1), np.float32))
-    if bits == 8:
-        return edit.op("Sub", edit.cast(levels, ir.DataType.FLOAT), middle)
-    # Of two levels in a byte the first has the low bits.
-    low = edit.op("BitwiseAnd", levels, edit.array(np.array(15, np.uint8)))
-    high = edit.op("BitShift", levels, edit.array(np.array(4, np.uint8)), direction="RIGHT")
-    pairs = edit.op("Concat", *(edit.op("Unsqueeze", each, edit.int64s(-1)) for each in (low, high)), axis=-1)
-    flat = edit.op("Shape", levels, start=0, end=-1)
-    whole = edit.op("Reshape", pairs, edit.op("Concat", flat, edit.int64s(-1), axis=0))
-    return edit.op("Sub", edit.cast(whole, ir.DataType.FLOAT), middle)
