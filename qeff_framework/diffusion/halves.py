@@ -36,5 +36,7 @@ def _halved(description: Any, rows: int) -> Any:
 
 def halves(tensors: Sequence[torch.Tensor], rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The tensors of the first and of the second call."""
-    pairs = [each.split(rows) if each.dim() and each.shape[0] == 2 * rows else (each, each) for each in tensors]
+    pairs = [
+        (each[:rows], each[rows:]) if each.dim() and each.shape[0] == 2 * rows else (each, each) for each in tensors
+    ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
