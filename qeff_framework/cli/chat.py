@@ -30,7 +30,10 @@ _HELP = """/reset          forget the conversation; the system message stays
 /system TEXT    forget the conversation and begin with this system message; without TEXT, with none
 /exit           leave (so does the end of the input)
 /help           this list
-A line that begins with // is a message that begins with /."""
+A line that begins with // is a message that begins with /. Three quotes (\"\"\") begin a message of several lines, and end it.
+Ctrl-C ends an answer where it is."""
+
+_QUOTES = '"""'
 
 
 def add_to(subparsers: Any) -> None:
@@ -113,17 +116,31 @@ class _Chat:
             command, _, rest = line.partition(" ")
             if command == "/exit":
                 break
-            if line.startswith("/") and not line.startswith("//"):
+            if line.startswith(_QUOTES):
+                text = self._quoted(line)
+                failed += bool(text) and not self._answer(text)
+            elif line.startswith("/") and not line.startswith("//"):
                 self._obey(command, rest.strip())
             elif line:
                 failed += not self._answer(line.removeprefix("/") if line.startswith("//") else line)
         return failed
 
     def _next_line(self) -> str | None:
+        line = self._read("> ")
+        return None if line is None else line.strip()
+
+    def _read(self, sign: str) -> str | None:
         if self._is_terminal:
-            print("> ", end="", file=sys.stderr, flush=True)
+            print(sign, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
-        return line.strip() if line else None
+        return line.removesuffix("\n") if line else None
+
+    def _quoted(self, line: str) -> str:
+        """A message of several lines, up to the quotes that end it or to the end of the input."""
+        text = line.removeprefix(_QUOTES)
+        while not text.rstrip().endswith(_QUOTES) and (more := self._read("... ")) is not None:
+            text += f"\n{more}"
+        return text.rstrip().removesuffix(_QUOTES).strip()
 
     def _obey(self, command: str, rest: str) -> None:
         if command == "/reset" and not rest:

@@ -7,11 +7,18 @@ import json
 
 import pytest
 
+from qeff_framework.serving import Engine
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
 
 @pytest.fixture
 def chat(model_qeff, toy_artifact, monkeypatch):
-    def run(*argv, lines):
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    def run(*argv, lines, stdin=io.StringIO):
+        monkeypatch.setattr("sys.stdin", stdin("".join(f"{line}\n" for line in lines)))
         return model_qeff("chat", toy_artifact, *argv)
 
     return run
@@ -56,6 +63,30 @@ def test_answers_are_printed_and_what_does_not_fit_is_told(chat):
     assert len(result.out.splitlines()) == 2
     assert "/reset begins anew" in result.err
     assert "1 messages were not answered" in result.err
+
+
+def test_a_message_of_several_lines(chat):
+    lines = ['"""one', "  /reset", '"""', '"""two"""', '""" """', '"""three', "four"]
+    result = chat("--max-new-tokens", 2, "--json", lines=lines)
+    assert [text for role, text in messages(result) if role == "user"] == ["one\n  /reset", "two", "three\nfour"]
+
+
+def test_an_interruption_ends_the_answer_and_the_conversation_goes_on(chat, monkeypatch):
+    stream = Engine.stream
+
+    def interrupted(engine, number):
+        for count, piece in enumerate(stream(engine, number)):
+            if count == 1:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(Engine, "stream", interrupted)
+    result = chat("--max-new-tokens", 5, lines=["one", "five"], stdin=Terminal)
+    assert result.code == 0
+    # One token of each answer.
+    assert len(result.out.split()) == 2
+    # Not at a terminal, an interruption ends the command.
+    assert chat("--max-new-tokens", 5, lines=["one"]).code == 130
 
 
 def test_a_checkpoint_without_a_template_says_so(chat, toy_artifact, monkeypatch):
