@@ -102,7 +102,7 @@ def test_what_the_artifact_says_about_generation_holds_unless_it_is_switched_off
     rules = {"suppress_tokens": [free[0]], "max_new_tokens": 3, "num_beams": 4}
     (tmp_path / "ruled" / "generation_config.json").write_text(json.dumps(rules))
     runner = program(tmp_path / "ruled")
-    with pytest.raises(InputError, match="num_beams=4: 1 prompts need 4 rows.*batch_size=4; num_beams=1 takes"):
+    with pytest.raises(InputError, match="num_beams=4: the search takes 4 rows.*batch_size=4; num_beams=1 takes"):
         runner.generate(prompts=["The fox"])
     ruled = runner.generate(prompts=["The fox"], num_beams=1).generated_ids[0]
     assert len(ruled) == 3

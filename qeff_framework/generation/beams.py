@@ -235,7 +235,7 @@ def _obstacles(
         ),
         (
             rows > shape.batch_size,
-            f"{count} prompts need {rows} rows, the program computes {shape.batch_size} at once; compile with batch_size={rows}",
+            f"the search takes {rows} rows, the program computes {shape.batch_size} at once; compile with batch_size={rows}",
         ),
     )
 

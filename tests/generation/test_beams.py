@@ -123,7 +123,7 @@ def test_tokens_are_told_when_the_search_has_ended() -> None:
         (
             Program(3),
             {},
-            r"num_beams=2: 2 prompts need 4 rows, the program computes 3 at once; compile with batch_size=4; num_beams=1",
+            r"num_beams=2: the search takes 4 rows, the program computes 3 at once; compile with batch_size=4; num_beams=1",
         ),
         (FakeContinuous(4, 4), {}, "compile with batch_size=4 instead of full_batch_size"),
         (FakeSampler(4), {}, "compile it without include_sampler"),
