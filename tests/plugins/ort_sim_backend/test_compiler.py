@@ -45,7 +45,7 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "precision": "fp32",
         "calibrate": None,
         "calibration_prompts": None,
-        "eight_bit_share": 0.5,
+        "eight_bit_share": 0.8,
     }
     applied = [f"{one.name}@{one.version}" for one in passes() if one.name in ("GroupQueryAttention", "RemoveUnused")]
     assert compiled.transforms == tuple(applied)

@@ -54,7 +54,7 @@ class OrtSimOptions(MicroscalingOptions, AttentionOptions):
         "with precision=w8 or w4: text file with one prompt a line, what the rounding to 4 bits is measured on; own data is best",
     )
     eight_bit_share: float = option(
-        0.5,
+        0.8,
         "with precision=w4: share of the layers' weights that keep 8 bits, those where 4 bits change the results most",
         minimum=0.0,
     )
