@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from qeff_framework.sources.libraries import installs
 from qeff_framework.testing.checks import UnavailableError, check, require
 from qeff_framework.testing.children import call_in_child, descriptor_code, run_python
-from qeff_framework.testing.distributions import canonical, distribution_of, requirements
+from qeff_framework.testing.distributions import distribution_of, requirements
 from qeff_framework.testing.groups.execute import attention_layer
 from qeff_framework.testing.layers import STEPS, feeds
 from qeff_framework.testing.small_models import compile_publicly
@@ -39,10 +40,6 @@ facts = {{
     "files": sorted(os.listdir()),
 }}
 """
-_DISTRIBUTIONS = """
-from importlib.metadata import packages_distributions
-facts["distributions"] = {name: found for name, found in packages_distributions().items() if name in facts["new"]}
-"""
 
 
 def _facts(subject: Subject) -> Any:
@@ -50,7 +47,7 @@ def _facts(subject: Subject) -> Any:
     if "import facts" not in subject.shared:
         code = _FACTS.replace("{MAKE}", descriptor_code(subject.backend)).replace("{{", "{").replace("}}", "}")
         subject.shared["import facts"] = run_python(
-            f"{code}{_DISTRIBUTIONS}result(facts)\n", what="importing the descriptor", cwd=subject.folder("import")
+            f"{code}result(facts)\n", what="importing the descriptor", cwd=subject.folder("import")
         )
     return subject.shared["import facts"]
 
@@ -68,15 +65,15 @@ def check_descriptor_is_light(subject: Subject) -> None:
 @check("imports")
 def check_descriptor_loads_no_vendor_code(subject: Subject) -> None:
     """Importing the descriptor loads nothing of the packages that the backend requires beside the framework."""
+    import importlib_metadata
+
     package = distribution_of(subject.backend)
     if package is None:
         raise UnavailableError("the backend is not installed from a package, so its requirements are not known")
-    required = {*requirements(package.name)} - {"qeff-framework"}
-    found = [
-        module
-        for module, names in _facts(subject)["distributions"].items()
-        if required & {canonical(name) for name in names}
+    required = [
+        importlib_metadata.distribution(name) for name in requirements(package.name) if name != "qeff-framework"
     ]
+    found = [module for module in _facts(subject)["new"] if any(installs(each, module) for each in required)]
     require(
         not found, f"importing {type(subject.backend).__module__} loads {', '.join(found)}; import it where it is used"
     )
