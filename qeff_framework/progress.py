@@ -17,13 +17,13 @@ def report(message: str) -> None:
     logger.info(message)
 
 
-def reported_parts(message: str, total: int) -> Callable[[int], None]:
-    """Says that a step of `total` parts starts; the result is called with the number of parts that are done.
+def reported_parts(message: str, total: int, *, announce: Callable[[str], None] = report) -> Callable[[int], None]:
+    """Says by `announce` that a step of `total` parts starts; the result is called with the number of parts that are done.
 
     The records of the parts have the attribute ``part``, done and total. A terminal shows them as a bar; elsewhere only the
     first message is printed.
     """
-    report(message)
+    announce(message)
     last = time.monotonic()
 
     def done(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.references import INLINE_BYTES, refer_to_files
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
 from qeff_framework.lowering.layer_functions import LayerFunctions
+from qeff_framework.progress import reported_parts
 from qeff_framework.seam.isolation import exporting
 from qeff_framework.tasks import task_spec
 
@@ -138,8 +140,11 @@ def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) ->
         return
     size = sum(tensor.nbytes for tensor in tensors)
     require_space(directory, int(size), "writing the weights of the model")
-    progress(f"writing {len(tensors)} weights, {size / 1e9:.1f} GB")
-    written = onnx_ir.external_data.convert_tensors_to_external(tensors, directory, WEIGHTS_FILE)
+    done = reported_parts(f"writing {len(tensors)} weights, {size / 1e9:.1f} GB", len(tensors), announce=progress)
+    count = itertools.count()
+    written = onnx_ir.external_data.convert_tensors_to_external(
+        tensors, directory, WEIGHTS_FILE, callback=lambda tensor, info: done(next(count))
+    )
     for value, tensor in zip(values, written, strict=True):
         value.const_value = tensor
 

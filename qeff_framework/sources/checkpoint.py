@@ -210,9 +210,11 @@ class CheckpointSource:
             placed.remove()
             return self.load(auto_class)
         self._judge(module, info)
-        if isinstance(placed, WatchedFiles):
-            # Before the model is traced, which takes long.
-            require_space(directory, bytes_to_write(module), f"writing the weights of {self.name} as numbers")
+        if isinstance(placed, WatchedFiles) and not self._arguments.get(known.KEEP):
+            # Before the model is traced, which takes long. What stays packed is known when the graph is there.
+            needed = bytes_to_write(module)
+            report(f"the export of {self.name} takes {needed / 1e9:.1f} GB of disk")
+            require_space(directory, needed, f"writing the weights of {self.name} as numbers")
         self._referring, self._placed = checked_module(module), placed
         return self._referring
 

@@ -27,6 +27,8 @@ _MAGIC = b"GGUF"
 PLAIN = {0: "float32", 1: "float16", 30: "bfloat16"}
 #: Where the entries of the vocabulary are, which the weights and most of the config have no use for.
 _VOCABULARY = "tokenizer."
+_TOKENS = "tokenizer.ggml.tokens"
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class GGUFHeader:
 
     Args:
         path: a little-endian file.
-        with_vocabulary: read the texts and numbers of the vocabulary as well; otherwise its texts are empty.
+        with_vocabulary: read the texts and numbers of the vocabulary as well; otherwise its tokens are empty texts, whose count
+            some configs are made from, and its other arrays have no items.
 
     Raises:
         ValueError: the file is none of GGUF, or is cut in its header.
@@ -81,7 +84,8 @@ class GGUFHeader:
         for _ in range(value_count):
             name = self._text().decode()
             (kind,) = self._take("I")
-            self.values[name] = self._value(kind, keeps=self._with_vocabulary or not name.startswith(_VOCABULARY))
+            keeps = self._with_vocabulary or not name.startswith(_VOCABULARY)
+            self.values[name] = self._value(kind, keeps=keeps, counts=name == _TOKENS)
         found = []
         for _ in range(tensor_count):
             name = self._text().decode()
@@ -93,15 +97,17 @@ class GGUFHeader:
         for name, shape, kind, offset in found:
             self.tensors[name] = GGUFTensorPlace(name=name, shape=shape, kind=kind, offset=start + offset)
 
-    def _value(self, kind: int, *, keeps: bool) -> GGUFValue:
+    def _value(self, kind: int, *, keeps: bool, counts: bool) -> GGUFValue:
         if kind == _STRING:
             return GGUFValue(types=(kind,), items=[self._text()])
         if kind != _ARRAY:
             return GGUFValue(types=(kind,), items=[self._take(_FORMS[kind])])
         inner, count = self._take("IQ")
+        if inner == _STRING and not keeps:
+            self._pass_texts(count)
+            return GGUFValue(types=(kind, inner), items=[b""] * count if counts else [])
         if inner == _STRING:
-            texts = [self._text() for _ in range(count)]
-            return GGUFValue(types=(kind, inner), items=texts if keeps else [b""] * count)
+            return GGUFValue(types=(kind, inner), items=[self._text() for _ in range(count)])
         form = f"<{count}{_FORMS[inner]}"
         numbers = struct.unpack_from(form, self._content, self._place) if keeps else ()
         self._place += struct.calcsize(form)
@@ -111,6 +117,15 @@ class GGUFHeader:
         values = struct.unpack_from(f"<{form}", self._content, self._place)
         self._place += struct.calcsize(f"<{form}")
         return values
+
+    def _pass_texts(self, count: int) -> None:
+        """Goes behind texts: a vocabulary has hundreds of thousands, and each header is read several times."""
+        place, content, length_at = self._place, self._content, _LENGTH.unpack_from
+        for _ in range(count):
+            place += length_at(content, place)[0] + _LENGTH.size
+        if place > len(content):
+            raise IndexError("a text ends behind the end of the file")
+        self._place = place
 
     def _text(self) -> bytes:
         (length,) = self._take("Q")

@@ -59,6 +59,20 @@ def _load_gguf_checkpoint(original: Any, gguf_checkpoint_path: Any, *args: Any, 
     return parsed
 
 
+_name_maps: ContextVar[dict[Any, Any] | None] = ContextVar("name_maps", default=None)
+
+
+def _name_map(original: Any, *args: Any) -> Any:
+    """The gguf package's map of names, made once: Transformers asks for the same one with each module of a model."""
+    known = _name_maps.get()
+    if known is None:
+        return original(*args)
+    if args not in known:
+        known[args] = original(*args)
+    return known[args]
+
+
+_NAMER = StandIn("get_tensor_name_map", _name_map)
 _LOADER = StandIn("load_gguf_checkpoint", _load_gguf_checkpoint)
 
 
@@ -117,11 +131,17 @@ class _Processor:
     """What Transformers does to the tensors of a file."""
 
     def __init__(self, config: Mapping[str, Any], architecture: str, model: Any) -> None:
+        import gguf
         from transformers import modeling_gguf_pytorch_utils as library
 
         kinds: Any = library.TENSOR_PROCESSORS
         self._processor = kinds.get(architecture, library.TensorProcessor)(config=config)
-        self._names: Mapping[str, str] = library.get_gguf_hf_weights_map(model, self._processor)
+        token = _name_maps.set({})
+        try:
+            with _NAMER.installed(gguf):
+                self._names: Mapping[str, str] = library.get_gguf_hf_weights_map(model, self._processor)
+        finally:
+            _name_maps.reset(token)
 
     def processed(self, name: str, weights: Array, taken: dict[str, Any]) -> dict[str, Any]:
         """Puts what becomes of a tensor of the file into `taken`, by the model's names, and returns that.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import tempfile
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,6 +114,31 @@ def test_on_another_file_system_there_is_one_copy(checkpoint: Path) -> None:
         assert not copy.samefile(shard)
         assert copy.read_bytes() == shard.read_bytes()
         assert not placed.keep({"model.safetensors"})
+
+
+@pytest.fixture
+def read_only(checkpoint: Path) -> Iterator[Path]:
+    """The folder of a checkpoint on a file system that takes no writing, whoever asks."""
+    mount = ["mount", "--bind", "--options", "ro", str(checkpoint), str(checkpoint)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield checkpoint
+    finally:
+        subprocess.run(["umount", "--lazy", str(checkpoint)], check=True)
+
+
+def test_a_read_only_checkpoint_is_copied(read_only: Path, directory: Path) -> None:
+    with pytest.raises(OSError, match="Read-only file system"):
+        (read_only / "new").touch()
+    source = CheckpointSource(read_only, {})
+    module = source.load_for_export(AUTO, directory)
+    source.save_companions(directory)
+    assert all(isinstance(parameter, DeferredTensor) for parameter in module.parameters())
+    assert not source.keep_weights({"model.safetensors"})
+    shard, copy = read_only / "model.safetensors", directory / "model.safetensors"
+    assert copy.read_bytes() == shard.read_bytes()
+    assert not copy.samefile(shard)  # Links do not cross a mount.
 
 
 def test_a_file_that_cannot_grow_is_an_error_that_leaves_nothing(

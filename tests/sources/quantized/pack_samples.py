@@ -113,6 +113,7 @@ def compressed_tensors() -> None:
         "float-quantized_channel": {"num_bits": 8, "type": "float", "strategy": "channel"},
         "float-quantized_block": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [24, 16]},
         "int-quantized_channel": {"num_bits": 8, "type": "int", "strategy": "channel"},
+        "naive-quantized_channel": {"num_bits": 8, "type": "int", "strategy": "channel"},
         "pack-quantized_group": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
         "pack-quantized_channel": {"num_bits": 8, "type": "int", "strategy": "channel"},
         "pack-quantized_3bit": {
