@@ -13,7 +13,6 @@ from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.seq2seq_lm import speech_decoder_graph
 from qeff_framework.export.signals import Signal, signal_graph
-from qeff_framework.seam.special.refusals import refuse_special_sound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 def speech_seq2seq_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
     """The program that is asked for: ``"encoder"``, with ``last_hidden_state [B, T, D]``, or ``"decoder"``."""
-    refuse_special_sound(module)
     if request.program == "encoder":
         return signal_graph(
             module,

@@ -71,20 +71,6 @@ _ENCODER_REASONS: Final[Mapping[str, str]] = {
 }
 
 
-#: Speech models with encoder and decoder, by model type. Their encoders' own code masks frames.
-_SOUND: Final[Mapping[str, str]] = dict.fromkeys(
-    ("seamless_m4t", "seamless_m4t_v2"),
-    "what its encoder computes of a clip changes with the padding behind it, so a program of fixed length gives other tokens",
-)
-
-
-def refuse_special_sound(module: PreTrainedModel) -> None:
-    """Raises `UnsupportedModelError` if `module`, a speech model with encoder and decoder, is such a model."""
-    reason = _SOUND.get(module.config.model_type)
-    if reason is not None:
-        raise UnsupportedModelError(f"{reason}; choose a model of another family, or run it with Transformers itself")
-
-
 def refuse_special_encoder(module: PreTrainedModel) -> None:
     """Raises `UnsupportedModelError` if `module`, whose encoder is to be exported, is such a model."""
     if getattr(module.config, "attention_type", None) == "block_sparse":  # BigBird and what is made of it
