@@ -148,6 +148,11 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
             QEFFDiffusionPipeline(eager)
     with pytest.raises(CheckpointError, match="cannot be loaded as a pipeline"):
         QEFFDiffusionPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "A", "unet": ["diffusers", "B"], "safety": [null, null]}'
+    )
+    with pytest.raises(CheckpointError, match="lacks its unet, which its model_index.json names"):
+        QEFFDiffusionPipeline.from_pretrained(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "diffusers" else find(name, *more)
