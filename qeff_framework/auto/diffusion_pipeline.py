@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
             return cls(pretrained_model_name_or_path)
         place = os.fspath(pretrained_model_name_or_path)
+        _check_folders(Path(place), hf_kwargs)
         stored, given = _components_in(Path(place), hf_kwargs)
         try:
             pipeline = DiffusionPipeline.from_pretrained(place, **given, **hf_kwargs)
@@ -342,6 +344,21 @@ class QEFFFluxPipeline(QEFFDiffusionPipeline):
 
 class QEFFWanPipeline(QEFFDiffusionPipeline):
     """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
+
+
+def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
+    """Refuses a folder that lacks one of the components that it names. What cannot be read is left to the loader of diffusers."""
+    try:
+        index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
+        named = {name: kind for name, kind in index.items() if isinstance(kind, list) and None not in kind}
+    except (OSError, ValueError, AttributeError):
+        return
+    missing = [name for name in named if name not in arguments and not (place / name).is_dir()]
+    if missing:
+        raise CheckpointError(
+            f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; download it "
+            "again, or pass the component"
+        )
 
 
 def _components_in(

@@ -124,8 +124,10 @@ def test_a_call_that_no_program_fits_is_refused_with_what_there_is(runner: Compi
 
 
 def test_what_cannot_be_compiled_is_refused_before_any_work(
-    eager: Any, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A component that was taken away is also lost to the pipeline's config: others must not get this pipeline.
+    eager = tiny_stable_diffusion()
     pipeline = QEFFDiffusionPipeline(eager)
     with pytest.raises(OptionError, match="height=60.*divisible by 8"):
         pipeline.compile("ort_sim", height=60, width=64)
@@ -147,6 +149,11 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
         with pytest.raises(UnsupportedModelError, match="safety_checker=None"):
             QEFFDiffusionPipeline(eager)
     with pytest.raises(CheckpointError, match="cannot be loaded as a pipeline"):
+        QEFFDiffusionPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "A", "unet": ["diffusers", "B"], "safety": [null, null]}'
+    )
+    with pytest.raises(CheckpointError, match="lacks its unet, which its model_index.json names"):
         QEFFDiffusionPipeline.from_pretrained(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(
