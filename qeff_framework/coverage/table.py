@@ -48,7 +48,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
 - **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
   one, no and two images in one batch, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
   one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
-  *Deviation* is that largest difference.
+  *Deviation* is that largest difference. One whose decoder attends to an image passes for two images in one batch, each with the
+  start token alone and with a prompt of the decoder.
 - **A model of sound passes** when no logit differs by more than {HIDDEN_TOLERANCE:g} standard deviations from Transformers' for
   the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
   largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of

@@ -110,8 +110,22 @@ def encoder_inputs(model_class: Any) -> tuple[str, ...]:
         named = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
         # Some classes pass on whatever they get.
         if found := tuple(name for name in named if name != "self" and not name.startswith("vision_")):
-            return found
+            return (*found, *(name for name in _required(class_without_head(model_class)) if name not in found))
     return ()
+
+
+def _required(model_class: Any) -> tuple[str, ...]:
+    """Names of the tensors that the image encoder of a class cannot do without; the one with a head may pass them on unnamed."""
+    method = getattr(model_class, _ENCODE, None)
+    if method is None:
+        return ()
+    parameters = inspect.signature(method).parameters.values()
+    needed = [
+        each.name
+        for each in parameters
+        if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and each.default is inspect.Parameter.empty
+    ]
+    return tuple(name for name in needed if name != "self" and not name.startswith("vision_"))
 
 
 def class_without_head(model_class: Any) -> Any:
