@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework import QEFFAutoModel
 from qeff_framework.cli import main
 from qeff_framework.errors import CheckpointError, OptionError
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
+from tests.sdk_standins.qaic import install_standin
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_loading import pack
 from tests.tiny_models import tiny_causal_lm
@@ -21,16 +23,22 @@ from tests.tiny_models import tiny_causal_lm
 PROMPTS = [[5, 17, 99, 23, 42, 7, 64, 31, 88], [71, 3, 90]]
 
 
-def test_same_tokens_as_the_dequantised_model(
-    tmp_path: Path, session_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The products of attention, and the experts, which the checkpoint holds one by one."""
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A checkpoint with packed products of attention and packed experts, which it holds one by one; its tokens when dequantised."""
     module = tiny_causal_lm("mixtral", num_hidden_layers=1, eos_token_id=None)[0]
-    folder = save_tiny_checkpoint(tmp_path / "tiny", module=module)
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("packed") / "tiny", module=module)
     twin = pack(folder, packing.AWQ, packing.awq)
     reference = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32).eval()
     expected = [eager_greedy(reference, prompt, 8) for prompt in PROMPTS]
     assert expected != [eager_greedy(module, prompt, 8) for prompt in PROMPTS]
+    return folder, expected
+
+
+def test_same_tokens_as_the_dequantised_model(
+    packed: tuple[Path, list[list[int]]], session_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, expected = packed
     bytes_of_weights = {}
     for kept in (False, True):
         model = QEFFAutoModel.from_pretrained(folder, keep_quantized=kept)
@@ -45,6 +53,21 @@ def test_same_tokens_as_the_dequantised_model(
     told = capsys.readouterr().out
     assert "1 x model.layers.*.self_attn.q_proj.weight in blocks of 16 with 4 bits\n" in told
     assert "1 x model.layers.*.mlp.experts.down_proj in blocks of 16 with 4 bits, 4 experts" in told
+
+
+def test_standin_of_qaic_gives_the_same_tokens_for_packed_weights(
+    packed: tuple[Path, list[list[int]]], session_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose compiler takes no packed weights: the backend writes them as numbers."""
+    folder, expected = packed
+    sdk = install_standin(tmp_path / "sdk")
+    monkeypatch.setenv(ROOT_VARIABLE, str(sdk.root))
+    with sdk.clean_imports():
+        model = QEFFAutoModel.from_pretrained(folder, keep_quantized=True)
+        model.compile(backend="qaic", prefill_seq_len=4, ctx_len=32, batch_size=2, num_cores=2)
+        with model.load() as program:
+            assert program.generate(prompts=PROMPTS, generation_len=8, ignore_eos=True).generated_ids == expected
+    sdk.assert_released()
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, session_store: Path) -> None:
