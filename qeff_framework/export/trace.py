@@ -179,14 +179,19 @@ def _strip_metadata(model: onnx_ir.Model) -> None:
 def _graphs_without_source() -> Iterator[None]:
     """Makes torch's graphs without what an export does not read: each node's stack trace, and Python code before it is called.
 
-    Both together are a tenth of a small export.
+    Both together are a tenth of a small export. A version of torch without these switches makes them all the same.
     """
-    from torch.fx import _lazy_graph_module, config
+    try:
+        from torch.fx import config
+        from torch.fx._lazy_graph_module import _use_lazy_graph_module as lazy_code
 
-    before = config.do_not_emit_stack_traces
+        before = config.do_not_emit_stack_traces
+    except (ImportError, AttributeError):
+        yield
+        return
     config.do_not_emit_stack_traces = True
     try:
-        with _lazy_graph_module._use_lazy_graph_module(True):  # noqa: SLF001
+        with lazy_code(True):
             yield
     finally:
         config.do_not_emit_stack_traces = before
