@@ -168,8 +168,9 @@ def test_what_the_kernel_cannot_do_is_left_alone(model):
     assert op_types(model) == before
 
 
-def test_what_another_attention_sees_is_measured_by_a_buffer_that_the_kernel_did_not_lengthen():
-    """The kernel's caches are longer than the context in a session; a mask of their length would fit no other cache."""
+@pytest.mark.parametrize(("window", "ctx_len"), [(0, None), (3, 9)], ids=["longer", "as short as a window"])
+def test_what_another_attention_sees_is_measured_by_a_buffer_that_the_kernel_did_not_change(window, ctx_len):
+    """The kernel's caches are longer than the context in a session, or shorter; a mask of their length fits no other cache."""
     layer = (
         "float[batch, 4, seq, 8] query, float[batch, 2, seq, 8] key, int64[batch, seq] position_ids,"
         "float[batch, 2, ctx, 8] past_key, float[batch, 2, ctx, 8] past_value, float[batch, 2, ctx, 8] shared_key,"
@@ -187,13 +188,13 @@ def test_what_another_attention_sees_is_measured_by_a_buffer_that_the_kernel_did
         "size = Shape <start = 2, end = 3> (past_key)"
         "limit = Squeeze (size)"
         "slots = Range (zero, limit, one)"
-        "mask = qeff.CausalMask <window = 0, chunk = 0> (position_ids, slots)"
+        f"mask = qeff.CausalMask <window = {window}, chunk = 0> (position_ids, slots)"
         "first = qeff.Attention <scale: float = 0.4, softcap: float = 0.0> (query, new_key, new_value, mask)"
         "second = qeff.Attention <scale: float = 0.4, softcap: float = 0.0> (query, new_shared_key, new_shared_value, mask)"
         "third = qeff.Attention <scale: float = 0.5, softcap: float = 0.0> (query, new_shared_key, new_shared_value, mask)"
         "}"
     )
-    changed = lowered(model, PASSES)
+    changed = lowered(model, (GroupQueryAttention(ctx_len=ctx_len), RemoveUnused()))
     assert op_types(changed).count("GroupQueryAttention") == 1
     measured = {node.inputs[0].name for node in changed.graph if node.op_type == "Shape" and node.inputs[0] is not None}
     assert "past_key" not in measured

@@ -12,6 +12,7 @@ the oldest one in front, so tokens can be appended to it and not taken back.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class GroupQueryAttention(GraphPass):
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
 
     name = "GroupQueryAttention"
-    version = "5"
+    version = "6"
 
     def __init__(self, *, ctx_len: int | None = None) -> None:
         """Caches of windows shorter than `ctx_len` get the length of the window; without it all caches keep theirs."""
@@ -58,38 +59,42 @@ class GroupQueryAttention(GraphPass):
     def run(self, model: ir.Model) -> bool:
         """Says whether an attention was lowered."""
         shared: dict[Hashable, Any] = {}
-        matches = [_match(node) for node in dialect_nodes(model, AttentionNode)]
+        found = (_match(node) for node in dialect_nodes(model, AttentionNode))
+        matches = [match for match in found if match is not None]
+        # Read first: a cache of a window loses this size.
+        contexts = {
+            match.key_update.cache.shape[_SLOTS] for match in matches if match.key_update.cache.shape is not None
+        }
         for match in matches:
-            if match is not None:
-                is_short = self._ctx_len is not None and 0 < match.window < self._ctx_len
-                _lower(GraphEditor(model, match.attention.node, shared), match, windowed=is_short)
-        if any(matches):
-            _measure_other_inputs(model)
-        return any(matches)
+            is_short = self._ctx_len is not None and 0 < match.window < self._ctx_len
+            _lower(GraphEditor(model, match.attention.node, shared), match, windowed=is_short)
+        if matches:
+            _measure_other_inputs(model, contexts)
+        return bool(matches)
 
 
-def _measure_other_inputs(model: ir.Model) -> None:
+def _measure_other_inputs(model: ir.Model, contexts: AbstractSet[int | ir.SymbolicDim]) -> None:
     """Takes the size of the context from an input whose buffer is exactly as long, where there is one.
 
-    The buffers of the kernel's caches are longer (`in_place.states_with_room`). Masks of other attention, and caches that this
-    attention reads, are not: a mask as long as the kernel's buffer would not fit them.
+    The buffers of the kernel's caches are longer (`in_place.states_with_room`), or as short as a window. Masks of other
+    attention, and caches that this attention reads, are not: a mask as long as the kernel's buffer would not fit them.
+    `contexts` are the sizes that the kernel's caches had before they were lowered.
     """
-    longer = [value for value in model.graph.inputs if _has_kernel_buffer(value)]
-    context = next(cache.shape[_SLOTS] for cache in longer if cache.shape is not None)
+    of_kernel = [value for value in model.graph.inputs if _has_kernel_buffer(value)]
     exact = next(
         (
             (value, axis)
             for value in model.graph.inputs
-            if value not in longer
+            if value not in of_kernel
             for axis, size in enumerate(value.shape or ())
-            if size == context
+            if size in contexts
         ),
         None,
     )
     if exact is None:
         return
     value, axis = exact
-    for cache in longer:
+    for cache in of_kernel:
         for node in [use.node for use in cache.uses()]:
             span = (node.attributes.get_int("start", 0), node.attributes.get_int("end", None))
             if node.op_type == "Shape" and span == (_SLOTS, _SLOTS + 1):
