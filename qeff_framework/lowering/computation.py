@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import onnx_ir as ir
@@ -88,7 +88,7 @@ class Computation:
     def _evaluator(self) -> Any:
         from onnx.reference import ReferenceEvaluator
 
-        return ReferenceEvaluator(ir.to_proto(self.as_model()))
+        return ReferenceEvaluator(ir.to_proto(self.as_model()), new_ops=[_gather_elements()])
 
     def _constants(self) -> dict[str, NDArray[Any]]:
         return {
@@ -97,3 +97,19 @@ class Computation:
             for value in node.inputs
             if value is not None and value.producer() is None and value.const_value is not None
         }
+
+
+@cache
+def _gather_elements() -> Any:
+    """``GatherElements`` of tables of any length.
+
+    ONNX's own evaluates it by `numpy.choose`, which takes no more than 64 rows, and wraps indices outside the table.
+    """
+    import numpy as np
+    from onnx.reference.op_run import OpRun
+
+    class GatherElements(OpRun):  # type: ignore[misc]  # ONNX has no types
+        def _run(self, data: Any, indices: Any, axis: int = 0) -> tuple[Any]:
+            return (np.take_along_axis(data, indices, axis),)
+
+    return GatherElements

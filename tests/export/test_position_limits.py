@@ -65,6 +65,17 @@ def test_indices_cut_out_of_a_table_run_out() -> None:
     assert found == {"seq_len": 6}
 
 
+def test_a_long_table_of_token_types_ends_behind_its_last_one() -> None:
+    """It gives the kind of each position, and kinds have a table of one row."""
+    found = limits(
+        f"""g (int64[1, S] position_ids, float[1, 4] table) => (float[1, S, 4] y)
+        <int64[1, 100] types = {{{", ".join("0" * 100)}}}> {{
+            at = GatherElements <axis = 1> (types, position_ids) y = Gather (table, at)
+        }}"""
+    )
+    assert found == {"ctx_len": 100}
+
+
 @pytest.mark.parametrize(
     ("module", "task", "expected"),
     [
