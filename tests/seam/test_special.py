@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace as Namespace
 
 import numpy as np
 import onnxruntime as ort
@@ -22,7 +21,6 @@ from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.last_logits import cache_argument
 from qeff_framework.export.portable import export_portable
-from qeff_framework.export.speech_seq2seq import speech_seq2seq_graph
 from qeff_framework.seam import special
 from qeff_framework.seam.special import refusals
 from tests.portable_loop import greedy
@@ -139,13 +137,6 @@ def test_an_encoder_that_has_no_graph_for_all_lengths_is_refused_before_it_is_tr
     with pytest.raises(UnsupportedModelError, match="cannot be exported as encoder: .*; choose a model") as caught:
         export_portable(tiny_model(model_type, "encoder"), task="encoder", output_dir=tmp_path)
     assert refusals._ENCODER_REASONS[model_type] in str(caught.value)
-
-
-@pytest.mark.parametrize("model_type", refusals._SOUND)
-def test_speech_that_padding_changes_is_refused(model_type):
-    module = Namespace(config=Namespace(model_type=model_type))
-    with pytest.raises(UnsupportedModelError, match="changes with the padding behind it"):
-        speech_seq2seq_graph(module, request=None)
 
 
 def test_attention_that_skips_keys_of_long_texts_only_is_refused(tmp_path):
