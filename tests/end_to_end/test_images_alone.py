@@ -32,7 +32,9 @@ def _pictures(folder: Path) -> list[Path]:
 
 def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, processor = resnet()
-    model = QEFFAutoModel(module, processor=processor)
+    for part in (module, processor):
+        part.save_pretrained(tmp_path / "model")
+    model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     assert isinstance(model, QEFFAutoModelForImageClassification)
     compiled = model.compile("ort_sim", batch_size=2)
     files = _pictures(tmp_path)
