@@ -12,7 +12,10 @@ import PIL.Image
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -25,11 +28,18 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    ResNetConfig,
+    ResNetForImageClassification,
     SiglipVisionConfig,
 )
 
 IMAGE_TOKEN = 63
 NEW_TOKENS = 8
+#: Writes conversations of images and texts for the tokenizer of `saved_llava`.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% for part in m.content %}{{ '<image> ' if part.type == 'image' else part.text + ' ' }}"
+    "{% endfor %}{% endfor %}"
+)
 _TEXT: Mapping[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -177,6 +187,34 @@ def saved_llava(module: PreTrainedModel, folder: Path) -> LlavaProcessor:
     module.save_pretrained(folder)
     processor.save_pretrained(folder)
     return processor
+
+
+def resnet() -> tuple[PreTrainedModel, CLIPImageProcessorPil]:
+    """A classifier of four classes, and a processor of images."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = ResNetForImageClassification(config).eval()
+    return module, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def clip_of_words() -> tuple[PreTrainedModel, CLIPProcessor]:
+    """Images and texts of the words w0 to w19 in one space; the last word ends a text."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(20)}, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    processor = CLIPProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w1", pad_token="w0"),
+    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = CLIPConfig(
+        text_config={**sizes, "vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 19, "pad_token_id": 0},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(config).eval(), processor
 
 
 def picture(path: Path, shade: int) -> Path:

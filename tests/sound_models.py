@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import (
     CONFIG_MAPPING,
+    AddedToken,
     AutoModelForAudioClassification,
     AutoModelForCTC,
     GenerationConfig,
@@ -23,6 +25,8 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
 
 RATE = 16_000
@@ -90,8 +94,8 @@ PREVIOUS = 4
 _WHISPER_VOCABULARY = NO_TIMES + 1 + 1501
 
 
-def whisper(seed: int = 0) -> PreTrainedModel:
-    """A random Whisper that reads windows of 30 s."""
+def whisper(seed: int = 0, positions: int = 64) -> PreTrainedModel:
+    """A random Whisper that reads windows of 30 s, and whose decoder has so many positions."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         module = WhisperForConditionalGeneration(
@@ -105,7 +109,7 @@ def whisper(seed: int = 0) -> PreTrainedModel:
                 decoder_attention_heads=2,
                 encoder_ffn_dim=16,
                 decoder_ffn_dim=16,
-                max_target_positions=64,
+                max_target_positions=positions,
                 **dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), END),
                 decoder_start_token_id=START,
                 suppress_tokens=None,
@@ -136,3 +140,21 @@ def whisper(seed: int = 0) -> PreTrainedModel:
 def whisper_extractor() -> WhisperFeatureExtractor:
     """Windows of 30 s, with few mel bins."""
     return WhisperFeatureExtractor(feature_size=8)
+
+
+def whisper_processor() -> WhisperProcessor:
+    """With a tokenizer of characters for the tokens of `whisper`."""
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(_WHISPER_VOCABULARY - NO_TIMES - 1)]
+    ends = {"<|endoftext|>": END, "<|startoftranscript|>": START, "<|notimestamps|>": NO_TIMES}
+    specials = {"<|startofprev|>": PREVIOUS, **ends, **LANGUAGES, **{f"<|{task}|>": TASKS[task] for task in TASKS}}
+    space = "\u0120"  # byte-level tokenizers write it so
+    vocabulary = {
+        character: index
+        for index, character in enumerate(f"0123?{string.ascii_lowercase}{space}{string.ascii_uppercase}"[:END])
+        if index != PREVIOUS
+    }
+    vocabulary |= specials | {time: NO_TIMES + 1 + index for index, time in enumerate(times)}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], additional_special_tokens=[*specials])
+    tokenizer.add_tokens([AddedToken(time, normalized=False) for time in times])
+    assert len(tokenizer) == _WHISPER_VOCABULARY
+    return WhisperProcessor(feature_extractor=whisper_extractor(), tokenizer=tokenizer)

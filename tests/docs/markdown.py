@@ -37,3 +37,9 @@ def commands(document: str) -> list[str]:
     """The indented lines of a document that start with ``qeff ``, without their remarks."""
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.startswith("    qeff ")]
+
+
+def console(document: str) -> list[str]:
+    """The lines that start with ``$ qeff ``, in blocks that show what is typed and what is printed."""
+    lines = [line for block in blocks(document, "console") for line in block.text.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ qeff ")]

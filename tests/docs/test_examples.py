@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import io
 import json
 import shlex
@@ -13,18 +14,23 @@ from typing import Any, get_type_hints
 
 import onnx_ir
 import pytest
+import soundfile
+from transformers import PreTrainedModel
 
-from qeff_framework import cli
+from qeff_framework import QEFFAutoModel, cli, load_compiled
 from qeff_framework.artifacts import Store
 from qeff_framework.cli.app import build_parser
 from qeff_framework.plugin_api import Backend, Capabilities, CompiledModel, CompileRequest, Probe
+from qeff_framework.runtime.image_text import CompiledImageTextToText
 from qeff_framework.tasks import task_specs
 from tests.chained_environment import ChainedEnvironment
 from tests.checkpoints import save_tiny_checkpoint
-from tests.docs.markdown import ROOT, blocks, commands
-from tests.image_models import built, llava, picture, saved_llava
+from tests.docs.markdown import ROOT, blocks, commands, console
+from tests.image_models import CHAT_TEMPLATE, built, clip_of_words, llava, picture, resnet, saved_llava
 from tests.pipelines import tiny_stable_diffusion
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
+from tests.serving.running import serving
+from tests.sound_models import RATE, clip, speech_model, speech_processor, whisper, whisper_processor
 from tests.tiny_models import (
     tiny_classifier,
     tiny_encoder,
@@ -35,7 +41,14 @@ from tests.tiny_models import (
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
-DOCUMENTS = ["README.md", "docs/usage.md", "docs/images.md", "docs/diffusion.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/usage.md",
+    "docs/images.md",
+    "docs/diffusion.md",
+    "docs/speech.md",
+    "docs/image_classification.md",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +75,27 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
         "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(tmp_path_factory.mktemp("pipeline")),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(_chat_model(tmp_path_factory.mktemp("chat"))),
+        "openai/whisper-tiny": _saved(tmp_path_factory, whisper(positions=128), whisper_processor()),
+        "facebook/wav2vec2-base-960h": _saved(
+            tmp_path_factory,
+            speech_model("wav2vec2", feat_extract_norm="group"),
+            speech_processor(tmp_path_factory.mktemp("letters")),
+        ),
+        "google/vit-base-patch16-224": _saved(tmp_path_factory, *resnet()),
+        "openai/clip-vit-base-patch32": _saved(tmp_path_factory, *clip_of_words()),
         "gpt2": str(save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")),
     }
 
 
 def _saved_pipeline(folder: Path) -> str:
     tiny_stable_diffusion().save_pretrained(folder)
+    return str(folder)
+
+
+def _saved(folders: pytest.TempPathFactory, module: PreTrainedModel, processor: Any) -> str:
+    folder = folders.mktemp("checkpoint")
+    module.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return str(folder)
 
 
@@ -82,6 +110,16 @@ def _saved_llava(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images and sounds that the examples read, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "one.jpg", "two.png", "cat.png"):
+        picture(tmp_path / name, shade=100)
+    for seed, name in enumerate(("speech.wav", "other.wav", "one.wav", "two.flac", "talk.flac")):
+        soundfile.write(tmp_path / name, clip(2, seed), RATE)
+
+
 def substitute(text: str, substitutes: dict[str, str]) -> str:
     for hub_id, folder in substitutes.items():
         text = text.replace(f'"{hub_id}"', repr(folder)).replace(f" {hub_id} ", f" {folder} ")
@@ -91,21 +129,20 @@ def substitute(text: str, substitutes: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     "document", [*DOCUMENTS, "docs/migrating.md", pytest.param("docs/qnn.md", marks=needs_simulator)]
 )
-def test_python(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("files")
+def test_python(document: str, substitutes: dict[str, str]) -> None:
     found = blocks(document, "python")
     assert found
-    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in found:
         exec(compile(substitute(block.text, substitutes), document, "exec"), namespace)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("files")
+def test_commands(document: str, substitutes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = commands(document)
     assert found
-    monkeypatch.chdir(tmp_path)
-    picture(tmp_path / "photo.jpg", shade=100)
     monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n"))
     for command in found:
         arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
@@ -114,6 +151,45 @@ def test_commands(document: str, substitutes: dict[str, str], tmp_path: Path, mo
             build_parser().parse_args(arguments)
         else:
             assert cli.main(arguments) == 0, command
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "sizes", "call"),
+    [
+        ("smolvlm", "llava-hf/llava-1.5-7b-hf", {"prefill_seq_len": 8, "ctx_len": 48}, "chat.completions"),
+        ("whisper-tiny", "openai/whisper-tiny", {"ctx_len": 128}, "audio.transcriptions"),
+    ],
+)
+def test_clients_that_send_images_and_sound(
+    name: str, checkpoint: str, sizes: dict[str, int], call: str, substitutes: dict[str, str]
+) -> None:
+    """What the page about the server shows, against a server of the process."""
+    (block,) = (
+        block for block in blocks("docs/serving.md", "pycon") if f'client.{call}.create(model="{name}"' in block.text
+    )
+    compiled = QEFFAutoModel.from_pretrained(substitutes[checkpoint]).compile("ort_sim", **sizes)
+    runner = load_compiled(compiled.directory)
+    if isinstance(runner, CompiledImageTextToText):
+        runner.processor.chat_template = CHAT_TEMPLATE
+    with serving(runner, model=name) as served:
+        namespace = {"client": served.client, "Path": Path}
+        *first, last = doctest.DocTestParser().get_examples(block.text)
+        for example in first:
+            exec(example.source, namespace)
+        answer = eval(last.source, namespace)
+    assert answer if isinstance(answer, str) else answer.choices[0].message.content
+
+
+def test_commands_that_no_test_runs_have_known_arguments() -> None:
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    pages = sorted({"README.md", "CONTRIBUTING.md", *pages} - {*DOCUMENTS})
+    found = [command for page in pages for command in [*commands(page), *console(page)]]
+    found += [command for page in DOCUMENTS for command in console(page)]
+    assert len(found) > 20
+    parser = build_parser()
+    for command in found:
+        parser.parse_args(shlex.split(command, comments=True)[1:])
 
 
 def test_links_lead_somewhere() -> None:
@@ -142,14 +218,6 @@ def test_python_about_backends(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in found:
         exec(compile(substitute(block.text, substitutes), page, "exec"), module.__dict__)
-
-
-def test_the_commands_about_backends_exist() -> None:
-    parser = build_parser()
-    found = [command for path in (ROOT / BACKENDS).glob("*.md") for command in commands(f"{BACKENDS}/{path.name}")]
-    assert len(found) > 8
-    for command in found:
-        parser.parse_args(shlex.split(command)[1:])
 
 
 def test_the_page_about_the_dialect_is_current() -> None:

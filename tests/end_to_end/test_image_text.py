@@ -27,6 +27,7 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.lowering import FoldConstants, InlineDialect, bind_sizes, load_portable
 from qeff_framework.runtime.image_text import CompiledImageTextToText, processed_text
 from tests.image_models import (
+    CHAT_TEMPLATE,
     IMAGE_TOKEN,
     NEW_TOKENS,
     Image,
@@ -206,15 +207,11 @@ def test_the_command_reads_images_from_files(
 
 def answers_over_http(directory: Path, pictures: list[Path]) -> None:
     """OpenAI's client gets the texts of `generate`; what is elsewhere is not fetched."""
-    template = (
-        "{% for m in messages %}{% for part in m.content %}{{ '<image> ' if part.type == 'image' else part.text + ' ' }}"
-        "{% endfor %}{% endfor %}"
-    )
     images = [PIL.Image.open(file).convert("RGB") for file in pictures]
     asked: list[tuple[str, list[int]]] = [("w5 w6", [0]), ("w9", [1]), ("w7 w8 w9", [])]
     with load_compiled(directory) as alone:
         assert isinstance(alone, CompiledImageTextToText)
-        alone.processor.chat_template = template
+        alone.processor.chat_template = CHAT_TEMPLATE
         wanted = [
             alone.generate(prompts=[text], images=[[images[n] for n in chosen]], max_new_tokens=9).generated_texts[0]
             for text, chosen in asked
@@ -231,7 +228,7 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
 
     runner = load_compiled(directory)
     assert isinstance(runner, CompiledImageTextToText)
-    runner.processor.chat_template = template
+    runner.processor.chat_template = CHAT_TEMPLATE
     with serving(runner) as served:
         ask = partial(served.client.chat.completions.create, model="tiny", max_tokens=9)
         streams = [ask(messages=messages(text, *(urls[n] for n in chosen)), stream=True) for text, chosen in asked]

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-    ResNetConfig,
-    ResNetForImageClassification,
-)
 
 from qeff_framework import (
     QEFFAutoModel,
@@ -29,10 +18,7 @@ from qeff_framework import (
 )
 from qeff_framework.cli.app import main
 from qeff_framework.errors import InputError, OptionError
-from tests.image_models import picture
-
-_SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-_END = 19
+from tests.image_models import clip_of_words, picture, resnet
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +31,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = ResNetForImageClassification(config).eval()
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    model = QEFFAutoModel(module, processor=processor)
+    module, processor = resnet()
+    for part in (module, processor):
+        part.save_pretrained(tmp_path / "model")
+    model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     assert isinstance(model, QEFFAutoModelForImageClassification)
     compiled = model.compile("ort_sim", batch_size=2)
     files = _pictures(tmp_path)
@@ -72,21 +56,7 @@ def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_images_and_texts_in_one_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {f"w{index}": index for index in range(20)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    processor = CLIPProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w1", pad_token="w0"),
-    )
-    config = CLIPConfig(
-        text_config={**_SIZES, "vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": _END, "pad_token_id": 0},
-        vision_config={**_SIZES, "image_size": 16, "patch_size": 8},
-        projection_dim=16,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = CLIPModel(config).eval()
+    module, processor = clip_of_words()
     module.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     model = QEFFAutoModel.from_pretrained(tmp_path / "model")

@@ -47,9 +47,9 @@ class Served:
 
 
 @contextmanager
-def serving(runner: CompiledRunner, **options: Any) -> Iterator[Served]:
+def serving(runner: CompiledRunner, model: str = "tiny", **options: Any) -> Iterator[Served]:
     with listen("127.0.0.1", 0) as listener:
-        app = create_app(runner, model="tiny", api_key=KEY, hosts=LOOPBACK, **options)
+        app = create_app(runner, model=model, api_key=KEY, hosts=LOOPBACK, **options)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
