@@ -12,5 +12,7 @@ SWITCHABLE = (
     "SquareTransposeRows",
     "ScaleOperandOrder",
     "PreciseSoftplus",
+    "NormRows",
+    "BroadcastSums",
     "ResidualScaling",
 )

@@ -10,9 +10,11 @@ import pytest
 
 from qeff_framework.lowering import FoldConstants, InlineDialect, RotaryTables
 from qnn_backend.htp.lowering import MASKED_QUANTISED
+from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
+from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for, normed_values, scale_residual
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
@@ -165,11 +167,45 @@ def test_the_logarithm_of_a_softplus(tmp_path: Path) -> None:
     assert errors[1] < 0.002
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 32), (1, 16, 4, 32)])
+def test_a_root_mean_square_over_more_than_rows(shape: tuple[int, ...], tmp_path: Path) -> None:
+    model = parse(
+        f"norm (float{list(shape)} x) => (float{list(shape)} y) {{ y = RMSNormalization <axis = -1, epsilon = 1e-6> (x, weight) }}",
+        {"weight": floats(32)},
+    )
+    feeds = {"x": floats(*shape)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.3
+    rewritten = lowered(model, NormRows())
+    np.testing.assert_allclose(on_cpu(rewritten, feeds)[0], expected[0], rtol=1e-5, atol=1e-6)
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize("table", ["weight", "computed"])
+def test_a_broadcast_sum_in_front_of_a_norm(table: str, tmp_path: Path) -> None:
+    """A table of positions that all rows of a batch share; the sum itself is read too."""
+    positions, is_weight = floats(1, 16, 32), table == "weight"
+    model = parse(
+        f"""embed (float[3, 16, 32] x{"" if is_weight else ", float[1, 16, 32] positions"}) => (float[3, 16, 32] y)
+        <int64[2] rows = {{48, 32}}, int64[3] back = {{3, 16, 32}}> {{
+            sum = Add (positions, x) flat = Reshape (sum, rows)
+            normed = LayerNormalization <axis = -1, epsilon = 1e-6> (flat, scale) batch = Reshape (normed, back) y = Add (batch, sum)
+        }}""",
+        {"scale": floats(32), **({"positions": positions} if is_weight else {})},
+    )
+    feeds = {"x": floats(3, 16, 32), **({} if is_weight else {"positions": positions})}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.2
+    rewritten = lowered(model, BroadcastSums())
+    np.testing.assert_array_equal(on_cpu(rewritten, feeds)[0], expected[0])
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
 STREAM = """block (int64[1, 4] ids) => (float[1, 4, 32] y)
     <float scale = {32.0}> {
         embedded = Gather (table, ids) hidden = Mul (embedded, scale)
         first = RMSNormalization <axis = -1, epsilon = 1e-6> (hidden, weight)
-        up = MatMul (first, large) biased = Add (up, bias) sum = Add (hidden, biased)
+        up = MatMul (first, large) biased = Add (up, bias) moved = Sub (biased, offset) sum = Add (hidden, moved)
         second = LayerNormalization <axis = -1, epsilon = 1e-6> (sum, weight)
         other = Tanh (up) y = Add (second, other)
     }"""
@@ -184,6 +220,7 @@ def test_a_residual_stream_beyond_the_range(tmp_path: Path) -> None:
             "weight": floats(32),
             "large": floats(32, 32, scale=30000.0),
             "bias": floats(32, scale=1e5),
+            "offset": floats(4, 32, scale=1e5),
         },
     )
     feeds = {"ids": np.array([[3, 9, 0, 15]])}

@@ -24,10 +24,12 @@ from qeff_framework.lowering import (
 )
 from qeff_framework.plugin_api import Transform, TransformRequest
 from qnn_backend.htp.lowering.boolean_equality import BooleanEquality
+from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.gelu import FusedGelu
+from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.opset import LaterOpset
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
@@ -70,6 +72,8 @@ def passes(request: TransformRequest) -> list[Transform]:
         GatherMiddleAxis(),
         SquareTransposeRows(),
         ScaleOperandOrder(),
+        NormRows(),
+        BroadcastSums(),
     ]
     chosen = [PerGraph(single) for single in every if single.name not in options.disable_passes]
     return [BindSizes(request.specializations), *chosen]

@@ -73,8 +73,8 @@ def scale_residual(model: ir.Model, seeds: Collection[str], factor: int, scaled:
     for value in stream:
         if not _is_inside(value):
             _scale_source(model, value, factor, scaled)
-        elif (node := value.producer()) is not None and node.op_type == "Add":
-            for index, part in enumerate(node.inputs):
+        elif (node := value.producer()) is not None:
+            for index, part in enumerate(_parts(node)):
                 if is_weight(part):
                     node.replace_input_with(index, scaled.of(model, operand(node, index), factor))
     for value in stream:
