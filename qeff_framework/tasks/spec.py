@@ -73,8 +73,8 @@ class TaskSpec:
 
     @cached_property
     def runner(self) -> Callable[[ExecutionSession], CompiledRunner]:
-        """The class that runs a program, made of a session."""
-        runner: type[CompiledRunner] = _imported(self.runner_path)
+        """The class that runs a program, made of a session; or what chooses it by the program."""
+        runner: Callable[[ExecutionSession], CompiledRunner] = _imported(self.runner_path)
         return runner
 
     @cached_property

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qeff_framework.images.rope_positions import FOLLOWING, IMAGES, TOKENS, RopeLayout, rope_positions
-from qeff_framework.images.rows import NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, RowImages
+from qeff_framework.images.rows import BESIDE, NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, RowImages
 
 IMAGE = 9
 
@@ -17,7 +17,9 @@ def row(ids: list[int], block: str = OF_IMAGE) -> RowImages:
 
 
 def test_image_tokens_are_counted_over_all_images() -> None:
-    assert row([1, IMAGE, IMAGE, 2, IMAGE, 3]).index.tolist() == [-1, 0, 1, -1, 2, -1]
+    """Text beside images is told from text of a prompt without them."""
+    assert row([1, IMAGE, IMAGE, 2, IMAGE, 3]).index.tolist() == [BESIDE, 0, 1, BESIDE, 2, BESIDE]
+    assert row([1, 2]).index.tolist() == [-1, -1]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(3, 6))

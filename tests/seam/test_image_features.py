@@ -13,12 +13,13 @@ from qeff_framework.seam.image_features import FeatureForm, RowForEveryToken
 #: The id of the image token stands three times; the last one was generated, as text.
 MASK = torch.tensor([[False, True, True, False, True]])
 IS_IMAGE = torch.tensor([[False, True, True, False, False]])
+BESIDE_IMAGE = torch.tensor([[True, False, False, True, False]])
 
 
 def test_features_go_where_images_are_and_nowhere_else() -> None:
     hidden, rows = torch.zeros(1, 5, 2), torch.arange(1.0, 11.0).reshape(5, 2)
     expected = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [5.0, 6.0], [0.0, 0.0], [0.0, 0.0]]])
-    with RowForEveryToken(IS_IMAGE):
+    with RowForEveryToken(IS_IMAGE, BESIDE_IMAGE):
         scattered = hidden.masked_scatter(MASK.unsqueeze(2).expand_as(hidden), rows)
         added = hidden.clone()
         added[MASK, :] = added[MASK, :] + rows
@@ -29,9 +30,17 @@ def test_features_go_where_images_are_and_nowhere_else() -> None:
 def test_one_value_for_all_image_tokens_replaces_generated_ones_too() -> None:
     """Transformers puts another id in their places before it looks embeddings up."""
     ids = torch.tensor([[5, 9, 9, 6, 9]])
-    with RowForEveryToken(IS_IMAGE):
+    with RowForEveryToken(IS_IMAGE, BESIDE_IMAGE):
         ids[MASK] = 0
     assert ids.tolist() == [[5, 0, 0, 6, 0]]
+
+
+def test_a_vector_for_tokens_around_images_leaves_generated_ones_as_they_are() -> None:
+    hidden = torch.zeros(1, 5, 2)
+    around = torch.tensor([[True, False, False, False, True]])
+    with RowForEveryToken(IS_IMAGE, BESIDE_IMAGE):
+        hidden[around] = torch.tensor([7.0, 8.0])
+    assert hidden.tolist() == [[[7.0, 8.0], *[[0.0, 0.0]] * 4]]
 
 
 def test_the_form_of_features_survives_json_and_brings_back_what_was_packed() -> None:

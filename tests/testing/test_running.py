@@ -266,7 +266,7 @@ def test_a_test_of_the_class_fails_skips_and_xfails(workspace: Path) -> None:
 def test_every_op_of_the_dialect_is_checked() -> None:
     source = Path(dialect.__file__).read_text(encoding="utf-8")
     shared = Path(layers.__file__).read_text(encoding="utf-8")
-    named = {*re.findall(r"qeff\.(\w+)", source + shared)} | {"MoE", "MoEBias"}
+    named = {*re.findall(r"qeff\.(\w+)", source + shared)} | {"MoE", "MoEBias", "QuantizedMoE", "QuantizedMoEBias"}
     assert {str(op) for op in Op} == named
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qeff_framework.errors import OptionError
@@ -88,6 +88,7 @@ def test_similar_arguments_are_passed_on(key, text, tmp_path) -> None:
 
 
 @given(st.text("-=abcdefgilnoptuw_ '", max_size=30))
+@example("-inf")
 def test_no_text_brings_a_forbidden_option_through(text: str) -> None:
     """Whatever is accepted has no token that is, abbreviates or begins with a forbidden option."""
     from qnn_backend.aic import user_config

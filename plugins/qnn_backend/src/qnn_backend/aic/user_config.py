@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -125,11 +126,8 @@ def _argument_problems(key: str, text: str, forbidden: Mapping[str, str]) -> lis
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """A negative number in digits: ``-inf`` reads as the option ``-i``."""
+    return re.fullmatch(r"-(\d+\.?\d*|\.\d+)", text) is not None
 
 
 def _forbidden(name: str, forbidden: Mapping[str, str]) -> str | None:
