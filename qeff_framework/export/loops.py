@@ -61,21 +61,39 @@ def _replace(model: onnx_ir.Model, node: onnx_ir.Node, site: LoopSite, body: onn
             raise ExportError(f"the loop of {site.name} lacks an input")
         inner.replace_all_uses_with(outer)
         graph.inputs.remove(inner)
+    slices, axes = _read_slices(graph, node.inputs[:scanned], [1, *axes])
     _share_weights(model, graph, site)
     _make_names_unique(graph, site)
     edit = GraphEditor(model, node)
     results = edit.ops(
         "Scan",
-        node.inputs[:scanned],
+        slices,
         len(node.outputs),
         body=graph,
-        num_scan_inputs=scanned - states,
-        scan_input_axes=[1, *axes],
+        num_scan_inputs=len(axes),
+        scan_input_axes=axes,
         scan_output_axes=onnx_ir.AttrInt64s("scan_output_axes", [x.axis for x in site.outputs if x.kind == "tokens"]),
     )
     for scan in edit.written:
         scan.name = f"{site.name}.loop"
     edit.replace(node, *results)
+
+
+def _read_slices(
+    graph: onnx_ir.Graph, inputs: Sequence[onnx_ir.Value | None], axes: Sequence[int]
+) -> tuple[list[onnx_ir.Value | None], list[int]]:
+    """What the loop gets, and the token axes of what it takes slices of: without slices that its step does not read.
+
+    A mask that is handed to a module which has no use for it is as wide as the context, which the step is not traced for.
+    """
+    states, read, read_axes = len(inputs) - len(axes), list(inputs), list(axes)
+    for place in reversed(range(len(axes))):
+        inner = graph.inputs[states + place]
+        # A loop takes its number of rounds from the slices: the positions stay.
+        if place and not inner.uses() and inner not in graph.outputs:
+            graph.inputs.remove(inner)
+            del read[states + place], read_axes[place]
+    return read, read_axes
 
 
 def _share_weights(model: onnx_ir.Model, graph: onnx_ir.Graph, site: LoopSite) -> None:

@@ -8,9 +8,12 @@ import pytest
 
 from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 from qeff_framework.export.portable import export_portable
+from tests.library_versions import needs_tested_transformers
 
 
-@pytest.fixture(scope="module", params=["lfm2", "mamba"])
+@pytest.fixture(
+    scope="module", params=["lfm2", "mamba", pytest.param("recurrent_gemma", marks=needs_tested_transformers)]
+)
 def graph(request, tmp_path_factory):
     exported = export_portable(
         tiny_model(request.param, "causal-lm"), task="causal-lm", output_dir=tmp_path_factory.mktemp(request.param)
@@ -40,7 +43,7 @@ class Graph:
 
 def test_the_states_are_named_and_typed(graph):
     kinds = {state.kind for state in graph.exported.states}
-    assert kinds in ({"conv", "kv"}, {"conv", "recurrent"})
+    assert kinds in ({"conv", "kv"}, {"conv", "recurrent"}, {"conv", "recurrent", "kv"})
     for state in graph.exported.states:
         assert state.output == f"{state.input}_RetainedState"
         assert state.input.startswith("past_")
