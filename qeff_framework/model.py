@@ -152,6 +152,14 @@ class QEFFBaseModel:
         """Raises `CheckpointError` with the reason where the artifact would carry no tokenizer to read texts with."""
         self._source.require_tokenizer()
 
+    def require_chat_template(self) -> None:
+        """Raises `CheckpointError` as `require_tokenizer` does, and `InputError` where there is no chat template."""
+        self._source.require_tokenizer()
+        if not self._source.has_chat_template():
+            from qeff_framework.tokenization.chat import without_chat_template
+
+            raise without_chat_template(self.name)
+
     @classmethod
     def _check_architecture(cls, source: ModelSource) -> None:
         """Refuses a checkpoint of another task. The base accepts what Transformers can load."""

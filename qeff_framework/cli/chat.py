@@ -67,15 +67,14 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
 
     check_draft(args)
     settings = given_settings(args)
-    compiled = given_artifact(args) or compile_model(args, check_task=_check_task, reads_texts=True)
+    compiled = given_artifact(args) or compile_model(args, check_task=_check_task, reads_chats=True)
     _check_task(compiled.task)
     with opened_draft(args, compiled) as draft, load_program(args, compiled) as runner:
         tokenizer: Any = needed_tokenizer(runner)
         if tokenizer.chat_template is None:
-            raise InputError(
-                f"{args.model} has no chat template, so that a conversation cannot be rendered; use `qeff generate`, or a "
-                "checkpoint that was trained for conversations"
-            )
+            from qeff_framework.tokenization.chat import without_chat_template
+
+            raise without_chat_template(args.model)
         engine = Engine(runner, draft=draft)  # type: ignore[arg-type] # the task was checked
         chat = _Chat(engine, settings, system=args.system, silent=args.json)
         progress.clear()

@@ -85,13 +85,14 @@ def compile_model(
     dry_run: bool = False,
     rebuild: bool = False,
     reads_texts: bool = False,
+    reads_chats: bool = False,
     check_task: Callable[[str], None] = lambda task: None,
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
     Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
-    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled; so is what `check_task` raises for the
-    model's task.
+    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled, with `reads_chats` also one without a
+    chat template; so is what `check_task` raises for the model's task.
     """
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
@@ -108,6 +109,8 @@ def compile_model(
     options = typed_options(texts, [model.shapes, descriptor.options])
     if reads_texts:
         model.require_tokenizer()
+    if reads_chats:
+        model.require_chat_template()
     return model.compile(
         backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
     )

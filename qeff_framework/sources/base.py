@@ -62,5 +62,8 @@ class ModelSource(Protocol):
     def require_tokenizer(self) -> None:
         """Raises `QEFFError` with the reason where there is no tokenizer to read texts with."""
 
+    def has_chat_template(self) -> bool:
+        """Whether its tokenizer renders conversations. `require_tokenizer` must have passed."""
+
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
         """What a sentence-transformers checkpoint says about embeddings; `None` for any other source."""

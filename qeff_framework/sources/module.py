@@ -75,6 +75,10 @@ class ModuleSource(InMemorySource):
         """Raises `InputError`: a module carries no tokenizer."""
         raise InputError(f"{self.name} is a module in memory, which carries no tokenizer; pass one to generate()")
 
+    def has_chat_template(self) -> bool:
+        """A module carries no tokenizer."""
+        return False
+
 
 def _refuse_own_attention(module: Any) -> None:
     """Raises `UnsupportedModelError` for attention that the caller has registered with Transformers: the export replaces it."""

@@ -108,6 +108,10 @@ class PipelineSource(InMemorySource):
     def require_tokenizer(self) -> None:
         """A pipeline reads texts with its own tokenizers."""
 
+    def has_chat_template(self) -> bool:
+        """A pipeline has no conversations."""
+        return False
+
 
 def _digest_of_host_part(pipeline: Any) -> str:
     """SHA-256 of what `save_without_weights` writes: schedulers, tokenizers, configs."""

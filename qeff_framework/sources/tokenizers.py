@@ -36,7 +36,9 @@ class CheckpointTokenizer:
         with contextlib.suppress(OSError):
             memo.parent.mkdir(parents=True, exist_ok=True)
             draft = memo.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps({"loads": True}), encoding="utf-8")
+            draft.write_text(
+                json.dumps({"loads": True, "has_chat_template": self.has_chat_template()}), encoding="utf-8"
+            )
             draft.replace(memo)
         return None
 
@@ -46,6 +48,13 @@ class CheckpointTokenizer:
             with quiet_transformers():
                 self._tokenizer = self._load()
         return self._tokenizer
+
+    def has_chat_template(self) -> bool:
+        """Whether it can render conversations. Raises whatever Transformers raises, where it was never loaded before."""
+        if self._tokenizer is None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return bool(json.loads(self._memo().read_text(encoding="utf-8"))["has_chat_template"])
+        return getattr(self.tokenizer(), "chat_template", None) is not None
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer. Raises whatever Transformers raises, and then forgets that it could be loaded."""

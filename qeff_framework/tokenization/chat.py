@@ -135,6 +135,14 @@ def chosen_template(templates: str | Mapping[str, str] | None, options: ChatOpti
     return str(templates)
 
 
+def without_chat_template(name: str) -> InputError:
+    """The error for a conversation with a checkpoint or artifact that cannot render one."""
+    return InputError(
+        f"{name} has no chat template, so that a conversation cannot be rendered; use `qeff generate`, or a checkpoint that was "
+        "trained for conversations"
+    )
+
+
 def render_chat(
     source: str,
     messages: Conversation,

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from qeff_framework.serving import Engine
+from tests.checkpoints import save_tiny_checkpoint
 
 
 class Terminal(io.StringIO):
@@ -95,3 +96,12 @@ def test_a_checkpoint_without_a_template_says_so(chat, toy_artifact, monkeypatch
 
     assert result.code == 1
     assert f"{toy_artifact} has no chat template" in result.err
+
+
+def test_a_checkpoint_without_a_template_is_refused_before_any_work(qeff, tmp_path):
+    folder = save_tiny_checkpoint(tmp_path / "tiny")
+    for _ in range(2):  # The second time it is known without the tokenizer.
+        result = qeff("chat", folder, "--backend", "ort_sim")
+        assert result.code == 1
+        assert "tiny has no chat template" in result.err
+    assert not (tmp_path / "home" / "exports").exists()

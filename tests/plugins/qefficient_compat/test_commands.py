@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,20 @@ def test_qconfigs(tmp_path: Path) -> None:
     content = load_json(tmp_path / "qconfig.json")
     assert content["huggingface_config"] == {"model_type": "llama"}
     assert content["qpc_config"]["compiler_config"]["aic_num_cores"] == 16
+
+
+def test_the_tokenizer_of_a_gguf_file_is_the_one_in_the_file(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers reads it by the name of its folder and its own."""
+    file = tmp_path / "model.gguf"
+    file.touch()
+    tokenizer, asked = load_hf_tokenizer(checkpoint), []
+
+    def from_pretrained(place: object, **arguments: Any) -> object:
+        asked.append((place, arguments["gguf_file"]))
+        return tokenizer
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    assert load_hf_tokenizer(str(file)) is tokenizer
+    assert asked == [(tmp_path, "model.gguf")]

@@ -19,10 +19,13 @@ def load_hf_tokenizer(
     padding_side: str = "right",
     **kwargs: Any,
 ) -> Any:
-    """The checkpoint's tokenizer with a padding token."""
+    """The tokenizer of a hub id, a folder, or a GGUF file, with a padding token."""
     from transformers import AutoTokenizer
 
     kwargs.pop("allow_patterns", None)
+    place = Path(pretrained_model_name_or_path)
+    if place.suffix == ".gguf" and place.is_file():
+        pretrained_model_name_or_path, kwargs["gguf_file"] = place.parent, place.name
     tokenizer = AutoTokenizer.from_pretrained(
         pretrained_model_name_or_path, cache_dir=cache_dir, token=hf_token, padding_side=padding_side, **kwargs
     )
