@@ -264,6 +264,9 @@ class CompiledModel(_JsonFile):
     #: An artifact of several programs: the directory of each by its name, relative to `directory`. Each holds a compiled model of
     #: its own, with specializations, inputs, outputs and states. Empty for an artifact that is one program.
     programs: Mapping[str, str] = field(default_factory=dict)
+    #: The programs are windows of layers: a step runs all of them, in this order. Specializations, inputs, outputs and states are
+    #: those of the whole model; each program has further inputs and outputs, by which one hands on to the next.
+    chained: bool = False
     #: Of a dry run: the file that is there once somebody has run the compiler on its inputs, relative to `directory`. "" for a
     #: backend whose dry runs cannot be completed in place.
     dry_run_result: str = ""
@@ -317,6 +320,7 @@ class CompiledModel(_JsonFile):
                 options=content["options"],
                 program=content["program"],
                 programs=content.get("programs", {}),
+                chained=content.get("chained", False),
                 dry_run_result=content.get("dry_run_result", ""),
                 qconfig=content.get("qconfig", {}),
                 transforms=tuple(content["transforms"]),

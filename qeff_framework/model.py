@@ -45,8 +45,10 @@ from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
 from qeff_framework.sources.uncached import identity_or_nonce
+from qeff_framework.window_programs import compile_windows, layers_per_program
 
 if TYPE_CHECKING:
+    import onnx_ir
     import torch
 
     from qeff_framework.relay import Relay
@@ -120,6 +122,8 @@ class QEFFBaseModel:
     transformers_class: ClassVar[str]
     #: Dataclass of the sizes that `compile` takes for this task.
     shapes: ClassVar[type[Any]]
+    #: The model can be cut between its layers: what runs before and behind them reads tokens and gives logits.
+    has_layer_windows: ClassVar[bool] = False
 
     def __init__(self, model: torch.nn.Module | ModelSource) -> None:
         self._source: ModelSource = ModuleSource(model) if hasattr(model, "state_dict") else model  # type: ignore[arg-type]
@@ -377,6 +381,12 @@ class QEFFBaseModel:
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
+        layers = layers_per_program(compile_options)
+        if layers is not None and not self.has_layer_windows:
+            raise OptionError(
+                f"num_layers_per_program={layers} is for causal language models, and {self.name} was loaded for the task "
+                f"'{self.task}'; leave it out"
+            )
         key_of_options, fingerprint_of_backend = _key_of(compile_options), relay.fingerprint()
         store = Store()
         if compile_dir is not None:
@@ -415,6 +425,8 @@ class QEFFBaseModel:
             _check_position_limits(exports[program.name], program.specializations, given=options)
 
         def build(output_dir: Path) -> Mapping[str, str]:
+            from qeff_framework.lowering.stored_weights import load_portable
+
             def compile_program(program: Program, directory: Path) -> CompiledModel:
                 request = functools.partial(
                     CompileRequest,
@@ -427,7 +439,13 @@ class QEFFBaseModel:
                     progress=report,
                 )
                 report(f"compiling {self.name} for {relay.name}{f': {program.name}' if program.name else ''}")
-                return _compiled_program(relay, exports[program.name], transforms[program.name], request)
+                exported = exports[program.name]
+                if layers is not None:
+                    compile_part = functools.partial(_compiled_program, relay, transforms=transforms[program.name])
+                    return compile_windows(exported, layers, request, compile_part)
+                return _compiled_program(
+                    relay, exported, load_portable(exported.model_path), request, transforms=transforms[program.name]
+                )
 
             final_dir = destination or store.path_of("compiled", label, key)
             if programs[0].name == "":
@@ -632,13 +650,16 @@ def _identity_of(program: Program, transforms: Sequence[Transform]) -> dict[str,
 
 
 def _compiled_program(
-    relay: Relay, exported: ExportedModel, transforms: Sequence[Transform], request: Callable[..., CompileRequest]
+    relay: Relay,
+    exported: ExportedModel,
+    model: onnx_ir.Model,
+    request: Callable[..., CompileRequest],
+    *,
+    transforms: Sequence[Transform],
 ) -> CompiledModel:
-    """Lowers and compiles one export; `request` lacks what only the lowering tells."""
+    """Lowers and compiles the graph of an export; `request` lacks what only the lowering tells."""
     from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
-    from qeff_framework.lowering.stored_weights import load_portable
 
-    model = load_portable(exported.model_path)
     applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
     shortened = f"{ShortTexts.name}@{ShortTexts.version}" in applied
     source = without_prompt_lengths(exported) if shortened else exported

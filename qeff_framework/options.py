@@ -100,6 +100,21 @@ class AttentionOptions(CompileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerWindowOptions(CompileOptions):
+    """Base of the options of a backend whose causal language models may be cut between their layers, see `layer_windows`.
+
+    The core cuts the portable graph and asks the backend for each program; a backend has nothing to do but to take the option.
+    """
+
+    num_layers_per_program: int | None = option(
+        None,
+        "cut a language model into programs of so many layers each, which run one after the other in each step; by default one "
+        "program has all layers",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """Where and how a program is run. Empty unless a backend adds fields."""
 

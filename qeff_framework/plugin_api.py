@@ -54,7 +54,14 @@ from qeff_framework.errors import (
     UnsupportedModelError,
 )
 from qeff_framework.hookspecs import hookimpl
-from qeff_framework.options import AttentionOptions, CompileOptions, MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.options import (
+    AttentionOptions,
+    CompileOptions,
+    LayerWindowOptions,
+    MicroscalingOptions,
+    RuntimeOptions,
+    option,
+)
 
 if TYPE_CHECKING:
     # Not in `__all__`: ``import *`` must stay light.
@@ -187,6 +194,7 @@ __all__ = [
     "ExportRequest",
     "ExportedModel",
     "InputError",
+    "LayerWindowOptions",
     "LowRankDelta",
     "MicroscalingOptions",
     "OptionError",

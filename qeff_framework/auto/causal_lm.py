@@ -26,3 +26,4 @@ class QEFFAutoModelForCausalLM(TaskModel):
     task: ClassVar[Task] = "causal-lm"
     transformers_class = "AutoModelForCausalLM"
     shapes = CausalLMShapes
+    has_layer_windows = True

@@ -25,6 +25,7 @@ from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.gather_rows import GatherRows
 from qeff_framework.lowering.inline import InlineDialect
 from qeff_framework.lowering.layer_functions import InlineLayers, LayerFunctions
+from qeff_framework.lowering.layer_windows import LayerWindow, layer_windows
 from qeff_framework.lowering.limit_constants import LimitConstants, Limits
 from qeff_framework.lowering.nodes import (
     AttentionNode,
@@ -97,6 +98,7 @@ __all__ = [
     "KVGatherNode",
     "KVUpdateNode",
     "LayerFunctions",
+    "LayerWindow",
     "LimitConstants",
     "Limits",
     "MaskPolicy",
@@ -126,6 +128,7 @@ __all__ = [
     "has_subgraph",
     "hides_nothing",
     "is_weight",
+    "layer_windows",
     "link_stored_weights",
     "load_portable",
     "lowered_specs",

@@ -16,6 +16,7 @@ from qeff_framework.plugin_answers import texts_in
 from qeff_framework.plugin_metadata import printable
 from qeff_framework.progress import report
 from qeff_framework.registry import normalize, registry
+from qeff_framework.runtime.chained_session import ChainedSession
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.tasks import task_spec
 
@@ -77,8 +78,13 @@ def load_compiled(
         for loaded in sessions.values():
             loaded.close()
         raise
-    session: ExecutionSession = sessions[""] if "" in sessions else ProgramSessions(compiled, sessions)
-    return task_spec(compiled.task).runner(session)
+    return task_spec(compiled.task).runner(_session_of(compiled, sessions))
+
+
+def _session_of(compiled: CompiledModel, sessions: Mapping[str, ExecutionSession]) -> ExecutionSession:
+    if "" in sessions:
+        return sessions[""]
+    return ChainedSession(compiled, sessions) if compiled.chained else ProgramSessions(compiled, sessions)
 
 
 def _runtime_options(relays: Sequence[Relay], given: Mapping[str, Any]) -> dict[str, Any]:

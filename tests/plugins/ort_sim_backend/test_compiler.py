@@ -39,6 +39,7 @@ def test_the_program_is_complete_and_knows_no_other_place(exported, tmp_path):
         "mxint8_kv_cache": False,
         "num_kv_blocks": 1,
         "replicate_kv_heads": 1,
+        "num_layers_per_program": None,
         "optimization_level": "extended",
         "simulate": None,
         "fp32_nodes": [],

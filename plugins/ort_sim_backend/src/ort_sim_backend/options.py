@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qeff_framework.plugin_api import AttentionOptions, MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import AttentionOptions, LayerWindowOptions, MicroscalingOptions, RuntimeOptions, option
 
 #: Bits of a weight by value of `precision`, where weights are compressed.
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
@@ -21,7 +21,7 @@ AI100_CORES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrtSimOptions(MicroscalingOptions, AttentionOptions):
+class OrtSimOptions(MicroscalingOptions, AttentionOptions, LayerWindowOptions):
     """Options of `compile`."""
 
     # ONNX Runtime's "all" also picks a data layout for the CPU at hand; a saved program would then be tied to that CPU.
@@ -73,6 +73,12 @@ class OrtSimOptions(MicroscalingOptions, AttentionOptions):
             )
         if self.eight_bit_share > 1:
             raise ValueError(f"eight_bit_share={self.eight_bit_share} is out of range: a share is at most 1")
+        whole = {"fp32_nodes": bool(self.fp32_nodes), "precision": self.precision != "fp32"}
+        for name in (name for name, is_set in whole.items() if is_set and self.num_layers_per_program is not None):
+            raise ValueError(
+                f"num_layers_per_program={self.num_layers_per_program} does not go with {name}={getattr(self, name)!r}, which is "
+                "about the whole model: leave one of them out"
+            )
         if self.simulate is None:
             formats = [name for name in ("mxfp6_matmul", "mxint8_kv_cache") if getattr(self, name)]
             if formats:

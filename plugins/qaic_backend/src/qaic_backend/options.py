@@ -9,13 +9,13 @@ from typing import Any
 
 from qaic_backend import flags
 from qaic_backend.devices import MAX_CORES, MAX_DEVICES
-from qeff_framework.plugin_api import AttentionOptions, MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import AttentionOptions, LayerWindowOptions, MicroscalingOptions, RuntimeOptions, option
 
 _MAX_PMU_EVENTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class QaicCompileOptions(MicroscalingOptions, AttentionOptions):
+class QaicCompileOptions(MicroscalingOptions, AttentionOptions, LayerWindowOptions):
     """The options that are more than one flag of the compiler; `QaicOptions` adds the flags."""
 
     hw_version: str = option("ai100", "device generation", choices=("ai100", "ai200"))

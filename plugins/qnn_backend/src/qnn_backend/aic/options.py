@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qeff_framework.plugin_api import AttentionOptions, MicroscalingOptions, RuntimeOptions, option
+from qeff_framework.plugin_api import AttentionOptions, LayerWindowOptions, MicroscalingOptions, RuntimeOptions, option
 from qnn_backend.aic.backend_options import contradictions
 from qnn_backend.aic.user_config import read_user_config
 from qnn_backend.constants import QnnConstants
@@ -16,7 +16,7 @@ _MAX_DEVICES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class AicOptions(MicroscalingOptions, AttentionOptions):
+class AicOptions(MicroscalingOptions, AttentionOptions, LayerWindowOptions):
     """Options of `compile` for Cloud AI 100."""
 
     qnn_config: Path | None = option(
