@@ -233,6 +233,11 @@ def pieces(tensor: DeferredTensor, max_bytes: int) -> Iterator[torch.Tensor]:
         yield _rows(tensor.recipe, start, min(rows, start + step))
 
 
+def is_computed_whole(recipe: Recipe) -> bool:
+    """Whether writing the weight takes its numbers at once: they are computed, and not row by row."""
+    return any(isinstance(leaf, ComputedTensor) for leaf in beginnings(recipe)) and not _has_rows(recipe)
+
+
 def _has_rows(recipe: Recipe) -> bool:
     """Whether `_rows` reads no more than it returns."""
     if isinstance(recipe, StoredTensor):
