@@ -118,6 +118,10 @@ class ComputedTensor:
     compute_rows: Callable[[int, int], torch.Tensor] | None = None
     #: Tensors of files that are zeros if the numbers are; empty where that is not known.
     sources: tuple[StoredTensor, ...] = ()
+    #: Names of the packed weights that the numbers are made from.
+    parts: tuple[str, ...] = ()
+    #: They are those of the one weight in `parts`, in its order.
+    is_part: bool = False
 
     def read(self) -> torch.Tensor:
         """The numbers. Raises `CheckpointError` where they are not of the shape that was said."""

@@ -31,8 +31,8 @@ def has_places(path: Path) -> bool:
     )
 
 
-def deferred_content(path: Path, read_from: Path) -> Any:
-    """What ``torch.load`` returns for `path`, with deferred tensors that are read from `read_from`, another name of the file.
+def deferred_content(path: Path) -> Any:
+    """What ``torch.load`` returns for `path`, with deferred tensors.
 
     Raises:
         CheckpointError: a tensor lies beyond the end of the file.
@@ -46,7 +46,7 @@ def deferred_content(path: Path, read_from: Path) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=True)
     places: dict[Any, StoredTensor] = {}
     size = path.stat().st_size
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: _deferred(tensor, read_from, size, places), content)
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: _deferred(tensor, path, size, places), content)
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -54,7 +54,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
 
     found = {}
-    for name, tensor in deferred_content(path, path).items():
+    for name, tensor in deferred_content(path).items():
         if isinstance(tensor, DeferredTensor) and isinstance(tensor.recipe, StoredTensor):
             found[str(name)] = tensor.recipe
     return found
