@@ -10,8 +10,9 @@ words, in the layout of the hub's cache below FOLDER, and prints the folder of t
 
 ``measure`` exports in a fresh process into an empty artifact store beside the checkpoint, and with ``--backend`` compiles as
 well. It prints one row of a table: seconds, CPU seconds, peak memory of the process and its children (resident set; mapped
-files count, and the system takes them back when it needs the memory), the peak of the process without mapped files, and the
-disk that was added beyond the files of the checkpoint. The store is removed afterwards.
+files count, and the system takes them back when it needs the memory), the peak of the process without mapped files, the largest
+estimate of it that was told before the work, and the disk that was added beyond the files of the checkpoint. The store is
+removed afterwards.
 """
 
 from __future__ import annotations
@@ -259,10 +260,16 @@ def _save_tokenizer(folder: Path) -> None:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 _CHILD = """
-import json, sys, time
+import json, logging, sys, time
 from qeff_framework import QEFFAutoModelForCausalLM
 given = json.loads(sys.argv[1])
-marks = {}
+marks = {"estimate": 0.0}
+class Estimates(logging.Handler):
+    def emit(self, record):
+        if " takes about " in record.getMessage():
+            marks["estimate"] = max(marks["estimate"], record.args[1])
+logging.getLogger("qeff_framework").addHandler(Estimates())
+logging.getLogger("qeff_framework").setLevel(logging.INFO)
 start = time.perf_counter()
 model = QEFFAutoModelForCausalLM.from_pretrained(given["checkpoint"])
 model.export()
@@ -313,12 +320,14 @@ def measure(arguments: argparse.Namespace) -> str:
         marks = json.loads(told.splitlines()[-1])
         times = os.times()
         added = _added(Path(home), checkpoint)
-        parts = ", ".join(f"{name} {value:.1f} s" for name, value in marks.items() if name != "ids")
+        parts = ", ".join(f"{name} {value:.1f} s" for name, value in marks.items() if name not in ("ids", "estimate"))
+        told_before = marks["estimate"] * 1000
         told_ids = f" ids {marks['ids']} |" if "ids" in marks else ""
         shutil.rmtree(home, ignore_errors=True)
         return (
             f"| {seconds:.1f} s ({parts}) | {times.children_user + times.children_system:.1f} CPU s | "
-            f"{peak / 1e6:.0f} MB, without mapped files {own / 1e6:.0f} MB | {added / 1e6:.1f} MB added |{told_ids}"
+            f"{peak / 1e6:.0f} MB, without mapped files {own / 1e6:.0f} MB (told before: {told_before:.0f}) | "
+            f"{added / 1e6:.1f} MB added |{told_ids}"
         )
 
 

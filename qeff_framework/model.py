@@ -41,6 +41,7 @@ from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, misplaced_opt
 from qeff_framework.plugin_api import Backend
 from qeff_framework.plugin_source import source_digest
 from qeff_framework.progress import report
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
@@ -270,6 +271,7 @@ class QEFFBaseModel:
     ) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
+        @rare_collections()
         def build(output_dir: Path) -> Mapping[str, str]:
             # A transform may do anything with a module, so that it gets one with numbers.
             module = self.module if transforms else self._source.load_for_export(self.transformers_class, output_dir)

@@ -147,6 +147,23 @@ class Backend:
         raise NotImplementedError(f"backend '{self.name}' does not implement fingerprint()")
 
 
+def announce_memory(what: str, needed: float, *, least: float = 0, remedy: str = "") -> None:
+    """Says what a compilation takes in memory, before it starts; warns where less is free.
+
+    Args:
+        what: the work, as the subject of a sentence, such as ``"compiling for my_backend"``.
+        needed: estimate of the peak in bytes, without mapped files.
+        least: bytes that the work certainly holds at one time.
+        remedy: what takes less, such as ``"use precision='w4'"``.
+
+    Raises:
+        ArtifactError: the machine, or the container, has less than `least` in all.
+    """
+    from qeff_framework.artifacts.memory import announce_memory as announce
+
+    announce(what, needed, least=least, remedy=remedy)
+
+
 def prompt_ids(exported: ExportedModel, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as `generate` reads prompts, for calibration.
 
@@ -210,6 +227,7 @@ __all__ = [
     "Transform",
     "TransformRequest",
     "UnsupportedModelError",
+    "announce_memory",
     "hookimpl",
     "option",
     "prompt_ids",

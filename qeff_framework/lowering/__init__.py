@@ -45,7 +45,7 @@ from qeff_framework.lowering.replicated_heads import ReplicateKVHeads, lowered_s
 from qeff_framework.lowering.rotary_tables import RotaryTables
 from qeff_framework.lowering.scatter_updates import ScatterUpdates
 from qeff_framework.lowering.specialize import BindSizes, PerGraph, bind_sizes, specialized_graphs
-from qeff_framework.lowering.stored_weights import load_portable
+from qeff_framework.lowering.stored_weights import load_portable, matrices_of
 from qeff_framework.lowering.unroll_scan import UnrollScan
 from qeff_framework.lowering.unused import RemoveUnused
 from qeff_framework.lowering.values import (
@@ -133,6 +133,7 @@ __all__ = [
     "load_portable",
     "lowered_specs",
     "made_by",
+    "matrices_of",
     "narrow_stored_weights",
     "nodes_of",
     "operand",

@@ -294,6 +294,12 @@ class StoredWeight(ir.LazyTensor):
             yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
 
 
+def matrices_of(tensor: ir.TensorProtocol) -> Iterator[Array]:
+    """The parts of a stack along its first dimension, such as the weights of experts; some are read at a time from a file."""
+    for piece in tensor.pieces() if isinstance(tensor, StoredWeight) else (tensor.numpy(),):
+        yield from piece
+
+
 def put_stored_form(model: ir.Model, value: ir.Value, places: Mapping[Path, Path]) -> None:
     """Writes a weight as the files of the checkpoint hold it: undoes, for one weight, what `fold_stored_weights` does.
 

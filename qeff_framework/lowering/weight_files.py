@@ -19,7 +19,7 @@ from qeff_framework.lowering.stored_weights import (
 from qeff_framework.progress import reported_parts
 
 #: Of the files of a checkpoint.
-_SHARD_SUFFIXES = frozenset({".safetensors", ".gguf"})
+_SHARD_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf"})
 
 
 def narrow_stored_weights(

@@ -118,6 +118,10 @@ class ComputedTensor:
     compute_rows: Callable[[int, int], torch.Tensor] | None = None
     #: Tensors of files that are zeros if the numbers are; empty where that is not known.
     sources: tuple[StoredTensor, ...] = ()
+    #: Names of the packed weights that the numbers are made from.
+    parts: tuple[str, ...] = ()
+    #: They are those of the one weight in `parts`, in its order.
+    is_part: bool = False
 
     def read(self) -> torch.Tensor:
         """The numbers. Raises `CheckpointError` where they are not of the shape that was said."""
@@ -231,6 +235,11 @@ def pieces(tensor: DeferredTensor, max_bytes: int) -> Iterator[torch.Tensor]:
     step = max(1, max_bytes * rows // size)
     for start in range(0, rows, step):
         yield _rows(tensor.recipe, start, min(rows, start + step))
+
+
+def is_computed_whole(recipe: Recipe) -> bool:
+    """Whether writing the weight takes its numbers at once: they are computed, and not row by row."""
+    return any(isinstance(leaf, ComputedTensor) for leaf in beginnings(recipe)) and not _has_rows(recipe)
 
 
 def _has_rows(recipe: Recipe) -> bool:

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
 from qeff_framework.artifacts.disk import require_space
+from qeff_framework.artifacts.memory import announce_memory
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.progress import report
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
-from qeff_framework.sources.gguf_header import holds_blocks, quick_reading
+from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -37,11 +39,14 @@ from qeff_framework.sources.references import (
     PlacedShards,
     WatchedFiles,
     bytes_to_write,
+    export_memory,
+    loading_memory,
     read_buffers,
     reading_nothing,
 )
 from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
+from qeff_framework.sources.torch_files import has_places
 from qeff_framework.thread_quiet import swallowed_stderr
 
 if TYPE_CHECKING:
@@ -170,6 +175,7 @@ class CheckpointSource:
         if self._module is None:
             report(f"loading the weights of {self.name}")
             self._check_files()
+            self._announce_loading()
             arguments = self._model_arguments()
             with captured_transformers() as said:
                 try:
@@ -187,7 +193,7 @@ class CheckpointSource:
         return self._module
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
-        """As `load`, but weights of safetensors and GGUF files are not read: parameters say what they are made from.
+        """As `load`, but weights of safetensors, torch and GGUF files are not read: parameters say what they are made from.
 
         Files that the export may refer to are put into `directory`; a GGUF file that holds blocks is read where it lies. A
         checkpoint that is quantised in another way, that takes an adapter, that is of another format, or that the loader cannot
@@ -210,6 +216,7 @@ class CheckpointSource:
             placed.remove()
             return self.load(auto_class)
         self._judge(module, info)
+        announce_memory(f"the export of {self.name}", export_memory(module))
         if isinstance(placed, WatchedFiles) and not self._arguments.get(known.KEEP):
             # Before the model is traced, which takes long. What stays packed is known when the graph is there.
             needed = bytes_to_write(module)
@@ -217,6 +224,16 @@ class CheckpointSource:
             require_space(directory, needed, f"writing the weights of {self.name} as numbers")
         self._referring, self._placed = checked_module(module), placed
         return self._referring
+
+    def _announce_loading(self) -> None:
+        """Says what the numbers of all weights take; of a repository on the hub only what its loader has fetched is known."""
+        if isinstance(self._place, LocalFolder):
+            stated = self.config().get("dtype") or self.config().get("torch_dtype")
+            itemsize = 2 if stated in ("bfloat16", "float16") else 4
+            read = self._weight_files(self._place)
+            remedy = "" if any(path.suffix == ".safetensors" for path in read) else "save the model as safetensors"
+            needed = loading_memory(read, itemsize=itemsize)
+            announce_memory(f"loading {self.name} as float32", needed, remedy=remedy)
 
     def _deferral(
         self, directory: Path
@@ -290,26 +307,25 @@ class CheckpointSource:
         return module, info
 
     def _shards(self) -> dict[Path, str]:
-        """The safetensors files that the loader reads, with their digests; empty where weights cannot be referred to."""
+        """The files of weights that the loader reads, with their digests; empty where weights cannot be referred to."""
         if quantisation.is_stated(self._config_object()):
             return {}
         place = self._place
         found = self._weight_files(place) if isinstance(place, LocalFolder) else self._fetched_weights()
         shards = [path for path in found if not path.name.endswith(".json")]
         names = {path.name for path in shards}
-        if len(names) < len(shards) or any(path.suffix != ".safetensors" for path in shards):
+        if len(names) < len(shards) or not all(path.suffix == ".safetensors" or has_places(path) for path in shards):
             return {}
         return {path: _digest(path) for path in shards}
 
     def _fetched_weights(self) -> tuple[Path, ...]:
-        """The safetensors files of a repository on the hub, fetched; empty where the loader may take others."""
-        if self._arguments.get("use_safetensors") is False or self._explicit_weights() is not None:
+        """The files of weights of a repository on the hub, fetched; empty where the loader may take others."""
+        if self._explicit_weights() is not None:
             return ()
-        names = files.safetensors_names(self._arguments.get("variant"))
-        main = next((path for name in names if (path := self._optional_file(name)) is not None), None)
-        if main is None or main.suffix == ".safetensors":
-            return () if main is None else (main,)
-        return tuple(self._file(name) for name in files.shard_names(main))
+        try:
+            return self._fetched_weight_files()
+        except CheckpointError:
+            return ()  # The loader says what is missing.
 
     def refuse_changed(self, identity: Mapping[str, Any]) -> None:
         """Raises `CheckpointError` where files were written since `identity` was computed: the key is that of other contents."""
@@ -402,7 +418,7 @@ class CheckpointSource:
         import transformers
 
         arguments = self._loader_arguments(self._tokenizer_config())
-        with quick_reading(with_vocabulary=True):
+        with quick_reading(with_vocabulary=not library_reads_vocabulary()), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
     def processor(self) -> Any:

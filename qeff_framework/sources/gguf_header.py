@@ -1,7 +1,8 @@
 """The header of a GGUF file: its values and where its tensors lie, read in one pass.
 
 The reader of the gguf package makes several NumPy arrays of each word of the vocabulary, which takes seconds and hundreds of
-megabytes, and Transformers reads each file three times. `quick_reading` gives Transformers this one instead.
+megabytes, and Transformers reads each file three times. `quick_reading` gives Transformers this one instead, and its own reader
+of the vocabulary the bytes of the file without a NumPy array for each word.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from qeff_framework.sources.stand_ins import StandIn
 
 #: Numbers of the types of values, and how a value of fixed size is stored.
-_STRING, _ARRAY = 8, 9
+_BYTE, _STRING, _ARRAY = 0, 8, 9
 _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _ALIGNMENT = "general.alignment"
 _MAGIC = b"GGUF"
@@ -105,7 +106,8 @@ class GGUFHeader:
         inner, count = self._take("IQ")
         if inner == _STRING and not keeps:
             self._pass_texts(count)
-            return GGUFValue(types=(kind, inner), items=[b""] * count if counts else [])
+            # Only their number is asked for, and Transformers parses item by item: a byte takes a third of a text's time.
+            return GGUFValue(types=(_BYTE,), items=[(0,)] * count if counts else [])
         if inner == _STRING:
             return GGUFValue(types=(kind, inner), items=[self._text() for _ in range(count)])
         form = f"<{count}{_FORMS[inner]}"
@@ -156,7 +158,8 @@ class _QuickReader:
         self.fields: dict[str, Any] = {}
         for name, value in header.values.items():
             # Single numbers as the package has them; of an array, whatever holds one number does.
-            items = [np.asarray(value.items[0])] if value.types[0] not in (_STRING, _ARRAY) else value.items
+            is_number = value.types[0] not in (_STRING, _ARRAY) and len(value.items) == 1
+            items = [np.asarray(value.items[0])] if is_number else value.items
             self.fields[name] = ReaderField(0, name, items, list(range(len(items))), list(value.types))
         self.tensors = [
             _QuickTensor(name=name, tensor_type=GGMLQuantizationType(place.kind), shape=place.shape[::-1])
@@ -185,9 +188,13 @@ def quick_reading(*, with_vocabulary: bool = False) -> Iterator[None]:
     except ImportError:
         yield
         return
+    library = _library_reader()
     token = _with_vocabulary.set(with_vocabulary)
     try:
-        with _READER.installed(gguf):
+        with ExitStack() as stack:
+            stack.enter_context(_READER.installed(gguf))
+            if library is not None:
+                stack.enter_context(_MAPPER.installed(library))
             yield
     finally:
         _with_vocabulary.reset(token)
@@ -200,4 +207,27 @@ def _opened(original: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     return _QuickReader(path, with_vocabulary=with_vocabulary)
 
 
+def library_reads_vocabulary() -> bool:
+    """Whether the installed Transformers makes tokenizers with a reader of its own, and not from `GGUFHeader`."""
+    return _library_reader() is not None
+
+
+def _library_reader() -> Any | None:
+    """The module of Transformers that reads GGUF files without the gguf package; `None` in releases without one."""
+    try:
+        from transformers.integrations.gguf import reader
+    except ImportError:
+        return None
+    return reader if hasattr(reader, "_mapped") else None
+
+
+def _mapped(original: Any, path: Any) -> Any:
+    """The bytes of a file, mapped. Transformers takes a slice for each word, and one of a `numpy.memmap` takes microseconds."""
+    if _with_vocabulary.get() is None:
+        return original(path)
+    with Path(path).open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 _READER = StandIn("GGUFReader", _opened)
+_MAPPER = StandIn("_mapped", _mapped)

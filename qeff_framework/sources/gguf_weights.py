@@ -123,6 +123,8 @@ class _Blocks:
                 dtype=torch.float32,
                 compute=lambda: torch.from_numpy(self.whole()),
                 compute_rows=self.first_dimension if len(shape) > 1 else None,
+                parts=(self.place.name,),
+                is_part=True,
             )
         )
 
@@ -180,6 +182,7 @@ def _weights(path: Path, config: Mapping[str, Any], model: Any) -> dict[str, tor
             dtype=torch.float32,
             compute=partial(_processed, processor, key, blocks_of_key),
             sources=tuple(blocks.stored for blocks in blocks_of_key),
+            parts=tuple(blocks.place.name for blocks in blocks_of_key),
         )
         found[key] = DeferredTensor.of_computed(computed)
     return dict(found)

@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import Manifest, content_digest, manifest, verify
 from qeff_framework.artifacts.digests import file_sha256
 from qeff_framework.errors import ArtifactError, CheckpointError
-from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, without_casts
+from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, StoredTensor, beginnings, without_casts
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.references import PlacedShards
 from tests.sources.quantized import packing
@@ -34,6 +35,16 @@ def directory(tmp_path: Path) -> Path:
     """Where an export is written."""
     path = tmp_path / "export"
     path.mkdir()
+    return path
+
+
+@pytest.fixture(params=["model.safetensors", "pytorch_model.bin"])
+def shard(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
+    """The one file of weights of `checkpoint`."""
+    path = checkpoint / str(request.param)
+    if path.suffix == ".bin":
+        torch.save(load_file(checkpoint / "model.safetensors"), path)
+        (checkpoint / "model.safetensors").unlink()
     return path
 
 
@@ -92,14 +103,16 @@ def refuse_reading_of(name: str) -> Callable[[Path], str]:
     return read
 
 
-def test_without_links_there_is_one_copy(checkpoint: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_there_is_one_copy(
+    checkpoint: Path, shard: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "link", refuse_links)
     source = CheckpointSource(checkpoint, {})
     source.load_for_export(AUTO, directory)
 
-    assert not source.keep_weights({"model.safetensors"})  # The copy is read for the manifest.
-    assert not (directory / "model.safetensors").samefile(checkpoint / "model.safetensors")
-    assert content_digest(directory / "model.safetensors") == content_digest(checkpoint / "model.safetensors")
+    assert not source.keep_weights({shard.name})  # The copy is read for the manifest.
+    assert not (directory / shard.name).samefile(shard)
+    assert content_digest(directory / shard.name) == content_digest(shard)
 
 
 def test_on_another_file_system_there_is_one_copy(checkpoint: Path) -> None:
@@ -210,26 +223,32 @@ def test_a_copy_without_space_is_refused_before_it_is_made(
     assert not list((store_root / "exports").glob("*"))
 
 
-def test_a_file_that_changes_meanwhile_is_an_error(checkpoint: Path, directory: Path) -> None:
-    shard = checkpoint / "model.safetensors"
+def test_a_file_that_changes_meanwhile_is_an_error(checkpoint: Path, shard: Path, directory: Path) -> None:
     source = CheckpointSource(checkpoint, {})
-    source.load_for_export(AUTO, directory)
-    os.truncate(shard, shard.stat().st_size - 1)
+    last = max(map(stored_leaf, source.load_for_export(AUTO, directory).parameters()), key=lambda leaf: leaf.offset)
+    os.truncate(shard, last.offset + 1)
 
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        last.read()
     with pytest.raises(CheckpointError, match="changed while it was exported"):
-        source.keep_weights({"model.safetensors"})
+        source.keep_weights({shard.name})
 
 
-def test_a_file_that_is_replaced_meanwhile_is_kept_as_it_was(checkpoint: Path, directory: Path) -> None:
-    shard = checkpoint / "model.safetensors"
+def stored_leaf(parameter: Any) -> StoredTensor:
+    (leaf,) = beginnings(parameter.recipe)
+    assert isinstance(leaf, StoredTensor)
+    return leaf
+
+
+def test_a_file_that_is_replaced_meanwhile_is_kept_as_it_was(checkpoint: Path, shard: Path, directory: Path) -> None:
     wanted = content_digest(shard)
     placed = PlacedShards({shard: wanted}, directory, name="tiny")
     other = checkpoint / "download"
     other.write_bytes(b"another checkpoint")
     other.replace(shard)
 
-    assert placed.keep({"model.safetensors"}) == {"model.safetensors": wanted}
-    assert content_digest(directory / "model.safetensors") == wanted
+    assert placed.keep({shard.name}) == {shard.name: wanted}
+    assert content_digest(directory / shard.name) == wanted
 
 
 def test_what_fails_leaves_the_checkpoint_alone(
@@ -246,9 +265,33 @@ def test_what_fails_leaves_the_checkpoint_alone(
     assert not [path for path in (store_root / "staging").iterdir() if path.is_dir()]
 
 
+def test_a_file_of_torch_is_referred_to(checkpoint: Path, directory: Path) -> None:
+    """Also what lies transposed there, and what leaves out numbers of a larger tensor."""
+    read = CheckpointSource(checkpoint, {}).load(AUTO)
+    states = {name: state.clone() for name, state in read.state_dict().items()}
+    wide = torch.randn(64, 64)
+    states["model.layers.0.self_attn.q_proj.weight"] = torch.randn(32, 32).T
+    states["model.layers.0.self_attn.o_proj.weight"] = wide[:32, :32]
+    torch.save(states, checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+
+    source = CheckpointSource(checkpoint, {})
+    deferred: Any = dict(source.load_for_export(AUTO, directory).named_parameters(remove_duplicate=False))
+    assert (directory / "pytorch_model.bin").samefile(checkpoint / "pytorch_model.bin")
+    assert {*deferred} >= {*read.state_dict()}
+    for name, parameter in deferred.items():
+        assert torch.equal(parameter.materialise(), states[name]), name
+    computed = {name for name in deferred if isinstance(without_casts(deferred[name].recipe), ComputedTensor)}
+    assert computed == {"model.layers.0.self_attn.o_proj.weight"}
+
+
 def test_files_of_other_formats_are_read(checkpoint: Path, directory: Path) -> None:
-    module = CheckpointSource(checkpoint, {}).load(AUTO)
-    torch.save(module.state_dict(), checkpoint / "pytorch_model.bin")
+    """Such as those of torch before 1.6, whose numbers have no place of their own."""
+    torch.save(
+        load_file(checkpoint / "model.safetensors"),
+        checkpoint / "pytorch_model.bin",
+        _use_new_zipfile_serialization=False,
+    )
     (checkpoint / "model.safetensors").unlink()
 
     read = CheckpointSource(checkpoint, {}).load_for_export(AUTO, directory)

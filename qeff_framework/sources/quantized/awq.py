@@ -9,7 +9,7 @@ from typing import Any
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
+from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
 
 #: Which of eight columns stands at which place of a word, in the layout for matrix products.
 _GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -33,15 +33,17 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             "quantisation"
         )
     reader = _READERS[version]
+    group_size = int(settings.get("group_size", settings.get("q_group_size", 128)))
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "qweight":
-            levels = partial(reader, stored, module, int(settings.get("group_size", settings.get("q_group_size", 128))))
+            levels = partial(reader, stored, module, group_size)
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
+                layout=partial(_LAYOUTS[version], stored, module, group_size),
                 shape=_shape(stored, module, version),
             )
 
@@ -83,4 +85,17 @@ def _gemv(stored: StoredTensors, module: str, group_size: int) -> GroupedLevels:
     )
 
 
+def _gemm_layout(stored: StoredTensors, module: str, group_size: int) -> GroupLayout:
+    inputs, count = stored.shape(f"{module}.qweight")[0], stored.shape(f"{module}.scales")[0]
+    block_size = adjacent_block_size(inputs, count, group_size, f"{module}.weight")
+    return GroupLayout(bits=_BITS, block_size=block_size, count=count)
+
+
+def _gemv_layout(stored: StoredTensors, module: str, group_size: int) -> GroupLayout:
+    inputs = stored.shape(f"{module}.qweight")[1] * _PER_WORD
+    block_size = inputs if group_size == -1 else group_size
+    return GroupLayout(bits=_BITS, block_size=block_size, count=-(-inputs // block_size))
+
+
 _READERS = {"gemm": _gemm, "gemv": _gemv}
+_LAYOUTS = {"gemm": _gemm_layout, "gemv": _gemv_layout}

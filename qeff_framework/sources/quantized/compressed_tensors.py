@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.floats import float_scales, pairs_unpacked, scaled, unpack_e2m1
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
+from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
 
 #: Beside a weight, for the activations, which the portable graph computes as floating-point numbers.
 _ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
@@ -95,6 +96,7 @@ def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]
         read=lambda: levels().dequantised(),
         shape=None if sizes is None else tuple(int(size) for size in sizes),
         levels=levels,
+        layout=None if sizes is None else partial(_layout, stored, module, schemes, int(sizes[1])),
     )
 
 
@@ -112,29 +114,54 @@ def _levels(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]
     name = f"{module}.weight"
     packed, scales = stored.read(f"{name}_packed"), stored.read(f"{name}_scale").float()
     outputs, inputs = (int(size) for size in stored.read(f"{name}_shape"))
-    stated_bits = sorted({int(scheme.get("num_bits", 8)) for scheme in schemes})
-    bits = next((bits for bits in stated_bits if -(-inputs * bits // 32) == packed.shape[1]), None)
-    if bits is None:
-        raise CheckpointError(
-            f"{stored.name} is quantised by compressed-tensors, and {name} [{outputs}, {inputs}] lies in {packed.shape[1]} "
-            f"words a row, which {stated_bits} bits of its config.json do not fit; save it again with a current "
-            "compressed-tensors, or give the model without quantisation"
-        )
+    bits = _bits(stored, name, schemes, outputs, inputs)
     scales = scales.reshape(1, 1).expand(outputs, 1) if scales.numel() == 1 else scales.reshape(outputs, -1)
-    middle, indices = 1 << (bits - 1), f"{name}_g_idx"
+    middle = 1 << (bits - 1)
     zero_points = torch.full(scales.shape, middle, dtype=torch.uint8)
     if f"{name}_zero_point" in stored:
         zeros = stored.read(f"{name}_zero_point")
         zero_points = unpack_words(zeros.T.contiguous(), bits, outputs).T.contiguous()
-    groups = stored.read(indices).long() if indices in stored else None
-    # Without an order of activations every entry is -1.
-    ordered = groups is not None and bool((groups >= 0).all())
-    stated = next((int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")), -1)
+    block_size, groups = _groups(stored, name, schemes, inputs, scales.shape[1])
     return GroupedLevels(
         levels=unpack_words(packed, bits, inputs),
         scales=scales.contiguous(),
         zero_points=zero_points,
         bits=bits,
-        block_size=adjacent_block_size(inputs, scales.shape[1], stated, name),
-        groups=groups if ordered else None,
+        block_size=block_size,
+        groups=groups,
     )
+
+
+def _layout(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]], inputs: int) -> GroupLayout:
+    name = f"{module}.weight"
+    outputs = stored.shape(f"{name}_packed")[0]
+    count = max(1, math.prod(stored.shape(f"{name}_scale")) // outputs)
+    block_size, groups = _groups(stored, name, schemes, inputs, count)
+    bits = _bits(stored, name, schemes, outputs, inputs)
+    return GroupLayout(bits=bits, block_size=block_size, count=count, is_adjacent=groups is None)
+
+
+def _groups(
+    stored: StoredTensors, name: str, schemes: list[Mapping[str, Any]], inputs: int, count: int
+) -> tuple[int, torch.Tensor | None]:
+    """The size of a group, and the group of each input where groups are no blocks of adjacent ones."""
+    indices = f"{name}_g_idx"
+    groups = stored.read(indices).long() if indices in stored else None
+    # Without an order of activations every entry is -1.
+    ordered = groups is not None and bool((groups >= 0).all())
+    stated = next((int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")), -1)
+    return adjacent_block_size(inputs, count, stated, name), groups if ordered else None
+
+
+def _bits(stored: StoredTensors, name: str, schemes: list[Mapping[str, Any]], outputs: int, inputs: int) -> int:
+    """Bits of a number. Raises `CheckpointError` where the words of a row hold no stated number of them."""
+    words = stored.shape(f"{name}_packed")[1]
+    stated_bits = sorted({int(scheme.get("num_bits", 8)) for scheme in schemes})
+    bits = next((bits for bits in stated_bits if -(-inputs * bits // 32) == words), None)
+    if bits is None:
+        raise CheckpointError(
+            f"{stored.name} is quantised by compressed-tensors, and {name} [{outputs}, {inputs}] lies in {words} "
+            f"words a row, which {stated_bits} bits of its config.json do not fit; save it again with a current "
+            "compressed-tensors, or give the model without quantisation"
+        )
+    return bits

@@ -106,6 +106,8 @@ class QuantizedCheckpoint:
                 compute=weight.read,
                 compute_rows=weight.read_rows,
                 sources=sources[:1],
+                parts=(weight.name,),
+                is_part=True,
             )
         )
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from qeff_framework.sources.gguf_header import GGUFHeader
-from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight
+from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight
 
 _BLOCK = 32
 
@@ -45,7 +45,14 @@ def weights(path: Path) -> Iterator[StoredWeight]:
         size = rows * (columns // _BLOCK) * kind.width
         data = content[place.offset : place.offset + size].reshape(rows, columns // _BLOCK, kind.width)
         levels = partial(_levels, data, kind)
-        yield StoredWeight(name=name, sources=(), read=lambda levels=levels: levels().dequantised(), levels=levels)  # type: ignore[misc]
+        yield StoredWeight(
+            name=name,
+            sources=(),
+            read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
+            levels=levels,
+            layout=partial(GroupLayout, bits=kind.bits, block_size=_BLOCK, count=columns // _BLOCK),
+            shape=place.shape,
+        )
 
 
 def _levels(data: NDArray[np.uint8], kind: _Kind) -> GroupedLevels:

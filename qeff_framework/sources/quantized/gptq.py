@@ -11,7 +11,7 @@ import torch
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight, adjacent_block_size
+from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
 
 #: What is added to the zero points in the files.
 _ZERO_POINT_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -35,12 +35,14 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "qweight":
-            levels = partial(_levels, stored, module, offset, int(settings.get("group_size", -1)))
+            group_size = int(settings.get("group_size", -1))
+            levels = partial(_levels, stored, module, offset, group_size)
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
+                layout=partial(_layout, stored, module, group_size),
                 shape=_shape(stored, module),
             )
 
@@ -56,6 +58,27 @@ def _shape(stored: StoredTensors, module: str) -> tuple[int, ...] | None:
     return (outputs, words * 32 // bits) if bits else None
 
 
+def _layout(stored: StoredTensors, module: str, group_size: int) -> GroupLayout:
+    count, outputs = stored.shape(f"{module}.scales")
+    bits = stored.shape(f"{module}.qzeros")[1] * 32 // outputs
+    _, block_size, groups = _groups(stored, module, bits, group_size)
+    return GroupLayout(bits=bits, block_size=block_size, count=count, is_adjacent=groups is None)
+
+
+def _groups(stored: StoredTensors, module: str, bits: int, group_size: int) -> tuple[int, int, torch.Tensor | None]:
+    """The number of inputs, the size of a group, and the group of each input where groups are no blocks of adjacent ones."""
+    indices = f"{module}.g_idx"
+    if indices not in stored:
+        inputs = stored.shape(f"{module}.qweight")[0] * 32 // bits
+        count = stored.shape(f"{module}.scales")[0]
+        return inputs, adjacent_block_size(inputs, count, group_size, f"{module}.weight"), None
+    groups = stored.read(indices).long()
+    # A module may have groups of another size than the config states for most.
+    block_size = int((groups == groups[0]).sum())
+    is_adjacent = torch.equal(groups, torch.arange(len(groups)) // block_size)
+    return len(groups), block_size, None if is_adjacent else groups
+
+
 def _levels(stored: StoredTensors, module: str, offset: int, group_size: int) -> GroupedLevels:
     """``qweight`` is ``[in * bits / 32, out]``, ``qzeros`` ``[groups, out * bits / 32]``, ``scales`` ``[groups, out]``."""
     scales = stored.read(f"{module}.scales").float().T.contiguous()
@@ -68,16 +91,7 @@ def _levels(stored: StoredTensors, module: str, offset: int, group_size: int) ->
             f"{stored.name} is quantised by GPTQ with {bits} bits in {module}; 2, 3, 4 and 8 bits are read here: give a "
             "checkpoint with one of them, or the model without quantisation"
         )
-    indices = f"{module}.g_idx"
-    groups = stored.read(indices).long() if indices in stored else None
-    inputs = qweight.shape[0] * 32 // bits if groups is None else len(groups)
-    if groups is None:
-        block_size = adjacent_block_size(inputs, count, group_size, f"{module}.weight")
-    else:
-        # A module may have groups of another size than the config states for most.
-        block_size = int((groups == groups[0]).sum())
-        if torch.equal(groups, torch.arange(inputs) // block_size):
-            groups = None
+    inputs, block_size, groups = _groups(stored, module, bits, group_size)
     zero_points = unpack_words(qzeros, bits, outputs).T.contiguous()
     return GroupedLevels(
         levels=unpack_words(qweight.T.contiguous(), bits, inputs),

@@ -11,7 +11,7 @@ import torch
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.floats import float_scales, unpack_e2m1
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, StoredWeight
+from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 #: Experts, outputs, blocks of inputs, bytes of a block.
@@ -19,6 +19,7 @@ _AXES = 4
 _BLOCK_SIZE = 32
 #: Numbers are halves: level 128 stands for 0, and each step for half of the block's power of two.
 _STEPS, _ZERO_POINT = 2, 128
+_BITS = 8
 
 
 def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
@@ -49,6 +50,8 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             read_rows=rows,
             shape=(experts, blocks * _BLOCK_SIZE, outputs),
             levels=partial(_levels, stored, key, scales),
+            layout=partial(GroupLayout, bits=_BITS, block_size=_BLOCK_SIZE, count=blocks),
+            is_transposed=True,
         )
 
 
@@ -67,6 +70,6 @@ def _levels(stored: StoredTensors, key: str, scales: str) -> GroupedLevels:
         levels=(numbers * _STEPS + _ZERO_POINT).to(torch.uint8),
         scales=factors,
         zero_points=torch.full((experts * outputs, blocks), _ZERO_POINT, dtype=torch.uint8),
-        bits=8,
+        bits=_BITS,
         block_size=_BLOCK_SIZE,
     )

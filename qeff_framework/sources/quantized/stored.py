@@ -10,6 +10,7 @@ import torch
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.seam.deferred import StoredTensor
+from qeff_framework.sources import torch_files
 from qeff_framework.sources.references import stored_tensors
 
 
@@ -35,6 +36,8 @@ class StoredTensors:
             elif path.suffix != ".json":
                 content = _loaded(path, name)
                 self._tensors.update({key: value for key, value in content.items() if isinstance(value, torch.Tensor)})
+                if torch_files.has_places(path):
+                    self._places.update(torch_files.stored_tensors(path))
 
     def __iter__(self) -> Iterator[str]:
         yield from self._opened
@@ -49,11 +52,11 @@ class StoredTensors:
         Raises:
             CheckpointError: there is none of this name.
         """
-        if key in self._tensors:
-            return self._tensors[key]
         if key in self._places:
             # Not through a map of the file, which ends the process where the file has become shorter.
             return self._places[key].read()
+        if key in self._tensors:
+            return self._tensors[key]
         if key not in self._opened:
             raise CheckpointError(
                 f"{self.name} lacks {key}, which its quantised weights need; download the checkpoint again"
@@ -62,12 +65,12 @@ class StoredTensors:
         return tensor
 
     def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
-        """The part ``[start:stop]`` of the first dimension; of a tensor in a safetensors file, nothing else is read."""
+        """The part ``[start:stop]`` of the first dimension; nothing else is read of a tensor that has a place."""
         place = self._places.get(key)
         return self.read(key)[start:stop] if place is None else place.read_rows(start, stop)
 
     def place(self, key: str) -> StoredTensor | None:
-        """Where the tensor lies; `None` for one in a file that torch has written."""
+        """Where the tensor lies; `None` for one that does not lie in a file as it is."""
         return self._places.get(key)
 
     def is_float8(self, key: str) -> bool:

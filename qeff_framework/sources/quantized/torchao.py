@@ -39,7 +39,12 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         prefix = f"{module}._{last}_"
         sources = tuple(prefix + part for part in kind["_tensor_data_names"])
         block = tuple(int(size) for size in kind["_data"]["block_size"])
-        yield StoredWeight(name=name, sources=sources, read=partial(_weight, stored, name, prefix, block))
+        yield StoredWeight(
+            name=name,
+            sources=sources,
+            read=partial(_weight, stored, name, prefix, block),
+            shape=stored.shape(f"{prefix}qdata") if f"{prefix}qdata" in stored else None,
+        )
 
 
 def _described(text: str) -> Mapping[str, Any] | None:

@@ -10,6 +10,19 @@ import torch
 from qeff_framework.errors import CheckpointError
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupLayout:
+    """How the numbers of a matrix are grouped, which is known without reading them."""
+
+    bits: int
+    #: As of `GroupedLevels`.
+    block_size: int
+    #: Scales of a row.
+    count: int
+    #: Groups are blocks of adjacent inputs.
+    is_adjacent: bool = True
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupedLevels:
     """A matrix of small integers with a scale and a zero point for each group of inputs."""
@@ -25,6 +38,16 @@ class GroupedLevels:
     block_size: int
     #: int64 ``[in]``: the group of each input, where groups are no blocks of adjacent inputs.
     groups: torch.Tensor | None = None
+
+    @property
+    def layout(self) -> GroupLayout:
+        """How the numbers are grouped."""
+        return GroupLayout(
+            bits=self.bits,
+            block_size=self.block_size,
+            count=self.scales.shape[1],
+            is_adjacent=self.groups is None,
+        )
 
     def dequantised(self) -> torch.Tensor:
         """float32 ``[out, in]``."""
@@ -73,6 +96,10 @@ class StoredWeight:
     read_rows: Callable[[int, int], torch.Tensor] | None = None
     #: Returns the packed form, where it is one of integers in groups.
     levels: Callable[[], GroupedLevels] | None = None
+    #: Returns the layout of `levels`, where that takes less than reading them.
+    layout: Callable[[], GroupLayout] | None = None
+    #: `read` returns the transpose of the matrices in `levels`.
+    is_transposed: bool = False
 
 
 class LazyTensor:

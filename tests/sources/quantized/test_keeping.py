@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.dialect.reference import quantized_experts, quantized_matrix
-from qeff_framework.sources.quantized import QuantizedCheckpoint
+from qeff_framework.seam.deferred import DeferredTensor
+from qeff_framework.sources.quantized import QuantizedCheckpoint, keeping
 from qeff_framework.sources.quantized.gguf import weights as gguf_weights
 from qeff_framework.sources.quantized.keeping import packed_matrices
 from tests.sources.quantized import packing
@@ -30,10 +31,17 @@ KEPT = {
 }
 
 
+@pytest.fixture
+def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of weights must not be looked at."""
+    monkeypatch.delattr(keeping, "_digests")
+
+
 def linear(weight: torch.Tensor) -> torch.nn.Module:
     """A module whose parameter "other" is `weight`."""
     module = torch.nn.Module()
-    module.register_parameter("other", torch.nn.Parameter(weight.clone(), requires_grad=False))
+    content = weight if isinstance(weight, DeferredTensor) else weight.clone()
+    module.register_parameter("other", torch.nn.Parameter(content, requires_grad=False))
     module.register_parameter("bias", torch.nn.Parameter(torch.zeros(3), requires_grad=False))
     return module
 
@@ -56,6 +64,19 @@ def test_what_is_kept_is_the_weight_that_was_loaded(path: Path) -> None:
         for matrix in found.values():
             assert (matrix.bits, matrix.block_size) == KEPT[path.stem]
             np.testing.assert_array_equal(numbers(matrix), expected.T.numpy())
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_what_is_kept_of_a_deferred_weight_is_told_without_reading_it(path: Path, no_digests: None) -> None:
+    checkpoint = QuantizedCheckpoint(settings_of(path), [path], "sample")
+    weight: Any = checkpoint.state_dict(torch.nn.Module(), deferred=True)["proj.weight"]
+    assert isinstance(weight, DeferredTensor)
+    for parameter in (weight, weight.T):
+        found = packed_matrices(checkpoint.weights(), linear(parameter))
+        assert set(found) == ({"other"} if path.stem in KEPT else set())
+        for matrix in found.values():
+            assert (matrix.bits, matrix.block_size) == KEPT[path.stem]
+            np.testing.assert_array_equal(numbers(matrix), weight.materialise().T.numpy())
 
 
 def test_a_weight_that_was_changed_is_not_kept(tmp_path: Path) -> None:
@@ -85,6 +106,22 @@ def test_experts_that_are_put_together(transposed: bool, tmp_path: Path) -> None
     np.testing.assert_array_equal(matrices, joined.mT.numpy())
     module.get_parameter("other")[2, 5, 7] += 1e-3
     assert not packed_matrices(checkpoint.weights(), module)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_deferred_experts_that_are_put_together(transposed: bool, tmp_path: Path, no_digests: None) -> None:
+    tensors = {}
+    for number in range(6):
+        packed, _ = packing.awq(torch.randn(16, 32))
+        tensors |= {f"{number}.proj.{part}": tensor.contiguous() for part, tensor in packed.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    checkpoint = QuantizedCheckpoint(packing.AWQ, [tmp_path / "a.safetensors"], "sample")
+    states: Any = checkpoint.state_dict(torch.nn.Module(), deferred=True)
+    weights = [states[f"{number}.proj.weight"] for number in range(6)]
+    joined = torch.cat([torch.stack(weights[:3]), torch.stack(weights[3:])], dim=1)
+    found = packed_matrices(checkpoint.weights(), linear(joined.mT if transposed else joined))["other"]
+    matrices = quantized_experts(*found.read(), bits=found.bits, input_size=32)
+    np.testing.assert_array_equal(matrices, joined.materialise().mT.numpy())
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q8_0"])

@@ -26,7 +26,7 @@ _ROW_TOKENS = 128
 #: Rows of random tokens, where there is no tokenizer.
 _RANDOM_ROWS = 8
 #: Most bytes of sums at a time; the model is run as often as that takes.
-_SUMS_BYTES = 1 << 30
+SUMS_BYTES = 1 << 30
 
 #: Inputs that `_feeds` fills; others stay zero when they are named here, and a model with any other input is not calibrated.
 _TOKENS, _POSITIONS, _MASK, _LENGTHS = "input_ids", "position_ids", "attention_mask", "prompt_lengths"
@@ -115,7 +115,7 @@ class Calibration:
         group: list[str] = []
         size = 0
         for name, length in self._values.items():
-            if group and size + 4 * length**2 > _SUMS_BYTES:
+            if group and size + 4 * length**2 > SUMS_BYTES:
                 yield group
                 group, size = [], 0
             group.append(name)

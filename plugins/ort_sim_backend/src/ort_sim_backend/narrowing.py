@@ -16,7 +16,7 @@ and the product keeps 8 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ort_sim_backend.calibration import Calibration, calibration_rows, unknown_inputs
+from ort_sim_backend.calibration import SUMS_BYTES, Calibration, calibration_rows, unknown_inputs
 from ort_sim_backend.compensation import Compensated, compensated
 from ort_sim_backend.lowering.block_tables import rows_of_table
 from ort_sim_backend.lowering.compressed_products import LAST_PRODUCT, PRODUCT, tokens_of
@@ -66,11 +66,11 @@ class _Weight:
         return array if self.product.transposed else array.T
 
 
-def narrow(request: CompileRequest) -> dict[str, Any]:
+def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda held: None) -> dict[str, Any]:
     """Gives 4 bits to those products of the request's model that bear it, and ranks the last one. Returns the counts.
 
     A model that is not calibrated, by the option `calibrate` or since no calibration fills its inputs, gets 4 bits without a
-    measurement. So do products inside branches.
+    measurement. So do products inside branches. `announce` is called before work starts, with the bytes that a calibration holds.
 
     Raises:
         CompileError: the calibration prompts cannot be used, or ONNX Runtime refuses the model.
@@ -79,11 +79,13 @@ def narrow(request: CompileRequest) -> dict[str, Any]:
     inside, obstacle = set(request.model.graph), _obstacle(request, [*layers.values(), *last.values()])
     seen = {} if obstacle else {key: weight for key, weight in layers.items() if inside.issuperset(weight.nodes)}
     ranked = {} if obstacle else last
+    measured_weights = [*seen.values(), *ranked.values()]
+    announce(_held_bytes(request.model, measured_weights) if measured_weights else 0)
     if obstacle and layers:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
     measured = [
         (weight, compensated(weight.rows, covariance, _FOUR_BITS))
-        for weight, covariance in _measured(request, [*seen.values(), *ranked.values()])
+        for weight, covariance in _measured(request, measured_weights)
     ]
     left = request.options.eight_bit_share * sum(weight.size for weight in seen.values())
     kept = 0
@@ -103,6 +105,16 @@ def narrow(request: CompileRequest) -> dict[str, Any]:
     count = sum(len(weight.nodes) for weight in layers.values())
     counts = {"products_4_bits": count - kept, "products_8_bits": kept} if layers else {}
     return {**counts, "products_ranked": len(ranked), "calibrated": bool(seen or ranked)}
+
+
+def _held_bytes(model: ir.Model, weights: Sequence[_Weight]) -> int:
+    """What a calibration holds in memory: the blocks of all products, which ONNX Runtime rearranges, and the sums."""
+    blocks = (
+        int(tensor.nbytes)
+        for value in model.graph.initializers.values()
+        if (tensor := value.const_value) is not None and any(node.op_type == "MatMulNBits" for node, _ in value.uses())
+    )
+    return sum(blocks) + min(SUMS_BYTES, sum(4 * weight.product.sizes[0] ** 2 for weight in weights))
 
 
 def _obstacle(request: CompileRequest, weights: Sequence[_Weight]) -> str:

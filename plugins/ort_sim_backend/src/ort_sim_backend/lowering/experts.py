@@ -11,6 +11,7 @@ gate and linear part in alternating columns, and each matrix transposed; the wei
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +29,7 @@ from qeff_framework.lowering import (
     add_initializer,
     computed_tensor,
     is_weight,
+    matrices_of,
     static_dim,
     weight_of,
 )
@@ -139,22 +141,24 @@ class _Weights:
     def compressed(self, weight: ir.Value, blocks: WeightBlocks, *, alternating: bool) -> tuple[ir.Value, ir.Value]:
         """As `transposed`, compressed: levels ``[E, out, bytes]`` and scales ``[E, out, blocks]``."""
         experts, rows, columns = (_size(weight, axis) for axis in range(3))
-        content, count = _content(weight, alternating=alternating), blocks.count(rows)
-        levels = self._constant(
-            weight,
-            "_blocks",
-            (experts, columns, count * blocks.bytes),
-            np.uint8,
-            lambda: blocks.levels(content().swapaxes(-1, -2)).reshape(experts, columns, -1),
-        )
-        scales = self._constant(
-            weight,
-            "_scales",
-            (experts, columns, count),
-            np.float32,
-            lambda: blocks.scales(content().swapaxes(-1, -2)),
-        )
-        return levels, scales
+        source, count = weight_of(weight), blocks.count(rows)
+        shapes = {"_blocks": (experts, columns, count * blocks.bytes), "_scales": (experts, columns, count)}
+        kept: dict[str, NDArray[Any]] = {}
+
+        def part(suffix: str) -> NDArray[Any]:
+            # Both are written one after the other, and made at once, from some experts at a time.
+            if suffix not in kept:
+                kept["_blocks"] = np.empty(shapes["_blocks"], np.uint8)
+                kept["_scales"] = np.empty(shapes["_scales"], np.float32)
+                for number, expert in enumerate(matrices_of(source)):
+                    matrix = alternating_columns(expert) if alternating else expert
+                    made = blocks.compressed([matrix.T], columns, rows)
+                    kept["_blocks"][number] = made.levels.reshape(columns, -1)
+                    kept["_scales"][number] = made.scales
+            return kept.pop(suffix)
+
+        levels = self._constant(weight, "_blocks", shapes["_blocks"], np.uint8, lambda: part("_blocks"))
+        return levels, self._constant(weight, "_scales", shapes["_scales"], np.float32, lambda: part("_scales"))
 
     def alternating(self, bias: ir.Value) -> ir.Value:
         """``[E, out]`` with gate and linear columns in turns."""
