@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
 from ort_sim_backend.options import COMPRESSED_BITS
-from ort_sim_backend.packed_weights import as_inputs, packed_weights, put_back, write_packed
+from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest, announce_memory
@@ -52,8 +52,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    if packed:
-        put_back(directory / MODEL_FILE, packed)
+    tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed)) if packed else []
     if any(has_subgraph(node) for node in request.model.graph):
         name_inner_values(directory / MODEL_FILE)
     states = request.exported.states
@@ -61,6 +60,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         "model": MODEL_FILE,
         "in_place": states_updated_in_place(request.model, states),
         "roomy": states_with_room(request.model, states),
+        **({"tables_file": BLOCKS_FILE, "tables": tables} if tables else {}),
         **narrowed,
     }
     return request.result(

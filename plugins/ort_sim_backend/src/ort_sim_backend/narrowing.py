@@ -28,7 +28,7 @@ from ort_sim_backend.calibration import SUMS_BYTES, Calibration, calibration_row
 from ort_sim_backend.compensation import Compensated, compensated
 from ort_sim_backend.lowering.block_tables import rows_of_table
 from ort_sim_backend.lowering.compressed_products import LAST_PRODUCT, PRODUCT, tokens_of
-from ort_sim_backend.options import BLOCK_SIZE, CALIBRATED_WEIGHTS
+from ort_sim_backend.options import BLOCK_SIZE, CALIBRATED_WEIGHTS, RANKING_BLOCK_SIZE
 from qeff_framework.lowering import (
     CompressedProducts,
     ConstantProduct,
@@ -40,7 +40,6 @@ from qeff_framework.lowering import (
 )
 from qeff_framework.plugin_api import CompileError, CompileRequest
 
-_FOUR_BITS: Final = WeightBlocks(bits=4, size=BLOCK_SIZE, fitted=True)
 #: Logits of a row that a ranked product computes with 8 bits.
 BEST: Final = 128
 
@@ -53,6 +52,15 @@ class _Weight:
     product: ConstantProduct
     #: It gives logits.
     is_last: bool
+
+    @property
+    def blocks(self) -> WeightBlocks:
+        """How 4 bits cut it."""
+        length = self.product.sizes[0]
+        size = RANKING_BLOCK_SIZE if self.is_last else BLOCK_SIZE
+        while length % size and size > BLOCK_SIZE:
+            size //= 2
+        return WeightBlocks(bits=4, size=size, fitted=True)
 
     @property
     def size(self) -> int:
@@ -84,7 +92,7 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
     if obstacle and layers:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
     measured = [
-        (weight, compensated(weight.rows, covariance, _FOUR_BITS))
+        (weight, compensated(weight.rows, covariance, weight.blocks))
         for weight, covariance in _measured(request, measured_weights)
     ]
     left = request.options.eight_bit_share * sum(weight.size for weight in seen.values())
@@ -97,14 +105,15 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
             kept += len(weight.nodes)
         else:
             _give(weight, _initializers(request.model, weight, rounded))
-    nearest = CompressedProducts(lambda length: _FOUR_BITS)
+    nearest = CompressedProducts(lambda length: None)  # the blocks come with each weight
     for key, weight in layers.items():
         if key not in seen:
             _narrow_to_nearest(request.model, weight, nearest)
     _drop_unread(request.model)
     count = sum(len(weight.nodes) for weight in layers.values())
     counts = {"products_4_bits": count - kept, "products_8_bits": kept} if layers else {}
-    return {**counts, "products_ranked": len(ranked), "calibrated": bool(seen or ranked)}
+    best = {"ranked_tokens": BEST} if ranked else {}
+    return {**counts, **best, "products_ranked": len(ranked), "calibrated": bool(seen or ranked)}
 
 
 def _held_bytes(model: ir.Model, weights: Sequence[_Weight]) -> int:
@@ -194,7 +203,7 @@ def _rank(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
             raise ValueError(f"{node.name} is no product")
         edit = GraphEditor(model, node)
         attributes = {name: each.value for name, each in node.attributes.items()}
-        attributes["bits"] = _FOUR_BITS.bits
+        attributes |= {"bits": weight.blocks.bits, "block_size": weight.blocks.size}
         coarse = edit.op(node.op_type, hidden, *blocks, domain=node.domain, **attributes)
         coarse.type, coarse.shape = node.outputs[0].type, node.outputs[0].shape
         _, best = edit.ops("TopK", (coarse, edit.int64s(BEST)), 2, axis=-1, sorted=0)
@@ -216,7 +225,7 @@ def _initializers(model: ir.Model, weight: _Weight, rounded: Compensated) -> lis
 def _narrow_to_nearest(model: ir.Model, weight: _Weight, nearest: CompressedProducts) -> None:
     """Each number becomes the level next to it, when the weight is written."""
     product = weight.product
-    _give(weight, nearest.compressed(model, product.weight, _FOUR_BITS, transposed=product.transposed))
+    _give(weight, nearest.compressed(model, product.weight, weight.blocks, transposed=product.transposed))
 
 
 def _give(weight: _Weight, blocks: Sequence[ir.Value]) -> None:
@@ -225,7 +234,7 @@ def _give(weight: _Weight, blocks: Sequence[ir.Value]) -> None:
         node.resize_inputs(max(4, len(node.inputs)))
         for index, value in enumerate(blocks, start=1):
             node.replace_input_with(index, value)
-        node.attributes["bits"] = ir.AttrInt64("bits", _FOUR_BITS.bits)
+        node.attributes["bits"] = ir.AttrInt64("bits", weight.blocks.bits)
 
 
 def _drop_unread(model: ir.Model) -> None:

@@ -13,6 +13,10 @@ from qeff_framework.plugin_api import AttentionOptions, LayerWindowOptions, Micr
 COMPRESSED_BITS: Final[Mapping[str, int]] = {"w8": 8, "w4": 4}
 #: Weights with one scale.
 BLOCK_SIZE: Final = 32
+#: The same for a product that ranks the tokens of a vocabulary. The kernel keeps a scale and a sum of each block, 8 bytes: half
+#: of what its 4-bit levels take in blocks of 32. Layers in larger blocks lose accuracy, as their inputs are cut in the same way:
+#: with 8 bits in blocks of 64 Gemma 3 270M has 1.018 times the perplexity of float32 instead of 1.002.
+RANKING_BLOCK_SIZE: Final = 128
 #: Weights of the products of a model that is calibrated unless told otherwise. Time and memory grow faster than the model: more
 #: than seven minutes for a Llama of 1.1 billion on two cores, and hours for one of 8 billion.
 CALIBRATED_WEIGHTS: Final = 5 * 10**8

@@ -6,12 +6,14 @@ that it returns they are initializers again, which lie in that file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
+from ort_sim_backend.lowering.block_tables import LOOKUP
 from qeff_framework.lowering import write_weights
 
 #: Smaller ones stay with the other weights.
@@ -26,12 +28,18 @@ def packed_weights(model: ir.Model) -> list[ir.Value]:
     for value in model.graph.initializers.values():
         uses = list(value.uses())
         is_read_as_blocks = uses and all(index in _INPUTS.get(node.op_type, ()) for node, index in uses)
-        has_product = any(node.op_type == "MatMulNBits" for node, _ in uses)
-        is_packed = value.dtype == ir.DataType.UINT8 or has_product
+        is_packed = value.dtype == ir.DataType.UINT8 or any(
+            node.op_type == "MatMulNBits" or LOOKUP in node.meta for node, _ in uses
+        )
         tensor = value.const_value
         if is_read_as_blocks and is_packed and tensor is not None and tensor.nbytes >= _SMALLEST_BYTES:
             found.append(value)
     return found
+
+
+def lookup_tables(values: Sequence[ir.Value]) -> list[ir.Value]:
+    """Those of `packed_weights` of which nothing but rows is read."""
+    return [value for value in values if all(LOOKUP in node.meta for node, _ in value.uses())]
 
 
 def write_packed(values: Sequence[ir.Value], directory: Path, file_name: str) -> None:
@@ -65,10 +73,17 @@ def as_inputs(model: ir.Model, values: Sequence[ir.Value]) -> Iterator[None]:
             graph.register_initializer(value)
 
 
-def put_back(path: Path, values: Sequence[ir.Value]) -> None:
-    """Makes the inputs of the model in `path` that have the names of `values` its initializers, with their content."""
+def put_back(path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value]) -> list[dict[str, Any]]:
+    """Makes the inputs of the model in `path` that have the names of `values` its initializers, with their content.
+
+    Those of `tables` stay inputs as well, so that a session may pass what it has mapped. Returns where they lie in their file: by
+    table its ``name``, ``offset`` in bytes, ``dtype`` and ``shape``.
+    """
     model = ir.load(path)
     contents = {value.name: value.const_value for value in values}
+    lookups = {value.name for value in tables}
+    kept: list[ir.Value] = []
+    places: list[dict[str, Any]] = []
     for value in list(model.graph.inputs):
         if value.name in contents:
             model.graph.inputs.remove(value)
@@ -76,4 +91,21 @@ def put_back(path: Path, values: Sequence[ir.Value]) -> None:
             if value.uses():
                 value.const_value = contents[value.name]
                 model.graph.register_initializer(value)
+                if value.name in lookups:
+                    places.append(_place(value))
+                    kept.append(value)
+    model.graph.inputs.extend(kept)
     ir.save(model, path)
+    return places
+
+
+def _place(value: ir.Value) -> dict[str, Any]:
+    content = value.const_value
+    if not isinstance(content, ir.ExternalTensor):
+        raise TypeError(f"{value.name} lies in no file")
+    return {
+        "name": str(value.name),
+        "offset": content.offset or 0,
+        "dtype": str(content.dtype.numpy()),
+        "shape": [int(size) for size in content.shape.numpy()],
+    }

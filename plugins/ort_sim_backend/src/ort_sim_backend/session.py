@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
+from ort_sim_backend.mapped_tables import MappedTables
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
@@ -27,6 +29,8 @@ class _Step:
     binding: Any
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    #: Rows of tables that it reads.
+    rows: int
 
 
 class OrtSession(BaseSession):
@@ -56,6 +60,8 @@ class OrtSession(BaseSession):
         self._next_states = {state.input: self.states[state.input].copy() for state in self._alternating}
         #: Tokens of each row ``[B]``, where a state holds the last ones alone; `None` without such a state.
         self._lengths = _lengths(compiled)
+        #: Programs of older versions have none, and leave theirs to ONNX Runtime.
+        self._tables = _tables(compiled)
         self._steps = {item.name: self._prepare(item) for item in self.specializations}
         self.info = {
             "device": "CPU",
@@ -74,7 +80,8 @@ class OrtSession(BaseSession):
             _bind_input(step.binding, state.input, self.states[state.input])
             _bind_output(step.binding, state.output, self._next_states[state.input])
         try:
-            self._session.run_with_iobinding(step.binding)
+            with nullcontext() if self._tables is None else self._tables.reading(step.rows):
+                self._session.run_with_iobinding(step.binding)
         except Exception as error:
             raise ExecutionError(f"ONNX Runtime failed in a step: {reason(error)}") from error
         self._lengths = lengths
@@ -96,6 +103,7 @@ class OrtSession(BaseSession):
     def release(self) -> None:
         """Frees the weights and the buffers."""
         self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
+        self._tables = None
 
     def _prepare(self, specialization: Specialization) -> _Step:
         inputs = allocate(host_inputs(self.compiled), specialization.dims)
@@ -108,7 +116,11 @@ class OrtSession(BaseSession):
         for state in self._in_place:
             _bind_input(binding, state.input, self._buffers[state.input])
             _bind_output(binding, state.output, self._buffers[state.input])
-        return _Step(binding=binding, inputs=inputs, outputs=outputs)
+        if self._tables is not None:
+            for name, table in self._tables.arrays.items():
+                _bind_input(binding, name, table)
+        rows = _rows_of_tables(self.compiled, specialization)
+        return _Step(binding=binding, inputs=inputs, outputs=outputs, rows=rows)
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
@@ -118,6 +130,25 @@ def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.I
         return open_session(model, options)
     except Exception as error:
         raise ExecutionError(f"ONNX Runtime cannot load {model}: {reason(error)}") from error
+
+
+def _tables(compiled: CompiledModel) -> MappedTables | None:
+    places = compiled.program.get("tables")
+    if not places:
+        return None
+    file = compiled.path(compiled.program["tables_file"])
+    rows = min(_rows_of_tables(compiled, item) for item in compiled.specializations)
+    try:
+        return MappedTables(file, places, rows)
+    except OSError as error:
+        raise ExecutionError(f"{file} cannot be mapped: {error}") from error
+
+
+def _rows_of_tables(compiled: CompiledModel, specialization: Specialization) -> int:
+    """Those of the tokens of a step, and those of the best tokens that a ranked product looks up."""
+    dims = specialization.dims
+    best: int = compiled.program.get("ranked_tokens", 0)
+    return dims.get("batch_size", 1) * (dims.get("seq_len", 1) + best)
 
 
 #: Stands for the number of tokens of a row whose states were written from outside.

@@ -16,6 +16,7 @@ from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
 from ort_sim_backend.lowering.lazy_values import LazyValues
+from ort_sim_backend.lowering.merged_reshapes import MergedReshapes
 from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
@@ -64,6 +65,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         # The caches that no GroupQueryAttention took: of models with other attention, where several layers read one cache, or
         # where a step has other rows than the cache (the kernel takes one cache row for each row of the step).
         ScatterUpdates(),
+        MergedReshapes(),
         LazyValues(),
         RemoveUnused(),
     )
@@ -79,6 +81,7 @@ __all__ = [
     "KeptProducts",
     "LastProduct",
     "LazyValues",
+    "MergedReshapes",
     "MultiHeadAttention",
     "RotaryEmbedding",
     "SimplifiedRMSNorm",

@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from qeff_framework.lowering import GraphEditor
 
+#: What `rows_of_table` leaves in the `meta` of the nodes that look rows up.
+LOOKUP = "ort_sim.lookup"
+
 
 def rows_of_table(
     edit: GraphEditor, levels: ir.Value, scales: ir.Value, rows: ir.Value, *, bits: int, length: int
@@ -21,8 +24,12 @@ def rows_of_table(
         bits: of a level.
         length: numbers of a row, which fill its blocks.
     """
-    numbers = _numbers(edit, edit.op("Gather", levels, rows, axis=0), bits)
-    factors = edit.op("Unsqueeze", edit.op("Gather", scales, rows, axis=0), edit.int64s(-1))
+    parts = [edit.op("Gather", part, rows, axis=0) for part in (levels, scales)]
+    for part in parts:
+        if (lookup := part.producer()) is not None:
+            lookup.meta[LOOKUP] = True
+    numbers = _numbers(edit, parts[0], bits)
+    factors = edit.op("Unsqueeze", parts[1], edit.int64s(-1))
     shape = edit.op("Concat", edit.op("Shape", rows), edit.int64s(length), axis=0)
     return edit.op("Reshape", edit.op("Mul", numbers, factors), shape)
 
