@@ -26,6 +26,8 @@ from transformers import (
     LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     ResNetConfig,
@@ -114,6 +116,33 @@ def qwen3_vl() -> tuple[PreTrainedModel, Image]:
     )
     image = {"pixel_values": torch.zeros(4 * 6, 3 * 2 * 16), "image_grid_thw": torch.tensor([[1, 4, 6]])}
     return Qwen3VLForConditionalGeneration(config), image
+
+
+def qwen2_5_vl() -> tuple[PreTrainedModel, Image]:
+    """Patches in windows, then in one; positions of three axes, also for the patches."""
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config={**_TEXT, "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": rope},
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=62,
+        vision_start_token_id=61,
+        vision_end_token_id=60,
+    )
+    image = {"pixel_values": torch.zeros(4 * 6, 3 * 2 * 16), "image_grid_thw": torch.tensor([[1, 4, 6]])}
+    return Qwen2_5_VLForConditionalGeneration(config), image
 
 
 class Processor:

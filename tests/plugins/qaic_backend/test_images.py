@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qeff_framework import QEFFAutoModelForImageTextToText
-from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, llava, shaded
+from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, llava, qwen2_5_vl, shaded
 from tests.sdk_standins.qaic import StandinSdk
 
 
@@ -19,16 +19,26 @@ def _store(session_store: Path) -> None:
     """Exports lie there."""
 
 
-def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., StandinSdk]) -> None:
+@pytest.mark.parametrize(
+    ("make", "image_tokens", "size"),
+    [
+        (gemma3, [IMAGE_TOKEN] * 4, {"img_size": 28}),
+        (qwen2_5_vl, [61, *[IMAGE_TOKEN] * 6, 60], {"height": 16, "width": 24}),
+    ],
+)
+def test_standin_two_programs_and_the_bundle_of_both(
+    make: Callable[..., Any], image_tokens: list[int], size: dict[str, int], standin: Callable[..., StandinSdk]
+) -> None:
     standin()
-    module, image = built(gemma3)
+    module, image = built(make)
     picture = shaded(image, seed=1)
-    prompts = [[5, 6, *[IMAGE_TOKEN] * 4, 8, 9], [11, 12, 13, 14, 15, 16, 17, 18]]
+    prompts = [[5, 6, *image_tokens, 8, 9], [11 + number for number in range(4 + len(image_tokens))]]
     model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
     # Two programs that are loaded together share the cores of the device.
-    sizes: dict[str, Any] = {"num_cores": 8, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2, "img_size": 28}
+    sizes: dict[str, Any] = {"num_cores": 8, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2, **size}
     compiled = model.compile(backend="qaic", **sizes)
-    inputs = {"input_ids": np.array(prompts), "attention_mask": np.ones((2, 8), dtype=np.int64), **picture}
+    ids = np.array(prompts)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), **picture}
     output = model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None)
     assert output.generated_ids == [greedy(module, prompts[0], [picture]), greedy(module, prompts[1], [])]
     assert {name: (compiled.directory / place).is_dir() for name, place in compiled.programs.items()} == {

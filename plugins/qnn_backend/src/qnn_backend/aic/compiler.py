@@ -15,7 +15,7 @@ from qnn_backend.aic.names import renamed_states, renamed_tensors
 from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.script import SCRIPT_FILE, write_script
 from qnn_backend.aic.sdk import Sdk, needs_model_library, usable_sdk
-from qnn_backend.aic.side_files import graph_names
+from qnn_backend.aic.side_files import check_output_sizes, graph_names
 from qnn_backend.aic.user_config import read_user_config
 from qnn_backend.constants import QnnConstants
 
@@ -43,6 +43,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     request = dataclasses.replace(request, exported=exported)
     found = None if request.dry_run else usable_sdk()
     graph_names(specializations)
+    check_output_sizes(exported.inputs, exported.outputs)
     shared().check_program(exported, specializations)
     request.progress("writing the compiler's input")
     bundle = write_bundle(

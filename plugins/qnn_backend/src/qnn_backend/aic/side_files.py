@@ -30,6 +30,18 @@ def graph_names(specializations: Sequence[Specialization]) -> tuple[str, ...]:
     return found
 
 
+def check_output_sizes(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
+    """Raises `CompileError` for an output with a size that no input has: `io_config` gives the converter those of inputs."""
+    known = {size for spec in inputs for size in spec.shape}
+    for spec in outputs:
+        unknown = [size for size in spec.shape if isinstance(size, str) and size not in known]
+        if unknown:
+            raise CompileError(
+                f"qnn, target aic: the output '{spec.name}' has the size {unknown[0]}, which no input has, and the QAIRT tools "
+                "are told sizes of inputs alone; compile for backend='qaic', or a model whose clips all have one length"
+            )
+
+
 def io_config(
     inputs: Iterable[TensorSpec],
     outputs: Iterable[TensorSpec],

@@ -24,11 +24,13 @@ from qeff_framework.lowering import (
 )
 from qeff_framework.plugin_api import Transform, TransformRequest
 from qnn_backend.htp.lowering.boolean_equality import BooleanEquality
+from qnn_backend.htp.lowering.boolean_pads import BooleanPads
 from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.gelu import FusedGelu
+from qnn_backend.htp.lowering.integer_negation import IntegerNegation
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.opset import LaterOpset
@@ -68,6 +70,8 @@ def passes(request: TransformRequest) -> list[Transform]:
         FusedGelu(),
         PreciseSoftplus(),
         BooleanEquality(),
+        BooleanPads(),
+        IntegerNegation(),
         GatherNDRows(),
         GatherMiddleAxis(),
         SquareTransposeRows(),
