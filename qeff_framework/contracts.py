@@ -45,6 +45,9 @@ PROMPT_LENGTHS = "prompt_lengths"
 #: Input of a causal LM's graph with several adapters, behind all others that are no states: ``lora_ids [B, 1]``, the adapter of
 #: each row. 0 is the model alone; the metadata's ``adapters`` has the id of each by its name.
 LORA_IDS = "lora_ids"
+#: Input of the graph of a pipeline's component with several adapters: ``lora_scales [A]``, what each of the A adapters that the
+#: artifact holds is multiplied with; 0 leaves it out. The metadata's ``adapters`` has their numbers by name, the first is 1.
+LORA_SCALES = "lora_scales"
 #: What a compiled program's metadata calls the package whose backend has compiled it. Empty for a backend without a package.
 PACKAGE = "backend_package"
 #: What stands for the model alone among the names of adapters.
@@ -384,9 +387,9 @@ class PackedMatrix:
 class LowRankDelta:
     """What an adapter adds to a matrix: ``up @ down``, scaled already."""
 
-    #: float32 ``[rank, in]``.
+    #: float32 ``[rank, in]``; of a convolution ``[rank, in, height, width]``.
     down: NDArray[Any]
-    #: float32 ``[out, rank]``.
+    #: float32 ``[out, rank]``; of a convolution ``[out, rank, 1, 1]``.
     up: NDArray[Any]
 
 
@@ -434,10 +437,11 @@ class ExportRequest:
     #: Parameters of `module` that are to stay in the blocks of their checkpoint, by name; the module holds their numbers as well.
     packed_matrices: Mapping[str, PackedMatrix] = field(default_factory=dict)
     #: Causal LMs: adapters that the rows of a step choose among, by name, each as what it adds to parameters of `module` by their
-    #: names. The graph then has the input `LORA_IDS`, in which the first of them is 1.
+    #: names. The graph then has the input `LORA_IDS`, in which the first of them is 1. Of a pipeline's component: `LORA_SCALES`.
     adapters: Mapping[str, Mapping[str, LowRankDelta]] = field(default_factory=dict)
     #: Causal LMs: the same for adapters that come later. For each weight the graph has two states of kind ``"adapter"``,
-    #: ``lora_down.WEIGHT [slots + 1, K, rank]`` and ``lora_up.WEIGHT [slots + 1, rank, N]``; `adapters` is empty then.
+    #: ``lora_down.WEIGHT [slots + 1, K, rank]`` and ``lora_up.WEIGHT [slots + 1, rank, N]``; `adapters` is empty then. Of a
+    #: pipeline's component ``lora_down.WEIGHT [K, slots * rank]`` and ``lora_up.WEIGHT [slots * rank, N]``.
     adapter_room: AdapterRoom | None = None
     #: Called with a short text when a long step starts.
     progress: Callable[[str], None] = lambda message: None

@@ -559,8 +559,19 @@ class PipelineShapes:
         "other blocks added is used again (cache_threshold of a call)",
     )
 
+    max_loras: int | None = option(
+        None,
+        "adapters that the programs have room for: they are written into them, and may come after compile",
+        minimum=1,
+    )
+    max_lora_rank: int | None = option(
+        None, "rank of these adapters at most; not given: the greatest of those that are loaded", minimum=1
+    )
+
     def __post_init__(self) -> None:
         """Refuses sizes that contradict each other."""
+        if self.max_lora_rank is not None and self.max_loras is None:
+            raise ValueError("max_lora_rank belongs to max_loras; give both, or leave it out")
         if self.guidance_runs not in (1, 2):
             raise ValueError(f"guidance_runs={self.guidance_runs} is neither 1 nor 2")
         if self.guidance_runs == 2 and (self.enable_first_block_cache or not self.guidance):

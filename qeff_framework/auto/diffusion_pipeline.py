@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qeff_framework.auto.joined_programs import joined
-from qeff_framework.contracts import CompiledModel, ExportedModel, Specialization, Task
-from qeff_framework.diffusion.arguments import PICTURES, SIZES, call_parameters, guidance_argument, takes_time_steps
+from qeff_framework.contracts import BASE_ADAPTER, AdapterRoom, CompiledModel, ExportedModel, Specialization, Task
+from qeff_framework.diffusion.arguments import (
+    PICTURES,
+    SIZES,
+    call_parameters,
+    guidance_argument,
+    scales_of,
+    takes_time_steps,
+)
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
 from qeff_framework.progress import report
@@ -24,10 +31,13 @@ from qeff_framework.sources.pipeline import PipelineSource
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.contracts import LowRankDelta
+    from qeff_framework.diffusion.adapters import PipelineAdapter
     from qeff_framework.diffusion.calls import Call
     from qeff_framework.model import ExportPlan
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
+    from qeff_framework.runtime import CompiledRunner
     from qeff_framework.sources.pipeline_files import StoredComponent
 
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
@@ -79,6 +89,13 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._call: dict[str, Any] = {}
         #: The components that are compiled; `None` for all.
         self._chosen: frozenset[str] | None = None
+        self._adapters: dict[str, PipelineAdapter] = {}
+        #: The scale of each adapter that takes part, see `set_adapters`.
+        self._scales: dict[str, Any] = {}
+        #: Places of each component's programs for adapters that are written into them; `None` where they are a part of these.
+        self._rooms: dict[str, AdapterRoom] | None = None
+        #: The runner and the adapters that were written last.
+        self._written: tuple[Any, ...] = ()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | Any, **hf_kwargs: Any) -> Self:
@@ -113,6 +130,157 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled pipeline; see `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`."""
         return self.generate(*args, **kwargs)
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that are loaded."""
+        return tuple(self._adapters)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+        adapter_name: str = "default",
+        **kwargs: Any,
+    ) -> None:
+        """Loads a LoRA adapter, which can be switched after ``compile``; as in diffusers, it alone takes part then.
+
+        The next programs hold it beside the weights; those that were compiled with ``max_loras`` take it as they are.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: what diffusers' ``load_lora_weights`` takes: a folder, a file, a hub id, or
+                tensors by name.
+            adapter_name: a name for it.
+            **kwargs: as there (``weight_name``, ``subfolder``, ``revision``, ...).
+
+        Raises:
+            OptionError: the name is taken, or the programs have room for adapters but not for this one.
+            CheckpointError: it is no LoRA adapter, it is for another architecture, or it changes more than sums of low rank can.
+            UnsupportedModelError: diffusers has no adapters for the pipeline.
+        """
+        from qeff_framework.diffusion.adapters import read_adapter
+
+        if adapter_name == BASE_ADAPTER or adapter_name in self._adapters:
+            what = "is the pipeline alone" if adapter_name == BASE_ADAPTER else "is loaded already; delete it first"
+            raise OptionError(f"load_lora_weights: '{adapter_name}' {what}; choose another name")
+        adapter = read_adapter(self._pipeline, pretrained_model_name_or_path_or_dict, **kwargs)
+        if self._rooms is not None:
+            self._check_room(adapter_name, adapter, self._rooms, count=len(self._adapters) + 1)
+        self._adapters[adapter_name] = adapter
+        self._scales = {adapter_name: 1.0}
+
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
+        """Says which adapters take part, and what each is multiplied with; nothing is compiled again.
+
+        Args:
+            adapter_names: of adapters that are loaded; ``"base"`` or ``[]`` is the pipeline alone.
+            adapter_weights: a number for all or one for each, 1 by default. A number may be one for each component by its name.
+
+        Raises:
+            OptionError: there is no such adapter, or there are fewer or more numbers than names.
+        """
+        self._scales = scales_of(adapter_names, adapter_weights, self._adapters)
+
+    def get_active_adapters(self) -> list[str]:
+        """The adapters that take part."""
+        return list(self._scales)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forgets adapters. Programs that hold them keep them; the next ones do not.
+
+        Raises:
+            OptionError: there is no such adapter.
+        """
+        for name in scales_of(adapter_names, None, self._adapters):
+            del self._adapters[name]
+            self._scales.pop(name, None)
+
+    def unload_lora_weights(self) -> None:
+        """Forgets all adapters."""
+        self._adapters, self._scales = {}, {}
+
+    def generate(self, *args: Any, adapter: Any = None, adapter_weights: Any = None, **kwargs: Any) -> Any:
+        """See `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`; by default with the adapters of `set_adapters`."""
+        scales = self._scales if adapter is None else scales_of(adapter, adapter_weights, self._adapters)
+        if not scales:
+            return super().generate(*args, **kwargs)
+        return super().generate(*args, adapter=[*scales], adapter_weights=[*scales.values()], **kwargs)
+
+    @property
+    def runner(self) -> CompiledRunner:
+        """The loaded programs. Those that have room for adapters hold the ones that are loaded."""
+        runner = super().runner
+        wanted = (runner, *self._adapters.items())
+        if self._rooms is not None and self._written != wanted:
+            factors = {
+                component: [adapter.factors.get(component, {}) for adapter in self._adapters.values()]
+                for component in self._rooms
+            }
+            rank = next(iter(self._rooms.values())).rank
+            runner.write_adapters(tuple(self._adapters), factors, rank)  # type: ignore[attr-defined]
+            self._written = wanted
+        return runner
+
+    def _prepare_rooms(self, shapes: PipelineShapes) -> None:
+        self._rooms, self._written = None, ()
+        if shapes.max_loras is None:
+            return
+        if not self._adapters:
+            raise OptionError(
+                f"max_loras={shapes.max_loras}: load an adapter first, which says for which layers there must be room"
+            )
+        rank = shapes.max_lora_rank or max(adapter.rank for adapter in self._adapters.values())
+        weights: dict[str, set[str]] = {}
+        for adapter in self._adapters.values():
+            for component, deltas in adapter.factors.items():
+                weights.setdefault(component, set()).update(deltas)
+        rooms = {
+            component: AdapterRoom(slots=shapes.max_loras, rank=rank, weights=tuple(sorted(names)))
+            for component, names in weights.items()
+        }
+        for number, (name, adapter) in enumerate(self._adapters.items(), start=1):
+            self._check_room(name, adapter, rooms, count=number)
+        self._rooms = rooms
+
+    def _check_room(self, name: str, adapter: PipelineAdapter, rooms: Mapping[str, AdapterRoom], *, count: int) -> None:
+        room = next(iter(rooms.values()))
+        known = {(component, weight) for component, each in rooms.items() for weight in each.weights}
+        own = {(component, weight) for component, deltas in adapter.factors.items() for weight in deltas}
+        problem = ""
+        if count > room.slots:
+            problem = f"is adapter number {count}; delete another one, or compile with max_loras={count}"
+        elif adapter.rank > room.rank:
+            problem = f"has the rank {adapter.rank}; compile with max_lora_rank={adapter.rank}"
+        elif own - known:
+            problem = f"adds to {' '.join(min(own - known))}; load an adapter for all layers before compile"
+        if problem:
+            raise OptionError(
+                f"the programs have room for {room.slots} adapters of rank {room.rank} for {len(known)} weights, and '{name}' "
+                f"{problem}"
+            )
+
+    def _export_key(self) -> Mapping[str, object]:
+        component = self._pipeline_source.exported
+        if self._rooms is not None:
+            room = self._rooms.get(component)
+            return {"adapter_room": dataclasses.asdict(room)} if room else {}
+        held = {name: adapter.digest(component) for name, adapter in self._adapters.items()}
+        # Their order gives them their numbers.
+        return {"adapters": list(held.items())} if self._factors_of(component) else {}
+
+    def _export_arguments(self) -> Mapping[str, Any]:
+        component = self._pipeline_source.exported
+        if self._rooms is not None:
+            return {"adapter_room": self._rooms.get(component)}
+        return {"adapters": self._factors_of(component)}
+
+    def _factors_of(self, component: str) -> Mapping[str, Mapping[str, LowRankDelta]]:
+        """What each adapter adds to a component; nothing where none adds anything."""
+        factors = {name: adapter.factors.get(component, {}) for name, adapter in self._adapters.items()}
+        return factors if any(factors.values()) else {}
+
+    # --- programs -----------------------------------------------------------------------------------------------------
 
     def export(
         self,
@@ -226,6 +394,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
         self._pipeline_source.look_again()
+        self._prepare_rooms(shapes)
         names: Counter[str] = Counter()
         programs = []
         runs, calls = self._recorded(shapes)
@@ -238,6 +407,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                 continue
             name = _name_of(call)
             names[name] += 1
+            self._pipeline_source.exported = call.component
             plan = self._plan_export(relay, options, program=name, program_inputs={"call": call.as_json()})
             height, width = shapes.image_sizes[number]
             asked = {"height": height, "width": width, **runs[number]}

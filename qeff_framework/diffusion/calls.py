@@ -83,8 +83,6 @@ def _argument(value: Any, tensors: list[torch.Tensor], place: str) -> Any:
     description = {"value": None} if _is_generator(value) else described(value, tensors)
     if description is None:
         raise UnsupportedModelError(f"{place} is a {type(value).__name__}, which no graph can be made for")
-    if any(each.is_complex() for each in tensors):
-        raise UnsupportedModelError(f"{place} holds complex numbers, which no program takes")
     return description
 
 
@@ -96,9 +94,12 @@ def _is_generator(value: Any) -> bool:
 def described(value: Any, tensors: list[torch.Tensor]) -> dict[str, Any] | None:
     """JSON for `value`; its tensors are appended to `tensors`. `None` for an object of another kind."""
     if isinstance(value, torch.Tensor):
-        tensors.append(value)
-        spec = {"shape": [int(size) for size in value.shape], "dtype": str(value.dtype).removeprefix("torch.")}
-        return {"tensor": spec}
+        # No program takes complex numbers: they are given as pairs of real ones, along an axis at the end.
+        kind, stored = ("complex", torch.view_as_real(value)) if value.is_complex() else ("tensor", value)
+        tensors.append(stored)
+        return {
+            kind: {"shape": [int(size) for size in stored.shape], "dtype": str(stored.dtype).removeprefix("torch.")}
+        }
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     if isinstance(value, torch.dtype):
@@ -131,6 +132,8 @@ def rebuilt(description: Mapping[str, Any], tensors: Iterator[torch.Tensor]) -> 
     ((kind, content),) = [item for item in description.items() if item[0] != "fields"]
     if kind == "tensor":
         return next(tensors)
+    if kind == "complex":
+        return torch.view_as_complex(next(tensors).contiguous())
     if kind == "value":
         return content
     if kind == "dtype":
@@ -158,8 +161,8 @@ def tensor_specs(arguments: Mapping[str, Any]) -> list[tuple[str, Mapping[str, A
 
 
 def _specs(path: str, description: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if "tensor" in description:
-        yield path, description["tensor"]
+    if "tensor" in description or "complex" in description:
+        yield path, description.get("tensor") or description["complex"]
         return
     for kind in ("dict", "fields"):
         for name, item in description.get(kind, {}).items():

@@ -22,6 +22,7 @@ from qeff_framework.export.pooling import resolve_pooling
 from qeff_framework.export.portable_graph import GraphRequest
 from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.references import INLINE_BYTES, refer_to_files
+from qeff_framework.export.scaled_adapters import add_scaled_adapters, add_scaled_room
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
 from qeff_framework.lowering.layer_functions import LayerFunctions
 from qeff_framework.progress import reported_parts
@@ -93,7 +94,13 @@ def export_portable(
     states = graph.states
     first_state = states[0].input if states else ""
     with _naming_architecture(module, task):
-        if adapter_room is not None:
+        call = program_inputs.get("call")
+        is_part = bool(call and call.get("part"))
+        if call and adapter_room is not None:
+            states = (*states, *add_scaled_room(graph.model, adapter_room, is_part=is_part))
+        elif call and adapters:
+            add_scaled_adapters(graph.model, adapters, is_part=is_part)
+        elif adapter_room is not None:
             states = (*states, *add_adapter_room(graph.model, adapter_room, first_state=first_state))
         elif adapters:
             add_adapters(graph.model, adapters, first_state=first_state)

@@ -15,6 +15,8 @@ def rewrite_untranslatable(program: torch.export.ExportedProgram) -> None:
     for node in list(graph.nodes):
         if node.target is _ATEN.unsqueeze.default and _is_complex(node):
             _unsqueeze_parts(graph, node)
+        elif node.target is _ATEN.flatten.using_ints and _is_complex(node):
+            _reshape_parts(graph, node)
         elif node.target is _ATEN.erfinv.default:
             _newton_erfinv(graph, node)
         elif node.target in (_ATEN.squeeze.dim, _ATEN.squeeze.dims):
@@ -37,6 +39,17 @@ def _unsqueeze_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         parts = _call(graph, _ATEN.view_as_real.default, source)
         wider = _call(graph, _ATEN.unsqueeze.default, parts, dim if dim >= 0 else dim - 1)
         result = _call(graph, _ATEN.view_as_complex.default, wider)
+    _replace(graph, node, result)
+
+
+def _reshape_parts(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """The same for a complex tensor that is brought into another shape of known sizes."""
+    source, shape = node.args[0], node.meta["val"].shape
+    if not isinstance(source, torch.fx.Node) or not all(isinstance(size, int) for size in shape):
+        return
+    with graph.inserting_before(node):
+        parts = _call(graph, _ATEN.view_as_real.default, source)
+        result = _call(graph, _ATEN.view_as_complex.default, _call(graph, _ATEN.reshape.default, parts, [*shape, 2]))
     _replace(graph, node, result)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.contracts import ExecutionSession
-from qeff_framework.diffusion.arguments import guidance_argument
+from qeff_framework.contracts import LORA_SCALES, ExecutionSession
+from qeff_framework.diffusion.arguments import guidance_argument, scales_of
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -18,6 +18,7 @@ from qeff_framework.runtime.runner import CompiledRunner
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.contracts import LowRankDelta
     from qeff_framework.diffusion.calls import Call
     from qeff_framework.diffusion.first_block import KeptBlocks
 
@@ -32,6 +33,10 @@ class CompiledDiffusionPipeline(CompiledRunner):
         self._programs = list(session.sessions.values())
         #: See `__call__`.
         self._threshold: float | None = None
+        #: The scale of each adapter in the running call, by name.
+        self._scales: Mapping[str, Any] = {}
+        #: The numbers of adapters that were written into the programs, by name.
+        self._written: Mapping[str, int] = {}
         #: See `cached_steps`.
         self._computed = self._reused = 0
 
@@ -56,7 +61,39 @@ class CompiledDiffusionPipeline(CompiledRunner):
         """As calling it."""
         return self(*args, **kwargs)
 
-    def __call__(self, *args: Any, cache_threshold: float | None = None, **kwargs: Any) -> Any:
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """The adapters that the programs hold, by name: their numbers, the first is 1."""
+        held = (each.compiled.metadata.get("adapters", {}) for each in self._programs)
+        return self._written or next((dict(found) for found in held if found), {})
+
+    def write_adapters(
+        self, names: Sequence[str], factors: Mapping[str, Sequence[Mapping[str, LowRankDelta]]], rank: int
+    ) -> None:
+        """Fills programs that have room for adapters of `rank`; `QEFFDiffusionPipeline` does this.
+
+        `factors`: what each of them adds to each component.
+        """
+        from qeff_framework.export.scaled_adapters import room_states
+
+        for each in self._programs:
+            states = {state.input for state in each.compiled.states if state.kind == "adapter"}
+            if states:
+                specs = {spec.name: spec for spec in each.compiled.inputs if spec.name in states}
+                shapes = {name: tuple(map(int, spec.shape)) for name, spec in specs.items()}
+                arrays = room_states(factors[each.compiled.metadata["call"]["component"]], rank, shapes)
+                session: Any = each  # that of a backend whose states can be written
+                session.write_states({name: array.astype(specs[name].dtype) for name, array in arrays.items()})
+        self._written = {name: number for number, name in enumerate(names, start=1)}
+
+    def __call__(
+        self,
+        *args: Any,
+        cache_threshold: float | None = None,
+        adapter: str | Sequence[str] | None = None,
+        adapter_weights: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Takes what the diffusers pipeline takes (``prompt``, ``generator``, ...) and returns its output.
 
         Args:
@@ -64,9 +101,13 @@ class CompiledDiffusionPipeline(CompiledRunner):
             cache_threshold: of programs that were compiled with ``enable_first_block_cache``: the relative change of what the
                 first block adds up to which a step uses what the other blocks added before. By default diffusers' own, 0.05; 0
                 computes every step.
+            adapter: the adapters that take part, of those that the programs hold: a name or several. By default none.
+            adapter_weights: what they are multiplied with: a number for all or one for each, 1 by default. A number may be one
+                for each component by its name (``{"unet": 0.5}``).
             **kwargs: arguments of the pipeline by name.
 
         Raises:
+            OptionError: the programs hold no such adapter.
             InputError: a component is called with sizes that no program was compiled for, or `cache_threshold` is given for
                 programs without a cache.
         """
@@ -74,6 +115,7 @@ class CompiledDiffusionPipeline(CompiledRunner):
             raise InputError("cache_threshold needs programs that were compiled with enable_first_block_cache=True")
         if cache_threshold is not None and not cache_threshold >= 0:
             raise InputError(f"cache_threshold={cache_threshold} is out of range: it is at least 0")
+        self._scales = scales_of([] if adapter is None else adapter, adapter_weights, self.adapters)
         self._threshold, self._computed, self._reused = cache_threshold, 0, 0
         self._forget_blocks()
         signature = inspect.signature(self.pipeline.__call__)
@@ -161,7 +203,8 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.diffusion.calls import tensor_specs
 
         names = [path for path, _ in tensor_specs(call.arguments)]
-        outputs = session.run({path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)})
+        feeds = {path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)}
+        outputs = session.run({**feeds, **self._scales_for(session)})
         result = session.compiled.metadata["result"]
         return _tensors(outputs, result), result
 
@@ -174,18 +217,30 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.diffusion.first_block import DEFAULT_THRESHOLD, FIRST, REST, SKIP
 
         threshold = DEFAULT_THRESHOLD if self._threshold is None else self._threshold
-        first = _unprefixed(parts[FIRST].run(feeds))
+        first = _unprefixed(parts[FIRST].run({**feeds, **self._scales_for(parts[FIRST])}))
         residual = torch.from_numpy(first.pop("residual"))
         if not kept.must_compute(residual, threshold):
             self._reused += 1
             skip = parts[SKIP]
-            return skip.run({**feeds, **first, **(kept.tail or {})}), skip.compiled.metadata["result"]
+            given = {**feeds, **first, **(kept.tail or {}), **self._scales_for(skip)}
+            return skip.run(given), skip.compiled.metadata["result"]
         self._computed += 1
         kept.residual = residual.clone()
-        outputs = _unprefixed(parts[REST].run({**feeds, **first}))
+        outputs = _unprefixed(parts[REST].run({**feeds, **first, **self._scales_for(parts[REST])}))
         kept.tail = {name: np.array(value) for name, value in outputs.items() if name.partition(".")[0] == "tail"}
         renamed = {f"result{name.removeprefix('value')}": value for name, value in outputs.items()}
         return renamed, parts[REST].compiled.metadata["result"]["dict"]["value"]
+
+    def _scales_for(self, session: ExecutionSession) -> dict[str, Any]:
+        """The input that chooses adapters, for a program that has it."""
+        spec = next((each for each in session.compiled.inputs if each.name == LORA_SCALES), None)
+        if spec is None:
+            return {}
+        component = session.compiled.metadata["call"]["component"]
+        scales = np.zeros([int(size) for size in spec.shape], dtype=spec.dtype)
+        for name, scale in self._scales.items():
+            scales[self.adapters[name] - 1] = scale.get(component, 1.0) if isinstance(scale, Mapping) else scale
+        return {LORA_SCALES: scales}
 
     def _not_compiled(self, name: str, method: str, told: str, arguments: Mapping[str, Any]) -> str:
         from qeff_framework.diffusion.calls import Call

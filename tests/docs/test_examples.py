@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import onnx_ir
 import pytest
 import soundfile
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from qeff_framework import QEFFAutoModel, cli, load_compiled
@@ -27,7 +28,7 @@ from tests.chained_environment import ChainedEnvironment
 from tests.checkpoints import save_tiny_checkpoint
 from tests.docs.markdown import ROOT, blocks, commands, console
 from tests.image_models import CHAT_TEMPLATE, built, clip_of_words, llava, picture, resnet, saved_llava
-from tests.pipelines import tiny_stable_diffusion
+from tests.pipelines import random_adapter, tiny_stable_diffusion
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
 from tests.serving.running import serving
 from tests.sound_models import RATE, clip, speech_model, speech_processor, whisper, whisper_processor
@@ -74,6 +75,7 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
         "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(tmp_path_factory.mktemp("pipeline")),
+        "style.safetensors": _saved_style(tmp_path_factory.mktemp("style") / "style.safetensors"),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(_chat_model(tmp_path_factory.mktemp("chat"))),
         "openai/whisper-tiny": _saved(tmp_path_factory, whisper(positions=128), whisper_processor()),
         "facebook/wav2vec2-base-960h": _saved(
@@ -90,6 +92,11 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def _saved_pipeline(folder: Path) -> str:
     tiny_stable_diffusion().save_pretrained(folder)
     return str(folder)
+
+
+def _saved_style(file: Path) -> str:
+    save_file(random_adapter({"unet": tiny_stable_diffusion().unet}, seed=1, rank=2, layers=("to_q", "conv1")), file)
+    return str(file)
 
 
 def _saved(folders: pytest.TempPathFactory, module: PreTrainedModel, processor: Any) -> str:

@@ -9,7 +9,7 @@ class Rotation(torch.nn.Module):
     def forward(self, pairs, angles):
         turns = torch.polar(torch.ones_like(angles), angles)
         turned = torch.view_as_complex(pairs) * turns.unsqueeze(1) * turns.unsqueeze(-1).squeeze(-1).unsqueeze(-2)
-        return torch.view_as_real(turned)
+        return torch.view_as_real(turned.flatten(0, 1))
 
 
 class InverseError(torch.nn.Module):

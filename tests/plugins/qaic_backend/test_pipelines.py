@@ -12,7 +12,7 @@ import torch
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.errors import OptionError
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
-from tests.pipelines import tiny_stable_diffusion
+from tests.pipelines import random_adapter, tiny_stable_diffusion
 from tests.sdk_standins.qaic import StandinSdk
 
 SIZES = {"height": 64, "width": 64}
@@ -30,6 +30,8 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     standin()
     eager = tiny_stable_diffusion()
     model = QEFFDiffusionPipeline(eager)
+    style = random_adapter({"unet": eager.unet}, seed=1, rank=2, layers=("to_q", "conv1"))
+    model.load_lora_weights(style, "style")
     with pytest.raises(OptionError, match=r"has no decoder; name a backend for one of .*unet.* \(unet\)"):
         model.compile({"decoder": "ort_sim"}, **SIZES)
     with pytest.raises(OptionError, match="num_coresx"):
@@ -44,9 +46,12 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     with model.load() as runner:
         assert isinstance(runner, CompiledDiffusionPipeline)
         found = runner("a lighthouse", output_type="np", **asked).images
+        styled = runner("a lighthouse", output_type="np", adapter="style", **asked).images
     expected = eager("a lighthouse", output_type="np", **asked).images
-    error = np.abs(found - expected).max()
-    assert 0 < error < 1e-2  # float16
+    assert 0 < np.abs(found - expected).max() < 1e-2  # float16
+    eager.load_lora_weights(style)
+    expected_styled = eager("a lighthouse", output_type="np", **asked).images
+    assert np.abs(styled - expected_styled).max() < 1e-2 < np.abs(expected_styled - expected).max()
 
 
 def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
