@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.signals import Signal, signal_graph
+from qeff_framework.export.unloaded import require_loaded
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ def image_and_text_graph(module: PreTrainedModel, request: GraphRequest) -> Port
     for name in ("get_image_features", "get_text_features", "logit_scale"):
         if not hasattr(module, name):
             raise UnsupportedModelError(f"it has no {name}, by which models of images and texts are told")
+    # They become numbers in the metadata.
+    require_loaded(module, "logit_scale", "logit_bias")
     field, call = calls[request.program]
     graph = signal_graph(module, Signal.of(request), fields=(field,), axes=("batch", "features"), call=call)
     if request.program == "text":

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qeff_framework.artifacts.disk import require_space
 from qeff_framework.contracts import AdapterRoom, ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
-from qeff_framework.errors import ExportError, QEFFError, UnsupportedModelError
+from qeff_framework.errors import CheckpointError, ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.adapter_products import add_adapter_room, add_adapters
 from qeff_framework.export.packed_products import keep_packed_products
 from qeff_framework.export.pooling import resolve_pooling
@@ -90,7 +90,7 @@ def export_portable(
         if not isinstance(module, PreTrainedModel) and not program_inputs.get("call"):
             raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
         graph = build(module, request)
-    refuse_unloaded(graph.model, module, unloaded)
+        refuse_unloaded(graph.model, module, unloaded)
     states = graph.states
     first_state = states[0].input if states else ""
     with _naming_architecture(module, task):
@@ -190,10 +190,12 @@ def _metadata(module: torch.nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _naming_architecture(module: torch.nn.Module, task: Task) -> Iterator[None]:
-    """Says in every error which architecture and task it is about."""
+    """Says in every error which architecture and task it is about. One about the checkpoint's files is left as it is."""
     asked = f"{type(module).__name__} cannot be exported as {task}"
     try:
         yield
+    except CheckpointError:
+        raise
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{asked}: {error}") from error
     except QEFFError as error:

@@ -9,7 +9,7 @@ import onnx_ir
 import torch
 
 from qeff_framework.export.page_release import MappedFiles
-from qeff_framework.export.unloaded import placeholders
+from qeff_framework.export.unloaded import note_translated, placeholders
 from qeff_framework.seam.deferred import DeferredTensor, pieces
 from qeff_framework.seam.norms import RMSNormMatch, effective_weight
 
@@ -91,6 +91,7 @@ def bind_weights(model: onnx_ir.Model, weights: Mapping[str, torch.Tensor]) -> N
     for name, value in model.graph.initializers.items():
         if name in weights and value.dtype is not None:
             value.const_value = ModuleTensor(weights[name], dtype=value.dtype, name=name, mapped_files=mapped_files)
+    note_translated(model)
 
 
 def store_transposed(

@@ -72,6 +72,16 @@ def _looks_local(text: str) -> bool:
 def refuse_adapter(place: Place, name: str, *, alone: bool, names: Sequence[str] = FILES) -> None:
     """Raises `CheckpointError` with the remedy if `place` holds one of `names`. `alone`: there is no model beside it."""
     if all(place.optional_file(file) is None for file in names):
+        inner = (
+            sorted(path.parent for path in place.root.glob(f"*/{CONFIG}"))
+            if alone and isinstance(place, LocalFolder)
+            else []
+        )
+        if inner:
+            raise CheckpointError(
+                f"{name} holds no model, and adapters in its folders {', '.join(folder.name for folder in inner)}; give one of "
+                f"them with its base model: from_pretrained(BASE, adapter={str(inner[0])!r})"
+            )
         return
     found: Mapping[str, Any] = {}
     with contextlib.suppress(CheckpointError):

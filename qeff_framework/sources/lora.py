@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import check_weight_files, read_json
+from qeff_framework.sources.loading_report import some
 from qeff_framework.sources.places import Place
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -128,15 +132,16 @@ class LoraAdapter:
         """Adds the adapter to the weights of `module`, in place; returns the names of the parameters that it holds whole.
 
         Raises:
-            CheckpointError: it is for another model.
+            CheckpointError: it is for another model, or lacks a module that was trained as a whole.
         """
         import torch
 
         with torch.no_grad():
-            replaced = self.replaced(module)
+            replaced, deltas = self.replaced(module), self.deltas(module)
+            self._check_complete(module, deltas, replaced)
             for name, value in replaced.items():
                 _own_parameter(module, name).copy_(value)
-            for name, delta in self.deltas(module).items():
+            for name, delta in deltas.items():
                 _merge(module, name, delta)
         return frozenset(replaced)
 
@@ -188,13 +193,15 @@ class LoraAdapter:
         """
         import torch
 
-        deltas, more = self.deltas(module), []
+        deltas, replaced, more = self.deltas(module), self.replaced(module), []
+        self._check_complete(module, deltas, replaced)
         for name, delta in deltas.items():
             kinds = {"DoRA": delta.magnitude, "a bias": delta.bias, "an embedding": delta.is_embedding or None}
             more += [f"{kind} of {name}" for kind, found in kinds.items() if found is not None]
         # peft saves embeddings and heads beside their sums, whether they were trained or not.
-        replaced = self.replaced(module).items()
-        more += [name for name, value in replaced if not torch.equal(value, module.get_parameter(name).detach())]
+        more += [
+            name for name, value in replaced.items() if not torch.equal(value, module.get_parameter(name).detach())
+        ]
         if more:
             raise CheckpointError(
                 f"the adapter {self.name} changes {more[0]}, and rows can choose among sums of low rank alone; merge this one: "
@@ -235,10 +242,48 @@ class LoraAdapter:
             )
 
     def _scale(self, module_name: str, rank: int) -> float:
-        alpha = _by_pattern(self.config.get("alpha_pattern") or {}, module_name, self.config.get("lora_alpha", 8))
+        patterns, default = self.config.get("alpha_pattern") or {}, self.config.get("lora_alpha", 8)
+        alpha = _by_pattern(patterns, module_name, default) if isinstance(patterns, Mapping) else None
+        if not isinstance(alpha, int | float):
+            raise CheckpointError(
+                f"the {CONFIG} of the adapter {self.name} states lora_alpha={default!r} and alpha_pattern={patterns!r}, which "
+                f"give no number for {module_name}; restore the file or download it again"
+            )
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     # --- the weights --------------------------------------------------------------------------------------------------
+
+    def _check_complete(self, module: torch.nn.Module, deltas: Collection[str], replaced: Iterable[str]) -> None:
+        """Warns of modules that the config names and of which the file holds nothing, as peft does.
+
+        Raises:
+            CheckpointError: such a module was trained as a whole.
+        """
+        owners = {*deltas, *(name.rpartition(".")[0] for name in replaced)}
+        held = {
+            ".".join(parts[:end]) for parts in (name.split(".") for name in owners) for end in range(1, len(parts) + 1)
+        }
+        absent = [(name, part) for name, part in module.named_modules() if name not in held]
+        saved = [
+            name for name, part in absent if _is_one_of(name, self.config.get("modules_to_save")) and _has_weights(part)
+        ]
+        if saved:
+            raise CheckpointError(
+                f"the adapter {self.name} holds no weights of {some(saved)}, and the modules_to_save of its {CONFIG} say that it "
+                "replaces them; download it again"
+            )
+        # With these fields not every module of such a name was trained.
+        if self.config.get("layers_to_transform") is not None or self.config.get("exclude_modules"):
+            return
+        passed = [
+            name for name, part in absent if _is_one_of(name, self.config.get("target_modules")) and _has_weights(part)
+        ]
+        if passed:
+            logger.warning(
+                "the adapter %s holds nothing for %s, which the target_modules of its %s name: these stay as they are in the "
+                "base; if it was trained with them, download it again",
+                *(self.name, some(passed), CONFIG),
+            )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By their names in the base model."""
@@ -303,6 +348,16 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """The value of the first pattern that ends the name of a module."""
     found: Iterator[Any] = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
     return next(found, default)
+
+
+def _is_one_of(name: str, endings: object) -> bool:
+    """Whether a module's name ends in one of a list of names. A pattern, or a word for a kind of modules, is no list."""
+    names = endings if isinstance(endings, list) else []
+    return any(name == ending or name.endswith(f".{ending}") for ending in names)
+
+
+def _has_weights(part: torch.nn.Module) -> bool:
+    return next(part.parameters(), None) is not None
 
 
 def _is_transposed(target: torch.nn.Module) -> bool:

@@ -12,8 +12,11 @@ import pytest
 from qeff_framework import QEFFAutoModel
 from qeff_framework.contracts import Task
 from qeff_framework.errors import CheckpointError
+from qeff_framework.export.image_and_text import image_and_text_graph
 from qeff_framework.export.portable import export_portable
-from qeff_framework.export.unloaded import refuse_unloaded
+from qeff_framework.export.portable_graph import GraphRequest
+from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
+from tests.image_models import clip_of_words, resnet
 from tests.tiny_models import tiny_causal_lm, tiny_classifier, tiny_encoder, tiny_seq2seq_lm
 
 LAYER = {"num_hidden_layers": 1}
@@ -71,6 +74,29 @@ def test_a_buffer(tmp_path: Path) -> None:
     assert buffer in module.state_dict()
     with pytest.raises(CheckpointError, match=f"holds no {buffer}"):
         export_portable(module, task="causal-lm", output_dir=tmp_path, unloaded=frozenset({buffer}))
+
+
+@pytest.mark.parametrize("state", ["running_var", "weight"])
+def test_a_batch_norm_that_became_part_of_its_convolution(state: str, tmp_path: Path) -> None:
+    """Its states have no names in the finished graph."""
+    unloaded = f"resnet.embedder.embedder.normalization.{state}"
+    module = resnet()[0]
+    pixels = {"name": "pixel_values", "shape": (3, 32, 32)}
+    with pytest.raises(CheckpointError, match=f"holds no {unloaded}, "):
+        export_portable(
+            module,
+            task="image-classification",
+            output_dir=tmp_path,
+            unloaded=frozenset({unloaded}),
+            program_inputs=pixels,
+        )
+
+
+def test_numbers_that_are_no_part_of_the_graph() -> None:
+    """The temperature of an image and text model is multiplied on the host."""
+    module, request = clip_of_words()[0], GraphRequest(program="image")
+    with tracking_unloaded({"logit_scale"}), pytest.raises(CheckpointError, match="holds no logit_scale, "):
+        image_and_text_graph(module, request)
 
 
 def test_a_pooler_that_nobody_asks_for(tmp_path: Path, session_store: Path) -> None:

@@ -135,6 +135,10 @@ def test_incomplete_adapters(adapter: Path, checkpoint: Path) -> None:
     save_file({name: value for name, value in weights.items() if name != key}, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="the adapter lora lacks lora_A of .*q_proj"):
         CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    change_json(adapter / "adapter_config.json", lora_alpha="6")
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="states lora_alpha='6'.*no number for .*q_proj"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="the adapter lora holds no weights"):
         CheckpointSource(adapter, {}).identity()
@@ -142,6 +146,21 @@ def test_incomplete_adapters(adapter: Path, checkpoint: Path) -> None:
         CheckpointSource(checkpoint, {"adapter": "/nowhere"})
     with pytest.raises(CheckpointError, match="is an adapter itself, and adapter=other is another one"):
         CheckpointSource(adapter, {"adapter": "other"})
+
+
+def test_modules_that_the_config_names_and_the_file_lacks(adapter: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change_json(adapter / "adapter_config.json", target_modules=["q_proj", "self_attn.v_proj"])
+    CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "lora holds nothing for model.layers.0.self_attn.v_proj, which the target_modules of its" in told
+    change_json(adapter / "adapter_config.json", modules_to_save=["lm_head"])
+    with pytest.raises(CheckpointError, match="lora holds no weights of lm_head, and the modules_to_save"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    folder = adapter.parent / "several"
+    folder.mkdir()
+    adapter.rename(folder / "first")
+    with pytest.raises(CheckpointError, match="several holds no model, and adapters in its folders first; give one"):
+        CheckpointSource(folder, {})
 
 
 def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
