@@ -16,7 +16,6 @@ from qeff_framework.plugin_answers import texts_in
 from qeff_framework.plugin_metadata import printable
 from qeff_framework.progress import report
 from qeff_framework.registry import normalize, registry
-from qeff_framework.runtime.chained_session import ChainedSession
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.tasks import task_spec
 
@@ -84,7 +83,11 @@ def load_compiled(
 def _session_of(compiled: CompiledModel, sessions: Mapping[str, ExecutionSession]) -> ExecutionSession:
     if "" in sessions:
         return sessions[""]
-    return ChainedSession(compiled, sessions) if compiled.chained else ProgramSessions(compiled, sessions)
+    if not compiled.chained:
+        return ProgramSessions(compiled, sessions)
+    from qeff_framework.runtime.chained_session import ChainedSession
+
+    return ChainedSession(compiled, sessions)
 
 
 def _runtime_options(relays: Sequence[Relay], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ort_sim_backend.descriptor import OrtSimBackend
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForSeq2SeqLM
 from qeff_framework import load_compiled as load_program
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
@@ -185,5 +187,9 @@ def test_a_backend_that_cannot_carry_the_task_refuses_before_the_export(monkeypa
         raise AssertionError("the model was exported")
 
     monkeypatch.setattr(model, "_export", fail)
-    with pytest.raises(OptionError, match="backend 'qnn'.* does not support task 'seq2seq-lm'"):
-        model.compile(backend="qnn", target="aic")
+
+    class DecodersOnly(OrtSimBackend):
+        capabilities = dataclasses.replace(OrtSimBackend.capabilities, tasks=frozenset({"causal-lm"}))
+
+    with pytest.raises(OptionError, match="backend 'ort_sim'.* does not support task 'seq2seq-lm'"):
+        model.compile(backend=DecodersOnly())
