@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PIXEL_TOLERANCE: Final = 1e-3
 #: Steps of a picture.
 PICTURE_STEPS: Final = 4
-_PROMPTS: Final[Mapping[str, str]] = {"prompt": "a lighthouse", "negative_prompt": "fog on the sea"}
+#: What pictures are made of.
+PROMPTS: Final[Mapping[str, str]] = {"prompt": "a lighthouse", "negative_prompt": "fog on the sea"}
 #: Pixels of a picture that shows something differ at least by that much, as a standard deviation.
 _CONTRAST: Final = 0.01
 
@@ -29,7 +30,7 @@ def check_reference(name: str) -> dict[str, Any]:
     from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 
     tiny = tiny_pipeline(name)
-    expected = _picture(tiny.pipeline, tiny)
+    expected = make_picture(tiny.pipeline, tiny)
     _refuse_degenerate(expected)
     return {"class": type(tiny.pipeline).__name__, "contrast": float(expected.std())}
 
@@ -41,7 +42,7 @@ def check_pipeline(tiny: Any, backend: str, facts: dict[str, Any]) -> dict[str, 
     from qeff_framework.auto.diffusion_pipeline import QEFFDiffusionPipeline
 
     facts["class"] = type(tiny.pipeline).__name__
-    expected = _picture(tiny.pipeline, tiny)
+    expected = make_picture(tiny.pipeline, tiny)
     _refuse_degenerate(expected)
     model = QEFFDiffusionPipeline(tiny.pipeline)
     _compile(model, backend, tiny, facts)
@@ -50,7 +51,7 @@ def check_pipeline(tiny: Any, backend: str, facts: dict[str, Any]) -> dict[str, 
     except InputError:
         # The pipeline pads texts to no fixed length: the programs are for those that it was recorded with.
         facts["prompt_lengths"] = "compiled for the prompts"
-        _compile(model, backend, tiny, facts, **_PROMPTS)
+        _compile(model, backend, tiny, facts, **PROMPTS)
         with stage("execute", facts):
             found = _through(model, tiny, facts)
     facts["pixel_error"] = error = float(np.abs(found - expected).max())
@@ -79,7 +80,7 @@ def _through(model: QEFFDiffusionPipeline, tiny: TinyPipeline, facts: dict[str, 
         runner.pipeline.set_progress_bar_config(disable=True)
         facts["programs"] = list(runner.compiled.programs)
         try:
-            return _picture(runner, tiny)
+            return make_picture(runner, tiny)
         except InputError:
             raise
         except Exception:
@@ -87,15 +88,15 @@ def _through(model: QEFFDiffusionPipeline, tiny: TinyPipeline, facts: dict[str, 
                 raise
 
 
-def _picture(run: Any, tiny: TinyPipeline) -> Any:
-    """Pixels between 0 and 1, of random numbers that are the same each time."""
+def make_picture(run: Any, tiny: TinyPipeline, steps: int = PICTURE_STEPS) -> Any:
+    """Pixels between 0 and 1, of random numbers that are the same each time. `run`: the pipeline, or its programs."""
     import numpy as np
     import torch
 
     taken = call_parameters(tiny.pipeline)
     fixed: dict[str, Any] = {
-        **_PROMPTS,
-        "num_inference_steps": PICTURE_STEPS,
+        **PROMPTS,
+        "num_inference_steps": steps,
         "output_type": "np",
         "generator": torch.Generator().manual_seed(1),
         **{name: value for name, value in tiny.sizes.items() if name in SIZES},

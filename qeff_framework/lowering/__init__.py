@@ -23,6 +23,7 @@ from qeff_framework.lowering.experts import ExpertOps
 from qeff_framework.lowering.fold import FoldConstants
 from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.gather_rows import GatherRows
+from qeff_framework.lowering.host_angles import ComputedInput, take_out_angles
 from qeff_framework.lowering.inline import InlineDialect
 from qeff_framework.lowering.layer_functions import InlineLayers, LayerFunctions
 from qeff_framework.lowering.layer_windows import LayerWindow, layer_windows
@@ -82,6 +83,7 @@ __all__ = [
     "CausalMaskOps",
     "CompressedProducts",
     "Computation",
+    "ComputedInput",
     "ConstantProduct",
     "DequantizedExperts",
     "DequantizedProducts",
@@ -145,6 +147,7 @@ __all__ = [
     "static_dim",
     "static_shape",
     "subgraphs",
+    "take_out_angles",
     "weight_of",
     "weights",
     "write_weights",

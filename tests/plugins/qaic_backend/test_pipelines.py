@@ -48,7 +48,7 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
         found = runner("a lighthouse", output_type="np", **asked).images
         styled = runner("a lighthouse", output_type="np", adapter="style", **asked).images
     expected = eager("a lighthouse", output_type="np", **asked).images
-    assert 0 < np.abs(found - expected).max() < 1e-2  # float16
+    assert 0 < np.abs(found - expected).max() < 2e-3  # float16; time steps would have been wrong by 5e-3
     eager.load_lora_weights(style)
     expected_styled = eager("a lighthouse", output_type="np", **asked).images
     assert np.abs(styled - expected_styled).max() < 1e-2 < np.abs(expected_styled - expected).max()
@@ -60,3 +60,5 @@ def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
     for program in bundle.parts().values():
         assert list(program.directory.rglob("*.onnx"))
         assert not list(program.directory.rglob("programqpc.bin"))
+    (computed,) = bundle.parts()["unet"].program["host_graphs"]
+    assert (bundle.parts()["unet"].directory / computed["file"]).is_file()

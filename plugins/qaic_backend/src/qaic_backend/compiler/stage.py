@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
 from qaic_backend.compiler.checks import check_operators, check_program
 from qaic_backend.compiler.failures import DIAGNOSIS, NAMED_FORM_REFUSED
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
 from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
-from qeff_framework.lowering import lowered_specs
+from qeff_framework.lowering import lowered_specs, take_out_angles
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
@@ -43,6 +45,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     compiler = None if request.dry_run else _compiler(sdk)
     check_program(exported, request.specializations)
     check_operators(request.model)
+    host_graphs = _angles(request) if options.convert_to_fp16 else []
     name = sdk.compiler.name if sdk.compiler is not None else None
     generation = generation_of(options.target_sdk or sdk.apps_version, name)
     if generation.legacy and (options.hw_version != "ai100" or options.sub_functions):
@@ -80,9 +83,19 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         arguments = _run(compiler, bundle, toolchain)
     return request.result(
         backend="qaic",
-        program={"folder": PROGRAM_FOLDER, "arguments": list(arguments)},
+        program={"folder": PROGRAM_FOLDER, "arguments": list(arguments), "host_graphs": host_graphs},
         dry_run_result=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}",
     )
+
+
+def _angles(request: CompileRequest) -> list[dict[str, str]]:
+    """Takes what FP16 cannot hold out of the model. For each new input its name, and the file whose graph the host runs."""
+    found = []
+    for number, one in enumerate(take_out_angles([request.model])):
+        file = f"angles_{number}.onnx"
+        ir.save(one.model, request.output_dir / file)
+        found.append({"input": one.input, "file": file})
+    return found
 
 
 def _compiler(sdk: Sdk) -> Path:

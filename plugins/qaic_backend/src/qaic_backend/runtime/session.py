@@ -13,7 +13,7 @@ from qaic_backend.runtime.bindings import Dims
 from qaic_backend.runtime.modules import RuntimeModules
 from qaic_backend.runtime.program import DeviceProgram
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, Specialization, TensorSpec
-from qeff_framework.sessions import BaseSession, host_inputs, host_outputs, padding_inputs, resolve_shape
+from qeff_framework.sessions import BaseSession, HostGraph, host_inputs, host_outputs, padding_inputs, resolve_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +76,8 @@ class QaicSession(BaseSession):
         contents = {**step.placeholders, **more}
         for name, binding in self._inputs.items():
             contents[binding.index] = np.ascontiguousarray(inputs[name], dtype=binding.dtype).tobytes()
+        for binding, compute in self._computed:
+            contents[binding.index] = np.ascontiguousarray(compute(inputs), dtype=binding.dtype).tobytes()
         if self._overwrite_state:
             sizes = self._program.description
             contents.update(
@@ -133,13 +135,16 @@ class QaicSession(BaseSession):
         bindings = {binding.name: binding for binding in self._program.description.bindings}
         inputs, outputs = host_inputs(self.compiled), host_outputs(self.compiled)
         states = self.compiled.states
-        missing = {*(spec.name for spec in outputs), *(state.input for state in states)} - bindings.keys()
+        graphs = {str(one["input"]): str(one["file"]) for one in self.compiled.program.get("host_graphs", ())}
+        missing = {*(spec.name for spec in outputs), *(state.input for state in states), *graphs} - bindings.keys()
         if missing:
             raise _other_program(f"lacks {', '.join(sorted(missing))}")
         #: As the model declares them: a program may store its outputs in FP16.
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in outputs}
         # A compiler may drop an input that nothing reads.
         self._inputs = {spec.name: bindings[spec.name] for spec in inputs if spec.name in bindings}
+        #: Inputs that the host computes from those of the caller.
+        self._computed = [(bindings[name], HostGraph(self.compiled.path(file))) for name, file in graphs.items()]
         self._outputs = {spec.name: bindings[spec.name] for spec in outputs}
         self._state_inputs = {state.input: bindings[state.input] for state in states}
         #: States that a reset keeps.

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qeff_framework.lowering import specialized_graphs
+from qeff_framework.lowering import specialized_graphs, take_out_angles
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
@@ -24,7 +24,6 @@ from qnn_backend.htp.graph_files import write_graphs
 from qnn_backend.htp.host_tables import save_table
 from qnn_backend.htp.lowering import updated_states
 from qnn_backend.htp.lowering.compressed_products import compressed_products
-from qnn_backend.htp.lowering.host_angles import take_out_angles
 from qnn_backend.htp.lowering.host_embeddings import take_out_embeddings
 from qnn_backend.htp.lowering.residual_scaling import (
     LIMIT,
@@ -170,7 +169,7 @@ class _Compilation:
         for number, one in enumerate(taken):
             file = f"angles_{number}.onnx"
             ir.save(one.model, self._request.output_dir / file)
-            self._host_tables.append({"input": one.input, "ids": one.ids, "file": file})
+            self._host_tables.append({"input": one.input, "file": file})
         if taken:
             self.write()
 

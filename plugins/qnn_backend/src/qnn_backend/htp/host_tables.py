@@ -1,7 +1,7 @@
 """What the host computes of the caller's inputs: rows of large embedding tables, and angles that float16 cannot hold.
 
 A table inside a program is loaded with every program, takes the NPU's memory once for each, and only a few rows of it are read in
-a step. Beside them it is one file that is mapped and read where it is needed. Angles are computed by ONNX Runtime in float32.
+a step. Beside them it is one file that is mapped and read where it is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.plugin_api import ExecutionError, InputError
+from qeff_framework.sessions import HostGraph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,55 +28,40 @@ class HostTable:
 
     #: ``[*shape of ids, width]``, float32; or what the graph returns.
     input: str
-    #: The caller's input that names the rows, or that the graph reads.
-    ids: str
     #: ``.npy`` in the artifact's directory: ``[rows, width]``, float16 where that holds every number. Or ``.onnx``: a graph.
     file: str
+    #: The caller's input that names the rows. A graph reads the inputs that it names itself.
+    ids: str = ""
 
 
 @dataclass(frozen=True)
 class _Table:
     content: Array
+    #: The caller's input that names the rows.
+    ids: str
 
-    def check(self, name: str, ids: Array) -> None:
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        ids = feeds[self.ids]
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.content):
             wrong = ids[(ids < 0) | (ids >= len(self.content))][0]
-            raise InputError(f"{name} holds {wrong}: the model's embedding has the rows 0 to {len(self.content) - 1}")
+            raise InputError(
+                f"{self.ids} holds {wrong}: the model's embedding has the rows 0 to {len(self.content) - 1}"
+            )
 
-    def __call__(self, ids: Array) -> Array:
-        return self.content[ids].astype(np.float32)
-
-
-class _Graph:
-    def __init__(self, path: Path) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ExecutionError(f"the graph {path} cannot be read: {error}. Compile the model again") from error
-        self._input = self._session.get_inputs()[0].name
-
-    def check(self, name: str, ids: Array) -> None:
-        """Takes every number."""
-
-    def __call__(self, ids: Array) -> Array:
-        result: Array = self._session.run(None, {self._input: ids})[0]
-        return result
+    def __call__(self, feeds: Mapping[str, Array]) -> Array:
+        return self.content[feeds[self.ids]].astype(np.float32)
 
 
 class HostTables:
     """The tables and graphs of one artifact, opened."""
 
     def __init__(self, directory: Path, records: Sequence[Mapping[str, str]]) -> None:
-        self._tables = [(HostTable(**record), _opened(directory / record["file"])) for record in records]
+        self._tables = [(record["input"], _opened(directory, HostTable(**record))) for record in records]
 
     def feeds_of(self, inputs: Iterable[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
         """What a graph with `inputs` takes, when the caller gives `feeds`."""
         wanted = [*inputs]
-        computed = {table.input: make(feeds[table.ids]) for table, make in self._tables if table.input in wanted}
+        computed = {name: make(feeds) for name, make in self._tables if name in wanted}
         return {name: computed[name] if name in computed else feeds[name] for name in wanted}
 
     def lookup_into(self, buffers: Mapping[str, Array], feeds: Mapping[str, Array]) -> None:
@@ -83,11 +69,12 @@ class HostTables:
 
         Raises `InputError`, before anything is written, when a table has no such row.
         """
-        wanted = [(table, make) for table, make in self._tables if table.input in buffers]
-        for table, make in wanted:
-            make.check(table.ids, feeds[table.ids])
-        for table, make in wanted:
-            np.copyto(buffers[table.input], make(feeds[table.ids]))
+        wanted = [(name, make) for name, make in self._tables if name in buffers]
+        for _, make in wanted:
+            if isinstance(make, _Table):
+                make.check(feeds)
+        for name, make in wanted:
+            np.copyto(buffers[name], make(feeds))
 
 
 def save_table(path: Path, content: Array) -> None:
@@ -96,8 +83,9 @@ def save_table(path: Path, content: Array) -> None:
     np.save(path, content.astype(np.float16 if fits else np.float32))
 
 
-def _opened(path: Path) -> _Table | _Graph:
-    return _Graph(path) if path.suffix == ".onnx" else _Table(_mapped(path))
+def _opened(directory: Path, table: HostTable) -> _Table | HostGraph:
+    path = directory / table.file
+    return HostGraph(path) if path.suffix == ".onnx" else _Table(_mapped(path), table.ids)
 
 
 def _mapped(path: Path) -> Array:
