@@ -80,7 +80,7 @@ def call_of(
 
 def _argument(value: Any, tensors: list[torch.Tensor], place: str) -> Any:
     # Who draws random numbers gets them from the host: a graph that would draw some is refused when it is made.
-    description = {"value": None} if _is_generator(value) else described(value, tensors)
+    description = {"value": None} if _is_generator(value) else described(value, tensors, is_whole=True)
     if description is None:
         raise UnsupportedModelError(f"{place} is a {type(value).__name__}, which no graph can be made for")
     return description
@@ -91,8 +91,15 @@ def _is_generator(value: Any) -> bool:
     return all(isinstance(item, torch.Generator) for item in items)
 
 
-def described(value: Any, tensors: list[torch.Tensor]) -> dict[str, Any] | None:
-    """JSON for `value`; its tensors are appended to `tensors`. `None` for an object of another kind."""
+def described(value: Any, tensors: list[torch.Tensor], *, is_whole: bool = False) -> dict[str, Any] | None:
+    """JSON for `value`; its tensors are appended to `tensors`. `None` for an object of another kind.
+
+    What no graph returns, such as a cache, is left out of an output class: `None` stands there; not if it must be `is_whole`.
+    """
+
+    def part(item: Any) -> dict[str, Any] | None:
+        return described(item, tensors, is_whole=is_whole)
+
     if isinstance(value, torch.Tensor):
         # No program takes complex numbers: they are given as pairs of real ones, along an axis at the end.
         kind, stored = ("complex", torch.view_as_real(value)) if value.is_complex() else ("tensor", value)
@@ -105,26 +112,36 @@ def described(value: Any, tensors: list[torch.Tensor]) -> dict[str, Any] | None:
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if is_dataclass(type(value)) and isinstance(value, Mapping):
-        return _object(value, value, tensors)
+        found = {name: part(item) for name, item in value.items() if item is not None}
+        if is_whole and None in found.values():
+            return None
+        return _object(value, {name: item for name, item in found.items() if item is not None})
     if isinstance(value, Mapping):
-        items = {str(name): described(item, tensors) for name, item in value.items()}
-        return None if None in items.values() else {"dict": items}
+        return _mapping(value, part)
     if isinstance(value, (list, tuple)):
-        parts = [described(item, tensors) for item in value]
+        parts = [part(item) for item in value]
         return None if None in parts else {"tuple" if isinstance(value, tuple) else "list": parts}
     if isinstance(getattr(value, "parameters", None), torch.Tensor):
         # The distribution that an autoencoder encodes an image to.
-        return _object(value, {"parameters": value.parameters}, tensors)
+        settings = {"deterministic": True} if getattr(value, "deterministic", False) else {}
+        return _object(value, {name: part(item) for name, item in {"parameters": value.parameters, **settings}.items()})
     return None
 
 
-def _object(value: object, fields: Mapping[str, Any], tensors: list[torch.Tensor]) -> dict[str, Any]:
-    """An output class. What no graph returns, such as a cache, is left out: `None` stands there."""
-    found = {name: described(item, tensors) for name, item in fields.items() if item is not None}
-    return {
-        "class": f"{type(value).__module__}:{type(value).__qualname__}",
-        "fields": {name: item for name, item in found.items() if item is not None},
-    }
+def _mapping(value: Mapping[Any, Any], part: Callable[[Any], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """JSON has no keys but texts; others, such as the numbers of blocks, are kept as pairs."""
+    if not all(isinstance(name, (str, int)) for name in value) or len({str(name) for name in value}) < len(value):
+        return None
+    items = [(name, part(item)) for name, item in value.items()]
+    if any(item is None for _, item in items):
+        return None
+    if all(isinstance(name, str) for name, _ in items):
+        return {"dict": dict(items)}
+    return {"pairs": [[name, item] for name, item in items]}
+
+
+def _object(value: object, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": dict(fields)}
 
 
 def rebuilt(description: Mapping[str, Any], tensors: Iterator[torch.Tensor]) -> Any:
@@ -140,6 +157,8 @@ def rebuilt(description: Mapping[str, Any], tensors: Iterator[torch.Tensor]) -> 
         return getattr(torch, content)
     if kind == "dict":
         return {name: rebuilt(item, tensors) for name, item in content.items()}
+    if kind == "pairs":
+        return {name: rebuilt(item, tensors) for name, item in content}
     if kind == "class":
         fields = {name: rebuilt(item, tensors) for name, item in description["fields"].items()}
         return library_class(content)(**fields)
@@ -167,6 +186,8 @@ def _specs(path: str, description: Mapping[str, Any]) -> Iterator[tuple[str, Map
     for kind in ("dict", "fields"):
         for name, item in description.get(kind, {}).items():
             yield from _specs(f"{path}.{name}" if path else name, item)
+    for name, item in description.get("pairs", ()):
+        yield from _specs(f"{path}.{name}" if path else str(name), item)
     for kind in ("list", "tuple"):
         for number, item in enumerate(description.get(kind, ())):
             yield from _specs(f"{path}.{number}" if path else str(number), item)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 _ATEN = torch.ops.aten
+
+#: Operators that compute ``beta * input + alpha * product``, and the operator of the product.
+_SUMS_WITH_PRODUCTS: Mapping[Any, Any] = {
+    _ATEN.addmm.default: _ATEN.mm.default,
+    _ATEN.addmm_.default: _ATEN.mm.default,
+    _ATEN.addmv.default: _ATEN.mv.default,
+    _ATEN.addmv_.default: _ATEN.mv.default,
+    _ATEN.addr.default: _ATEN.outer.default,
+    _ATEN.addr_.default: _ATEN.outer.default,
+    _ATEN.addbmm.default: _ATEN.bmm.default,
+    _ATEN.addbmm_.default: _ATEN.bmm.default,
+    _ATEN.baddbmm.default: _ATEN.bmm.default,
+    _ATEN.baddbmm_.default: _ATEN.bmm.default,
+}
+_SUMMED_OVER_BATCHES = frozenset({_ATEN.addbmm.default, _ATEN.addbmm_.default})
 
 
 def rewrite_untranslatable(program: torch.export.ExportedProgram) -> None:
@@ -21,6 +37,8 @@ def rewrite_untranslatable(program: torch.export.ExportedProgram) -> None:
             _newton_erfinv(graph, node)
         elif node.target in (_ATEN.squeeze.dim, _ATEN.squeeze.dims):
             _squeeze_axes_of_one(graph, node)
+        elif node.target in _SUMS_WITH_PRODUCTS and node.kwargs.get("beta", 1) == 0:
+            _product_alone(graph, node)
     graph.lint()
     program.graph_module.recompile()
 
@@ -67,6 +85,22 @@ def _squeeze_axes_of_one(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         return
     with graph.inserting_before(node):
         result = _call(graph, _ATEN.squeeze.dims, source, kept) if kept else _call(graph, _ATEN.alias.default, source)
+    _replace(graph, node, result)
+
+
+def _product_alone(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Without a factor torch does not read the input, which may be memory that was never written; ONNX multiplies it by 0."""
+    target: Any = node.target
+    changed, left, right = node.args
+    with graph.inserting_before(node):
+        result = _call(graph, _SUMS_WITH_PRODUCTS[target], left, right)
+        if target in _SUMMED_OVER_BATCHES:
+            result = _call(graph, _ATEN.sum.dim_IntList, result, [0])
+        alpha = node.kwargs.get("alpha", 1)
+        if alpha != 1:
+            result = _call(graph, _ATEN.mul.Scalar, result, alpha)
+        if target._schema.is_mutable:  # noqa: SLF001
+            result = _call(graph, _ATEN.copy_.default, changed, result)
     _replace(graph, node, result)
 
 

@@ -18,6 +18,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 #: An attribute of tensors that were computed from constants.
 _MARK = "_qeff_constant"
+#: Functions that return memory as it is.
+_UNWRITTEN = frozenset(
+    {torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
+)
 _REAL = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -32,7 +36,11 @@ class ConstantsStayReal(TorchFunctionMode):
         given = dict(kwargs or {})
         if all(_is_real(leaf) for leaf in pytree.tree_leaves((args, given))):
             with _disable_current_modes():
-                return _marked(func(*args, **given))
+                result = func(*args, **given)
+                if func in _UNWRITTEN:
+                    # What lies there would become a part of the graph, another one in each export.
+                    result.zero_()
+                return _marked(result)
         if func is torch.Tensor.__getitem__ and _is_real_mask(args[1]):
             with _disable_current_modes():
                 places = args[1].nonzero(as_tuple=True)

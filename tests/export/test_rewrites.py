@@ -55,3 +55,29 @@ def test_an_axis_of_symbolic_size_stays():
     rewrite_untranslatable(program)
     assert [node.args[1] for node in program.graph.nodes if "squeeze.dim" in str(node.target)] == [1]
     torch.testing.assert_close(program.module()(x), 2 * x)
+
+
+class ProductsOverUnwrittenMemory(torch.nn.Module):
+    def forward(self, unwritten, left, right):
+        row, matrix, many = unwritten[0, 0], unwritten[0], unwritten
+        changed = torch.zeros(2, 2)
+        changed.copy_(matrix)
+        return (
+            torch.baddbmm(many, left, right, beta=0, alpha=0.5),
+            torch.addbmm(matrix, left, right, beta=0),
+            torch.addmm(matrix, left[0], right[0], beta=0, alpha=2),
+            torch.addmv(row, left[0], right[0, :, 0], beta=0),
+            torch.addr(matrix, left[0, 0, :2], right[0, 0], beta=0),
+            changed.addmm_(left[0], right[0], beta=0),
+            torch.addmm(right[0, :2], left[0], right[0], beta=2),
+        )
+
+
+def test_what_is_multiplied_by_nothing_is_not_read():
+    # Attention of early diffusers adds to uninitialised memory with a factor of 0.
+    arguments = (torch.full((3, 2, 2), torch.nan), torch.randn(3, 2, 4), torch.randn(3, 4, 2))
+    expected = ProductsOverUnwrittenMemory()(*arguments)
+    program = torch.export.export(ProductsOverUnwrittenMemory(), arguments)
+    rewrite_untranslatable(program)
+    assert [name for name in _targets(program) if name.startswith(("aten.add", "aten.badd"))] == ["aten.addmm.default"]
+    torch.testing.assert_close(program.module()(*arguments), expected)
