@@ -163,7 +163,13 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
 
     def _program_inputs(self) -> Mapping[str, Any]:
         """Of one program: an image of the config's size."""
-        return {} if self._kv_offload else _tensors(self._image_units(*self._own_image_size())[0])
+        from qeff_framework.seam.image_features import decoder_attends
+
+        attends = decoder_attends(self._model_class())
+        if self._kv_offload or attends:
+            advice = "call compile()" if attends else "call compile(), or export one program (kv_offload=False)"
+            raise OptionError(f"{self.name} becomes several programs, which compile() exports one by one; {advice}")
+        return _tensors(self._image_units(*self._own_image_size())[0])
 
     def _check_blocks(self, shapes: ImageTextShapes, tokens: int) -> None:
         """The tokens of an image that see each other must be read in one step."""

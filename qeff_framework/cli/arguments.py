@@ -49,6 +49,7 @@ _NO_OPTIONS = {
     "compile_dir": "; use -o DIR",
     "dry_run": "; use --dry-run",
     "extensions": "; use --extension",
+    "kv_offload": "; use --kv-offload or --no-kv-offload",
     "path": "",
     "rebuild": "; use qeff compile --rebuild",
     "self": "",
@@ -113,6 +114,11 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
         "--keep-quantized",
         action="store_true",
         help="leave the weights of a quantised checkpoint in its blocks of 4 or 8 bits, where they are such",
+    )
+    group.add_argument(
+        "--kv-offload",
+        action=argparse.BooleanOptionalAction,
+        help="vision-language models: a program for images and one for text, or one for both (default: two)",
     )
     group.add_argument(
         "--task",

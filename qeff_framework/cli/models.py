@@ -28,6 +28,12 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
         # Whoever asks for a pooling has an encoder in mind; its class says so if the checkpoint is none.
         task = "encoder"
         given["pooling"] = None if args.pooling == "none" else args.pooling
+    if args.kv_offload is not None:
+        if task != "auto" and "kv_offload" not in task_spec(task).model_options:
+            raise OptionError(
+                f"--kv-offload and --no-kv-offload are for vision-language models, and --task is {task}; leave one out"
+            )
+        given["kv_offload"] = args.kv_offload
     if task == "auto":
         return QEFFAutoModel.from_pretrained(args.model, **given)
     return task_spec(task).model_class.from_pretrained(args.model, **given)

@@ -42,7 +42,8 @@ def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
                 "or give the model instead of the artifact"
             )
     of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code", "keep_quantized", "adapter")
-    fixed = [*compile_texts(args), *(name for name in of_the_model if getattr(args, name))]
+    given = [name for name in of_the_model if getattr(args, name)]
+    fixed = [*compile_texts(args), *given, *(["kv_offload"] if args.kv_offload is not None else [])]
     if fixed:
         raise OptionError(
             f"{', '.join(fixed)} cannot be given for {directory}: it is compiled already; give the model instead, or, for an "

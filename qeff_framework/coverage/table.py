@@ -46,7 +46,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   *Deviation* is the largest difference in standard deviations.
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
 - **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
-  one, no and two images in one batch, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
+  one, no and two images in one batch, read in chunks that cut images in two where their tokens do not see each other, as two
+  programs and as one, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
   one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
   *Deviation* is that largest difference. One whose decoder attends to an image passes for two images in one batch, each with the
   start token alone and with a prompt of the decoder.
@@ -122,8 +123,8 @@ def row(report: Report, task: str) -> tuple[str, ...]:
 
 
 def reason(report: Report) -> str:
-    """The error's first line, without memory addresses, which differ from run to run."""
-    first_line = (report.error or "").partition("\n")[0]
+    """The error's first line, without memory addresses, which differ from run to run; of a type that passes, its note."""
+    first_line = (report.error or report.facts.get("note", "")).partition("\n")[0]
     text = re.sub(r"\b0x[0-9a-f]{6,}", "0x...", " ".join(first_line.split()))
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rstrip()} ..."
 

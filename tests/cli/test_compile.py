@@ -52,6 +52,7 @@ def test_sizes_and_options_reach_the_backend(model_qeff, llama):
         ("mode=fast", "must be one of 'plain'"),
         ("mxfp6_matmul=perhaps", "must be bool"),
         ("dry_run=true", "use --dry-run"),
+        ("kv_offload=false", "use --kv-offload or --no-kv-offload"),
     ],
 )
 def test_wrong_option_fails_before_the_model_is_opened(model_qeff, option, told):
@@ -70,6 +71,8 @@ def test_wrong_option_fails_before_the_model_is_opened(model_qeff, option, told)
         (["--seq-len", "8"], "unknown option 'seq_len'"),
         (["--ctx-len", "8", "-O", "ctx_len=16"], "given twice"),
         (["-O", "mxfp6_matmul=true"], "does not support mxfp6_matmul"),
+        (["--no-kv-offload"], "kv_offload= is for vision-language models"),
+        (["--kv-offload", "--task", "causal-lm"], "are for vision-language models, and --task is causal-lm"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -201,6 +201,9 @@ def test_the_command_reads_images_from_files(
         assert main([*argv, *sizes, "--prompt", "<image> w9", *given_images]) in (1, 2)
         assert message in capsys.readouterr().err
 
+    assert main(["-q", "export", str(tmp_path / "llava")]) == 2
+    assert "call compile(), or export one program (kv_offload=False)" in capsys.readouterr().err
+
     assert main(["-q", "compile", str(tmp_path / "llava"), "--backend", "ort_sim", "--json", *sizes]) == 0
     answers_over_http(Path(json.loads(capsys.readouterr().out)["directory"]), pictures)
 
