@@ -127,6 +127,11 @@ class QEFFBaseModel:
     has_layer_windows: ClassVar[bool] = False
 
     def __init__(self, model: torch.nn.Module | ModelSource) -> None:
+        if isinstance(model, str | os.PathLike):
+            raise OptionError(
+                f"{type(self).__name__}({os.fspath(model)!r}) takes a Transformers module; a checkpoint is given with "
+                f"{type(self).__name__}.from_pretrained({os.fspath(model)!r})"
+            )
         self._source: ModelSource = ModuleSource(model) if hasattr(model, "state_dict") else model  # type: ignore[arg-type]
         self._runner: CompiledRunner | None = None
         self.compiled: CompiledModel | None = None
@@ -183,7 +188,13 @@ class QEFFBaseModel:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The torch module; loads the weights."""
+        """The torch module; loads the weights. It may be changed: the next `compile` or `export` takes it as it is then."""
+        if isinstance(self._source, CheckpointSource):
+            return self._source.lend(self.transformers_class)
+        return self._loaded_module()
+
+    def _loaded_module(self) -> torch.nn.Module:
+        """The torch module for use here, which leaves it as it is."""
         return self._source.load(self.transformers_class)
 
     def __repr__(self) -> str:
@@ -274,10 +285,11 @@ class QEFFBaseModel:
         @rare_collections()
         def build(output_dir: Path) -> Mapping[str, str]:
             # A transform may do anything with a module, so that it gets one with numbers.
-            module = self.module if transforms else self._source.load_for_export(self.transformers_class, output_dir)
-            if isinstance(self._source, CheckpointSource):
-                self._source.refuse_changed(plan.identity)
-            if transforms and isinstance(self._source, ModuleSource):
+            source, loader = self._source, self.transformers_class
+            module = source.load(loader) if transforms else source.load_for_export(loader, output_dir)
+            if isinstance(source, CheckpointSource):
+                source.refuse_changed(plan.identity)
+            if transforms and (isinstance(source, ModuleSource) or getattr(source, "is_lent", False)):
                 # The module belongs to the caller, and the next backend must find it as it was.
                 module = copy.deepcopy(module)
             applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]

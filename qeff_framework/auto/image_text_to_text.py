@@ -218,14 +218,14 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
     def _model_class(self) -> Any:
         """The class of Transformers, without its weights."""
         if not isinstance(self._source, CheckpointSource):
-            return type(self.module)
+            return type(self._loaded_module())
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPING
 
         names = [*(self.config.get("architectures") or ()), MAPPING.get(str(self.config.get("model_type")))]
         found = next((getattr(transformers, name) for name in names if name and hasattr(transformers, name)), None)
         # Code that the checkpoint brings along is known once it is loaded.
-        return found if found is not None else type(self.module)
+        return found if found is not None else type(self._loaded_module())
 
 
 def _tensors(unit: Unit) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
             raise OptionError(f"load_adapter: '{adapter_name}' {what}; choose another name")
         adapter = open_adapter(model_id, self._hf_kwargs)
         if self._room is not None:
-            factors = adapter.factors(self.module)
+            factors = adapter.factors(self._loaded_module())
             self._check_room(adapter_name, factors, self._room, count=len(self._adapters) + 1)
             self._factors[adapter_name] = factors
         self._adapters[adapter_name] = adapter
@@ -173,7 +173,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
                     f"max_loras={shapes.max_loras}: load an adapter first, which says for which layers there must be room"
                 )
             factors: dict[str, Mapping[str, LowRankDelta]] = {
-                name: adapter.factors(self.module) for name, adapter in self._adapters.items()
+                name: adapter.factors(self._loaded_module()) for name, adapter in self._adapters.items()
             }
             deltas = [delta for of_adapter in factors.values() for delta in of_adapter.values()]
             room = AdapterRoom(
@@ -229,7 +229,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
     def _export_arguments(self) -> Mapping[str, Any]:
         if self._room is not None:
             return {**super()._export_arguments(), "adapter_room": self._room}
-        factors = {name: adapter.factors(self.module) for name, adapter in self._adapters.items()}
+        factors = {name: adapter.factors(self._loaded_module()) for name, adapter in self._adapters.items()}
         return {**super()._export_arguments(), "adapters": factors}
 
 

@@ -78,7 +78,7 @@ class SoundModel(ProcessedModel):
         return {"name": extractor.model_input_names[0], "shape": shape}, length
 
     def _main_input(self) -> str:
-        return str(getattr(self.module, "main_input_name", "input_values"))
+        return str(getattr(self._loaded_module(), "main_input_name", "input_values"))
 
 
 def frames_of(length: int, frames: Mapping[str, int], name: str) -> int:

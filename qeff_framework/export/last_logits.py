@@ -67,4 +67,9 @@ def cache_argument(model: PreTrainedModel) -> str:
     for name in ("cache", "past_key_values", "cache_params"):
         if name in parameters:
             return name
+    if not {"input_ids", "inputs_embeds"} & set(parameters):
+        raise UnsupportedModelError(
+            f"its forward{inspect.signature(model.forward)} does not name its arguments; one that wraps another keeps the names "
+            "with functools.wraps"
+        )
     raise UnsupportedModelError("its forward takes no key/value cache")

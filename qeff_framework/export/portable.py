@@ -88,7 +88,9 @@ def export_portable(
     progress("tracing the model")
     with exporting(), _naming_architecture(module, task), tracking_unloaded(unloaded):
         if not isinstance(module, PreTrainedModel) and not program_inputs.get("call"):
-            raise UnsupportedModelError("it is not a Transformers model (transformers.PreTrainedModel)")
+            raise UnsupportedModelError(
+                f"it is not a Transformers model (transformers.PreTrainedModel){_inner_model(module)}"
+            )
         graph = build(module, request)
         refuse_unloaded(graph.model, module, unloaded)
     states = graph.states
@@ -186,6 +188,14 @@ def _metadata(module: torch.nn.Module) -> dict[str, Any]:
         if value is not None:
             facts[name] = value
     return facts
+
+
+def _inner_model(module: torch.nn.Module) -> str:
+    """What to pass in place of a module around a model."""
+    if hasattr(module, "merge_and_unload"):
+        return "; pass the model that its merge_and_unload() returns"
+    inner = [name for name, part in module.named_children() if isinstance(part, PreTrainedModel)]
+    return f"; pass its {inner[0]}, which is one" if inner else ""
 
 
 @contextmanager

@@ -176,13 +176,15 @@ def resolve_settings(
     _check_checkpoint(checkpoint_defaults, {*from_config, *overrides}, warn)
     inherited = _inherited(checkpoint_defaults, decided, sampling=sampling)
     ignore_eos = asked.pop("ignore_eos", False)
+    if not isinstance(ignore_eos, bool):
+        raise OptionError(f"generate: ignore_eos={ignore_eos!r} must be True or False")
     if ignore_eos:
         for name in ("forced_eos_token_id", "stop_strings", "exponential_decay_length_penalty"):
             inherited.pop(name, None)
     values: dict[str, Any] = {"top_k": _TRANSFORMERS_TOP_K} if sampling and "top_k" not in off else {}
     values |= inherited | asked
     _settle_beams(values, keywords, asked)
-    eos = token_ids(values.pop("eos_token_id", None))
+    eos = token_ids(values.pop("eos_token_id", None), "eos_token_id")
     values["eos_token_ids"], values["ignored_eos_token_ids"] = ((), eos) if ignore_eos else (eos, ())
     values["stop_strings"] = _strings(values.get("stop_strings"))
     _settle_lengths(values, asked, warn)
@@ -334,4 +336,4 @@ def _settle_beams(values: dict[str, Any], keywords: Mapping[str, Any], asked: Ma
 def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)

@@ -80,6 +80,14 @@ class TextGenerator:
         if not self.shape.has_encoder and "decoder_start_token_id" in overrides:
             raise OptionError("generate: decoder_start_token_id is for encoder-decoder models; leave it out")
         settings = resolve_settings(defaults, generation_config, warn=self.warn, **overrides)
+        size = self.shape.vocab_size
+        unknown = [token for token in settings.eos_token_ids if token < 0 or (size is not None and token >= size)]
+        if unknown:
+            self.warn(
+                f"eos_token_id names {', '.join(map(str, unknown))}, which the model cannot generate"
+                + (f" (it knows 0 to {size - 1})" if size is not None else "")
+                + ", so that it ends no text"
+            )
         if end is not None and not settings.eos_token_ids and not {"eos_token_id", "ignore_eos"} & set(overrides):
             self.warn(
                 "the checkpoint's generation config names no end of sequence, so that the limits alone end a text, as in "
@@ -121,6 +129,8 @@ class TextGenerator:
         tokenized = self.tokenized(prompts, settings, chat)
         printer, answers = None, settings.num_return_sequences
         if stream:
+            if not isinstance(stream, bool) and not hasattr(stream, "write"):
+                raise OptionError(f"generate: stream={stream!r} must be True, False or a file that is open for text")
             file = sys.stdout if stream is True else stream
             printer = Printer(self._needed_tokenizer("stream=True"), len(tokenized.ids) * answers, file)
         output = self.generate_ids(

@@ -97,6 +97,9 @@ def _readable(prompts: Prompts) -> list[Any] | None:
         return None
     if is_conversation(prompts):
         return [prompts]
+    # Arrays and columns of texts; those of numbers are ids.
+    if hasattr(prompts, "tolist") and getattr(getattr(prompts, "dtype", None), "kind", "") in {"U", "O", "T"}:
+        prompts = prompts.tolist()
     if hasattr(prompts, "tolist") or not isinstance(prompts, Sequence):
         return None
     read = [_as_readable(prompt) for prompt in prompts]

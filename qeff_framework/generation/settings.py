@@ -132,12 +132,12 @@ class GenerationSettings:
     @property
     def forced_bos_token_ids(self) -> tuple[int, ...]:
         """`forced_bos_token_id` as a tuple."""
-        return token_ids(self.forced_bos_token_id)
+        return token_ids(self.forced_bos_token_id, "forced_bos_token_id")
 
     @property
     def forced_eos_token_ids(self) -> tuple[int, ...]:
         """`forced_eos_token_id` as a tuple."""
-        return token_ids(self.forced_eos_token_id)
+        return token_ids(self.forced_eos_token_id, "forced_eos_token_id")
 
     @property
     def biases(self) -> dict[tuple[int, ...], float]:
@@ -204,12 +204,18 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def token_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several, or none, as a tuple."""
+def token_ids(value: int | Sequence[int] | None, setting: str = "token_ids") -> tuple[int, ...]:
+    """One id, several, or none, as a tuple.
+
+    Raises `OptionError` for anything else: of a text, each character would be an id.
+    """
     if value is None:
         return ()
     plain: Any = value.tolist() if hasattr(value, "tolist") else value
-    return (plain,) if isinstance(plain, int) else tuple(int(item) for item in plain)
+    ids = (plain,) if _is_int(plain) else plain
+    if not _is_sequence(ids) or not all(_is_int(token) for token in ids):
+        raise OptionError(f"generation settings: {setting}={value!r} must be a token id or a list of them")
+    return tuple(ids)
 
 
 # --- valid values ---------------------------------------------------------------------------------------------------
@@ -288,6 +294,7 @@ _RANGES: Mapping[str, tuple[Any, Callable[[Any], bool], str]] = {
 
 #: The same for fields that are no numbers.
 _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "stop_strings": (lambda v: all(isinstance(text, str) for text in v), "a text or a list of them"),
     "pad_token_id": (_is_int, "a token id"),
     "decoder_start_token_id": (_is_int, "a token id"),
     "forced_bos_token_id": (_is_token_id, "a token id"),
@@ -295,7 +302,7 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "suppress_tokens": (_are_ids, "a list of token ids"),
     "begin_suppress_tokens": (_are_ids, "a list of token ids"),
     "bad_words_ids": (
-        lambda v: _is_sequence(v) and len(v) > 0 and all(map(_are_token_ids, v)),
+        lambda v: _is_sequence(v) and len(v) > 0 and all(_are_token_ids(ids) and len(ids) for ids in v),
         "a list of lists of token ids, [[5], [7, 8]]",
     ),
     "sequence_bias": (

@@ -31,6 +31,7 @@ from qeff_framework.sources.loading_report import (
     judge_loading,
     refuse_integer_weights,
 )
+from qeff_framework.sources.module import ModuleSource
 from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
 from qeff_framework.sources.quantized.loading import load_dequantised
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+#: The part of an identity that a module in the hands of the caller adds.
+_LENT = "module"
 
 
 class CheckpointSource:
@@ -102,12 +106,14 @@ class CheckpointSource:
         #: Whether an export may refer to the weights in the files; else the module is loaded with numbers.
         self.refers_to_files = self._adapter is None
         self._module: torch.nn.Module | None = None
+        #: The caller has `_module` as well, and may change it.
+        self.is_lent = False
         self._packed: QuantizedCheckpoint | None = None
         #: A module whose parameters point into the files of `_placed`.
         self._referring: torch.nn.Module | None = None
         self._placed: PlacedShards | WatchedFiles | None = None
         self._report = LoadingReport(unloaded=frozenset(), notes=())
-        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self.identity)
+        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self._files_identity)
         if self._overrides:
             self._check_overrides()
 
@@ -116,10 +122,17 @@ class CheckpointSource:
     def identity(self) -> Mapping[str, Any]:
         """Digests of the local files that are read, or the hub's commit; and every argument that changes what is loaded.
 
+        Of a module that was lent, its content is a part as well.
+
         Raises:
             CheckpointError: weights are absent or incomplete, or the checkpoint is an adapter.
             OptionError: an argument's value cannot be part of a key.
         """
+        if self._module is None or not self.is_lent:
+            return self._files_identity()
+        return {**self._files_identity(), _LENT: ModuleSource(self._module).identity()}
+
+    def _files_identity(self) -> Mapping[str, Any]:
         self._refuse_adapter()
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
@@ -139,6 +152,8 @@ class CheckpointSource:
         It is read from ``config.json``; through Transformers only where fields are replaced, and for a GGUF file, once, since
         that takes many seconds.
         """
+        if self._module is not None and self.is_lent:
+            return plain_config(self._module.config)
         self._refuse_adapter()
         if "config" in self._arguments:
             content: Mapping[str, Any] = plain_config(self._arguments["config"])
@@ -190,7 +205,13 @@ class CheckpointSource:
                 held = self._adapter.merge(module)
                 self._report = replace(self._report, unloaded=self._report.unloaded - held)
             self._module = checked_module(module)
-        return self._module
+        return ModuleSource(self._module).load(auto_class) if self.is_lent else self._module
+
+    def lend(self, auto_class: str) -> torch.nn.Module:
+        """As `load`, for a caller who may change the module: what it is then is exported, under a key of its own."""
+        module = self.load(auto_class)
+        self.is_lent = True
+        return module
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """As `load`, but weights of safetensors, torch and GGUF files are not read: parameters say what they are made from.
@@ -329,7 +350,7 @@ class CheckpointSource:
 
     def refuse_changed(self, identity: Mapping[str, Any]) -> None:
         """Raises `CheckpointError` where files were written since `identity` was computed: the key is that of other contents."""
-        if self.identity() != identity:
+        if self._files_identity() != {name: part for name, part in identity.items() if name != _LENT}:
             raise CheckpointError(
                 f"the files of {self.name} changed while they were read; run again when they are complete"
             )
@@ -364,7 +385,9 @@ class CheckpointSource:
         return self._report.notes
 
     def release(self) -> None:
-        """The weights can be loaded again: give their memory back."""
+        """The weights can be loaded again: give their memory back. A module that was lent is kept with its changes."""
+        if self.is_lent:
+            return
         self._module = self._referring = self._placed = self._packed = None
 
     def save_companions(self, directory: Path) -> None:
@@ -593,7 +616,7 @@ class CheckpointSource:
         return content
 
     def _config_memo(self) -> Path:
-        return store_root() / "configs" / f"{cache_key(self.identity())[:16]}.json"
+        return store_root() / "configs" / f"{cache_key(self._files_identity())[:16]}.json"
 
     def _config_object(self) -> Any:
         """A config of Transformers that the loader may keep and change."""

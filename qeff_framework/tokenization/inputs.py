@@ -120,9 +120,15 @@ def integer_rows(value: object, name: str) -> list[list[int]]:
         raise InputError(f"{name} must be rows of whole numbers, got {type(value).__name__}")
     rows = content if any(isinstance(row, list) for row in content) else [content] if content else []
     for index, row in enumerate(rows):
-        if not isinstance(row, list) or not all(isinstance(item, int) for item in row):
-            raise InputError(f"{name}, row {index}, must be a list of whole numbers")
+        # An attention mask may hold booleans; among ids, they are a mask in the wrong place.
+        odd = [row] if not isinstance(row, list) else [item for item in row if not _is_whole(item, name)]
+        if odd:
+            raise InputError(f"{name}, row {index}, must be a list of whole numbers, and holds {odd[0]!r:.60}")
     return [[int(item) for item in row] for row in rows]
+
+
+def _is_whole(item: object, name: str) -> bool:
+    return isinstance(item, int) and not (isinstance(item, bool) and name == "input_ids")
 
 
 def check_same_shape(name: str, rows: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> None:

@@ -131,6 +131,7 @@ class FastTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
+        check_text(text)
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_within(self, text: str, max_length: int) -> list[int]:
@@ -243,6 +244,17 @@ class TransformersTokenizer:
         except Exception as error:  # a template is foreign code, and Transformers has no one error for what it raises
             raise InputError(f"the chat template cannot render the messages: {error}") from error
         return str(text), [int(token) for token in ids]
+
+
+def check_text(text: str) -> None:
+    """Raises `InputError` for halves of surrogate pairs: the tokenizers library takes what can be written as UTF-8 alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds {text[error.start : error.end]!r} at character {error.start}, half of a surrogate pair, which no "
+            "encoding writes: it was decoded wrongly, or cut inside of a character"
+        ) from error
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str) -> list[int]:

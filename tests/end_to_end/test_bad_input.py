@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction, load_compiled
@@ -162,6 +163,15 @@ def test_an_architecture_that_does_not_fit_the_task(tmp_path: Path, checkpoint: 
         ([[5], [6], [7]], {}, "batch_size"),
         ([[5000]], {}, "5000"),
         ([[5]], {"generation_len": 0}, "max_new_tokens|generation_len"),
+        ([[True, False]], {}, "whole numbers, and holds True"),
+        (["w5 \ud83d"], {}, "half of a surrogate pair"),
+        ([None], {}, "whole numbers, and holds None"),
+        # What Python would take for something else, without a word.
+        ([[5]], {"eos_token_id": "12"}, "eos_token_id='12' must be a token id"),
+        ([[5]], {"ignore_eos": "false"}, "ignore_eos='false' must be True or False"),
+        (["w5"], {"stream": "false"}, "stream='false' must be True, False or a file"),
+        (["w5"], {"stop_strings": [3]}, "stop_strings"),
+        ([[5]], {"bad_words_ids": [[]]}, "bad_words_ids"),
     ],
 )
 def test_prompts_that_do_not_fit(
@@ -171,6 +181,13 @@ def test_prompts_that_do_not_fit(
         runner.generate(prompts=prompts, **settings)
     # The program is as usable as before.
     assert len(runner.generate(prompts=[[5, 6]], generation_len=3, ignore_eos=True).generated_ids[0]) == 3
+
+
+def test_an_end_that_the_model_cannot_generate_is_told(
+    runner: CompiledCausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner.generate(prompts=[[5, 6]], generation_len=2, eos_token_id=[2, 5000])
+    assert "eos_token_id names 5000, which the model cannot generate" in caplog.text
 
 
 def test_neither_or_both_kinds_of_input(runner: CompiledCausalLM) -> None:
@@ -190,6 +207,8 @@ def test_tokenizer_output_is_taken_as_it_comes(runner: CompiledCausalLM, checkpo
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         assert runner.generate(inputs, generation_len=4, ignore_eos=True).generated_ids == expected
         assert runner.generate(tokenizer, prompts=texts, generation_len=4, ignore_eos=True).generated_ids == expected
+    column = np.array(texts)
+    assert runner.generate(prompts=column, generation_len=4, ignore_eos=True).generated_ids == expected
 
 
 def test_generate_before_compile(checkpoint: Path) -> None:

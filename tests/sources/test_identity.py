@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModel
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources import CheckpointSource
 from tests.checkpoints import save_tiny_checkpoint
 from tests.sources.conftest import change_json
@@ -52,6 +52,25 @@ def test_files_that_are_not_read_do_not_count(checkpoint: Path, name: str) -> No
     before = identity(checkpoint)
     (checkpoint / name).write_text("anything")
     assert identity(checkpoint) == before
+
+
+def test_a_module_in_the_hands_of_the_caller_counts_as_it_is(checkpoint: Path) -> None:
+    """It was exported with the caller's changes under the key of the files, so that the next run found them there."""
+    model = QEFFAutoModel.from_pretrained(checkpoint)
+    keys = [model._source.identity()]
+    for value in (2.0, 1.0):
+        module: Any = model.module
+        module.lm_head.weight.data.fill_(value)
+        keys.append(model._source.identity())
+        model._source.release()
+    module.config.rms_norm_eps = 0.5
+    keys.append(model._source.identity())
+    assert model.config["rms_norm_eps"] == 0.5
+    assert all(one != other for place, one in enumerate(keys) for other in keys[:place])
+    assert CheckpointSource(checkpoint, {}).identity() == keys[0]
+    module.half()
+    with pytest.raises(UnsupportedModelError, match=r"torch\.float16 parameters"):
+        model._source.load("AutoModelForCausalLM")
 
 
 def test_weights_of_torch_beside_a_stray_safetensors_file(checkpoint: Path) -> None:
@@ -118,7 +137,7 @@ def test_everything_comes_from_one_commit(repository: Path, tmp_path: Path, monk
     change_json(repository / "snapshots" / COMMITS["new"] / "generation_config.json", eos_token_id=99)
     (repository / "snapshots" / COMMITS["new"] / "tokenizer.json").unlink()
 
-    module: Any = model.module
+    module: Any = model._source.load("AutoModelForCausalLM")
     old = tiny_causal_lm("llama", 0, num_hidden_layers=1)[0]
     assert torch.equal(module.lm_head.weight, old.lm_head.weight)
     assert module.generation_config.eos_token_id == 2
