@@ -28,6 +28,7 @@ from qeff_framework.lowering.inline import InlineDialect
 from qeff_framework.lowering.layer_functions import InlineLayers, LayerFunctions
 from qeff_framework.lowering.layer_windows import LayerWindow, layer_windows
 from qeff_framework.lowering.limit_constants import LimitConstants, Limits
+from qeff_framework.lowering.named_nodes import check_operator_types, nodes_named
 from qeff_framework.lowering.nodes import (
     AttentionNode,
     CausalMaskNode,
@@ -121,6 +122,7 @@ __all__ = [
     "add_initializer",
     "attach_function",
     "bind_sizes",
+    "check_operator_types",
     "computed_tensor",
     "constant_array",
     "constant_products",
@@ -137,6 +139,7 @@ __all__ = [
     "made_by",
     "matrices_of",
     "narrow_stored_weights",
+    "nodes_named",
     "nodes_of",
     "operand",
     "readers",

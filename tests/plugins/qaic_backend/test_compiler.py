@@ -260,6 +260,31 @@ def test_what_cannot_work_is_refused_before_the_compiler(model, specializations,
         check_program(model, specializations)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fp32_nodes": ("logits", "logit")}, r"no node whose first output is logit; did you mean logits"),
+        (
+            {"keep_original_precision_for_nodes": ("Softmax", "CustomRmsNorm")},
+            r"keep_original_precision_for_nodes: there is no operator CustomRmsNorm; did you mean CustomRMSNorm",
+        ),
+        ({"execute_nodes_in_fp16": ("MatMull",)}, r"there is no operator MatMull; did you mean MatMul"),
+    ],
+)
+def test_misspelt_nodes_and_operators_are_refused_before_the_compiler(
+    options, message, standin, llama_export, tmp_path
+) -> None:
+    """The compiler ignores what it does not know, and the program overflows where it should not."""
+    sdk = standin()
+    with pytest.raises(CompileError, match=message):
+        compile_program(llama_export, tmp_path / "program", **options)
+    assert sdk.invocations("qaic-compile") == []
+    # One list for many models: those without such nodes take it as well.
+    compile_program(
+        llama_export, tmp_path / "bundle", dry_run=True, keep_original_precision_for_nodes=("LayerNormalization",)
+    )
+
+
 def test_loops_that_are_still_there_are_refused_before_the_compiler() -> None:
     body = ir.Graph([], [], nodes=[], name="step")
     loop = ir.Node("", "Loop", inputs=[], attributes=[ir.AttrGraph("body", body)], num_outputs=1, name="search")

@@ -118,6 +118,19 @@ def test_wrong_partition_files_are_refused_before_the_compiler(changes, message,
         read_user_file(path, 2)
 
 
+def test_a_partition_of_nodes_that_the_program_has_not_is_refused(standin, llama_export, tmp_path) -> None:
+    """The compiler would ignore the list."""
+    sdk = standin(devices="ultra")
+    stages = [
+        {"name": f"stage{number}", "devices": [{"deviceId": number}], "nodeList": [node]}
+        for number, node in enumerate(["node_MatMul_0", "CtxScater_2"])
+    ]
+    own = partition_file(tmp_path / "own.json", partitions=stages)
+    with pytest.raises(OptionError, match=r"no node of stage0 is one of the program \(node_MatMul_0 first"):
+        compile_program(llama_export, tmp_path / "program", num_devices=2, mdp_load_partition_config=own)
+    assert sdk.invocations("qaic-compile") == []
+
+
 def test_a_partition_file_that_is_not_there_is_refused(tmp_path) -> None:
     with pytest.raises(OptionError, match=r"missing\.json cannot be read"):
         read_user_file(tmp_path / "missing.json", 1)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qaic_backend import flags
 from qaic_backend.compiler import side_files
-from qaic_backend.compiler.partitions import name_nodes, pipeline, read_user_file, stage_nodes
+from qaic_backend.compiler.partitions import check_listed_nodes, name_nodes, pipeline, read_user_file, stage_nodes
 from qaic_backend.options import QaicCompileOptions
 from qaic_backend.sdk import PROGRAM_FILE, CompilerGeneration
 from qeff_framework.lowering import LayerFunctions, link_stored_weights, narrow_stored_weights, write_weights
@@ -84,6 +84,8 @@ def write_bundle(
         # Behind all that looks at single nodes.
         LayerFunctions().run(model)
     name_nodes(model)
+    if user_file is not None:
+        check_listed_nodes(user_partitions, model, user_file.name)
     ir.save(model, directory / MODEL_FILE)
     named = _uses_named_form(options, generation)
     flat_text = side_files.flat_specializations(specializations)

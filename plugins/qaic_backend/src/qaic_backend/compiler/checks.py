@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from qaic_backend.options import QaicCompileOptions
+from qeff_framework.lowering import check_operator_types, nodes_named
 from qeff_framework.plugin_api import CompileError, ExportedModel, Specialization
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
 
@@ -30,6 +32,13 @@ def check_operators(model: ir.Model) -> None:
             f"the model has {len(loops)} loops that cannot be unrolled ({loops[0]} first), and the compiler has no operator for "
             "loops: it cannot be compiled for qaic; use ort_sim"
         )
+
+
+def check_names(model: ir.Model, options: QaicCompileOptions) -> None:
+    """Raises `CompileError` for nodes and operator types of the options that do not exist: the compiler ignores them."""
+    nodes_named(model, options.fp32_nodes, option="fp32_nodes")
+    for name in ("execute_nodes_in_fp16", "keep_original_precision_for_nodes"):
+        check_operator_types(model, getattr(options, name), option=name)
 
 
 def _check_state_names(exported: ExportedModel) -> None:

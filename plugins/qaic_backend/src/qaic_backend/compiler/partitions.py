@@ -5,6 +5,7 @@ Tensor slicing needs devices only. A pipeline lists for each stage the nodes tha
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,23 @@ def read_user_file(path: Path, num_devices: int) -> str:
     if problem:
         raise OptionError(f"backend 'qaic': mdp_load_partition_config {path.name}: {problem}")
     return text
+
+
+def check_listed_nodes(text: str, model: ir.Model, file: str) -> None:
+    """Raises `OptionError` for a partition of a user's file that lists nodes, none of which the model has.
+
+    A list may also have names that the compiler gives, those of inlined functions for instance; it ignores others.
+    """
+    known = {str(node.name) for node in model.graph.all_nodes()}
+    known |= {name for node in model.graph for name in _copies(model, node)}
+    for partition in json.loads(text)["partitions"]:
+        listed = partition.get("nodeList")
+        if listed and known.isdisjoint(listed):
+            near = difflib.get_close_matches(str(listed[0]), known, n=1)
+            raise OptionError(
+                f"backend 'qaic': mdp_load_partition_config {file}: no node of {partition.get('name', 'a partition')} is one of "
+                f"the program ({listed[0]} first{f'; did you mean {near[0]}?' if near else ''})"
+            )
 
 
 def _problem(document: Any, num_devices: int) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qaic_backend.compiler.bundle import PROGRAM_FOLDER, Bundle, write_bundle
-from qaic_backend.compiler.checks import check_operators, check_program
+from qaic_backend.compiler.checks import check_names, check_operators, check_program
 from qaic_backend.compiler.failures import DIAGNOSIS, NAMED_FORM_REFUSED
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
@@ -45,6 +45,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     compiler = None if request.dry_run else _compiler(sdk)
     check_program(exported, request.specializations)
     check_operators(request.model)
+    check_names(request.model, options)
     host_graphs = _angles(request) if options.convert_to_fp16 else []
     name = sdk.compiler.name if sdk.compiler is not None else None
     generation = generation_of(options.target_sdk or sdk.apps_version, name)

@@ -7,15 +7,22 @@ the rounding between two such ops.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from ort_sim_backend.number_formats import round_float16
-from qeff_framework.lowering import DOMAIN, GraphPass, computed_tensor, graph_of, has_subgraph, replace_content, weights
-from qeff_framework.plugin_api import CompileError
+from qeff_framework.lowering import (
+    DOMAIN,
+    GraphPass,
+    computed_tensor,
+    graph_of,
+    has_subgraph,
+    nodes_named,
+    replace_content,
+    weights,
+)
 
 #: Ops whose results are numbers that they have read: moved, chosen, or with another sign.
 _MOVING = frozenset(
@@ -61,7 +68,7 @@ class Float16Results(GraphPass):
             CompileError: the graph lacks one of `fp32_nodes`.
         """
         common_passes.ShapeInferencePass()(model)
-        wide = self._wide_nodes(model)
+        wide = nodes_named(model, self._fp32_nodes, option="fp32_nodes")
         for value in weights(model):
             if value.dtype in _WIDE and not (value.uses() and all(use.node in wide for use in value.uses())):
                 _round_constant(value)
@@ -72,17 +79,6 @@ class Float16Results(GraphPass):
                 if _is_wide(output, node):
                     _round_result(node, output, wide if node in wide else frozenset())
         return True
-
-    def _wide_nodes(self, model: ir.Model) -> frozenset[ir.Node]:
-        by_name = {node.outputs[0].name: node for node in model.graph.all_nodes() if node.outputs}
-        unknown = sorted(self._fp32_nodes - by_name.keys())
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], [name for name in by_name if name], n=1)
-            raise CompileError(
-                f"fp32_nodes: the lowered graph has no node whose first output is {', '.join(unknown)}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
-        return frozenset(by_name[name] for name in self._fp32_nodes)
 
 
 def _is_wide(output: ir.Value, node: ir.Node) -> bool:
