@@ -168,6 +168,8 @@ def built(make: Callable[[], tuple[PreTrainedModel, Image]]) -> tuple[PreTrained
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)  # so that the tokens depend on the whole prompt
+                if not parameter.any():  # Gemma 3 projects images by zeros at first
+                    torch.nn.init.normal_(parameter, std=0.4)
     module.eval().set_attn_implementation("eager")
     return module, image
 

@@ -46,18 +46,24 @@ def is_pipeline(place: str | os.PathLike[str]) -> bool:
 class _Decision:
     """What a config was found to be."""
 
-    task: Task
+    #: The tasks that its head is for, the first of them by default.
+    tasks: tuple[Task, ...]
     #: The installed Transformers lacks a class that the checkpoint brings along.
     needs_own_code: bool
 
 
 def task_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> Task:
-    """The task of a checkpoint or a module; `config` in place of its own.
+    """The task of a checkpoint or a module, the first of `tasks_of`; `config` in place of its own."""
+    return tasks_of(source, config)[0]
+
+
+def tasks_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> tuple[Task, ...]:
+    """The tasks of a checkpoint or a module, the first by default; `config` in place of its own.
 
     The head that the checkpoint was saved with decides (``architectures``). A config without it is taken for a causal
     LM if Transformers has a causal-LM class, and no masked-LM class, for its model type (encoders such as BERT have
     both), then for a vision-language model if it has such a class. An encoder-decoder is one in its config
-    (``is_encoder_decoder``).
+    (``is_encoder_decoder``). A class that Transformers lists for text and for images (Gemma 3) is for both, images first.
 
     Raises:
         UnsupportedModelError: its head is that of no task, or it reads something else than text.
@@ -67,13 +73,18 @@ def task_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> Tas
     decision = _remembered(config) or _remember(config, _decide(config))
     if decision.needs_own_code and not source.trusted:
         refuse_untrusted(source.name, config)
-    return decision.task
+    return decision.tasks
 
 
-def task_of_checkpoint(source: ModelSource) -> Task:
-    """`task_of`, but a decoder that sentence-transformers has made an embedding model of is an encoder."""
-    task = task_of(source)
-    return "encoder" if task == "causal-lm" and is_embedding_checkpoint(source) else task
+def task_of_checkpoint(source: ModelSource, prefer: Task | None = None) -> Task:
+    """`task_of`, but a decoder that sentence-transformers has made an embedding model of is an encoder.
+
+    Of several tasks it is `prefer` if that is one of them.
+    """
+    tasks = tasks_of(source)
+    if "causal-lm" in tasks and is_embedding_checkpoint(source):
+        return "encoder"
+    return prefer if prefer in tasks else tasks[0]
 
 
 def check_task(source: ModelSource, task: Task) -> None:
@@ -81,11 +92,11 @@ def check_task(source: ModelSource, task: Task) -> None:
 
     A decoder that is an embedding model can be opened as a language model, too.
     """
-    actual = task_of(source)
-    if actual != task and task_of_checkpoint(source) != task:
+    tasks = tasks_of(source)
+    if task not in tasks and task_of_checkpoint(source) != task:
         raise UnsupportedModelError(
-            f"{source.name} ({_told(source.config())}) is not a model for {task} but for {actual}; use "
-            f"{task_spec(actual).model_class.__name__}, or QEFFAutoModel, which picks the class by itself"
+            f"{source.name} ({_told(source.config())}) is not a model for {task} but for {' and '.join(tasks)}; use "
+            f"{task_spec(tasks[0]).model_class.__name__}, or QEFFAutoModel, which picks the class by itself"
         )
 
 
@@ -106,7 +117,18 @@ def _decide(config: Mapping[str, Any]) -> _Decision:
     needs_own_code = model_type not in transformers.CONFIG_MAPPING or (
         spec.model_class.transformers_class in own and model_type not in mapping
     )
-    return _Decision(task=spec.name, needs_own_code=needs_own_code)
+    tasks: tuple[Task, ...] = (spec.name,)
+    if spec.name == "causal-lm" and _is_for_images(config):
+        tasks = ("image-text-to-text", spec.name)
+    return _Decision(tasks=tasks, needs_own_code=needs_own_code)
+
+
+def _is_for_images(config: Mapping[str, Any]) -> bool:
+    """Whether a class for text is one for images as well, which it encodes behind Transformers' interface for that."""
+    listed = _names(_mappings()["IMAGE_TEXT_TO_TEXT"])
+    return any(
+        name in listed and hasattr(_class(name), "get_image_features") for name in config.get("architectures") or ()
+    )
 
 
 def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
@@ -279,10 +301,10 @@ def _memo_key(config: Mapping[str, Any]) -> str:
 
 
 def _remembered(config: Mapping[str, Any]) -> _Decision | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads((store_root() / "tasks" / f"{_memo_key(config)}.json").read_text(encoding="utf-8"))
-        decision = _Decision(**content)
-        return decision if decision.task in task_names() else None
+        decision = _Decision(tasks=(*content["tasks"],), needs_own_code=content["needs_own_code"])
+        return decision if {*decision.tasks} <= {*task_names()} else None
     return None
 
 

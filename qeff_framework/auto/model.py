@@ -13,12 +13,14 @@ from qeff_framework.tasks import task_spec, task_specs
 if TYPE_CHECKING:
     import torch
 
+    from qeff_framework.contracts import Task
     from qeff_framework.model import QEFFBaseModel
 
 
 class QEFFAutoModel:
     """Builds the class that fits a checkpoint or a module: a causal LM continues a text, an encoder-decoder turns one into
-    another, an encoder returns embeddings, a classifier scores texts or tokens, and another one finds answers.
+    another, an encoder returns embeddings, a classifier scores texts or tokens, and another one finds answers. A checkpoint for
+    images and text, such as Gemma 3, becomes a vision-language model; `QEFFAutoModelForCausalLM` takes its text model alone.
 
     Example::
 
@@ -37,17 +39,22 @@ class QEFFAutoModel:
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **hf_kwargs: Any) -> QEFFBaseModel:
         """Takes a checkpoint; see `QEFFBaseModel.from_pretrained`."""
-        if is_pipeline(pretrained_model_name_or_path):
-            return task_spec(PIPELINES).model_class.from_pretrained(pretrained_model_name_or_path, **hf_kwargs)
-        names = {name for spec in task_specs() for name in spec.model_options}
-        options = {name: hf_kwargs.pop(name) for name in names & hf_kwargs.keys()}
-        source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
-        spec = task_spec(task_of_checkpoint(source))
-        for name in options:
-            if name not in spec.model_options:
-                owners = " and ".join(other.models for other in task_specs() if name in other.model_options)
-                raise OptionError(
-                    f"{name}= is for {owners}, and {source.name} is a model for {spec.name}; leave it out"
-                )
-        # The same source: a hub's revision may stand for another commit when it is asked again.
-        return spec.model_class(source, **options)
+        return model_of_checkpoint(pretrained_model_name_or_path, hf_kwargs)
+
+
+def model_of_checkpoint(
+    place: str | os.PathLike[str], hf_kwargs: dict[str, Any], *, prefer: Task | None = None
+) -> QEFFBaseModel:
+    """`QEFFAutoModel.from_pretrained`. A checkpoint that is for several tasks is taken for `prefer` if that is one of them."""
+    if is_pipeline(place):
+        return task_spec(PIPELINES).model_class.from_pretrained(place, **hf_kwargs)
+    names = {name for spec in task_specs() for name in spec.model_options}
+    options = {name: hf_kwargs.pop(name) for name in names & hf_kwargs.keys()}
+    source = CheckpointSource(place, hf_kwargs)
+    spec = task_spec(task_of_checkpoint(source, prefer))
+    for name in options:
+        if name not in spec.model_options:
+            owners = " and ".join(other.models for other in task_specs() if name in other.model_options)
+            raise OptionError(f"{name}= is for {owners}, and {source.name} is a model for {spec.name}; leave it out")
+    # The same source: a hub's revision may stand for another commit when it is asked again.
+    return spec.model_class(source, **options)

@@ -133,7 +133,7 @@ def _program(args: argparse.Namespace) -> CompiledModel:
     texts = compile_texts(args)
     if "ctx_len" not in texts:
         args.ctx_len = str(max(args.prompt_len) + args.new_tokens)
-    return compile_model(args, check_task=lambda task: _check_task(task, args))
+    return compile_model(args, check_task=lambda task: _check_task(task, args), prefer="causal-lm")
 
 
 def _check_task(task: str, args: argparse.Namespace) -> None:

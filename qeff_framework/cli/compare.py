@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     _check(args)
     prompts, text = _given_texts(args)
     _complete_sizes(args)
-    compiled = compile_model(args, check_task=_check_task, reads_texts=True)
+    compiled = compile_model(args, check_task=_check_task, reads_texts=True, prefer=_TASK)
     runtime_texts = texts_by_name(args.runtime_options)
     runtime = (
         typed_options(runtime_texts, [registry.descriptor(backend_of(compiled)).runtime_options])
@@ -108,7 +108,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     with load_compiled(compiled.directory, extensions=args.extension, **runtime) as runner:
         reading = ForcedReading(runner.session)
         # The reference computes in float32 also where the program keeps the checkpoint's quantised weights.
-        reference = Reference(open_model(argparse.Namespace(**{**vars(args), "keep_quantized": False})).module)
+        reference = Reference(
+            open_model(argparse.Namespace(**{**vars(args), "keep_quantized": False}), prefer=_TASK).module
+        )
         tokenizer = runner.tokenizer
         if tokenizer is None:
             raise InputError(runner.no_tokenizer)

@@ -23,7 +23,7 @@ from qeff_framework.tasks import task_specs
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
-    from qeff_framework.contracts import CompiledModel, Specialization
+    from qeff_framework.contracts import CompiledModel, Specialization, Task
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
 
@@ -87,12 +87,14 @@ def compile_model(
     reads_texts: bool = False,
     reads_chats: bool = False,
     check_task: Callable[[str], None] = lambda task: None,
+    prefer: Task | None = None,
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
     Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
     `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled, with `reads_chats` also one without a
-    chat template; so is what `check_task` raises for the model's task.
+    chat template; so is what `check_task` raises for the model's task. A checkpoint that is for several tasks is opened for
+    `prefer`.
     """
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
@@ -104,7 +106,7 @@ def compile_model(
     # A program that is run afterwards must not be compiled for a backend that cannot be loaded to run it.
     relay = registry.get(backend, extensions=(), stage=None if hasattr(args, "runtime_options") else "compile")
     _check_options(texts, texts_by_name(getattr(args, "runtime_options", [])), relay, args.task)
-    model = open_model(args)
+    model = open_model(args, prefer=prefer)
     check_task(model.task)
     options = typed_options(texts, [model.shapes, descriptor.options])
     if reads_texts:

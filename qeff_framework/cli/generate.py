@@ -32,6 +32,7 @@ from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
+    from qeff_framework.contracts import Task
     from qeff_framework.tasks import TaskSpec
 
 
@@ -156,7 +157,11 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     def check_task(task: str) -> None:
         _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
 
-    compiled = given_artifact(args) or compile_model(args, check_task=check_task, reads_texts=bool(prompts))
+    # Of a model for images and text, the text model alone is less to compile, and takes every option of text generation.
+    prefer: Task = "image-text-to-text" if args.image else "causal-lm"
+    compiled = given_artifact(args) or compile_model(
+        args, check_task=check_task, reads_texts=bool(prompts), prefer=prefer
+    )
     check_task(compiled.task)
     request = ResultsRequest(
         texts=prompts,

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.errors import OptionError
 
 if TYPE_CHECKING:
+    from qeff_framework.contracts import Task
     from qeff_framework.model import QEFFBaseModel
 
 
-def open_model(args: argparse.Namespace) -> QEFFBaseModel:
-    """The model of `arguments.add_model`. Its weights are not loaded."""
-    from qeff_framework.auto.model import QEFFAutoModel
+def open_model(args: argparse.Namespace, *, prefer: Task | None = None) -> QEFFBaseModel:
+    """The model of `arguments.add_model`. Its weights are not loaded.
+
+    A checkpoint that is for several tasks is opened for `prefer` if that is one of them, unless the user has chosen.
+    """
+    from qeff_framework.auto.model import model_of_checkpoint
     from qeff_framework.tasks import task_spec
 
     given: dict[str, Any] = {
@@ -35,5 +39,5 @@ def open_model(args: argparse.Namespace) -> QEFFBaseModel:
             )
         given["kv_offload"] = args.kv_offload
     if task == "auto":
-        return QEFFAutoModel.from_pretrained(args.model, **given)
+        return model_of_checkpoint(args.model, given, prefer=prefer)
     return task_spec(task).model_class.from_pretrained(args.model, **given)

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction
+from qeff_framework import (
+    QEFFAutoModel,
+    QEFFAutoModelForCausalLM,
+    QEFFAutoModelForFeatureExtraction,
+    QEFFAutoModelForImageTextToText,
+)
 from qeff_framework.auto.dispatch import task_of
+from qeff_framework.auto.model import model_of_checkpoint
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import CheckpointSource
 
@@ -29,7 +35,8 @@ def folder(path: Path, model_type: str, *architectures: str, **fields: object) -
     ("model_type", "architecture", "task"),
     [
         ("llama", "LlamaForCausalLM", "causal-lm"),
-        ("gemma3", "Gemma3ForConditionalGeneration", "causal-lm"),
+        ("gemma3", "Gemma3ForConditionalGeneration", "image-text-to-text"),
+        ("git", "GitForCausalLM", "causal-lm"),
         ("bert", "BertModel", "encoder"),
         ("bert", "BertForPreTraining", "encoder"),
         ("llama", "LlamaModel", "encoder"),
@@ -103,6 +110,16 @@ def test_another_task_is_named(tmp_path: Path) -> None:
         UnsupportedModelError, match="not a model for causal-lm but for encoder; use QEFFAutoModelForFeat"
     ):
         QEFFAutoModelForCausalLM.from_pretrained(folder(tmp_path, "bert", "BertModel"))
+
+
+def test_a_model_of_images_is_one_of_text_for_who_asks(tmp_path: Path) -> None:
+    place = folder(tmp_path, "gemma3", "Gemma3ForConditionalGeneration")
+    for asked in (QEFFAutoModelForCausalLM, QEFFAutoModelForImageTextToText):
+        assert isinstance(asked.from_pretrained(place), asked)
+    for prefer in ("causal-lm", "image-text-to-text"):
+        assert model_of_checkpoint(place, {}, prefer=prefer).task == prefer
+    with pytest.raises(UnsupportedModelError, match="not a model for encoder but for image-text-to-text and causal-lm"):
+        QEFFAutoModelForFeatureExtraction.from_pretrained(place)
 
 
 def test_an_unknown_type_without_code_is_not_told_to_trust_any(tmp_path: Path) -> None:

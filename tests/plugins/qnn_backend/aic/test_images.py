@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
-from qeff_framework import QEFFAutoModelForImageTextToText
+from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
+from qeff_framework.runtime.image_text import CompiledImageTextToText
 from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, shaded
 
 pytestmark = pytest.mark.usefixtures("session_store")
@@ -28,5 +31,8 @@ def test_standin_two_programs_and_the_bundle_of_both(standin_qairt, standin_card
     bundle = model.compile(backend="qnn", dry_run=True, **sizes)
     assert {*bundle.parts()} == {"vision", "language"}
     for program in bundle.parts().values():
-        assert (program.directory / "model.onnx").is_file()
-        assert (program.directory / "compile.sh").is_file()
+        subprocess.run([program.directory / "compile.sh"], check=True, capture_output=True)
+    with load_compiled(bundle.directory) as runner:
+        assert isinstance(runner, CompiledImageTextToText)
+        found = runner.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids
+    assert found == output.generated_ids
