@@ -124,8 +124,6 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             UnsupportedModelError: it has a safety checker, or lacks a component.
         """
         require_diffusers()
-        from diffusers import DiffusionPipeline
-
         unknown = [name for name in _OF_OTHER_MODELS if hf_kwargs.get(name)]
         if unknown:
             raise OptionError(f"{' and '.join(unknown)} is for other models than pipelines of diffusers; leave it out")
@@ -138,11 +136,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             return cls(pretrained_model_name_or_path)
         place = os.fspath(pretrained_model_name_or_path)
         _check_folders(Path(place), hf_kwargs)
-        stored, given = _components_in(Path(place), hf_kwargs)
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(place, **given, **hf_kwargs)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+        pipeline, stored = _loaded(place, hf_kwargs)
         name = _short(place)
         if adapter is not None:
             from qeff_framework.diffusion.adapters import merge_adapter
@@ -564,6 +558,20 @@ def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
             f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; download it "
             "again, or pass the component"
         )
+
+
+def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:
+    """The pipeline, and those of its components that need no reading."""
+    from qeff_framework.sources.quiet import quiet_diffusers
+
+    with quiet_diffusers():
+        from diffusers import DiffusionPipeline
+
+        stored, given = _components_in(Path(place), arguments)
+        try:
+            return DiffusionPipeline.from_pretrained(place, **given, **arguments), stored
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
 
 
 def _components_in(

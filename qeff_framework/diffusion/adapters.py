@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.contracts import LowRankDelta
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Of the adapter in the pipeline without weights that it is loaded into.
 _NAME: Final = "adapter"
+_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MERGE: Final = "merge it: from_pretrained(PIPELINE, adapter=...)"
 
 
@@ -79,7 +83,7 @@ def merge_adapter(
         loaded = load(name)
         if loaded is not None:
             pipeline.register_modules(**{name: loaded})
-    with muted_loggers("diffusers", "peft", "transformers"):
+    with _quiet():
         try:
             pipeline.load_lora_weights(told, adapter_name=_NAME)
             pipeline.fuse_lora(components=names)
@@ -89,6 +93,17 @@ def merge_adapter(
                 f"{told} cannot be merged into {type(pipeline).__name__}: {_reason(error)}"
             ) from error
     return names
+
+
+def _is_local(weights: str | os.PathLike[str]) -> bool:
+    """Whether it is no id of the hub: ``owner/name``."""
+    text = os.fspath(weights)
+    return not isinstance(weights, str) or text.startswith((".", os.sep)) or Path(text).suffix in _SUFFIXES
+
+
+def _quiet() -> AbstractContextManager[None]:
+    """What is wrong is raised."""
+    return muted_loggers("diffusers", "peft", "transformers", heard_from=logging.CRITICAL)
 
 
 def _told(weights: str | os.PathLike[str] | Mapping[str, torch.Tensor]) -> str:
@@ -118,7 +133,9 @@ def _adapted_copies(
     if not hasattr(pipeline, "load_lora_weights"):
         raise UnsupportedModelError(f"diffusers loads no LoRA adapters into {kind}")
     _require_peft()
-    with exporting(), muted_loggers("diffusers", "peft", "transformers"):
+    if not isinstance(weights, Mapping) and _is_local(weights) and not Path(weights).exists():
+        raise CheckpointError(f"{told} is no LoRA adapter: there is no such file or folder")
+    with exporting(), _quiet():
         components = {name: weightless_copy(each) for name, each in components_with_weights(pipeline).items()}
         before = {name: _parameters(each) for name, each in components.items()}
         scratch = with_components(pipeline, components)
