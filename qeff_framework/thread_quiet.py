@@ -16,27 +16,30 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-_MUTED: ContextVar[tuple[str, ...]] = ContextVar("qeff_muted_loggers", default=())
+#: Names of loggers, and the level from which on they are heard.
+_MUTED: ContextVar[tuple[tuple[str, int], ...]] = ContextVar("qeff_muted_loggers", default=())
 _SWALLOWED: ContextVar[io.StringIO | None] = ContextVar("qeff_swallowed_stderr", default=None)
 
 
 class _MutedLoggers(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets errors pass, and what the running thread has not muted."""
-        names = _MUTED.get()
-        return record.levelno >= logging.ERROR or not any(_belongs_to(record.name, name) for name in names)
+        """Lets pass what the running thread has not muted."""
+        return not any(record.levelno < level and _belongs_to(record.name, name) for name, level in _MUTED.get())
 
 
 _FILTER = _MutedLoggers()
 
 
 @contextmanager
-def muted_loggers(*names: str) -> Iterator[None]:
-    """Hides what the loggers `names`, and those below them, say in this thread, unless it is an error."""
+def muted_loggers(*names: str, heard_from: int = logging.ERROR) -> Iterator[None]:
+    """Hides what the loggers `names`, and those below them, say in this thread, unless it is an error.
+
+    `heard_from`: another level than that of errors, for code whose errors are raised as well.
+    """
     for name in names:
         for handler in _handlers(name):
             handler.addFilter(_FILTER)  # Once: a filter that is there already is not added again.
-    token = _MUTED.set((*_MUTED.get(), *names))
+    token = _MUTED.set((*_MUTED.get(), *((name, heard_from) for name in names)))
     try:
         yield
     finally:

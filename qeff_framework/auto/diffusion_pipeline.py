@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
+#: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
+_OF_OTHER_MODELS = ("gguf_file", "keep_quantized", "pooling")
 
 
 class QEFFDiffusionPipeline(QEFFBaseModel):
@@ -98,33 +100,51 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._written: tuple[Any, ...] = ()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | Any, **hf_kwargs: Any) -> Self:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | Any,
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        **hf_kwargs: Any,
+    ) -> Self:
         """Takes a folder or an id of the hub, as `DiffusionPipeline.from_pretrained` does, or a pipeline in memory.
 
         The weights of a folder's denoiser and VAE are not read where they are safetensors files: exports refer to the files.
 
         Args:
             pretrained_model_name_or_path: a folder with a ``model_index.json``, a hub id, or a pipeline.
+            adapter: folder, file or hub id of a LoRA adapter, which is merged into the weights; `load_lora_weights` loads those
+                that can be switched.
             **hf_kwargs: arguments of diffusers' ``from_pretrained`` (``revision``, ``variant``, ``safety_checker=None``, ...).
 
         Raises:
             InputError: diffusers is not installed.
-            CheckpointError: it is missing, incomplete or damaged.
+            OptionError: an argument that a pipeline has no use for.
+            CheckpointError: it, or the adapter, is missing, incomplete or damaged.
             UnsupportedModelError: it has a safety checker, or lacks a component.
         """
         require_diffusers()
-        from diffusers import DiffusionPipeline
-
+        unknown = [name for name in _OF_OTHER_MODELS if hf_kwargs.get(name)]
+        if unknown:
+            raise OptionError(f"{' and '.join(unknown)} is for other models than pipelines of diffusers; leave it out")
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            if adapter is not None:
+                raise OptionError(
+                    "adapter is for a folder or an id of the hub; merge it into a pipeline in memory yourself: "
+                    "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights()"
+                )
             return cls(pretrained_model_name_or_path)
         place = os.fspath(pretrained_model_name_or_path)
         _check_folders(Path(place), hf_kwargs)
-        stored, given = _components_in(Path(place), hf_kwargs)
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(place, **given, **hf_kwargs)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
-        name = os.path.basename(os.path.normpath(place))  # noqa: PTH119 - it may be the id of a hub
+        pipeline, stored = _loaded(place, hf_kwargs)
+        name = _short(place)
+        if adapter is not None:
+            from qeff_framework.diffusion.adapters import merge_adapter
+
+            _check_components(pipeline)
+            merged = merge_adapter(pipeline, adapter, lambda part: stored[part].load() if part in stored else None)
+            stored = {part: each for part, each in stored.items() if part not in merged}
+            name = f"{name}-{_short(os.fspath(adapter))}"
         return cls(pipeline, name=name, stored=stored)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -454,7 +474,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     def _recorded(self, shapes: PipelineShapes) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
         """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
-        from qeff_framework.diffusion.recording import recorded_calls
+        from qeff_framework.diffusion.recording import recorded
+
+        def calls(arguments: list[dict[str, Any]]) -> list[tuple[Call, int]]:
+            recording = recorded(self._pipeline, arguments)
+            self._pipeline_source.host_weights = recording.host_weights
+            return recording.calls
 
         def runs(*, pictures: bool) -> list[dict[str, Any]]:
             return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
@@ -462,7 +487,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         plain = runs(pictures=False)
         missing = [name for name in PICTURES if name in call_parameters(self._pipeline) and name not in self._call]
         try:
-            return plain, recorded_calls(self._pipeline, plain)
+            return plain, calls(plain)
         except (OptionError, UnsupportedModelError) as error:
             if not missing:
                 raise
@@ -472,7 +497,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                     f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
                 ) from error
         given = runs(pictures=True)
-        return given, recorded_calls(self._pipeline, given)
+        return given, calls(given)
 
     def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""
@@ -516,6 +541,10 @@ class QEFFWanPipeline(QEFFDiffusionPipeline):
     """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
 
 
+def _short(place: str) -> str:
+    return os.path.basename(os.path.normpath(place))  # noqa: PTH119 - it may be the id of a hub
+
+
 def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
     """Refuses a folder that lacks one of the components that it names. What cannot be read is left to the loader of diffusers."""
     try:
@@ -529,6 +558,20 @@ def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
             f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; download it "
             "again, or pass the component"
         )
+
+
+def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:
+    """The pipeline, and those of its components that need no reading."""
+    from qeff_framework.sources.quiet import quiet_diffusers
+
+    with quiet_diffusers():
+        from diffusers import DiffusionPipeline
+
+        stored, given = _components_in(Path(place), arguments)
+        try:
+            return DiffusionPipeline.from_pretrained(place, **given, **arguments), stored
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
 
 
 def _components_in(

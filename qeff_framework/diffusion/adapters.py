@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qeff_framework.contracts import LowRankDelta
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
 
 #: Of the adapter in the pipeline without weights that it is loaded into.
 _NAME: Final = "adapter"
-_MERGE: Final = "merge it: pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights()"
+_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_MERGE: Final = "merge it: from_pretrained(PIPELINE, adapter=...)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +57,109 @@ def read_adapter(
         CheckpointError: there is no such adapter, it is for another architecture, or it changes more than sums of low rank can.
         InputError: peft is not installed.
     """
+    told = _told(weights)
+    found = {
+        name: _factors(module, before, told)
+        for name, (module, before) in _adapted_copies(pipeline, weights, more).items()
+    }
+    return PipelineAdapter(factors=found)
+
+
+def merge_adapter(
+    pipeline: Any, weights: str | os.PathLike[str], load: Callable[[str], torch.nn.Module | None]
+) -> list[str]:
+    """Makes an adapter a part of the weights, as diffusers' ``fuse_lora`` does. Returns which components it changes.
+
+    `load`: a component that `pipeline` has without its numbers, with them; `None` for another one.
+
+    Raises:
+        UnsupportedModelError: diffusers has no adapters for such a pipeline.
+        CheckpointError: there is no such adapter, or it is for another architecture.
+        InputError: peft is not installed.
+    """
+    told = _told(weights)
+    names = [*_adapted_copies(pipeline, weights, {})]
+    for name in names:
+        loaded = load(name)
+        if loaded is not None:
+            pipeline.register_modules(**{name: loaded})
+    with _quiet():
+        try:
+            pipeline.load_lora_weights(told, adapter_name=_NAME)
+            pipeline.fuse_lora(components=names)
+            pipeline.unload_lora_weights()
+        except Exception as error:
+            raise CheckpointError(
+                f"{told} cannot be merged into {type(pipeline).__name__}: {_reason(error)}"
+            ) from error
+    return names
+
+
+def _is_local(weights: str | os.PathLike[str]) -> bool:
+    """Whether it is no id of the hub: ``owner/name``."""
+    text = os.fspath(weights)
+    return not isinstance(weights, str) or text.startswith((".", os.sep)) or Path(text).suffix in _SUFFIXES
+
+
+def _quiet() -> AbstractContextManager[None]:
+    """What is wrong is raised."""
+    return muted_loggers("diffusers", "peft", "transformers", heard_from=logging.CRITICAL)
+
+
+def _told(weights: str | os.PathLike[str] | Mapping[str, torch.Tensor]) -> str:
+    return os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else "the adapter"
+
+
+def _reason(error: Exception) -> str:
+    """One line: of all layers that have another size the first."""
+    text = str(error)
+    other_size = re.search(r"size mismatch for .*", text)
+    if other_size:
+        return (
+            f"it is for another architecture, or other sizes of this one ({other_size[0].rstrip('.')}); load it into the "
+            "pipeline that it was trained for"
+        )
+    return text.partition("\n")[0] if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def _adapted_copies(
+    pipeline: Any, weights: str | os.PathLike[str] | Mapping[str, torch.Tensor], more: Mapping[str, Any]
+) -> Mapping[str, tuple[torch.nn.Module, Mapping[str, tuple[torch.Tensor, int]]]]:
+    """Weightless copies of the components that an adapter changes, with it, and their parameters before; see `_parameters`."""
     from qeff_framework.seam.isolation import exporting
     from qeff_framework.seam.weightless import weightless_copy
 
-    kind = type(pipeline).__name__
+    kind, told = type(pipeline).__name__, _told(weights)
     if not hasattr(pipeline, "load_lora_weights"):
         raise UnsupportedModelError(f"diffusers loads no LoRA adapters into {kind}")
     _require_peft()
-    told = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else "the adapter"
-    with exporting(), muted_loggers("diffusers", "peft", "transformers"):
+    if not isinstance(weights, Mapping) and _is_local(weights) and not Path(weights).exists():
+        raise CheckpointError(f"{told} is no LoRA adapter: there is no such file or folder")
+    with exporting(), _quiet():
         components = {name: weightless_copy(each) for name, each in components_with_weights(pipeline).items()}
         before = {name: _parameters(each) for name, each in components.items()}
         scratch = with_components(pipeline, components)
         given = dict(weights) if isinstance(weights, Mapping) else told
         try:
             scratch.load_lora_weights(given, adapter_name=_NAME, **more)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{told} is no LoRA adapter that diffusers can load into {kind}: {error}") from error
-        factors = {name: _factors(each, before[name], told) for name, each in components.items()}
-    found = {name: each for name, each in factors.items() if each}
+        except Exception as error:
+            raise CheckpointError(
+                f"{told} is no LoRA adapter that diffusers can load into {kind}: {_reason(error)}"
+            ) from error
+        found = {
+            name: (each, before[name])
+            for name, each in components.items()
+            if _tuned(each) or _replaced(each, before[name])
+        }
     if not found:
         raise CheckpointError(
             f"{told} adds nothing to {', '.join(components)} of {kind}: it is for another architecture; load it into the "
             "pipeline that it was trained for"
         )
-    return PipelineAdapter(factors=found)
+    for module, _ in found.values():
+        for path, layer in _tuned(module).items():
+            _check_size(layer, path, told)
+    return found
 
 
 def _require_peft() -> None:
@@ -94,21 +177,44 @@ def _parameters(module: torch.nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
     }
 
 
-def _factors(
-    module: torch.nn.Module, before: Mapping[str, tuple[torch.Tensor, int]], told: str
-) -> dict[str, LowRankDelta]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+def _replaced(module: torch.nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> list[str]:
+    """The parameters that are other ones now, or were written to."""
     now = _parameters(module)
-    changed = [
+    return [
         name
         for name, (each, version) in before.items()
         if name not in now or now[name][0] is not each or now[name][1] != version
     ]
+
+
+def _tuned(module: torch.nn.Module) -> dict[str, Any]:
+    """The layers that have something of an adapter, by their paths."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: layer for path, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+def _factors(
+    module: torch.nn.Module, before: Mapping[str, tuple[torch.Tensor, int]], told: str
+) -> dict[str, LowRankDelta]:
+    changed = _replaced(module, before)
     if changed:
         raise CheckpointError(f"{told} replaces {changed[0]}, and sums of low rank alone can be switched; {_MERGE}")
-    return {f"{path}.weight": _delta(layer, path, told) for path, layer in layers.items()}
+    return {f"{path}.weight": _delta(layer, path, told) for path, layer in _tuned(module).items()}
+
+
+def _check_size(layer: Any, path: str, told: str) -> None:
+    """Raises `CheckpointError` for an adapter of a layer of another size, which diffusers loads and cannot run."""
+    if _NAME not in getattr(layer, "lora_A", {}):
+        return
+    down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+    shape = list(layer.get_base_layer().weight.shape)
+    added = [up.shape[0], *down.shape[1:]]
+    if added != shape or down.shape[0] != up.shape[1]:
+        raise CheckpointError(
+            f"{told} adds {added} to {path}, which is {shape}: it is for another architecture, or other sizes of this one; load "
+            "it into the pipeline that it was trained for"
+        )
 
 
 def _delta(layer: Any, path: str, told: str) -> LowRankDelta:
@@ -121,10 +227,4 @@ def _delta(layer: Any, path: str, told: str) -> LowRankDelta:
     if other:
         raise CheckpointError(f"{told} is {other[0]} {path}, and sums of low rank alone can be switched; {_MERGE}")
     down, up = layer.lora_A[_NAME].weight.detach().float(), layer.lora_B[_NAME].weight.detach().float()
-    shape = tuple(layer.get_base_layer().weight.shape)
-    if (up.shape[0], *down.shape[1:]) != shape:
-        raise CheckpointError(
-            f"{told} adds {[up.shape[0], *down.shape[1:]]} to {path}, which is {list(shape)}: it is for another architecture, or "
-            f"other sizes of this one; load it into the pipeline that it was trained for"
-        )
     return LowRankDelta(down=down.numpy(), up=(up * float(layer.scaling[_NAME])).numpy())

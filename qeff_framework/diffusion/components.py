@@ -1,23 +1,27 @@
 """Components of a pipeline whose code is somebody else's: of the recorder, or of programs.
 
 A component keeps its class and its structure, which pipelines look at (``unet.config.in_channels``), and has no weights: its
-parameters are memory that nobody touches.
+parameters are read when somebody asks for their numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from qeff_framework.diffusion.first_block import KeptBlocks
+from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor
 
 #: ``(component, method, the method itself, positional arguments, keywords) -> result``.
 Handler = Callable[[str, str, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
 #: What a pipeline calls a component for. Everything else that it asks is answered by the structure.
 METHODS = ("forward", "decode", "encode")
+#: Parts of a component that a message names.
+_NAMED = 3
 
 
 def hand_over(component: torch.nn.Module, name: str, handler: Handler) -> torch.nn.Module:
@@ -65,8 +69,56 @@ def reset_kept_blocks(component: Any, recurse: bool = True) -> None:
     vars(component).pop("_kept_blocks", None)
 
 
-def without_weights(build: Callable[[], torch.nn.Module], buffers: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """What `build` returns, with parameters that were never computed, and with these buffers."""
+def read_on_demand(component: torch.nn.Module, read: Callable[[str], torch.Tensor]) -> torch.nn.Module:
+    """Makes `read` answer, by its name, for each parameter whose numbers the pipeline's own code takes."""
+    for path, part in component.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            full = f"{path}.{name}" if path else name
+            computed = ComputedTensor(
+                shape=tuple(parameter.shape), dtype=parameter.dtype, compute=partial(_detached, read, full)
+            )
+            setattr(part, name, torch.nn.Parameter(DeferredTensor.of_computed(computed), requires_grad=False))
+    return component
+
+
+def _detached(read: Callable[[str], torch.Tensor], name: str) -> torch.Tensor:
+    return read(name).detach()
+
+
+def structure(component: torch.nn.Module) -> dict[str, Any]:
+    """What decides about what the parts of a component compute, beside their weights: their classes, settings and processors."""
+    return {
+        path: (type(part), {name: _setting(value) for name, value in vars(part).items() if not name.startswith("_")})
+        for path, part in component.named_modules()
+    }
+
+
+def _setting(value: Any) -> Any:
+    """Objects are told by their class: a pipeline may put another attention processor in place of one."""
+    if isinstance(value, (list, tuple)):
+        return [_setting(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value)
+
+
+def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two of `structure`, for a message; "" for nothing."""
+    changed = [name for path in {**before, **now} for name in _changed(path, before.get(path), now.get(path))]
+    some = ", ".join(changed[:_NAMED])
+    return f"{some}, ..." if len(changed) > _NAMED else some
+
+
+def _changed(path: str, before: Any, now: Any) -> list[str]:
+    if before == now:
+        return []
+    if before is None or now is None or before[0] is not now[0]:
+        return [path or "its class"]
+    names = {**before[1], **now[1]}
+    differ = [name for name in names if before[1].get(name, Ellipsis) != now[1].get(name, Ellipsis)]
+    return [f"{path}.{name}" if path else name for name in differ]
+
+
+def without_weights(build: Callable[[], torch.nn.Module], numbers: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """What `build` returns, with parameters that were never computed, but for these parameters and buffers."""
     from accelerate import init_empty_weights
 
     from qeff_framework.seam.isolation import exporting
@@ -79,7 +131,14 @@ def without_weights(build: Callable[[], torch.nn.Module], buffers: Mapping[str, 
                 parameter.shape, dtype=torch.float32 if parameter.is_floating_point() else parameter.dtype
             )
             setattr(part, name, torch.nn.Parameter(empty, requires_grad=False))
-    for name, tensor in buffers.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, tensor)
+    set_numbers(module, numbers)
     return module.eval()
+
+
+def set_numbers(module: torch.nn.Module, numbers: Mapping[str, torch.Tensor]) -> None:
+    """Sets parameters and buffers by their names."""
+    for name, tensor in numbers.items():
+        owner, _, attribute = name.rpartition(".")
+        part = module.get_submodule(owner)
+        is_parameter = attribute in dict(part.named_parameters(recurse=False))
+        setattr(part, attribute, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qeff_framework.diffusion.calls import LIBRARIES, library_class
-from qeff_framework.diffusion.components import Handler, hand_over, without_weights
-from qeff_framework.errors import ArtifactCorruptError, UnsupportedModelError
+from qeff_framework.diffusion.components import Handler, hand_over, read_on_demand, set_numbers, without_weights
+from qeff_framework.errors import ArtifactCorruptError, InputError, UnsupportedModelError
 
-INDEX, BUFFERS = "pipeline.json", "buffers.safetensors"
+INDEX, NUMBERS = "pipeline.json", "numbers.safetensors"
 
 
 def components_with_weights(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -40,8 +41,10 @@ def with_components(pipeline: Any, replaced: Mapping[str, Any]) -> Any:
     return type(pipeline)(**{**pipeline.components, **replaced}, **further_arguments(pipeline))
 
 
-def save_without_weights(pipeline: Any, directory: Path) -> None:
-    """Writes `directory`."""
+def save_without_weights(
+    pipeline: Any, directory: Path, host_weights: Mapping[str, Mapping[str, torch.Tensor]]
+) -> None:
+    """Writes `directory`. `host_weights`: those of each component that the pipeline's own code computes with."""
     from safetensors.torch import save_file
 
     components: dict[str, Any] = {}
@@ -57,9 +60,9 @@ def save_without_weights(pipeline: Any, directory: Path) -> None:
             continue
         place.mkdir()
         _save_config(component, place)
-        buffers = {key: value.detach().clone().contiguous() for key, value in component.named_buffers()}
-        if buffers:
-            save_file(buffers, place / BUFFERS)
+        numbers = {**dict(component.named_buffers()), **host_weights.get(name, {})}
+        if numbers:
+            save_file({key: value.detach().clone().contiguous() for key, value in numbers.items()}, place / NUMBERS)
     index = {"class": _name_of(pipeline), "components": components, "arguments": further_arguments(pipeline)}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -89,7 +92,7 @@ def _loaded(kind: Any, place: Path, name: str, handler: Handler) -> Any:
 
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(place)
-    buffers = load_file(place / BUFFERS) if (place / BUFFERS).is_file() else {}
+    numbers = load_file(place / NUMBERS) if (place / NUMBERS).is_file() else {}
 
     def build() -> torch.nn.Module:
         if hasattr(kind, "load_config"):
@@ -98,7 +101,16 @@ def _loaded(kind: Any, place: Path, name: str, handler: Handler) -> Any:
             module = kind(kind.config_class.from_pretrained(place))
         return module
 
-    return hand_over(without_weights(build, buffers), name, handler)
+    module = read_on_demand(without_weights(build, {}), partial(_refuse_reading, name))
+    set_numbers(module, numbers)
+    return hand_over(module, name, handler)
+
+
+def _refuse_reading(component: str, weight: str) -> torch.Tensor:
+    raise InputError(
+        f"the pipeline computes with {component}.{weight} itself, outside of a call of its {component}, which it did not in the "
+        "run that the artifact was compiled for; compile it with what this call adds to that run: compile(call={...})"
+    )
 
 
 def _name_of(value: Any) -> str:

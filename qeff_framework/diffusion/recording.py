@@ -4,39 +4,61 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from qeff_framework.diffusion.calls import Call, CallGraph, call_of, rebuilt, tensor_specs
-from qeff_framework.diffusion.components import hand_over
+from qeff_framework.diffusion.components import changed_parts, hand_over, read_on_demand, structure
 from qeff_framework.diffusion.folder import components_with_weights, with_components
 from qeff_framework.errors import OptionError, QEFFError, UnsupportedModelError
+from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.thread_quiet import muted_loggers
 
 #: Arguments that messages about a refused run name.
 _TOLD = ("height", "width", "num_frames", "max_sequence_length")
-#: Parts of a component that a message names.
-_NAMED = 3
+#: Bytes of weights that the pipeline's own code may compute with: an artifact carries them beside the programs.
+_MOST_ON_THE_HOST = 64 * 2**20
 
 
 class Recorder:
     """Answers calls with zeros of the right shapes, and keeps each kind of call once, in the order of the first of each."""
 
-    def __init__(self, components: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, components: Mapping[str, torch.nn.Module], numbers: Mapping[str, torch.nn.Module]) -> None:
+        """`numbers`: the components with their weights."""
         self._components = components
+        self._numbers = numbers
+        #: Numbers of weights that the pipeline's own code has computed with, by component and name.
+        self.host_weights: dict[str, dict[str, torch.Tensor]] = {}
         self.calls: list[Call] = []
         #: For each call the number of the run that made it first.
         self.runs: list[int] = []
         self.run = 0
         self._results: list[Mapping[str, Any]] = []
-        #: Of each component in the hands of the pipeline, see `_structure`.
+        #: Of each component in the hands of the pipeline, see `components.structure`.
         self._structures: dict[str, Any] = {}
 
     def watch(self, name: str, component: torch.nn.Module) -> torch.nn.Module:
         """Keeps in mind what a component is before the pipeline runs."""
-        self._structures[name] = _structure(component)
+        self._structures[name] = structure(component)
         return component
+
+    def lend(self, name: str, weight: str) -> torch.Tensor:
+        """The numbers of a weight that the pipeline's own code computes with."""
+        taken = self.host_weights.setdefault(name, {})
+        if weight not in taken:
+            given = self._numbers[name].get_parameter(weight)
+            numbers = given.materialise() if isinstance(given, DeferredTensor) else given.detach()
+            taken[weight] = numbers.float() if numbers.is_floating_point() else numbers.clone()
+        size = sum(each.nbytes for weights in self.host_weights.values() for each in weights.values())
+        if size > _MOST_ON_THE_HOST:
+            raise UnsupportedModelError(
+                f"the pipeline computes with {size / 2**20:.0f} MiB of weights itself, outside of calls of its components (of "
+                f"its {name} {', '.join([*taken][:3])}, ...): no program can do that for it"
+            )
+        return taken[weight]
 
     def __call__(
         self, name: str, method: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -55,13 +77,11 @@ class Recorder:
 
     def _refuse_changed(self, name: str, component: Any) -> None:
         """A program is made of the component as the pipeline was given it, which is another one then."""
-        before, now = self._structures[name], _structure(component)
-        changed = [path for path in before | now if before.get(path) != now.get(path)]
+        changed = changed_parts(self._structures[name], structure(component))
         if changed:
-            some = ", ".join(path or "itself" for path in changed[:_NAMED])
             raise UnsupportedModelError(
-                f"the pipeline changes its {name} while it runs ({some}{', ...' if len(changed) > _NAMED else ''}): a program "
-                "computes the same in every run; make the change before, or take a pipeline that makes none"
+                f"the pipeline changes its {name} while it runs ({changed}): a program computes the same in every run; make the "
+                "change before, or take a pipeline that makes none"
             )
 
     def _result(self, call: Call, tensors: list[torch.Tensor]) -> Mapping[str, Any]:
@@ -74,21 +94,18 @@ class Recorder:
         return graph.result
 
 
-def _structure(component: torch.nn.Module) -> dict[str, Any]:
-    """What decides about what the parts of a component compute, beside their weights: their classes, settings and processors."""
-    return {
-        path: (type(part), {name: _setting(value) for name, value in vars(part).items() if not name.startswith("_")})
-        for path, part in component.named_modules()
-    }
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What runs of a pipeline have asked of its components."""
+
+    #: Each with the number of the first run that makes it.
+    calls: list[tuple[Call, int]]
+    #: Weights that the pipeline's own code computes with, by component and name.
+    host_weights: Mapping[str, Mapping[str, torch.Tensor]]
 
 
-def _setting(value: Any) -> Any:
-    """Objects are told by their class: a pipeline may put another attention processor in place of one."""
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value)
-
-
-def recorded_calls(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> list[tuple[Call, int]]:
-    """The calls that runs with these arguments make, each with the number of the first run that makes it.
+def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
+    """What runs with these arguments ask of the components.
 
     Raises:
         OptionError: the pipeline refuses the arguments, for instance a height.
@@ -98,10 +115,15 @@ def recorded_calls(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> list[tup
     from qeff_framework.seam.weightless import weightless_copy
 
     with exporting():
-        own = {name: weightless_copy(each) for name, each in components_with_weights(pipeline).items()}
-        recorder = Recorder(own)
+        with_weights = components_with_weights(pipeline)
+        own = {name: weightless_copy(each) for name, each in with_weights.items()}
+        recorder = Recorder(own, with_weights)
         handed = {
-            name: recorder.watch(name, hand_over(weightless_copy(each), name, recorder)) for name, each in own.items()
+            name: recorder.watch(
+                name,
+                hand_over(read_on_demand(weightless_copy(each), partial(recorder.lend, name)), name, recorder),
+            )
+            for name, each in own.items()
         }
         scheduler = {name: copy.deepcopy(each) for name, each in pipeline.components.items() if name == "scheduler"}
         recording = with_components(pipeline, {**handed, **scheduler})
@@ -120,4 +142,4 @@ def recorded_calls(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> list[tup
                 raise UnsupportedModelError(
                     f"{type(pipeline).__name__} cannot be run on components without weights: {type(error).__name__}: {error}"
                 ) from error
-    return list(zip(recorder.calls, recorder.runs, strict=True))
+    return Recording(calls=list(zip(recorder.calls, recorder.runs, strict=True)), host_weights=recorder.host_weights)

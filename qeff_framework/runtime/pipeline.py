@@ -37,6 +37,10 @@ class CompiledDiffusionPipeline(CompiledRunner):
         self._scales: Mapping[str, Any] = {}
         #: The numbers of adapters that were written into the programs, by name.
         self._written: Mapping[str, int] = {}
+        #: Of the components as they were loaded, see `diffusion.components.structure`; and those that were looked at since the
+        #: picture was begun.
+        self._structures: Mapping[str, Any] = {}
+        self._looked_at: set[str] = set()
         #: See `cached_steps`.
         self._computed = self._reused = 0
 
@@ -53,9 +57,12 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.sources.diffusers_library import require_diffusers
 
         require_diffusers()
-        from qeff_framework.diffusion.folder import load_with_handler
+        from qeff_framework.diffusion.components import structure
+        from qeff_framework.diffusion.folder import components_with_weights, load_with_handler
 
-        return load_with_handler(directory, self._run)
+        loaded = load_with_handler(directory, self._run)
+        self._structures = {name: structure(each) for name, each in components_with_weights(loaded).items()}
+        return loaded
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As calling it."""
@@ -118,6 +125,7 @@ class CompiledDiffusionPipeline(CompiledRunner):
         self._scales = scales_of([] if adapter is None else adapter, adapter_weights, self.adapters)
         self._threshold, self._computed, self._reused = cache_threshold, 0, 0
         self._forget_blocks()
+        self._looked_at.clear()
         signature = inspect.signature(self.pipeline.__call__)
         given = signature.bind_partial(*args, **kwargs).arguments
         defaults: dict[str, Any] = {**self.sizes}
@@ -168,6 +176,7 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.diffusion.components import kept_blocks
         from qeff_framework.diffusion.halves import half_of, halves
 
+        self._refuse_changed(name, getattr(function, "__self__", None))
         call, tensors = call_of(name, method, function, args, kwargs)
         parts = self._parts_of(call)
         if not parts:
@@ -185,6 +194,20 @@ class CompiledDiffusionPipeline(CompiledRunner):
         feeds = {path: _array(tensor) for path, tensor in zip(names, tensors, strict=True)}
         outputs, result = self._run_parts(parts, feeds, kept_blocks(getattr(function, "__self__", None)))
         return rebuilt(result, iter(_tensors(outputs, result)))
+
+    def _refuse_changed(self, name: str, component: Any) -> None:
+        """Programs compute what they were compiled for, whatever becomes of the component that stands for them."""
+        from qeff_framework.diffusion.components import changed_parts, structure
+
+        if name in self._looked_at:
+            return
+        self._looked_at.add(name)
+        changed = changed_parts(self._structures[name], structure(component))
+        if changed:
+            raise InputError(
+                f"the {name} was changed ({changed}) since the artifact was loaded, and its programs do not know that; make the "
+                "change to the pipeline of diffusers and compile that"
+            )
 
     def _parts_of(self, call: Call) -> dict[str, ExecutionSession]:
         """The programs of a call by the part that they compute; of a whole call one."""

@@ -33,6 +33,8 @@ class PipelineSource(InMemorySource):
         self.name = name
         self._stored = dict(stored or {})
         self._known: Mapping[str, Any] | None = None
+        #: Weights of each component that the pipeline's own code computes with; see `diffusion.recording`.
+        self.host_weights: Mapping[str, Mapping[str, torch.Tensor]] = {}
         #: The component whose program is exported; "" for all of them.
         self.exported = ""
         self._placed: PlacedShards | None = None
@@ -58,7 +60,7 @@ class PipelineSource(InMemorySource):
                 }
                 for name, each in modules.items()
             },
-            "host": _digest_of_host_part(self.pipeline),
+            "host": self._digest_of_host_part(),
         }
 
     def identity(self) -> Mapping[str, Any]:
@@ -103,7 +105,7 @@ class PipelineSource(InMemorySource):
         """Writes ``pipeline/``: all but the weights."""
         from qeff_framework.diffusion.folder import save_without_weights
 
-        save_without_weights(self.pipeline, directory / "pipeline")
+        save_without_weights(self.pipeline, directory / "pipeline", self.host_weights)
 
     def require_tokenizer(self) -> None:
         """A pipeline reads texts with its own tokenizers."""
@@ -112,19 +114,15 @@ class PipelineSource(InMemorySource):
         """A pipeline has no conversations."""
         return False
 
+    def _digest_of_host_part(self) -> str:
+        """SHA-256 of what `save_companions` writes: schedulers, tokenizers, configs."""
+        import hashlib
+        import tempfile
 
-def _digest_of_host_part(pipeline: Any) -> str:
-    """SHA-256 of what `save_without_weights` writes: schedulers, tokenizers, configs."""
-    import hashlib
-    import tempfile
-
-    from qeff_framework.diffusion.folder import save_without_weights
-
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch) / "pipeline"
-        save_without_weights(pipeline, root)
-        for file in sorted(path for path in root.rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(root)}|{file.stat().st_size}|".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+        digest = hashlib.sha256()
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save_companions(Path(scratch))
+            for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+                digest.update(f"{file.relative_to(scratch)}|{file.stat().st_size}|".encode())
+                digest.update(file.read_bytes())
+        return digest.hexdigest()

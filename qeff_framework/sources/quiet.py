@@ -27,8 +27,20 @@ def quiet_hub() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keeps Transformers' messages and progress bars off the terminal: ours says what goes on."""
-    with muted_loggers("transformers"), _without_progress_bars():
+    import transformers
+
+    with muted_loggers("transformers"), _without_progress_bars(_OF_TRANSFORMERS, transformers.logging):
         yield
+
+
+@contextlib.contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """The same, and keeps the progress bars of diffusers off the terminal; its warnings about a pipeline are told."""
+    with quiet_transformers():
+        from diffusers.utils import logging as library
+
+        with _without_progress_bars(_OF_DIFFUSERS, library):
+            yield
 
 
 @contextlib.contextmanager
@@ -52,20 +64,20 @@ def captured_transformers() -> Iterator[list[str]]:
 
 
 class _ProgressBars:
-    """The library's switch is one for all threads: the first one that is quiet switches off, the last one as it was."""
+    """A library's switch is one for all threads: the first one that is quiet switches off, the last one as it was."""
 
-    lock = threading.Lock()
-    quiet = 0
-    were_on = False
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.quiet = 0
+        self.were_on = False
+
+
+_OF_TRANSFORMERS, _OF_DIFFUSERS = _ProgressBars(), _ProgressBars()
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    import transformers
-
-    # Transformers leaves these functions without types.
-    library: Any = transformers.logging
-    bars = _ProgressBars
+def _without_progress_bars(bars: _ProgressBars, library: Any) -> Iterator[None]:
+    """`library`: the module with the switch; both libraries leave these functions without types."""
     with bars.lock:
         if not bars.quiet:
             bars.were_on = library.is_progress_bar_enabled()

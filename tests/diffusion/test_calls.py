@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from qeff_framework.errors import UnsupportedModelError
 
 def test_numbers_of_blocks_stay_numbers() -> None:
     # As keys of JSON they would be texts, and a transformer that looks for them would find none.
-    samples = {0: torch.zeros(1), 2: {"a": torch.ones(2), "flag": True}}
+    samples: dict[int, Any] = {0: torch.zeros(1), 2: {"a": torch.ones(2), "flag": True}}
     taken: list[torch.Tensor] = []
     description = json.loads(json.dumps(described(samples, taken)))
     assert [path for path, _ in tensor_specs({"samples": description})] == ["samples.0", "samples.2.a"]
@@ -28,7 +28,9 @@ def test_numbers_of_blocks_stay_numbers() -> None:
     assert described(OrderedDict(a=1), []) == {"dict": {"a": {"value": 1}}}
 
 
-@pytest.mark.parametrize("odd", [{1: 0, "1": 0}, {(1, 2): 0}, {None: 0}, BaseModelOutput(hidden_states=(object(),))])
+@pytest.mark.parametrize(
+    "odd", [{1: 0, "1": 0}, {(1, 2): 0}, {None: 0}, BaseModelOutput(hidden_states=cast("Any", (object(),)))]
+)
 def test_an_argument_that_no_description_holds_whole_is_refused(odd: Any) -> None:
     def forward(states: Any) -> None:
         del states

@@ -97,6 +97,7 @@ def _settings(runner: CompiledDiffusionPipeline, args: Any) -> dict[str, Any]:
         "steps": args.steps or STEPS,
         "negative_prompt": args.negative_prompt,
         "guidance_scale": args.guidance_scale,
+        "adapter": args.adapter,
         "model": runner.compiled.metadata.get("model_name", ""),
         "backend": runner.compiled.backend,
         **runner.sizes,
