@@ -95,11 +95,14 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             relay, options, extra_inputs=shapes.extra_inputs(), program=LANGUAGE, program_inputs=forms[0]
         )
         self._check_blocks(shapes, most)
-        main = Program(
-            name=LANGUAGE,
-            plan=language,
-            specializations=shapes.language_specializations(most * shapes.num_images),
-        )
+        entries = shapes.language_specializations(most * shapes.num_images)
+        if tile_tokens := forms[0].get("tile_tokens", 0):
+            if len(sizes) > 1:
+                raise OptionError(
+                    f"{self.name} attends to images that its processor has brought to one size; give one size, not {len(sizes)}"
+                )
+            entries = shapes.joint_specializations(most * shapes.num_images, most, tile_tokens)
+        main = Program(name=LANGUAGE, plan=language, specializations=entries)
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
 
     def _encoder_and_decoder(
@@ -154,12 +157,12 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         units = self._image_units(*sizes[0])
         plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs(), program_inputs=_tensors(units[0]))
         # How many tokens an image has is known once it has been encoded.
-        tokens = int(self._export(plan).metadata["image_tokens"])
+        facts = self._export(plan).metadata
+        tokens = int(facts["image_tokens"])
         most = len(units) * tokens
         self._check_blocks(shapes, most)
-        return Program(
-            name="", plan=plan, specializations=shapes.joint_specializations(most * shapes.num_images, tokens)
-        )
+        entries = shapes.joint_specializations(most * shapes.num_images, tokens, facts.get("tile_tokens", 0))
+        return Program(name="", plan=plan, specializations=entries)
 
     def _program_inputs(self) -> Mapping[str, Any]:
         """Of one program: an image of the config's size."""
