@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -184,6 +185,39 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 f"{self.name} and must be read in one step; give prefill_seq_len={tokens} or more"
             )
 
+    def require_images(self, images: Sequence[Sequence[Any]], sizes: Mapping[str, Any]) -> None:
+        """Raises `InputError` for images of a prompt that programs of these sizes would refuse, before anything is compiled.
+
+        Args:
+            images: those of each prompt.
+            sizes: keywords of `compile`; others than those of `ImageTextShapes` are left aside.
+        """
+        from qeff_framework.images.units import image_units, pixel_names
+        from qeff_framework.seam.image_features import encoder_inputs
+
+        fields = {field.name for field in dataclasses.fields(ImageTextShapes)}
+        shapes = ImageTextShapes(**{name: value for name, value in sizes.items() if name in fields})
+        for number, of_prompt in enumerate(images):
+            if len(of_prompt) > shapes.num_images:
+                raise InputError(
+                    f"prompt {number} has {len(of_prompt)} images, and num_images is {shapes.num_images}; compile with "
+                    f"num_images={len(of_prompt)} (-O num_images={len(of_prompt)})"
+                )
+        forms = [_form(self._image_units(*size)[0]) for size in shapes.image_sizes or (self._own_image_size(),)]
+        processor = getattr(self.processor, "image_processor", self.processor)
+        names = encoder_inputs(self._model_class())
+        for number, image in enumerate(image for of_prompt in images for image in of_prompt):
+            tensors = dict(processor(images=[image], return_tensors="np"))
+            for unit in image_units({name: tensors[name] for name in tensors if name in names}):
+                if _form(unit) not in forms:
+                    pixels = pixel_names(unit)[0]
+                    told = ", ".join(str(list(shape)) for form in forms for name, shape, _ in form if name == pixels)
+                    raise InputError(
+                        f"image {number} has {image.height} x {image.width} pixels, of which the processor makes {pixels} "
+                        f"{list(unit[pixels].shape)}, and the programs would take {told}; resize the image, or give its height "
+                        "and width (-O height=... -O width=...)"
+                    )
+
     def _own_image_size(self) -> tuple[int, int]:
         """The size of images that the config of the image encoder names."""
         size = (self.config.get("vision_config") or {}).get("image_size")
@@ -235,6 +269,16 @@ def _tensors(unit: Unit) -> dict[str, Any]:
     import torch
 
     return {name: torch.from_numpy(value.copy()) for name, value in unit.items()}
+
+
+def _form(unit: Unit) -> list[tuple[str, tuple[int, ...], Any]]:
+    """What an image must have in common with the one that a program is made for: shapes, and the values that say how it lies."""
+    from qeff_framework.images.units import pixel_names
+
+    contents = pixel_names(unit)
+    return [
+        (name, tuple(value.shape), None if name in contents else value.tolist()) for name, value in sorted(unit.items())
+    ]
 
 
 def _image_specialization(tokens: int) -> Specialization:

@@ -156,7 +156,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     def check_task(task: str) -> None:
         _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
 
-    compiled = given_artifact(args) or compile_model(args, check_task=check_task, reads_texts=bool(prompts))
+    compiled = given_artifact(args) or compile_model(
+        args, check_task=check_task, reads_texts=bool(prompts), images=images
+    )
     check_task(compiled.task)
     request = ResultsRequest(
         texts=prompts,

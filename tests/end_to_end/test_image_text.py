@@ -195,7 +195,7 @@ def test_the_command_reads_images_from_files(
         ("--image", str(wrong)): "empty.png cannot be read",
         ("--image", str(tmp_path / "absent.png")): "absent.png cannot be read",
         (): "does not take prompt 0 with 0 images",
-        ("--image", str(pictures[0]), str(pictures[1])): "prompt 0 with 2 images",
+        ("--image", str(pictures[0]), str(pictures[1])): "has 2 images, and num_images is 1; compile with num_images=2",
         ("--image", str(pictures[0]), "--image", str(pictures[1])): "1 prompts and 2 times --image",
         ("--image", str(pictures[0]), "--chat"): "leave --chat",
     }
