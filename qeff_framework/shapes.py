@@ -520,13 +520,18 @@ class ImageTextShapes(CausalLMShapes):
             for entry in self.specializations()
         )
 
-    def joint_specializations(self, vision_size: int, image_tokens: int) -> tuple[Specialization, ...]:
+    def joint_specializations(
+        self, vision_size: int, image_tokens: int, tile_tokens: int = 0
+    ) -> tuple[Specialization, ...]:
         """Those of one program for images and text: one that reads an image of `image_tokens`, then those of the language model.
+
+        With `tile_tokens` those of a language model that attends to images beside its text.
 
         A device may know a step by the shape of one input, so the first has another ``seq_len`` than all others.
         """
+        tiles = {"image_tiles": vision_size // tile_tokens} if tile_tokens else {}
         entries = [
-            replace(entry, dims={**entry.dims, "encoder_ctx_len": vision_size, "encoder_seq_len": 1})
+            replace(entry, dims={**entry.dims, "encoder_ctx_len": vision_size, "encoder_seq_len": 1, **tiles})
             for entry in self.specializations()
         ]
         lengths = {entry.dims["seq_len"] for entry in entries}

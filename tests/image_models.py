@@ -24,6 +24,10 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaImageProcessorPil,
+    MllamaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -34,6 +38,7 @@ from transformers import (
     ResNetForImageClassification,
     SiglipVisionConfig,
 )
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 IMAGE_TOKEN = 63
 NEW_TOKENS = 8
@@ -145,6 +150,39 @@ def qwen2_5_vl() -> tuple[PreTrainedModel, Image]:
     return Qwen2_5_VLForConditionalGeneration(config), image
 
 
+def mllama() -> tuple[PreTrainedModel, Image]:
+    """The second layer of the decoder attends to images, each of one to four tiles."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "attention_heads": 4}
+    vision = MllamaVisionConfig(
+        **sizes,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        image_size=28,
+        patch_size=14,
+        intermediate_layers_indices=[0],
+        vision_output_dim=64,
+    )
+    text = MllamaTextConfig(
+        **sizes,
+        vocab_size=64,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        cross_attention_layers=[1],
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = MllamaForConditionalGeneration(
+        MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN)
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate" in name.rpartition(".")[2]:
+                parameter.fill_(1.0)
+    return model, {}
+
+
 class Processor:
     """Returns the tensors of an image, whatever the image."""
 
@@ -215,6 +253,19 @@ def saved_llava(module: PreTrainedModel, folder: Path) -> LlavaProcessor:
         image_token="<image>",
         num_additional_image_tokens=1,
     )
+    module.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def saved_mllama(module: PreTrainedModel, folder: Path) -> MllamaProcessor:
+    """Saves the model with a word-level tokenizer and an image processor."""
+    words = {f"w{index}": index for index in range(IMAGE_TOKEN)} | {"<|image|>": IMAGE_TOKEN}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w1", pad_token="w0", bos_token="w1")
+    fast.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    processor = MllamaProcessor(MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4), fast)
     module.save_pretrained(folder)
     processor.save_pretrained(folder)
     return processor

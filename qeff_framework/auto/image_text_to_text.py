@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -95,11 +96,14 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             relay, options, extra_inputs=shapes.extra_inputs(), program=LANGUAGE, program_inputs=forms[0]
         )
         self._check_blocks(shapes, most)
-        main = Program(
-            name=LANGUAGE,
-            plan=language,
-            specializations=shapes.language_specializations(most * shapes.num_images),
-        )
+        entries = shapes.language_specializations(most * shapes.num_images)
+        if tile_tokens := forms[0].get("tile_tokens", 0):
+            if len(sizes) > 1:
+                raise OptionError(
+                    f"{self.name} attends to images that its processor has brought to one size; give one size, not {len(sizes)}"
+                )
+            entries = shapes.joint_specializations(most * shapes.num_images, most, tile_tokens)
+        main = Program(name=LANGUAGE, plan=language, specializations=entries)
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
 
     def _encoder_and_decoder(
@@ -154,12 +158,12 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         units = self._image_units(*sizes[0])
         plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs(), program_inputs=_tensors(units[0]))
         # How many tokens an image has is known once it has been encoded.
-        tokens = int(self._export(plan).metadata["image_tokens"])
+        facts = self._export(plan).metadata
+        tokens = int(facts["image_tokens"])
         most = len(units) * tokens
         self._check_blocks(shapes, most)
-        return Program(
-            name="", plan=plan, specializations=shapes.joint_specializations(most * shapes.num_images, tokens)
-        )
+        entries = shapes.joint_specializations(most * shapes.num_images, tokens, facts.get("tile_tokens", 0))
+        return Program(name="", plan=plan, specializations=entries)
 
     def _program_inputs(self) -> Mapping[str, Any]:
         """Of one program: an image of the config's size."""
@@ -180,6 +184,39 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 f"prefill_seq_len={shapes.longest_prefill} is less than the {tokens} tokens of an image, which see each other in "
                 f"{self.name} and must be read in one step; give prefill_seq_len={tokens} or more"
             )
+
+    def require_images(self, images: Sequence[Sequence[Any]], sizes: Mapping[str, Any]) -> None:
+        """Raises `InputError` for images of a prompt that programs of these sizes would refuse, before anything is compiled.
+
+        Args:
+            images: those of each prompt.
+            sizes: keywords of `compile`; others than those of `ImageTextShapes` are left aside.
+        """
+        from qeff_framework.images.units import image_units, pixel_names
+        from qeff_framework.seam.image_features import encoder_inputs
+
+        fields = {field.name for field in dataclasses.fields(ImageTextShapes)}
+        shapes = ImageTextShapes(**{name: value for name, value in sizes.items() if name in fields})
+        for number, of_prompt in enumerate(images):
+            if len(of_prompt) > shapes.num_images:
+                raise InputError(
+                    f"prompt {number} has {len(of_prompt)} images, and num_images is {shapes.num_images}; compile with "
+                    f"num_images={len(of_prompt)} (-O num_images={len(of_prompt)})"
+                )
+        forms = [_form(self._image_units(*size)[0]) for size in shapes.image_sizes or (self._own_image_size(),)]
+        processor = getattr(self.processor, "image_processor", self.processor)
+        names = encoder_inputs(self._model_class())
+        for number, image in enumerate(image for of_prompt in images for image in of_prompt):
+            tensors = dict(processor(images=[image], return_tensors="np"))
+            for unit in image_units({name: tensors[name] for name in tensors if name in names}):
+                if _form(unit) not in forms:
+                    pixels = pixel_names(unit)[0]
+                    told = ", ".join(str(list(shape)) for form in forms for name, shape, _ in form if name == pixels)
+                    raise InputError(
+                        f"image {number} has {image.height} x {image.width} pixels, of which the processor makes {pixels} "
+                        f"{list(unit[pixels].shape)}, and the programs would take {told}; resize the image, or give its height "
+                        "and width (-O height=... -O width=...)"
+                    )
 
     def _own_image_size(self) -> tuple[int, int]:
         """The size of images that the config of the image encoder names."""
@@ -232,6 +269,16 @@ def _tensors(unit: Unit) -> dict[str, Any]:
     import torch
 
     return {name: torch.from_numpy(value.copy()) for name, value in unit.items()}
+
+
+def _form(unit: Unit) -> list[tuple[str, tuple[int, ...], Any]]:
+    """What an image must have in common with the one that a program is made for: shapes, and the values that say how it lies."""
+    from qeff_framework.images.units import pixel_names
+
+    contents = pixel_names(unit)
+    return [
+        (name, tuple(value.shape), None if name in contents else value.tolist()) for name, value in sorted(unit.items())
+    ]
 
 
 def _image_specialization(tokens: int) -> Specialization:

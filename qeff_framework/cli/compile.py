@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +88,16 @@ def compile_model(
     reads_chats: bool = False,
     check_task: Callable[[str], None] = lambda task: None,
     prefer: Task | None = None,
+    images: Sequence[Sequence[Any]] = (),
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
     Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
     `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled, with `reads_chats` also one without a
-    chat template; so is what `check_task` raises for the model's task. A checkpoint that is for several tasks is opened for
-    `prefer`.
+    chat template; so are what `check_task` raises for the model's task, and `images` of prompts that its programs would refuse. A
+    checkpoint that is for several tasks is opened for `prefer`.
     """
+    from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
@@ -113,6 +115,8 @@ def compile_model(
         model.require_tokenizer()
     if reads_chats:
         model.require_chat_template()
+    if images and isinstance(model, QEFFAutoModelForImageTextToText):
+        model.require_images(images, options)
     return model.compile(
         backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
     )

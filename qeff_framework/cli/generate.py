@@ -160,7 +160,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     # Of a model for images and text, the text model alone is less to compile, and takes every option of text generation.
     prefer: Task = "image-text-to-text" if args.image else "causal-lm"
     compiled = given_artifact(args) or compile_model(
-        args, check_task=check_task, reads_texts=bool(prompts), prefer=prefer
+        args, check_task=check_task, reads_texts=bool(prompts), prefer=prefer, images=images
     )
     check_task(compiled.task)
     request = ResultsRequest(

@@ -185,6 +185,17 @@ IMAGE_OVERRIDES: Final[Mapping[str, Override]] = {
             }
         },
     ),
+    "mllama": Override(
+        reason="layers that attend to images, and those of the encoder that are read, are named by number; widths must agree",
+        values={
+            "text_config": {"cross_attention_layers": [1, 3]},
+            "vision_config": {
+                "intermediate_layers_indices": [0, 2],
+                "vision_output_dim": 3 * _WIDTH,
+                "num_global_layers": 2,
+            },
+        },
+    ),
     "molmo2": Override(
         reason="names layers of the encoder, and widths of the language model",
         values={

@@ -25,9 +25,12 @@ from qeff_framework.export.interface import (
     BATCH,
     COMPUTE_CTX,
     CTX,
+    ENCODER_CTX,
+    ENCODER_SEQ,
     FULL_BATCH,
     KEPT_LOGITS,
     SEQ,
+    TILES,
     VISION,
     rename_dims,
     rename_interface,
@@ -40,11 +43,25 @@ from qeff_framework.export.sampler import append_sampler
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.images.rows import NO_BLOCK, OF_IMAGE, OF_IMAGES, OF_PROMPT, TOKEN_TYPES, VISION_EMBEDS
+from qeff_framework.images.rows import (
+    NO_BLOCK,
+    OF_IMAGE,
+    OF_IMAGES,
+    OF_PROMPT,
+    TILES_SEEN,
+    TOKEN_TYPES,
+    VISION_EMBEDS,
+)
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
 from qeff_framework.seam.arange_positions import PositionalArangeMode
 from qeff_framework.seam.cache import SeamCache
-from qeff_framework.seam.image_inputs import NO_IMAGES, NO_IMAGES_IN_STEP, ImageInputs, ImagesOfStep
+from qeff_framework.seam.image_inputs import (
+    EXAMPLE_SLOTS,
+    NO_IMAGES,
+    NO_IMAGES_IN_STEP,
+    ImageInputs,
+    ImagesOfStep,
+)
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping, without_stamped_weights
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.loops import LoopSite, loop_site, looping, recorded_calls
@@ -55,7 +72,7 @@ from qeff_framework.seam.rereading import reread_lengths
 from qeff_framework.seam.rotary import find_length_dependent_rotary, length_limits
 from qeff_framework.seam.scope import Scope, Step, forward_scope
 from qeff_framework.seam.special.refusals import refuse_special
-from qeff_framework.seam.states import SLOTTED, StateId, StateShape
+from qeff_framework.seam.states import CROSS, SLOTTED, Role, StateId, StateShape
 from qeff_framework.seam.weightless import weightless_copy
 
 if TYPE_CHECKING:
@@ -262,12 +279,13 @@ class _CausalLMGraph(torch.nn.Module):
             batch_index=extra.get("batch_index"),
             reads_part=compute_ctx is not None,
         )
-        cache = SeamCache(length, held, reads_blocks=bool(self.images.token_types))
+        cache = SeamCache(length, held, reads_blocks=bool(self.images.token_types), cross_layers=self.images.attending)
+        images = self.images.of_step(extra, input_ids, self.model, _slots(held, CROSS))
         with (
             looping(self.model, self.plan.loops, held) as looped,
             self.around_layers(cache),
         ):
-            scope = Scope(masks=self.plan.masks, step=step, token_lengths=token_lengths)
+            scope = Scope(masks=self.plan.masks, step=step, memory=images.memory, token_lengths=token_lengths)
             logits = _last_logits(
                 self.model,
                 scope,
@@ -275,15 +293,15 @@ class _CausalLMGraph(torch.nn.Module):
                 cache,
                 kept,
                 self.arange_mode(position_ids),
-                images=self.images.of_step(extra, input_ids, self.model),
+                images=images,
             )
         written = {**cache.states, **looped}
         return logits, *(written[shape.id] for shape in self.plan.states)
 
 
-def _slots(states: Mapping[StateId, torch.Tensor]) -> int:
+def _slots(states: Mapping[StateId, torch.Tensor], roles: Sequence[Role] = SLOTTED) -> int:
     """The context of the graph. A model without keys and values has none; one slot stands for it, which nothing reads."""
-    return next((tensor.shape[2] for state, tensor in states.items() if state.role in SLOTTED), 1)
+    return next((tensor.shape[2] for state, tensor in states.items() if state.role in roles), 1)
 
 
 class _ProbeGraph(torch.nn.Module):
@@ -298,17 +316,17 @@ class _ProbeGraph(torch.nn.Module):
         #: Of the tokens; without any all are plain.
         self.kinds = kinds
         self.masks = MaskPlan()
-        self.cache = SeamCache(_CTX, loops=recorder)
+        self.cache = SeamCache(_CTX, loops=recorder, cross_layers=images.attending)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Returns logits ``[B, 1, V]``."""
         step = Step(position_ids=position_ids, kv_positions=torch.arange(_CTX))
-        scope = Scope(masks=self.masks, step=step, token_lengths=position_ids + 1)
         batch, tokens = input_ids.shape
         extra = {name: self.images.example(name, batch, tokens, _CTX) for name in self.images.names}
         if self.kinds:
             extra[TOKEN_TYPES] = torch.tensor([*self.kinds, *[1 - self.kinds[-1]] * (_CTX - tokens)]).expand(batch, -1)
         images = self.images.of_step(extra, input_ids, self.model)
+        scope = Scope(masks=self.masks, step=step, memory=images.memory, token_lengths=position_ids + 1)
         return _last_logits(self.model, scope, input_ids, self.cache, images=images)
 
 
@@ -421,7 +439,7 @@ def _probe_loops(
 
 def _check_extra_inputs(plan: _Plan, extra_inputs: tuple[str, ...]) -> None:
     asked = [name for name in extra_inputs if name in EXTRA_INPUTS]
-    if asked and any(shape.id.role not in SLOTTED for shape in plan.states):
+    if asked and any(shape.id.role not in (*SLOTTED, *CROSS) for shape in plan.states):
         raise UnsupportedModelError(
             "its convolution or recurrent states have no form for continuous batching, speculative decoding and compute contexts"
         )
@@ -439,21 +457,24 @@ def _example(
     names = (BATCH, SEQ, CTX, FULL_BATCH, COMPUTE_CTX, KEPT_LOGITS)
     batch, seq, ctx, full_batch, compute_ctx, kept = (torch.export.Dim(name, min=1) for name in names)
     rows, row_axis = (_FULL_BATCH, full_batch) if "batch_index" in extra_inputs else (_BATCH, batch)
-    states = [shape.zeros(rows, _CTX) for shape in shapes]
+    encoder_ctx = torch.export.Dim(ENCODER_CTX, min=1)
+    states = [shape.zeros(rows, EXAMPLE_SLOTS if shape.id.role in CROSS else _CTX) for shape in shapes]
     examples = {
         "batch_index": (torch.arange(_BATCH).unsqueeze(1), {0: batch}),
         "comp_ctx_lengths": (torch.zeros(_COMPUTE_CTX, dtype=torch.int64), {0: compute_ctx}),
         "num_logits_to_keep": (torch.zeros((_KEPT_LOGITS, 1), dtype=torch.int64), {0: kept}),
         PROMPT_LENGTHS: (torch.full((_BATCH, 1), _SEQ), {0: batch}),
     }
-    dims = {BATCH: batch, SEQ: seq, CTX: ctx, VISION: torch.export.Dim(VISION, min=1)}
+    dims = {BATCH: batch, SEQ: seq, CTX: ctx}
+    dims |= {name: torch.export.Dim(name, min=1) for name in (VISION, ENCODER_SEQ, TILES)}
     for name in images.names:
         axes_of_input = {axis: dims[dim] for axis, dim in images.axes(name).items()}
         examples[name] = (images.example(name, _BATCH, _SEQ, _CTX), axes_of_input)
     extras = [examples[name][0] for name in extra_inputs]
     extra_axes = [examples[name][1] for name in extra_inputs]
     token_axes = {0: batch, 1: seq}
-    state_axes = [{0: row_axis, 2: ctx} if shape.id.role in SLOTTED else {0: row_axis} for shape in shapes]
+    slots: dict[Role, Any] = {**dict.fromkeys(SLOTTED, ctx), **dict.fromkeys(CROSS, encoder_ctx)}
+    state_axes = [{0: row_axis, **({2: slots[role]} if (role := shape.id.role) in slots else {})} for shape in shapes]
     axes = (token_axes, token_axes, extra_axes, state_axes)
     return (*_example_tokens(token_id=images.token_id), extras, states), axes
 
@@ -477,7 +498,14 @@ def _name_interface(
         "num_logits_to_keep": (KEPT_LOGITS, number.get("num_logits_to_keep", 0)),
     }
     extra_dims = {dim: (place, 0) for dim, place in (found_in[name] for name in extra_inputs if name in found_in)}
-    if VISION_EMBEDS in number:
+    if TILES_SEEN in number:
+        cross = next(place for place, shape in enumerate(shapes) if shape.id.role in CROSS)
+        extra_dims |= {
+            ENCODER_SEQ: (number[VISION_EMBEDS], 1),
+            TILES: (number[TILES_SEEN], 2),
+            ENCODER_CTX: (first_state + cross, 2),
+        }
+    elif VISION_EMBEDS in number:
         extra_dims[VISION] = (number[VISION_EMBEDS], 1)
     slotted = next((number for number, shape in enumerate(shapes) if shape.id.role in SLOTTED), None)
     context = {} if slotted is None else {CTX: (first_state + slotted, 2)}

@@ -44,4 +44,6 @@ def _language_graph(module: PreTrainedModel, request: GraphRequest, form: Featur
     images = ImageInputs.of(module, form)
     graph = causal_lm_graph(module, request, images=images)
     metadata = {**graph.metadata, "image_token_id": images.token_id}
+    if form.tile_tokens:
+        metadata["tile_tokens"] = form.tile_tokens
     return PortableGraph(model=graph.model, states=graph.states, metadata=metadata)

@@ -39,6 +39,8 @@ def images_in_one(vision: PortableGraph, language: PortableGraph) -> PortableGra
             "an image, or a tile of one, is a single token, so that a step with an image cannot be told from one without; "
             "compile two programs (kv_offload=True)"
         )
+    if any(value.name == IMAGE_POSITIONS for value in model.graph.inputs):
+        return _attended_in_one(vision, language, tokens)
     number = next(place for place, value in enumerate(model.graph.inputs) if value.name == VISION_EMBEDS)
     rename_dims(model, {ENCODER_CTX: (number, 1)})
     embeds = model.graph.inputs[number]
@@ -51,9 +53,7 @@ def images_in_one(vision: PortableGraph, language: PortableGraph) -> PortableGra
     positions = _input(IMAGE_POSITIONS, ir.DataType.INT64, [BATCH, ENCODER_SEQ])
     edit = GraphEditor(model, first)
     length = edit.dim(positions, 1)
-    taken = edit.op("Slice", features, edit.int64s(0), length, edit.int64s(0))
-    # Sizes alone decide: a step of another length writes nothing, and needs no image.
-    written = edit.op("Where", edit.op("Equal", length, edit.int64s(tokens)), taken, edit.scalar_like(0.0, features))
+    written = _of_step(edit, features, length, tokens)
     shape = edit.op("Concat", edit.dim(positions, 0), edit.int64s(1), length, edit.int64s(width), axis=0)
     updates = edit.op("Expand", edit.op("Unsqueeze", written, edit.int64s(0, 1)), shape)
     updates.shape = ir.Shape([BATCH, 1, ENCODER_SEQ, width])
@@ -84,6 +84,37 @@ def images_in_one(vision: PortableGraph, language: PortableGraph) -> PortableGra
     return PortableGraph(
         model=model, states=(spec, *language.states), metadata={**vision.metadata, **language.metadata}
     )
+
+
+def _of_step(edit: GraphEditor, features: ir.Value, length: ir.Value, tokens: int) -> ir.Value:
+    """``[T, F]``: the features in a step that reads an image, else zeros.
+
+    Sizes alone decide: a step of another length writes nothing, and needs no image.
+    """
+    taken = edit.op("Slice", features, edit.int64s(0), length, edit.int64s(0))
+    return edit.op("Where", edit.op("Equal", length, edit.int64s(tokens)), taken, edit.scalar_like(0.0, features))
+
+
+def _attended_in_one(vision: PortableGraph, language: PortableGraph, tokens: int) -> PortableGraph:
+    """The same where layers attend to images: their keys and values are states already."""
+    model, (features,) = language.model, vision.model.graph.outputs
+    inputs = model.graph.inputs
+    embeds = next(value for value in inputs if value.name == VISION_EMBEDS)
+    positions = next(value for value in inputs if value.name == IMAGE_POSITIONS)
+    first = model.graph[0]
+    pixels = _moved(vision.model, model, first)
+    edit = GraphEditor(model, first)
+    written = _of_step(edit, features, edit.dim(positions, 1), tokens)
+    shape = edit.op("Concat", edit.dim(positions, 0), edit.dim(positions, 1), edit.dim(features, 1), axis=0)
+    read = edit.op("Expand", written, shape)
+    read.type, read.shape = embeds.type, embeds.shape
+    embeds.name = f"{VISION_EMBEDS}_of_rows"
+    embeds.replace_all_uses_with(read)
+    place = inputs.index(embeds)
+    inputs.remove(embeds)
+    for offset, value in enumerate(pixels):
+        inputs.insert(place + offset, value)
+    return PortableGraph(model=model, states=language.states, metadata={**vision.metadata, **language.metadata})
 
 
 def _moved(source: ir.Model, target: ir.Model, place: ir.Node) -> list[ir.Value]:

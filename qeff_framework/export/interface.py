@@ -18,8 +18,8 @@ ENCODER_SEQ, ENCODER_CTX = "encoder_seq_len", "encoder_ctx_len"
 #: Frames that a model of sound makes of a clip.
 FRAMES = "num_frames"
 
-#: Image tokens of a row.
-VISION = "vision_size"
+#: Image tokens of a row; parts of its images, each of which a token may see or not.
+VISION, TILES = "vision_size", "image_tiles"
 
 
 def strip_module_prefix(model: onnx_ir.Model) -> None:

@@ -42,6 +42,8 @@ class StepShape:
     vision: int = 0
     #: Tokens of the image that a step reads, of one program for images and text; 1 in a step without an image.
     image_tokens: int = 1
+    #: Tiles of a row's images at most, of a decoder that attends to them beside its text.
+    tiles: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,18 +232,19 @@ def _common(entries: list[Mapping[str, int]], name: str) -> int:
 
 
 def _steps(entries: list[Mapping[str, int]], ctx_len: int) -> list[StepShape]:
-    contexts: dict[tuple[int, int, int, int], list[int]] = {}
+    contexts: dict[tuple[int, int, int, int, int], list[int]] = {}
     for dims in entries:
         kind = (
             dims.get("batch_size", 0),
             dims.get("seq_len", 0),
             dims.get("num_logits_to_keep", 1),
             _vision_size(dims),
+            dims.get("image_tiles", 0),
         )
         contexts.setdefault(kind, []).append(dims.get("comp_ctx_lengths", ctx_len))
     return [
-        StepShape(rows=rows, width=width, kept=kept, vision=vision, contexts=tuple(sorted(lengths)))
-        for (rows, width, kept, vision), lengths in contexts.items()
+        StepShape(rows=rows, width=width, kept=kept, vision=vision, tiles=tiles, contexts=tuple(sorted(lengths)))
+        for (rows, width, kept, vision, tiles), lengths in contexts.items()
     ]
 
 
@@ -262,6 +265,7 @@ def _image_step(entries: Sequence[Mapping[str, int]]) -> StepShape | None:
         contexts=(dims["ctx_len"],),
         vision=_vision_size(dims),
         image_tokens=dims["encoder_seq_len"],
+        tiles=dims.get("image_tiles", 0),
     )
 
 

@@ -60,6 +60,7 @@ class StepInputs:
                 vision_size=step.vision,
                 ctx_len=shape.ctx_len,
                 image_tokens=step.image_tokens,
+                tiles=step.tiles,
             )
             common |= self.images.arrays
         has_contexts = "comp_ctx_lengths" in shape.extra_inputs

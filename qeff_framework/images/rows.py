@@ -30,7 +30,10 @@ TOKEN_TYPES = "token_type_ids"  # noqa: S105 - no secret
 OF_IMAGE, OF_IMAGES, OF_PROMPT, NO_BLOCK = "image", "images", "prompt", ""
 #: Of one program for images and text, ``[B, T]`` int64: the places of an image's tokens among those of its row, -1 for none.
 IMAGE_POSITIONS = "encoder_position_ids"
-IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES)
+#: Of a decoder that attends to images beside its text, ``[B, S, G]`` int64: which tiles a token sees, see
+#: `qeff_framework.seam.attended_images`. ``vision_embeds [B, T, F]`` are then the features of one image, with such places too.
+TILES_SEEN = "cross_attention_mask"
+IMAGE_INPUTS = (VISION_EMBEDS, VISION_INDEX, ROPE_POSITIONS, TOKEN_TYPES, TILES_SEEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,10 @@ class RowImages:
     #: The kind of a token that sees those in front of it alone: 0 or 1.
     plain_type: int = 0
     #: What the image encoder of one program for images and text reads, for each image; `embeds` has no rows then.
-    pixels: Sequence[Mapping[str, NDArray[np.float32]]] = ()
+    pixels: Sequence[Mapping[str, NDArray[Any]]] = ()
+    #: ``[P, G]``: which tiles of the row's images a token sees, see `TILES_SEEN`; `None` for models whose image tokens are
+    #: read as text is.
+    sees: NDArray[np.int64] | None = None
 
     @classmethod
     def of(
@@ -61,7 +67,7 @@ class RowImages:
         rope_axes: int = 1,
         block: str = NO_BLOCK,
         plain_type: int = 0,
-        pixels: Sequence[Mapping[str, NDArray[np.float32]]] = (),
+        pixels: Sequence[Mapping[str, NDArray[Any]]] = (),
     ) -> RowImages:
         """`layouts` of the images in order, for models whose positions have several axes."""
         is_image = np.asarray(ids) == image_token_id
@@ -105,7 +111,15 @@ class ImageStepInputs:
     """The arrays of one kind of step, allocated once and filled anew for each step."""
 
     def __init__(
-        self, fed: Mapping[str, Any], *, rows: int, width: int, vision_size: int, ctx_len: int, image_tokens: int = 1
+        self,
+        fed: Mapping[str, Any],
+        *,
+        rows: int,
+        width: int,
+        vision_size: int,
+        ctx_len: int,
+        image_tokens: int = 1,
+        tiles: int = 0,
     ) -> None:
         #: By name, as the session takes them.
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -115,6 +129,7 @@ class ImageStepInputs:
             "vision_size": vision_size,
             "ctx_len": ctx_len,
             "encoder_seq_len": image_tokens,
+            "image_tiles": tiles,
         }
         for name, spec in fed.items():
             shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
@@ -124,7 +139,9 @@ class ImageStepInputs:
 
     def clear(self) -> None:
         """Makes every place text."""
-        self.arrays[VISION_INDEX].fill(-1)
+        for name, value in ((VISION_INDEX, -1), (TILES_SEEN, 0)):
+            if name in self.arrays:
+                self.arrays[name].fill(value)
 
     def place_pixels(self, row: int, images: RowImages, number: int) -> None:
         """An image of a row, for a step of one program for images and text that reads it and no tokens."""
@@ -139,6 +156,11 @@ class ImageStepInputs:
         """What belongs to `count` tokens of a prompt, or behind it, from position `start` on."""
         prompt = len(images.index)
         known = max(0, min(prompt - start, count))
+        if images.sees is not None:
+            # What is generated sees what the last token of the prompt sees.
+            tokens = np.minimum(np.arange(start, start + count), prompt - 1)
+            self.arrays[TILES_SEEN][row, :count, : images.sees.shape[1]] = images.sees[tokens]
+            return
         self.arrays[VISION_INDEX][row, :known] = images.index[start : start + known]
         if known and self._owners[row] is not images and len(images.embeds):
             self.arrays[VISION_EMBEDS][row, : len(images.embeds)] = images.embeds

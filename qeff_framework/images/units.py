@@ -24,22 +24,30 @@ _LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
 #: of the whole image and of its crops in tokens.
 _POOLED, _POOLED_GRIDS = "image_token_pooling", "image_grids"
 _SIZES = "image_sizes"
+#: Which of the shapes that a model knows an image has, ``[B, M]``, 0 for none, and which of its tiles are filled, ``[B, M, T]``:
+#: contents, since all images have the size of the largest shape.
+_SHAPES, _FILLED = "aspect_ratio_ids", "aspect_ratio_mask"
 #: The last axis of an image counts channels if it is no longer, else pixels.
 _CHANNELS = 3
 
 
 def pixel_names(unit: Unit) -> tuple[str, ...]:
     """The tensors of a unit that hold what is seen, ``pixel_values`` first. Integers say how it lies, and come with the size."""
-    floats = [name for name, value in unit.items() if np.issubdtype(value.dtype, np.floating) and name != _SIZES]
-    return tuple(sorted(floats, key=lambda name: (name != PIXELS, name)))
+    contents = [
+        name
+        for name, value in unit.items()
+        if (np.issubdtype(value.dtype, np.floating) and name != _SIZES) or name in (_SHAPES, _FILLED)
+    ]
+    return tuple(sorted(contents, key=lambda name: (name != PIXELS, name)))
 
 
 def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     """The units in ``pixel_values`` and the tensors that belong to it, in the order of the images.
 
-    Five forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
+    Six forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
     ``[N, 2 or 3]``: a unit is an image. Tiles ``[B, T, C, H, W]`` of each prompt, filled up with empty ones: a unit is a tile
-    that is not empty. Images with ``pixel_values_local``: a unit is an image with its tiles. Crops of all images with
+    that is not empty. Images of tiles ``[B, M, T, C, H, W]`` with ``aspect_ratio_ids``: a unit is an image that is not empty.
+    Images with ``pixel_values_local``: a unit is an image with its tiles. Crops of all images with
     ``image_token_pooling``: a unit is an image with its crops. Any other tensors: a unit is a row
     of each.
     """
@@ -57,6 +65,9 @@ def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
             (row, tile) for row in range(pixels.shape[0]) for tile in range(pixels.shape[1]) if pixels[row, tile].any()
         ]
         return [{name: rows[row, tile][None, None] for name, rows in arrays.items()} for row, tile in places]
+    if _SHAPES in arrays:
+        places = [(row, image) for row, image in np.argwhere(arrays[_SHAPES]).tolist()]
+        return [{name: rows[row, image][None, None] for name, rows in arrays.items()} for row, image in places]
     if _LOCAL in arrays:
         ends = np.cumsum(arrays[_LOCAL_COUNTS].reshape(-1))
         tiles = np.split(arrays[_LOCAL], ends[:-1])

@@ -47,9 +47,12 @@ class ImageProgram:
         """Whether the unit differs from the example in its pixels only."""
         return all(_equals(example, unit.get(name)) for name, example in self._example.items())
 
-    def pixels(self, unit: Unit) -> dict[str, NDArray[np.float32]]:
+    def pixels(self, unit: Unit) -> dict[str, NDArray[Any]]:
         """What the program reads of an image; the rest is a part of it."""
-        return {name: np.ascontiguousarray(unit[name], dtype=np.float32) for name in self._pixels}
+        kinds = {
+            name: np.float32 if np.issubdtype(unit[name].dtype, np.floating) else np.int64 for name in self._pixels
+        }
+        return {name: np.ascontiguousarray(unit[name], dtype=kind) for name, kind in kinds.items()}
 
     def __call__(self, unit: Unit) -> NDArray[np.float32]:
         """Features ``[N, F]``, a copy."""

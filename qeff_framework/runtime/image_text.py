@@ -12,7 +12,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
-from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, VISION_EMBEDS, RowImages
+from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, TILES_SEEN, VISION_EMBEDS, RowImages
 from qeff_framework.images.units import PIXELS, image_units
 from qeff_framework.runtime.image_program import ImageProgram
 from qeff_framework.runtime.program_sessions import ProgramSessions
@@ -44,6 +44,8 @@ class ImagePrompt:
 
     ids: list[int]
     units: list[Unit]
+    #: ``[P, G]``: which tiles each token sees, where the processor tells.
+    sees: NDArray[np.int64] | None = None
 
 
 class CompiledImageTextToText(CompiledRunner):
@@ -67,7 +69,10 @@ class CompiledImageTextToText(CompiledRunner):
             return
         self._facts: Mapping[str, Any] = language.compiled.metadata
         fed = {each.name: each.shape for each in language.compiled.inputs}
-        self._features = int(fed[VISION_EMBEDS][-1])
+        #: Numbers of an image token; of one program that attends to images nobody else needs them.
+        self._features = int(fed[VISION_EMBEDS][-1]) if VISION_EMBEDS in fed else 0
+        #: Image tokens of a tile, where layers attend to images beside the text; 0 where image tokens are read like text.
+        self._tile_tokens = int(self._facts.get("tile_tokens", 0))
         self._rope_axes = int(fed[ROPE_POSITIONS][0]) if ROPE_POSITIONS in fed else 1
         self._language = TextGenerator(language, generation_defaults=generation_defaults(session.compiled.directory))
 
@@ -158,7 +163,9 @@ class CompiledImageTextToText(CompiledRunner):
             raise InputError(
                 f"the processor does not take the conversation with {len(images)} images: {error}"
             ) from error
-        prompt = ImagePrompt(ids=self._ids(processed)[0], units=self._units(processed))
+        prompt = ImagePrompt(
+            ids=self._ids(processed)[0], units=self._units(processed), sees=self._sees(processed, 1)[0]
+        )
         for unit in prompt.units:
             self._program_for(unit)
         return prompt
@@ -169,7 +176,7 @@ class CompiledImageTextToText(CompiledRunner):
         Raises:
             InputError: more images than fit, or other image tokens than the images give.
         """
-        ((_, images),) = self._matched([prompt.ids], prompt.units)
+        ((_, images),) = self._matched([prompt.ids], prompt.units, [prompt.sees])
         return images
 
     def generate(
@@ -255,7 +262,7 @@ class CompiledImageTextToText(CompiledRunner):
         return Printer(self.tokenizer, count, sys.stdout).put
 
     def _is_image_input(self, name: str) -> bool:
-        return name in _ALWAYS_KNOWN or any(name in program.names for program in self._vision)
+        return name in (*_ALWAYS_KNOWN, TILES_SEEN) or any(name in program.names for program in self._vision)
 
     # --- what a processor makes of images and texts --------------------------------------------------------------------
 
@@ -278,7 +285,8 @@ class CompiledImageTextToText(CompiledRunner):
     def _rows(self, inputs: Mapping[str, Any]) -> list[tuple[list[int], RowImages]]:
         """Token ids and images of each prompt of a processor's output."""
         self._refuse_other_contents(inputs)
-        return self._matched(self._ids(inputs), self._units(inputs))
+        prompts = self._ids(inputs)
+        return self._matched(prompts, self._units(inputs), self._sees(inputs, len(prompts)))
 
     @staticmethod
     def _ids(inputs: Mapping[str, Any]) -> list[list[int]]:
@@ -286,9 +294,22 @@ class CompiledImageTextToText(CompiledRunner):
 
         return normalize_inputs({name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}, None)
 
-    def _matched(self, prompts: Sequence[list[int]], units: Sequence[Unit]) -> list[tuple[list[int], RowImages]]:
+    def _sees(self, inputs: Mapping[str, Any], prompts: int) -> list[NDArray[np.int64] | None]:
+        """Which tiles each token of each prompt sees, ``[P, G]``; `None` where the processor does not tell."""
+        given = inputs.get(TILES_SEEN)
+        if given is None or not self._tile_tokens:
+            return [None] * prompts
+        of_rows = np.asarray(given)
+        mask = inputs.get("attention_mask")
+        is_token = np.ones(of_rows.shape[:2], dtype=bool) if mask is None else np.asarray(mask).astype(bool)
+        return [of_row[kept].reshape(int(kept.sum()), -1) for of_row, kept in zip(of_rows, is_token, strict=True)]
+
+    def _matched(
+        self, prompts: Sequence[list[int]], units: Sequence[Unit], sees: Sequence[NDArray[np.int64] | None]
+    ) -> list[tuple[list[int], RowImages]]:
         """The prompts, each with the features of its images: as many as its image tokens need, in order."""
-        counts = [self._program_for(unit).tokens for unit in units]
+        # A token stands for an image where layers attend to it, else for one of its features.
+        counts = [1 if self._tile_tokens else self._program_for(unit).tokens for unit in units]
         token_id = int(self._facts["image_token_id"])
         rows: list[tuple[list[int], RowImages]] = []
         of_rows: list[Sequence[Unit]] = []
@@ -304,7 +325,7 @@ class CompiledImageTextToText(CompiledRunner):
                     f"prompt {number} has {wanted} image tokens (id {token_id}), and the images that are left give {count}; pass "
                     "the processor's output as it is, with all its tensors"
                 )
-            rows.append((ids, self._row(ids, units[taken:place], count)))
+            rows.append((ids, self._row(ids, units[taken:place], sees[number])))
             of_rows.append(units[taken:place])
         if place != len(units):
             raise InputError(
@@ -313,6 +334,11 @@ class CompiledImageTextToText(CompiledRunner):
         if self._is_one:
             return rows  # the program encodes images when their prompt is read
         # Whatever does not fit is known before the first image is encoded.
+        if self._tile_tokens:
+            return [
+                (ids, replace(row, pixels=[{VISION_EMBEDS: self._encoded(unit)} for unit in own]))
+                for (ids, row), own in zip(rows, of_rows, strict=True)
+            ]
         return [
             (ids, replace(row, embeds=np.concatenate([self._encoded(unit) for unit in own])) if own else row)
             for (ids, row), own in zip(rows, of_rows, strict=True)
@@ -332,9 +358,10 @@ class CompiledImageTextToText(CompiledRunner):
                 "text; pass images and text alone"
             )
 
-    def _row(self, ids: list[int], units: Sequence[Unit], tokens: int) -> RowImages:
+    def _row(self, ids: list[int], units: Sequence[Unit], sees: NDArray[np.int64] | None) -> RowImages:
         """What belongs to a prompt, but the features of its images."""
         room = self._generator.shape.prefill.vision
+        tokens = sum(self._program_for(unit).tokens for unit in units)
         if tokens > room:
             raise InputError(
                 f"the images of a prompt have {tokens} tokens, the program has room for {room}; compile with more num_images"
@@ -350,6 +377,8 @@ class CompiledImageTextToText(CompiledRunner):
             plain_type=int(types.get("plain", 0)),
             pixels=[self._program_for(unit).pixels(unit) for unit in units] if self._is_one else (),
         )
+        if self._tile_tokens:
+            row = replace(row, sees=_tiles_seen(sees, len(ids), tokens // self._tile_tokens))
         width = self._generator.shape.prefill.width
         if row.longest_block > width:
             raise InputError(
@@ -374,6 +403,11 @@ class CompiledImageTextToText(CompiledRunner):
         program = self._program_for(unit)
         if not self._is_one:
             return program(unit)
+        if self._tile_tokens:
+            raise InputError(
+                f"{self.compiled.directory} is one program (kv_offload=False) whose layers attend to images, and keeps no "
+                "features of them; compile two programs (kv_offload=True)"
+            )
         scheduler = self._generator.scheduler
         scheduler.reset()
         empty = np.zeros((0, self._features), dtype=np.float32)
@@ -392,6 +426,13 @@ class CompiledImageTextToText(CompiledRunner):
                 "compile with its height and width"
             )
         return program
+
+
+def _tiles_seen(sees: NDArray[np.int64] | None, tokens: int, tiles: int) -> NDArray[np.int64]:
+    """``[P, G]``, for the program: tokens that see nothing of a prompt with images stand in front of them."""
+    seen = np.ones((tokens, tiles), dtype=np.int64) if sees is None else (sees[:, :tiles] > 0).astype(np.int64)
+    seen[~seen.any(axis=1)] = 2
+    return seen
 
 
 def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:

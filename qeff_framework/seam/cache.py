@@ -6,7 +6,7 @@ state-space and linear-attention layers are small tensors that a step replaces a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from qeff_framework.dialect import ops
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.loop_recorder import LoopRecorder
 from qeff_framework.seam.scope import Step, current_scope, current_step
-from qeff_framework.seam.states import Role, StateId, StateShape
+from qeff_framework.seam.states import CROSS, Role, StateId, StateShape
 
 
 class _OwnKind:
@@ -111,7 +111,8 @@ class SeamCache(Cache):
     A recording cache (`states` is `None`) is that of the probe run: it is empty, as at the start of a text, and makes a state
     that fits the first tensor that a layer writes. Any other cache holds the states of the graph and knows no others.
 
-    With `reads_blocks` every step may read tokens that see each other, which some models allow the first step alone.
+    With `reads_blocks` every step may read tokens that see each other, which some models allow the first step alone. The keys and
+    values of `cross_layers` belong to what the step's memory holds, not to its tokens.
     """
 
     def __init__(
@@ -121,8 +122,10 @@ class SeamCache(Cache):
         loops: LoopRecorder | None = None,
         *,
         reads_blocks: bool = False,
+        cross_layers: Collection[int] = (),
     ) -> None:
         super().__init__(layers=_Layers())
+        self._cross_layers = frozenset(cross_layers)
         #: Slots that a step reads.
         self.ctx_len = ctx_len
         self.recording = states is None
@@ -147,7 +150,7 @@ class SeamCache(Cache):
 
     def write(self, role: Role, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """Writes ``tokens [B, H, S, D]`` of the step to their slots; returns what the step reads."""
-        step, state = self._written_step(), self._slotted(role, layer)
+        step, state = self._written_step(layer), self._slotted(role, layer)
         if self.recording and state not in self.states:
             if tokens.dim() != 4 or tokens.shape[2] != step.position_ids.shape[1]:
                 raise UnsupportedModelError(
@@ -155,21 +158,37 @@ class SeamCache(Cache):
                     "where only [batch, heads, tokens of this step, size] can be retained"
                 )
             batch, heads, _, dim = tokens.shape
-            self.states[state] = tokens.new_zeros((batch, heads, self.ctx_len, dim))
+            slots = step.kv_positions.shape[0] if state.role in CROSS else self.ctx_len
+            self.states[state] = tokens.new_zeros((batch, heads, slots, dim))
         self.states[state] = _written(self._held(state), tokens, step)
         return _read(self.states[state], step)
 
     def read(self, role: Role, layer: int) -> torch.Tensor | None:
         """What the step reads of a state, `None` before the layer has any."""
         state = self.states.get(self._slotted(role, layer))
-        return None if state is None else _read(state, self._written_step())
+        return None if state is None else _read(state, self._written_step(layer))
+
+    def _is_cross(self, layer: int) -> bool:
+        return layer in self._cross_layers
 
     def _slotted(self, role: Role, layer: int) -> StateId:
+        if self._is_cross(layer):
+            return StateId(layer=layer, role="key_cross" if role == "key" else "value_cross")
         return StateId(layer=layer, role=role)
 
-    def _written_step(self) -> Step:
+    def _written_step(self, layer: int) -> Step:
         """The tokens whose keys and values are written."""
-        return _step()
+        if not self._is_cross(layer):
+            return _step()
+        memory = current_scope().memory
+        if memory is None:
+            raise UnsupportedModelError("it uses its cross-attention cache outside a step with an encoder")
+        step = current_step()
+        return Step(
+            position_ids=memory.position_ids,
+            kv_positions=memory.kv_positions,
+            batch_index=None if step is None else step.batch_index,
+        )
 
     # --- convolution and recurrent states -------------------------------------------------------------------------------
 
@@ -286,14 +305,9 @@ class SeamCache(Cache):
 class CrossCache(SeamCache):
     """The keys and values of cross-attention: written where the step has tokens for the encoder, read in every step."""
 
-    def _slotted(self, role: Role, layer: int) -> StateId:
-        return StateId(layer=layer, role="key_cross" if role == "key" else "value_cross")
-
-    def _written_step(self) -> Step:
-        memory = current_scope().memory
-        if memory is None:
-            raise UnsupportedModelError("it uses its cross-attention cache outside a step with an encoder")
-        return Step(position_ids=memory.position_ids, kv_positions=memory.kv_positions)
+    def _is_cross(self, layer: int) -> bool:
+        del layer
+        return True
 
 
 def _step() -> Step:

@@ -28,6 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.seam.attended_images import (
+    TILE_TOKENS,
+    attended_encoder,
+    attended_inputs,
+    attends_beside_text,
+)
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.real_constants import ConstantsStayReal
 from qeff_framework.seam.scope import Scope, forward_scope
@@ -70,6 +76,8 @@ def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
     """The method that encodes images. Raises `UnsupportedModelError` where the language model cannot run apart from it."""
     if decoder_attends(type(model)):
         return _encoder_alone(model)
+    if attends_beside_text(type(model)):
+        return attended_encoder(model)
     parts = (getattr(model, "model", None), model)
     method = next((found for part in parts if (found := getattr(part, _ENCODE, None)) is not None), None)
     if method is None:
@@ -103,6 +111,8 @@ def encoder_inputs(model_class: Any) -> tuple[str, ...]:
     """Names of the tensors that the image encoder of a class may take; empty where it has none."""
     if decoder_attends(model_class):
         return (model_class.main_input_name, "attention_mask")
+    if attends_beside_text(model_class):
+        return attended_inputs(model_class)
     for owner in (model_class, class_without_head(model_class)):
         if (method := getattr(owner, _ENCODE, None)) is None:
             continue
@@ -158,6 +168,8 @@ class FeatureForm:
     layers: tuple[int, ...] = ()
     #: Fields of the output object that are empty.
     empty: tuple[str, ...] = ()
+    #: Of images that a decoder attends to beside its text: image tokens of a tile. 0: features take the places of tokens.
+    tile_tokens: int = 0
     #: Fields of the output object that are the same for every image, and what the encoder may be called with to make them.
     constants: tuple[str, ...] = ()
     example: Mapping[str, Any] = dataclass_field(default_factory=dict)
@@ -180,6 +192,7 @@ class FeatureForm:
             widths=tuple(int(p.shape[1]) for p in parts),
             layers=layers,
             empty=tuple(name for name, value in vars(outputs).items() if value is None),
+            tile_tokens=getattr(outputs, TILE_TOKENS, 0),
         )
         return form, torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
@@ -191,6 +204,7 @@ class FeatureForm:
             "widths": list(self.widths),
             "layers": list(self.layers),
             "empty": list(self.empty),
+            **({"tile_tokens": self.tile_tokens} if self.tile_tokens else {}),
             **({"constants": list(self.constants), "example": dict(self.example)} if self.constants else {}),
         }
 
@@ -203,6 +217,7 @@ class FeatureForm:
             widths=tuple(content["widths"]),
             layers=tuple(content["layers"]),
             empty=tuple(content["empty"]),
+            tile_tokens=content.get("tile_tokens", 0),
             constants=tuple(content.get("constants", ())),
             example=content.get("example", {}),
         )

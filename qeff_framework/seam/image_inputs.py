@@ -11,15 +11,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.images.rows import BESIDE, ROPE_POSITIONS, TOKEN_TYPES, VISION_EMBEDS, VISION_INDEX
+from qeff_framework.images.rows import (
+    BESIDE,
+    IMAGE_POSITIONS,
+    ROPE_POSITIONS,
+    TILES_SEEN,
+    TOKEN_TYPES,
+    VISION_EMBEDS,
+    VISION_INDEX,
+)
+from qeff_framework.seam.attended_images import attending_layers, seeing_tiles
 from qeff_framework.seam.image_features import ENCODER_OUTPUTS, FeatureForm, RowForEveryToken, class_without_head
 from qeff_framework.seam.rope_positions import rope_axes
+from qeff_framework.seam.scope import Memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_EXAMPLE_FEATURES = 7
+#: Sizes of examples, each another one than those of the example step.
+_EXAMPLE_FEATURES, _EXAMPLE_TOKENS, _EXAMPLE_TILES = 7, 9, 10
+#: Slots of the states of cross-attention in an example.
+EXAMPLE_SLOTS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +41,8 @@ class ImagesOfStep:
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mode: AbstractContextManager[object] = field(default_factory=nullcontext)
+    #: What layers that attend to images read.
+    memory: Memory | None = None
 
 
 NO_IMAGES_IN_STEP = ImagesOfStep()
@@ -47,10 +62,15 @@ class ImageInputs:
     rope_axes: int = 1
     #: The kind of a token that sees those in front of it alone; the other kind sees its block.
     plain_type: int = 0
+    #: Layers that attend to images.
+    attending: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
         """The inputs that a model needs, read from what its parts are called and take."""
+        if form.tile_tokens:
+            names = [VISION_EMBEDS, IMAGE_POSITIONS, TILES_SEEN]
+            return cls(names=tuple(names), form=form, token_id=image_token_id(model), attending=attending_layers(model))
         names = [VISION_EMBEDS, VISION_INDEX]
         token_id, axes = image_token_id(model), 1
         if has_rope_axes(type(model)):
@@ -63,6 +83,9 @@ class ImageInputs:
 
     def axes(self, name: str) -> Mapping[int, str]:
         """The symbolic dimensions of an input."""
+        if self.attending:
+            axes = {0: "batch_size", 1: "encoder_seq_len"}
+            return {0: "batch_size", 1: "seq_len", 2: "image_tiles"} if name == TILES_SEEN else axes
         return {
             VISION_EMBEDS: {0: "batch_size", 1: "vision_size"},
             VISION_INDEX: {0: "batch_size", 1: "seq_len"},
@@ -73,6 +96,12 @@ class ImageInputs:
     def example(self, name: str, batch: int, tokens: int, context: int) -> torch.Tensor:
         """A value of the right shape."""
         form = self._form()
+        if name == TILES_SEEN:
+            return torch.ones((batch, tokens, _EXAMPLE_TILES), dtype=torch.int64)
+        if name == IMAGE_POSITIONS:
+            return torch.arange(_EXAMPLE_TOKENS).expand(batch, -1).contiguous()
+        if name == VISION_EMBEDS and self.attending:
+            return torch.zeros(batch, _EXAMPLE_TOKENS, sum(form.widths))
         if name == VISION_EMBEDS:
             return torch.zeros(batch, _EXAMPLE_FEATURES, sum(form.widths))
         if name == VISION_INDEX:
@@ -82,11 +111,17 @@ class ImageInputs:
         return torch.full((batch, context), self.plain_type)
 
     def of_step(
-        self, given: Mapping[str, torch.Tensor], input_ids: torch.Tensor, model: PreTrainedModel
+        self,
+        given: Mapping[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        model: PreTrainedModel,
+        slots: int = EXAMPLE_SLOTS,
     ) -> ImagesOfStep:
-        """What the forward of one step of `model` gets."""
+        """What the forward of one step of `model` gets; `slots` of the states of layers that attend to images."""
         if not self.names:
             return NO_IMAGES_IN_STEP
+        if self.attending:
+            return self._attended(given, input_ids, model, slots)
         embeds, index = given[VISION_EMBEDS], given[VISION_INDEX]
         require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
         require(embeds.shape[0] == input_ids.shape[0])
@@ -104,6 +139,28 @@ class ImageInputs:
         if self.token_types:
             arguments[self.token_types] = given[TOKEN_TYPES]
         return ImagesOfStep(arguments=arguments, mode=RowForEveryToken(index >= 0, index == BESIDE))
+
+    def _attended(
+        self,
+        given: Mapping[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        model: PreTrainedModel,
+        slots: int,
+    ) -> ImagesOfStep:
+        embeds, positions, kinds = given[VISION_EMBEDS], given[IMAGE_POSITIONS], given[TILES_SEEN]
+        require: Any = torch._check  # noqa: SLF001  (documented for exports, and untyped)
+        for tensor in (embeds, positions, kinds):
+            require(tensor.shape[0] == input_ids.shape[0])
+        require(embeds.shape[1] == positions.shape[1])
+        require(kinds.shape[1] == input_ids.shape[1])
+        kv_positions = torch.arange(slots)
+        # Which slots hold something is told by what a token sees.
+        memory = Memory(position_ids=positions, lengths=positions[:, :1], kv_positions=kv_positions)
+        return ImagesOfStep(
+            arguments={"cross_attention_states": embeds},
+            mode=seeing_tiles(model, kinds, kv_positions, self._form().tile_tokens),
+            memory=memory,
+        )
 
     def _form(self) -> FeatureForm:
         if self.form is None:

@@ -36,9 +36,11 @@ from tests.image_models import (
     gemma3,
     greedy,
     llava,
+    mllama,
     picture,
     qwen3_vl,
     saved_llava,
+    saved_mllama,
     shaded,
 )
 from tests.serving.running import serving
@@ -193,7 +195,7 @@ def test_the_command_reads_images_from_files(
         ("--image", str(wrong)): "empty.png cannot be read",
         ("--image", str(tmp_path / "absent.png")): "absent.png cannot be read",
         (): "does not take prompt 0 with 0 images",
-        ("--image", str(pictures[0]), str(pictures[1])): "prompt 0 with 2 images",
+        ("--image", str(pictures[0]), str(pictures[1])): "has 2 images, and num_images is 1; compile with num_images=2",
         ("--image", str(pictures[0]), "--image", str(pictures[1])): "1 prompts and 2 times --image",
         ("--image", str(pictures[0]), "--chat"): "leave --chat",
     }
@@ -249,6 +251,35 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
         assert (
             served.client.completions.create(model="tiny", prompt="w7 w8 w9", max_tokens=9).choices[0].text == wanted[2]
         )
+
+
+def test_layers_that_attend_to_images(tmp_path: Path) -> None:
+    """Mllama, with its processor: images of one, two and four tiles in prompts that take turns in two slots of the cache."""
+    module, _ = built(mllama)
+    processor = saved_mllama(module, tmp_path)
+    shades = np.random.default_rng(0)
+    square, wide, large = (
+        PIL.Image.fromarray(shades.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        for height, width in ((20, 24), (20, 50), (56, 56))
+    )
+    prompts = ["w5 w6 <|image|> w8 w9", "w11 w12 w13", "<|image|> w7 w20 <|image|> w9 w10 w30"]
+    images = [[square], [], [wide, large]]
+    wanted = []
+    for prompt, of_prompt in zip(prompts, images, strict=True):
+        given = processor(text=prompt, images=of_prompt or None, return_tensors="pt")
+        with torch.no_grad():
+            output = module.generate(
+                **given, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+        wanted.append(output[0, given["input_ids"].shape[1] :].tolist())
+    assert len({token for row in wanted for token in row}) > 3
+
+    model = QEFFAutoModelForImageTextToText.from_pretrained(tmp_path)
+    model.compile(backend="ort_sim", prefill_seq_len=3, ctx_len=32, full_batch_size=2, num_images=2)
+    output = model.generate(prompts=prompts, images=images, generation_len=NEW_TOKENS, eos_token_id=None)
+    assert output.generated_ids == wanted
+    with pytest.raises(InputError, match="have 60 tokens, the program has room for 40; compile with more num_images"):
+        model.generate(prompts="<|image|> <|image|> <|image|> w5", images=[square, square, square])
 
 
 class ProcessorOfSizes(Processor):
