@@ -20,6 +20,7 @@ DIR/performance.md and DIR/performance.svg. A short run: --prompt-len 128 --new-
 from __future__ import annotations
 
 import argparse
+import compileall
 import datetime as dt
 import hashlib
 import importlib.util
@@ -171,6 +172,9 @@ def own_contenders(args: argparse.Namespace, precision: str, rows: int) -> tuple
     """ort_sim, compiled, and in float32 Transformers; and the size of the vocabulary."""
     from qeff_framework import QEFFAutoModelForCausalLM
 
+    # As an installation does; those of the peers are installed.
+    for name in ("qeff_framework", "ort_sim_backend"):
+        compileall.compile_dir(_package(name), quiet=1)
     model = QEFFAutoModelForCausalLM.from_pretrained(str(args.model))
     compiled = model.compile(
         backend="ort_sim",
