@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
+from ort_sim_backend.lowering import final_passes
 from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
@@ -42,6 +43,9 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         narrowed = narrow(request, announce=lambda calibration: _announce_memory(request, calibration))
     else:
         _announce_memory(request)
+    if request.options.simulate is None:
+        for lowering in final_passes():
+            lowering(request.model)
     lowered = directory / "lowered.onnx"
     lowered_weights = directory / "lowered.onnx.data"
     request.progress("writing the lowered model")

@@ -15,6 +15,7 @@ from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
+from ort_sim_backend.lowering.last_tokens import LastTokens
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.merged_reshapes import MergedReshapes
 from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
@@ -71,6 +72,11 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
     )
 
 
+def final_passes() -> tuple[Transform, ...]:
+    """The passes behind what the compile stage measures."""
+    return (LastTokens(), RemoveUnused())
+
+
 __all__ = [
     "CompressedTables",
     "EncoderBranch",
@@ -80,6 +86,7 @@ __all__ = [
     "KeptExperts",
     "KeptProducts",
     "LastProduct",
+    "LastTokens",
     "LazyValues",
     "MergedReshapes",
     "MultiHeadAttention",
@@ -88,5 +95,6 @@ __all__ = [
     "TiedWeights",
     "UsedSlots",
     "compressed_products",
+    "final_passes",
     "passes",
 ]
