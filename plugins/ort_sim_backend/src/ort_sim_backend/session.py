@@ -147,7 +147,7 @@ def _tables(compiled: CompiledModel) -> MappedTables | None:
 def _rows_of_tables(compiled: CompiledModel, specialization: Specialization) -> int:
     """Those of the tokens of a step, and those of the best tokens that a ranked product looks up."""
     dims = specialization.dims
-    best: int = compiled.program.get("ranked_tokens", 0)
+    best: int = compiled.program.get("ranked_tokens", 0) * dims.get("num_logits_to_keep", 1)
     return dims.get("batch_size", 1) * (dims.get("seq_len", 1) + best)
 
 

@@ -11,6 +11,7 @@ from ort_sim_backend.lowering.compressed_tables import CompressedTables
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
+from ort_sim_backend.lowering.flat_norms import FlatNorms
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
@@ -53,6 +54,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         UsedSlots(),
         GatherRows(),
         SimplifiedRMSNorm(),
+        FlatNorms(),
         KeptProducts(int8_activations=experts is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
@@ -81,6 +83,7 @@ __all__ = [
     "CompressedTables",
     "EncoderBranch",
     "FastGelu",
+    "FlatNorms",
     "FusedExperts",
     "GroupQueryAttention",
     "KeptExperts",
