@@ -207,7 +207,8 @@ def random_model(cache: Path, name: str) -> Path:
         alphabet = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         tokenizer = Tokenizer(models.BPE(alphabet, []))
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="a").save_pretrained(folder)
+        fast: Any = transformers.PreTrainedTokenizerFast
+        fast(tokenizer_object=tokenizer, eos_token="a").save_pretrained(folder)
         (folder / "complete").touch()
     return folder
 

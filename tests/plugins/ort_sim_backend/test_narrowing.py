@@ -92,10 +92,11 @@ def test_the_best_tokens_have_the_logits_of_eight_bits(tmp_path):
     assert (ranked.program["products_ranked"], plain.program["products_ranked"]) == (1, 0)
     feeds = {"input_ids": np.arange(8, dtype=np.int64)[None]}
     all_expected, all_found = (execute(each).run(feeds)["logits"][0] for each in (plain, ranked))
-    # The table is mapped by the session, unless a product reads it as well. Older programs leave it to ONNX Runtime.
-    levels, scales = ranked.program["tables"]
-    assert (levels["shape"], scales["shape"]) == ([16384, 2, 32], [16384, 2])
-    assert "tables" not in plain.program
+    # The session maps the table of the best tokens, unless a product reads it as well; without it, it is left to ONNX Runtime.
+    # The rows of the prompt are read from the file.
+    for places in (ranked.program["tables"], ranked.program["rows"], plain.program["rows"]):
+        assert [place["shape"] for place in places] == [[16384, 2, 32], [16384, 2]]
+    assert plain.program["tables"] == []
     older = replace(ranked, program={name: value for name, value in ranked.program.items() if name != "tables"})
     np.testing.assert_array_equal(execute(older).run(feeds)["logits"][0], all_found)
     for expected, found in zip(all_expected, all_found, strict=True):

@@ -59,7 +59,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed)) if packed else []
+    tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed)) if packed else None
     if any(has_subgraph(node) for node in request.model.graph):
         name_inner_values(directory / MODEL_FILE)
     states = request.exported.states
@@ -67,7 +67,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         "model": MODEL_FILE,
         "in_place": states_updated_in_place(request.model, states),
         "roomy": states_with_room(request.model, states),
-        **({"tables_file": BLOCKS_FILE, "tables": tables} if tables else {}),
+        **({"tables_file": BLOCKS_FILE, "tables": tables.mapped, "rows": tables.read} if tables else {}),
         **narrowed,
     }
     return request.result(
