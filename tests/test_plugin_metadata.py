@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qeff_framework.errors import ExtensionError
+from qeff_framework.plugin_metadata import entry_points as found_entry_points
 from qeff_framework.plugin_metadata import printable
 from qeff_framework.registry import Registry
 from tests.fake_distributions import echo_backend, write_distribution
@@ -30,6 +31,19 @@ def stranger(
         (info / "METADATA").write_bytes(metadata)
     (info / "entry_points.txt").write_bytes(entry_points)
     importlib.invalidate_caches()
+
+
+def test_packages_are_looked_through_once_until_one_is_added(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib_metadata
+
+    scans = []
+    listed = importlib_metadata.distributions
+    monkeypatch.setattr(importlib_metadata, "distributions", lambda: scans.append(1) or listed())
+    names = [{entry.name for entry in found_entry_points(group)} for group in (None, GROUP, GROUP)]
+    assert len(scans) == 1
+    assert names[1] == names[2] >= {"good"}
+    stranger(site, b"Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    assert {entry.name for entry in found_entry_points(GROUP)} == {*names[1], "odd"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from qeff_framework.errors import ExecutionError
 
 #: Lines of a failed process that a message shows.
 _SHOWN_LINES = 4
+#: With it every process compiles the framework's Python files anew, which an installation has compiled: a fifth of the loading.
+_WITHOUT_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,8 @@ def _run(contender: Contender, job: Mapping[str, Any], time_limit: float) -> dic
         done = subprocess.run(
             list(contender.command),
             input=json.dumps(job),
-            env={**os.environ, **contender.environment},
+            env={name: value for name, value in os.environ.items() if name != _WITHOUT_BYTECODE}
+            | dict(contender.environment),
             capture_output=True,
             text=True,
             timeout=time_limit,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ort_sim_backend.mapped_tables import MappedTables
+from ort_sim_backend.mapped_tables import MappedTables, RowReader
+from qeff_framework.errors import InputError
 
 ROWS, SIZE = 4096, 4096
 
@@ -41,3 +42,19 @@ def test_a_chunk_leaves_nothing_behind_and_small_steps_little(tmp_path):
     assert sizes[:7] == sorted(sizes[:7])
     assert sizes[6] > sizes[0] > 0 == sizes[7]
     assert not table.flags.writeable
+
+
+def test_rows_are_read_as_they_lie_and_one_that_is_not_there_is_refused(tmp_path):
+    file = tmp_path / "tables"
+    content = np.random.default_rng(0).standard_normal((7, 2, 3)).astype(np.float32)
+    file.write_bytes(b"\0" * 64 + content.tobytes())
+    place = {"rows": "taken", "numbers": "ids", "offset": 64, "dtype": "float32", "shape": [7, 2, 3]}
+    reader = RowReader(file, place)
+    ids = np.array([[0, 6, 3], [3, -1, 2]])
+    rows = reader.buffer(ids)
+    reader.read(ids, rows)
+    np.testing.assert_array_equal(rows, content[ids])
+    for wrong in (7, -8):
+        with pytest.raises(InputError, match=f"ids has {wrong}, and there are 7 rows"):
+            reader.read(np.array([[0, wrong, 1]]), reader.buffer(ids[:1]))
+    reader.close()

@@ -1,13 +1,15 @@
-"""Tables of which a step reads some rows are mapped from their file, and few of their pages stay in memory.
+"""Tables of which a step reads some rows: few of their pages stay in memory.
 
-ONNX Runtime would map them as well, and the pages that were read once would stay: the system maps 16 pages around each row, so
-some hundred tokens bring in all of a table, 164 MiB with Gemma 3 270M. A mapping of our own can be emptied; what is read again
-then comes from the system's cache of the file, which processes share.
+ONNX Runtime would map them, and the pages that were read once would stay: the system maps whole runs of pages around each row, so
+some hundred tokens bring in all of a table, 164 MiB with Gemma 3 270M. Rows whose numbers are an input of the step are read from
+the file. Where the step itself finds out which rows it wants, the table is in a mapping of our own, which is emptied; what is
+read again then comes from the system's cache of the file, which processes share.
 """
 
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qeff_framework.plugin_api import InputError
+
 #: Smallest steps between two emptyings. After each, a step maps its pages again, which takes about as much as a tenth of a step.
 _STEPS = 8
+
+
+class RowReader:
+    """Reads rows of a table from its file.
+
+    Args:
+        file: holds it.
+        place: its ``offset``, ``dtype`` and ``shape``; ``rows`` is the name of the graph's input that takes the rows, and
+            ``numbers`` that of the input of the step which says which ones.
+    """
+
+    def __init__(self, file: Path, place: Mapping[str, Any]) -> None:
+        self._file = file.open("rb", buffering=0)
+        # A session that is dropped without being released leaves no open file.
+        weakref.finalize(self, self._file.close)
+        self.rows, self.numbers = str(place["rows"]), str(place["numbers"])
+        self._offset, self._count, *self._sizes = int(place["offset"]), *map(int, place["shape"])
+        self._dtype = np.dtype(place["dtype"])
+
+    def buffer(self, numbers: NDArray[Any]) -> NDArray[np.generic]:
+        """Room for the rows that an array like `numbers` names."""
+        return np.zeros((*numbers.shape, *self._sizes), self._dtype)
+
+    def read(self, numbers: NDArray[Any], target: NDArray[np.generic]) -> None:
+        """Writes the rows `numbers` into `target`. Raises `InputError` for one that the table has not."""
+        found = numbers.reshape(-1)
+        lowest, highest = int(found.min(initial=0)), int(found.max(initial=0))
+        if lowest < -self._count or highest >= self._count:
+            wrong = lowest if lowest < -self._count else highest
+            raise InputError(
+                f"{self.numbers} has {wrong}, and there are {self._count} rows to choose from: give 0 to {self._count - 1}"
+            )
+        rows = target.reshape(len(found), -1).view(np.uint8)
+        length = rows.shape[1]
+        for row, number in zip(rows, found.tolist(), strict=True):
+            self._file.seek(self._offset + (number % self._count) * length)
+            self._file.readinto(row.data)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 class MappedTables:
@@ -43,7 +88,7 @@ class MappedTables:
     @contextmanager
     def reading(self, rows: int) -> Iterator[None]:
         """The body is a step that reads so many rows."""
-        # A chunk of a prompt takes long beside the emptying, and brings in far more pages than are shared with other steps.
+        # A large step takes long beside the emptying, and brings in far more pages than are shared with other steps.
         is_large = rows > 2 * self._smallest
         if is_large:
             self._empty()

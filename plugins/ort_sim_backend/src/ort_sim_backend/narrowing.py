@@ -42,6 +42,8 @@ from qeff_framework.plugin_api import CompileError, CompileRequest
 
 #: Logits of a row that a ranked product computes with 8 bits.
 BEST: Final = 128
+#: Numbers in a group of logits, the one that takes the least time first.
+_GROUPS: Final = (128, 256, 64, 512, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,7 @@ def _measured(request: CompileRequest, weights: Sequence[_Weight]) -> Iterator[t
 def _input_name(node: ir.Node, weight: _Weight) -> str:
     value = node.inputs[0]
     if weight.is_last and value is not None:
-        # The product reads one token of each row, and a calibration wants all.
+        # The product reads some tokens of each row, and a calibration wants all.
         value = tokens_of(value)
     if value is None or value.name is None:
         raise ValueError(f"{node.name} reads nothing")
@@ -206,11 +208,31 @@ def _rank(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
         attributes |= {"bits": weight.blocks.bits, "block_size": weight.blocks.size}
         coarse = edit.op(node.op_type, hidden, *blocks, domain=node.domain, **attributes)
         coarse.type, coarse.shape = node.outputs[0].type, node.outputs[0].shape
-        _, best = edit.ops("TopK", (coarse, edit.int64s(BEST)), 2, axis=-1, sorted=0)
+        best = _best_of(edit, coarse, weight.product.sizes[1])
         rows = rows_of_table(edit, levels, scales, best, bits=8, length=weight.product.sizes[0])
         axis = edit.int64s(-1)
         exact = edit.op("Squeeze", edit.op("MatMul", rows, edit.op("Unsqueeze", hidden, axis)), axis)
         edit.replace(node, edit.op("ScatterElements", coarse, best, exact, axis=-1))
+
+
+def _best_of(edit: GraphEditor, coarse: ir.Value, count: int) -> ir.Value:
+    """Places of the `BEST` largest of each row ``[B, N, count]``.
+
+    They are in the groups that have the largest maxima. ``TopK`` of 262,144 numbers takes 190 microseconds, and the maxima 20.
+    """
+    size = next((each for each in _GROUPS if count % each == 0 and count // each >= BEST), None)
+    most = edit.int64s(BEST)
+    if size is None:
+        return edit.ops("TopK", (coarse, most), 2, axis=-1, sorted=0)[1]
+    grouped = edit.op("Reshape", coarse, edit.int64s(0, 0, -1, size))
+    maxima = edit.op("ReduceMax", grouped, edit.int64s(-1), keepdims=0)
+    _, groups = edit.ops("TopK", (maxima, most), 2, axis=-1, sorted=0)
+    first = edit.op("Unsqueeze", edit.op("Mul", groups, edit.int64(size)), edit.int64s(-1))
+    places = edit.op(
+        "Reshape", edit.op("Add", first, edit.array(np.arange(size, dtype=np.int64))), edit.int64s(0, 0, -1)
+    )
+    _, among = edit.ops("TopK", (edit.op("GatherElements", coarse, places, axis=-1), most), 2, axis=-1, sorted=0)
+    return edit.op("GatherElements", places, among, axis=-1)
 
 
 def _initializers(model: ir.Model, weight: _Weight, rounded: Compensated) -> list[ir.Value]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +74,58 @@ def as_inputs(model: ir.Model, values: Sequence[ir.Value]) -> Iterator[None]:
             graph.register_initializer(value)
 
 
-def put_back(path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Where the tables lie whose rows a session looks up: by table its ``offset`` in the file, its ``dtype`` and ``shape``."""
+
+    #: Passed as a whole: with the ``name`` of the input.
+    mapped: Sequence[dict[str, Any]]
+    #: Of which rows are passed: with the input that takes the ``rows``, and the one of the step that has their ``numbers``.
+    read: Sequence[dict[str, Any]]
+
+
+def put_back(path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value]) -> Tables:
     """Makes the inputs of the model in `path` that have the names of `values` its initializers, with their content.
 
-    Those of `tables` stay inputs as well, so that a session may pass what it has mapped. Returns where they lie in their file: by
-    table its ``name``, ``offset`` in bytes, ``dtype`` and ``shape``.
+    Rows whose numbers are an input of the model become an input, so that no table is mapped for them. Those of `tables` that are
+    still read stay inputs as well, so that a session may pass what it has mapped.
     """
     model = ir.load(path)
     contents = {value.name: value.const_value for value in values}
     lookups = {value.name for value in tables}
     kept: list[ir.Value] = []
-    places: list[dict[str, Any]] = []
-    for value in list(model.graph.inputs):
-        if value.name in contents:
-            model.graph.inputs.remove(value)
-            # What the optimiser has no use for is no input of the program either.
-            if value.uses():
-                value.const_value = contents[value.name]
-                model.graph.register_initializer(value)
-                if value.name in lookups:
-                    places.append(_place(value))
-                    kept.append(value)
+    mapped: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
+    for value in [value for value in model.graph.inputs if value.name in contents]:
+        model.graph.inputs.remove(value)
+        value.const_value = contents[value.name]
+        for rows, numbers in _rows_read(model, value):
+            read.append({**_place(value), "rows": rows.name, "numbers": numbers.name})
+            kept.append(rows)
+        # What has no reader is no input of the program either.
+        if value.uses():
+            model.graph.register_initializer(value)
+            if value.name in lookups:
+                mapped.append({**_place(value), "name": str(value.name)})
+                kept.append(value)
     model.graph.inputs.extend(kept)
     ir.save(model, path)
-    return places
+    return Tables(mapped=mapped, read=read)
+
+
+def _rows_read(model: ir.Model, table: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Takes out the nodes that read rows of `table` whose numbers are an input: what has the rows now, and the numbers."""
+    for node in [node for node, _ in table.uses()]:
+        if node.graph is not model.graph or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+            continue
+        numbers, rows = node.inputs[1], node.outputs[0]
+        if numbers is None or not numbers.is_graph_input() or numbers.shape is None or table.shape is None:
+            continue
+        taken = ir.Value(name=f"{table.name}_rows_{numbers.name}", type=table.type)
+        taken.shape = ir.Shape((*numbers.shape, *table.shape[1:]))
+        rows.replace_all_uses_with(taken)
+        model.graph.remove(node, safe=True)
+        yield taken, numbers
 
 
 def _place(value: ir.Value) -> dict[str, Any]:
@@ -104,7 +133,6 @@ def _place(value: ir.Value) -> dict[str, Any]:
     if not isinstance(content, ir.ExternalTensor):
         raise TypeError(f"{value.name} lies in no file")
     return {
-        "name": str(value.name),
         "offset": content.offset or 0,
         "dtype": str(content.dtype.numpy()),
         "shape": [int(size) for size in content.shape.numpy()],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime as ort
@@ -30,9 +31,12 @@ def session_options(*, optimization_level: str, threads: int, pack_weights: bool
     return options
 
 
-def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU provider. ONNX Runtime replaces providers that it cannot load without an error, so this is checked."""
-    session = ort.InferenceSession(str(model), options, providers=[PROVIDER])
+def open_session(model: Path, options: ort.SessionOptions, *, without: Sequence[str] = ()) -> ort.InferenceSession:
+    """A session on the CPU provider. ONNX Runtime replaces providers that it cannot load without an error, so this is checked.
+
+    `without`: rewrites of the graph that are left out, by ONNX Runtime's name.
+    """
+    session = ort.InferenceSession(str(model), options, providers=[PROVIDER], disabled_optimizers=[*without])
     session.disable_fallback()
     providers = session.get_providers()
     if providers != [PROVIDER]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from ort_sim_backend.mapped_tables import MappedTables
+from ort_sim_backend.mapped_tables import MappedTables, RowReader
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
@@ -29,7 +29,9 @@ class _Step:
     binding: Any
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
-    #: Rows of tables that it reads.
+    #: For each reader of `OrtSession`, the rows that the step takes.
+    looked_up: Sequence[Array]
+    #: Rows of mapped tables that it reads.
     rows: int
 
 
@@ -62,6 +64,7 @@ class OrtSession(BaseSession):
         self._lengths = _lengths(compiled)
         #: Programs of older versions have none, and leave theirs to ONNX Runtime.
         self._tables = _tables(compiled)
+        self._readers = _readers(compiled)
         self._steps = {item.name: self._prepare(item) for item in self.specializations}
         self.info = {
             "device": "CPU",
@@ -76,6 +79,8 @@ class OrtSession(BaseSession):
         lengths = None if self._lengths is None else lengths_after(self._lengths, inputs["position_ids"])
         for name, buffer in step.inputs.items():
             np.copyto(buffer, inputs[name])
+        for reader, rows in zip(self._readers, step.looked_up, strict=True):
+            reader.read(step.inputs[reader.numbers], rows)
         for state in self._alternating:
             _bind_input(step.binding, state.input, self.states[state.input])
             _bind_output(step.binding, state.output, self._next_states[state.input])
@@ -104,6 +109,9 @@ class OrtSession(BaseSession):
         """Frees the weights and the buffers."""
         self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
         self._tables = None
+        for reader in self._readers:
+            reader.close()
+        self._readers = []
 
     def _prepare(self, specialization: Specialization) -> _Step:
         inputs = allocate(host_inputs(self.compiled), specialization.dims)
@@ -116,11 +124,14 @@ class OrtSession(BaseSession):
         for state in self._in_place:
             _bind_input(binding, state.input, self._buffers[state.input])
             _bind_output(binding, state.output, self._buffers[state.input])
+        looked_up = [reader.buffer(inputs[reader.numbers]) for reader in self._readers]
+        for reader, buffer in zip(self._readers, looked_up, strict=True):
+            _bind_input(binding, reader.rows, buffer)
         if self._tables is not None:
             for name, table in self._tables.arrays.items():
                 _bind_input(binding, name, table)
         rows = _rows_of_tables(self.compiled, specialization)
-        return _Step(binding=binding, inputs=inputs, outputs=outputs, rows=rows)
+        return _Step(binding=binding, inputs=inputs, outputs=outputs, looked_up=looked_up, rows=rows)
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
@@ -144,11 +155,23 @@ def _tables(compiled: CompiledModel) -> MappedTables | None:
         raise ExecutionError(f"{file} cannot be mapped: {error}") from error
 
 
+def _readers(compiled: CompiledModel) -> list[RowReader]:
+    places = compiled.program.get("rows", ())
+    if not places:
+        return []
+    file = compiled.path(compiled.program["tables_file"])
+    try:
+        return [RowReader(file, place) for place in places]
+    except OSError as error:
+        raise ExecutionError(f"{file} cannot be read: {error}") from error
+
+
 def _rows_of_tables(compiled: CompiledModel, specialization: Specialization) -> int:
-    """Those of the tokens of a step, and those of the best tokens that a ranked product looks up."""
+    """Those of the best tokens that a ranked product looks up; in programs of older versions those of the tokens as well."""
     dims = specialization.dims
-    best: int = compiled.program.get("ranked_tokens", 0)
-    return dims.get("batch_size", 1) * (dims.get("seq_len", 1) + best)
+    best: int = compiled.program.get("ranked_tokens", 0) * dims.get("num_logits_to_keep", 1)
+    tokens = 0 if "rows" in compiled.program else dims.get("seq_len", 1)
+    return dims.get("batch_size", 1) * (tokens + best)
 
 
 #: Stands for the number of tokens of a row whose states were written from outside.

@@ -11,10 +11,12 @@ from ort_sim_backend.lowering.compressed_tables import CompressedTables
 from ort_sim_backend.lowering.encoder_branch import EncoderBranch
 from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
+from ort_sim_backend.lowering.flat_norms import FlatNorms
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
 from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
+from ort_sim_backend.lowering.last_tokens import LastTokens
 from ort_sim_backend.lowering.lazy_values import LazyValues
 from ort_sim_backend.lowering.merged_reshapes import MergedReshapes
 from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
@@ -52,6 +54,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         UsedSlots(),
         GatherRows(),
         SimplifiedRMSNorm(),
+        FlatNorms(),
         KeptProducts(int8_activations=experts is not None),
         # It finds the products that choose experts by the mixtures, so these must be there yet.
         *compressed,
@@ -71,15 +74,22 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
     )
 
 
+def final_passes() -> tuple[Transform, ...]:
+    """The passes behind what the compile stage measures."""
+    return (LastTokens(), RemoveUnused())
+
+
 __all__ = [
     "CompressedTables",
     "EncoderBranch",
     "FastGelu",
+    "FlatNorms",
     "FusedExperts",
     "GroupQueryAttention",
     "KeptExperts",
     "KeptProducts",
     "LastProduct",
+    "LastTokens",
     "LazyValues",
     "MergedReshapes",
     "MultiHeadAttention",
@@ -88,5 +98,6 @@ __all__ = [
     "TiedWeights",
     "UsedSlots",
     "compressed_products",
+    "final_passes",
     "passes",
 ]

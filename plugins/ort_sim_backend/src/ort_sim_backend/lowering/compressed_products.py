@@ -6,7 +6,7 @@ well, in blocks of their own; with float32 activations it is slower than the pla
 The product that chooses a mixture's experts stays as it is: it is small, and another expert is another result.
 
 All products get 8 bits here. Which of them bear 4 bits is measured with this model by the compile stage, `narrowing`. The last
-products, which give the logits, do not; those of one token of each row for a large vocabulary are made ranked products there.
+products, which give the logits, do not; those of chosen tokens of each row for a large vocabulary are made ranked products there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CompressedLastProducts(CompressedProducts):
     """Compresses the products that give logits, and remembers what those were that may be ranked."""
 
     name = "CompressedLastProducts"
-    version = "3"
+    version = "4"
 
     def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
         """See `CompressedProducts.lower`."""
@@ -78,11 +78,11 @@ class CompressedLastProducts(CompressedProducts):
 
 
 def tokens_of(chosen: ir.Value) -> ir.Value | None:
-    """``[B, S, K]``, of which `chosen` ``[B, 1, K]`` is one token of each row; `None` if it is something else."""
+    """``[B, S, K]``, of which `chosen` ``[B, N, K]`` is some tokens of each row; `None` if it is something else."""
     choice = made_by(chosen, "GatherElements")
     if choice is None or choice.attributes.get_int("axis", 0) != 1:
         return None
-    return operand(choice, 0) if chosen.shape is not None and chosen.shape[1:2] == (1,) else None
+    return operand(choice, 0) if chosen.shape is not None and len(chosen.shape) == 3 else None
 
 
 class LayerProducts(CompressedProducts):

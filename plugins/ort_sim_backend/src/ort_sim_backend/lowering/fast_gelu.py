@@ -1,11 +1,12 @@
-"""The tanh form of GELU becomes one FastGelu, whatever order its factors have.
+"""GELU becomes one kernel, Gelu or in its tanh form FastGelu, whatever order its factors have.
 
 ONNX Runtime's own fusion knows some ways to write it. Here a formula is tried: it is taken for what it computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -14,31 +15,47 @@ from numpy.typing import NDArray
 from ort_sim_backend.lowering.kernels import CONTRIB
 from qeff_framework.lowering import Computation, GraphEditor, GraphPass
 
-_OPS = ("Add", "Div", "Mul", "Pow", "Sub", "Tanh")
-#: Nodes from the hyperbolic tangent to the result.
+_OPS = ("Add", "Div", "Erf", "Mul", "Pow", "Sub", "Tanh")
+#: Nodes from the bent curve to the result.
 _MOST_STEPS = 4
 #: Error that rounding in float32 explains.
 _TOLERANCE = 1e-5
 
 
 class FastGelu(GraphPass):
-    """Lowers each ``x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3))) / 2`` of float32."""
+    """Lowers each ``x * (1 + erf(x / sqrt(2))) / 2`` of float32, and the form with tanh instead."""
 
     name = "FastGelu"
-    version = "1"
+    version = "2"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether one was found."""
         found = False
-        for node in [node for node in model.graph.all_nodes() if not node.domain and node.op_type == "Tanh"]:
+        for node in [node for node in model.graph.all_nodes() if not node.domain and node.op_type in _KERNELS]:
+            kernel, formula = _KERNELS[node.op_type]
             for result in _results(node):
-                source = _source(result)
+                source = _source(result, formula)
                 if source is not None:
                     edit = GraphEditor(model, result)
-                    edit.replace(result, edit.op("FastGelu", source, domain=CONTRIB))
+                    edit.replace(result, edit.op(kernel, source, domain=CONTRIB))
                     found = True
                     break
         return found
+
+
+def _by_tangent(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+def _by_error_function(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([0.5 * each * (1 + math.erf(each / math.sqrt(2))) for each in x.tolist()])
+
+
+#: By the op that bends the curve, the kernel and what it computes.
+_KERNELS: Mapping[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]] = {
+    "Erf": ("Gelu", _by_error_function),
+    "Tanh": ("FastGelu", _by_tangent),
+}
 
 
 def _results(node: ir.Node) -> Iterator[ir.Node]:
@@ -53,7 +70,7 @@ def _results(node: ir.Node) -> Iterator[ir.Node]:
         yield node
 
 
-def _source(result: ir.Node) -> ir.Value | None:
+def _source(result: ir.Node, formula: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> ir.Value | None:
     """The x that `result` is the GELU of."""
     seen: dict[ir.Value, None] = {}
     pending = list(result.inputs)
@@ -66,11 +83,12 @@ def _source(result: ir.Node) -> ir.Value | None:
         if node is not None and not node.domain and node.op_type in _OPS:
             pending.extend(node.inputs)
     return next(
-        (value for value in seen if value.dtype == ir.DataType.FLOAT and _is_gelu(result.outputs[0], value)), None
+        (value for value in seen if value.dtype == ir.DataType.FLOAT and _computes(formula, result.outputs[0], value)),
+        None,
     )
 
 
-def _is_gelu(result: ir.Value, source: ir.Value) -> bool:
+def _computes(wanted: Callable[[NDArray[np.float64]], NDArray[np.float64]], result: ir.Value, source: ir.Value) -> bool:
     formula = Computation.of(result, [source])
     if formula is None or any(node.op_type not in _OPS for node in formula.nodes):
         return False
@@ -81,9 +99,4 @@ def _is_gelu(result: ir.Value, source: ir.Value) -> bool:
         return False
     points = np.linspace(-9, 9, 721, dtype=np.float32)
     computed = formula({str(source.name): points})
-    return computed.shape == points.shape and bool(np.abs(computed - _gelu(points)).max() < _TOLERANCE)
-
-
-def _gelu(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = x.astype(np.float64)
-    return np.asarray(0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))))
+    return computed.shape == points.shape and bool(np.abs(computed - wanted(points.astype(float))).max() < _TOLERANCE)

@@ -269,6 +269,17 @@ def token_major(edit: GraphEditor, states: ir.Value) -> ir.Value:
     return edit.op("Reshape", _heads_last(edit, states), edit.int64s(0, 0, -1))
 
 
+def is_token_major(states: ir.Value) -> bool:
+    """Whether ``[B, H, S, D]`` was computed as ``[B, S, H, D]``, so that `token_major` writes no transpose."""
+    node, norm = states.producer(), RMSNormNode.making(states)
+    if node is not None and (node.domain, node.op_type) == (CONTRIB, "RotaryEmbedding") and len(node.inputs) == 4:
+        return is_token_major(operand(node, 0))
+    if norm is not None:
+        return is_token_major(norm.hidden)
+    transpose = made_by(states, "Transpose")
+    return transpose is not None and transpose.attributes.get_ints("perm") == _HEADS_LAST
+
+
 def _heads_last(edit: GraphEditor, states: ir.Value) -> ir.Value:
     """``[B, H, S, D]`` as ``[B, S, H, D]``: without a transpose where the states were computed in that order."""
     transpose, norm = made_by(states, "Transpose"), RMSNormNode.making(states)

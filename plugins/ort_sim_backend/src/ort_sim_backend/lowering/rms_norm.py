@@ -1,7 +1,7 @@
 """``RMSNorm`` becomes ONNX Runtime's SimplifiedLayerNormalization, one kernel instead of the body's ten nodes.
 
 ONNX Runtime keeps the op in the standard domain. It computes in float32 whatever the input is (``stash_type``), as the dialect
-asks. Its own fusions recognise the op, so a residual sum in front of it is fused as well.
+asks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class SimplifiedRMSNorm(DialectPass[RMSNormNode]):
     """Lowers every ``RMSNorm`` whose weight has the input's dtype."""
 
     name = "SimplifiedRMSNorm"
-    version = "2"
+    version = "3"
     node_type = RMSNormNode
 
     def lower(self, node: RMSNormNode, edit: GraphEditor) -> ir.Value | None:
