@@ -282,9 +282,9 @@ class SentenceTransformersFolder:
 
     def _pooling(self, path: str) -> HeadStep:
         config = self._config(path)
-        if not {"embedding_dimension", "word_embedding_dimension"} & set(config):
+        if not config:
             raise CheckpointError(
-                f"{self._name}: {path}/config.json, which says how token vectors are pooled, is not there or names no size; "
+                f"{self._name}: {path}/config.json, which says how token vectors are pooled, is not there or says nothing; "
                 "download the checkpoint again"
             )
         self._refuse_unknown(
