@@ -392,6 +392,9 @@ class QEFFBaseModel:
             BackendError: the backend cannot be selected.
             CompileError: the compiler refused.
         """
+        for name, switch in (("dry_run", dry_run), ("rebuild", rebuild)):
+            if not isinstance(switch, bool):
+                raise OptionError(f"compile: {name}={switch!r} must be True or False")
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)

@@ -257,6 +257,8 @@ def _type_name(hint: Any) -> str:
 def _checked(value: object, hint: Any, field: dataclasses.Field[Any]) -> object:
     if isinstance(value, str) and not _matches(value, hint) and _matches(Path(value), hint):
         value = Path(value)  # a path in Python may be a text, as everywhere
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()  # type: ignore[attr-defined] # a number of NumPy
     if not _matches(value, hint):
         raise ValueError(f"must be {_type_name(hint)}, got {type(value).__name__} {value!r}")
     choices = field.metadata.get("choices")

@@ -294,9 +294,11 @@ class Registry:
     # --- extensions ---------------------------------------------------------------------------------------------------
 
     def extensions(self, names: Sequence[str] | None = None) -> dict[str, object]:
-        """Loads extensions by name; `None` reads ``QEFF_EXTENSIONS``."""
+        """Loads extensions by name; `None` reads ``QEFF_EXTENSIONS``. Several names in one text stand between commas."""
         if names is None:
-            names = [part for part in os.environ.get(EXTENSIONS_VARIABLE, "").split(",") if part.strip()]
+            names = os.environ.get(EXTENSIONS_VARIABLE, "")
+        if isinstance(names, str):
+            names = [part for part in names.split(",") if part.strip()]
         if not names:
             return {}
         available = self._extension_entries()

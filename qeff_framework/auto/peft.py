@@ -72,7 +72,9 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         """
         path = os.fspath(pretrained_model_name_or_path)
         if is_adapter_folder(path):
-            path, adapter = base_of_folder(path, given=adapter), path
+            (path, revision), adapter = base_of_folder(path, given=adapter), path
+            if revision is not None and not os.path.isdir(path):  # noqa: PTH112 - it may be the id of a hub
+                hf_kwargs.setdefault("revision", revision)
         source = CheckpointSource(path, hf_kwargs)
         source.refers_to_files = False
         cls._check_architecture(source)

@@ -182,7 +182,7 @@ def _metadata(module: torch.nn.Module) -> dict[str, Any]:
     facts = {"architecture": type(module).__name__}
     # A model of several parts keeps what is about text in a config of its own.
     text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
-    for name in ("model_type", "vocab_size", "max_position_embeddings", "pad_token_id"):
+    for name in ("model_type", "vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id"):
         value = getattr(config, name, None)
         value = getattr(text, name, None) if value is None else value
         if value is not None:

@@ -75,6 +75,8 @@ _BATCH, _SEQ, _CTX, _ENCODER_SEQ, _ENCODER_CTX = 2, 3, 8, 5, 7
 
 def seq2seq_lm_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:  # noqa: ARG001 - every builder has this signature
     """The graph over the weights of `module`. ``source_vocab_size`` in its metadata: token ids that the encoder knows."""
+    if not module.config.is_encoder_decoder:
+        raise UnsupportedModelError("it is no encoder-decoder; QEFFAutoModel(module) picks the class for it")
     refuse_special_encoder(module)
     graph = _graph(module, hidden_size=None)
     return replace(graph, metadata={"source_vocab_size": module.get_encoder().get_input_embeddings().num_embeddings})

@@ -8,7 +8,7 @@ from typing import Any
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.tokenization.chat import ChatOptions, ChatTokenizer, Conversation, is_conversation
-from qeff_framework.tokenization.inputs import normalize_inputs, warn_about_padding
+from qeff_framework.tokenization.inputs import as_text_list, normalize_inputs, warn_about_padding
 from qeff_framework.tokenization.tokenizer import TextTokenizer, encode_prompt
 
 #: A text, a conversation (a list of messages), several of them, token ids of one or several prompts, or what a tokenizer returns.
@@ -97,9 +97,7 @@ def _readable(prompts: Prompts) -> list[Any] | None:
         return None
     if is_conversation(prompts):
         return [prompts]
-    # Arrays and columns of texts; those of numbers are ids.
-    if hasattr(prompts, "tolist") and getattr(getattr(prompts, "dtype", None), "kind", "") in {"U", "O", "T"}:
-        prompts = prompts.tolist()
+    prompts = as_text_list(prompts)
     if hasattr(prompts, "tolist") or not isinstance(prompts, Sequence):
         return None
     read = [_as_readable(prompt) for prompt in prompts]

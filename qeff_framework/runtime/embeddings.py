@@ -45,9 +45,10 @@ class CompiledEncoder(CompiledRunner):
                 an unknown prompt, or texts for an artifact without a tokenizer.
         """
         from qeff_framework.single_pass import check_tokens, tokenise_texts
+        from qeff_framework.tokenization.inputs import as_text_list
 
         preparation: Mapping[str, Any] = self.compiled.metadata.get("texts") or {}
-        texts = [inputs] if isinstance(inputs, str) else inputs
+        texts = [inputs] if isinstance(inputs, str) else as_text_list(inputs)
         if isinstance(texts, Sequence) and texts and any(isinstance(text, str) for text in texts):
             if self.tokenizer is None:
                 raise InputError(

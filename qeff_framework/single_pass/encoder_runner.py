@@ -58,6 +58,11 @@ class EncoderRunner:
         stated = pad_token_id if pad_token_id is not None else compiled.metadata.get("pad_token_id")
         self._stated_pad = None if stated is None else int(stated)
         self._pad = self._stated_pad or 0
+        #: By input: how many ids the model has rows for, as far as it is known.
+        self._counts = {
+            name: compiled.metadata.get(count)
+            for name, count in (("input_ids", "vocab_size"), (_OPTIONAL, "type_vocab_size"))
+        }
         self._warned = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> NDArray[Any]:
@@ -122,7 +127,14 @@ class EncoderRunner:
 
     def _read(self, inputs: Mapping[str, Any]) -> _Batch:
         if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-            raise InputError("an encoder takes what a tokenizer returns: a mapping with input_ids and attention_mask")
+            given = (
+                f"a mapping with {', '.join(map(str, inputs))}"
+                if isinstance(inputs, Mapping)
+                else type(inputs).__name__
+            )
+            raise InputError(
+                f"an encoder takes what a tokenizer returns: a mapping with input_ids and attention_mask; got {given}"
+            )
         self._check_names(inputs)
         rows = {name: integer_rows(value, name) for name, value in inputs.items() if value is not None}
         ids = rows["input_ids"]
@@ -144,11 +156,30 @@ class EncoderRunner:
             for name in self._specs
             if name in rows
         }
+        for name in arrays.keys() & self._counts.keys():
+            arrays[name] = self._known(name, arrays[name], mask)
         if "attention_mask" in self._specs:
             arrays["attention_mask"] = mask
         if _OPTIONAL in self._specs and _OPTIONAL not in arrays:
             arrays[_OPTIONAL] = np.zeros_like(mask)
         return _Batch(arrays=arrays, mask=mask, used=int(np.flatnonzero(mask.any(axis=0))[-1]) + 1)
+
+    def _known(self, name: str, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids, with padding for those without a row that the mask hides.
+
+        Raises `InputError` for one in a text: a device reads another row in its place, an id of -1 the last one.
+        """
+        count = self._counts[name]
+        odd = (ids < 0) | (ids >= count if isinstance(count, int) else False)
+        visible = np.argwhere(odd & (mask == 1))
+        if visible.size:
+            row, place = visible[0]
+            known = f", the model knows 0 to {count - 1}" if isinstance(count, int) else ""
+            what = "token id" if name == "input_ids" else "token type"
+            raise InputError(
+                f"row {row} of the inputs holds the {what} {ids[row, place]}{known}: is this the tokenizer of this model?"
+            )
+        return np.where(odd, self._pad if name == "input_ids" else 0, ids)
 
     def _warn(self, message: str) -> None:
         """Logs a warning, the first time only."""

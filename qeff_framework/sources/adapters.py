@@ -29,8 +29,8 @@ def is_adapter_folder(path: str | os.PathLike[str]) -> bool:
     return (path / CONFIG).is_file() and not (path / CHECKPOINT_CONFIG).exists()
 
 
-def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
-    """Where the base model of the adapter in a folder lies, by its config.
+def base_of_folder(path: str | os.PathLike[str], *, given: object) -> tuple[str, str | None]:
+    """Where the base model of the adapter in a folder lies, by its config, and its revision on the hub.
 
     Raises:
         CheckpointError: the config names none, or an `adapter` was given beside this one.
@@ -40,7 +40,8 @@ def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
         raise CheckpointError(
             f"{path} is an adapter itself, and adapter={given} is another one; give the base model and one adapter"
         )
-    base = LoraAdapter(LocalFolder(path.resolve()), path.name).base
+    adapter = LoraAdapter(LocalFolder(path.resolve()), path.name)
+    base = adapter.base
     if base is None:
         raise CheckpointError(
             f"the adapter {path} does not say which model it is for; give both: from_pretrained(BASE, adapter={str(path)!r}), "
@@ -51,7 +52,7 @@ def base_of_folder(path: str | os.PathLike[str], *, given: object) -> str:
             f"the adapter {path} is for the model '{base}', which is not there; give both: from_pretrained(BASE, "
             f"adapter={str(path)!r}), with the model that the adapter was made for"
         )
-    return base
+    return base, adapter.base_revision
 
 
 def open_adapter(name_or_path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> LoraAdapter:

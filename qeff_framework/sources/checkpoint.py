@@ -45,7 +45,11 @@ from qeff_framework.sources.references import (
     read_buffers,
     reading_nothing,
 )
-from qeff_framework.sources.sentence_transformers import SentenceTransformersFolder, transformer_subfolder
+from qeff_framework.sources.sentence_transformers import (
+    MODULES_FILE,
+    SentenceTransformersFolder,
+    transformer_subfolder,
+)
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.sources.torch_files import has_places
 from qeff_framework.thread_quiet import swallowed_stderr
@@ -72,7 +76,9 @@ class CheckpointSource:
         text = os.fspath(name_or_path)
         adapter = arguments.get(known.ADAPTER)
         if adapters.is_adapter_folder(text):
-            text, adapter = adapters.base_of_folder(text, given=adapter), text
+            (text, revision), adapter = adapters.base_of_folder(text, given=adapter), text
+            if revision is not None and not os.path.isdir(text):  # noqa: PTH112 - it may be the id of a hub
+                arguments.setdefault("revision", revision)
         self._adapter = None if adapter is None else adapters.open_adapter(adapter, arguments)
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
@@ -138,7 +144,8 @@ class CheckpointSource:
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if self._adapter is not None:
-            parts["adapter"] = {path.name: content_digest(path) for path in self._adapter.files()}
+            read = (*self._adapter.files(), *self._adapter.tokenizer_files().values())
+            parts["adapter"] = {path.name: content_digest(path) for path in read}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
             return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
@@ -440,6 +447,11 @@ class CheckpointSource:
     def _load_tokenizer(self) -> Any:
         import transformers
 
+        if self._adapter is not None and self._adapter.tokenizer_files():
+            # Tokens were added for the adapter, or it was trained with another template.
+            fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
+            fetching = {**fetching, known.TRUST: self.trusted, **self._adapter.tokenizer_arguments()}
+            return transformers.AutoTokenizer.from_pretrained(**fetching)
         arguments = self._loader_arguments(self._tokenizer_config())
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
@@ -456,6 +468,8 @@ class CheckpointSource:
             raise CheckpointError(f"the processor of {self.name} cannot be loaded: {first_line(error)}") from error
 
     def _has_tokenizer_files(self) -> bool:
+        if self._adapter is not None and self._adapter.tokenizer_files():
+            return True
         if self._gguf or not isinstance(self._place, LocalFolder):
             return True
         return files.has_tokenizer_files(name for name, _ in files.companion_files(self._place.root))
@@ -543,6 +557,9 @@ class CheckpointSource:
         folder = self._place.folder()
         if not self._gguf and folder is not None:
             files.check_companions(folder)
+        tokenizer = {} if self._adapter is None else self._adapter.tokenizer_files()
+        if tokenizer:
+            files.check_companions(tokenizer[files.TOKENIZER_CONFIG].parent)
 
     def _refuse_adapter(self) -> None:
         """Raises `CheckpointError` where the hub's repository holds an adapter; a folder was looked at when it was opened."""
@@ -739,6 +756,8 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
         raise CheckpointError(f"{root} has no file {gguf}; name a GGUF file of that folder")
     ggufs = sorted(path.name for path in root.glob("*.gguf"))
     hint = f"; it holds {', '.join(ggufs)}: pass gguf_file={ggufs[0]!r}" if ggufs else ": it is not a checkpoint"
+    if (root / MODULES_FILE).is_file():
+        hint = f", and its {MODULES_FILE} names no Transformer in a folder of its own"
     raise CheckpointError(f"model folder {root} has no config.json{hint}")
 
 

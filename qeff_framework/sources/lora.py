@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.files import check_weight_files, read_json
+from qeff_framework.sources.files import TOKENIZER_CONFIG, check_weight_files, read_json
 from qeff_framework.sources.loading_report import some
-from qeff_framework.sources.places import Place
+from qeff_framework.sources.places import HubRepository, Place
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,11 @@ _READ = frozenset(
         ),
         *("init_lora_weights", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config"),
     }
+)
+#: What Transformers saves of a tokenizer.
+_TOKENIZER_FILES = (
+    *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 #: Ways of starting a training that leave the weights of the base as they are.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -116,6 +121,24 @@ class LoraAdapter:
                 f"the adapter {self.name} holds no weights: neither {WEIGHTS} nor {_OLD_WEIGHTS}; download it again"
             )
         return self._place.file(CONFIG), found
+
+    @property
+    def base_revision(self) -> str | None:
+        """The revision of its base model on the hub, by its config."""
+        revision = self.config.get("revision")
+        return str(revision) if revision else None
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """The files of the tokenizer that was saved with it, by name; empty where there is none."""
+        if self._place.optional_file(TOKENIZER_CONFIG) is None:
+            return {}
+        found = {name: self._place.optional_file(name) for name in _TOKENIZER_FILES}
+        return {name: path for name, path in found.items() if path is not None}
+
+    def tokenizer_arguments(self) -> dict[str, Any]:
+        """Where Transformers finds that tokenizer: arguments of its ``from_pretrained``."""
+        commit = self._place.commit(CONFIG) if isinstance(self._place, HubRepository) else None
+        return {"pretrained_model_name_or_path": self._place.location, **({"revision": commit} if commit else {})}
 
     @property
     def architecture_mapping(self) -> str | None:

@@ -114,8 +114,11 @@ class TextPreparation:
 class SentenceTransformersFolder:
     """A checkpoint that sentence-transformers has written, read through `fetch`."""
 
-    def __init__(self, name: str, base: str, modules: Sequence[Mapping[str, Any]], fetch: Fetch) -> None:
+    def __init__(
+        self, name: str, base: str, modules: Sequence[Mapping[str, Any]], fetch: Fetch, *, subfolder: str
+    ) -> None:
         self._name = name
+        self._subfolder = subfolder
         self._base = base
         self._modules = modules
         self._fetch = fetch
@@ -139,8 +142,9 @@ class SentenceTransformersFolder:
                     )
                 continue
             modules = _checked_modules(name, content)
-            if _join(base, modules[0]["path"]) == subfolder:
-                return cls(name, base, modules, fetch)
+            # Beside the weights, it is about them, whatever it says; `head` tells what it says wrongly.
+            if subfolder in {base, _join(base, modules[0]["path"])}:
+                return cls(name, base, modules, fetch, subfolder=subfolder)
         return None
 
     def head(self) -> EmbeddingHead:
@@ -218,6 +222,11 @@ class SentenceTransformersFolder:
         """Refuses a Transformer module that does something else than returning the last hidden state of a text."""
         if _class_name(self._modules[0]) != "Transformer":
             raise self._unsupported(f"its first module is '{self._modules[0]['type']}', not a Transformer")
+        if _join(self._base, self._modules[0]["path"]) != self._subfolder:
+            raise self._unsupported(
+                f"its Transformer lies in the folder {self._modules[0]['path']}, not beside {MODULES_FILE}; pass "
+                f"subfolder={self._modules[0]['path']!r}"
+            )
         model_type = self._model_config().get("model_type", "SentenceTransformer")
         if model_type != "SentenceTransformer":
             raise self._unsupported(f"{_MODEL_FILE} says that it is a {model_type}, not a SentenceTransformer")
@@ -273,6 +282,11 @@ class SentenceTransformersFolder:
 
     def _pooling(self, path: str) -> HeadStep:
         config = self._config(path)
+        if not config:
+            raise CheckpointError(
+                f"{self._name}: {path}/config.json, which says how token vectors are pooled, is not there or says nothing; "
+                "download the checkpoint again"
+            )
         self._refuse_unknown(
             path,
             config,

@@ -127,6 +127,12 @@ def integer_rows(value: object, name: str) -> list[list[int]]:
     return [[int(item) for item in row] for row in rows]
 
 
+def as_text_list(value: Any) -> Any:
+    """An array or a column of texts as a list; anything else as it is."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return value.tolist() if kind in {"U", "O", "T"} and hasattr(value, "tolist") else value
+
+
 def _is_whole(item: object, name: str) -> bool:
     return isinstance(item, int) and not (isinstance(item, bool) and name == "input_ids")
 

@@ -78,6 +78,8 @@ def unloadable(checkpoint: Path, tmp_path: Path, store_root: Path) -> QEFFAutoMo
         ({"num_devices": 4}, "does not support num_devices=4"),
         ({"mxint8_kv_cache": True}, "mxint8_kv_cache=True: the CPU does not have"),
         ({"dry_run": True}, "does not support dry_run"),
+        ({"rebuild": "false"}, "rebuild='false' must be True or False"),
+        ({"ctx_len": np.int64(0)}, "'ctx_len' must be at least 1"),
     ],
 )
 def test_options_fail_before_the_export(

@@ -325,7 +325,7 @@ class FakeEncoder:
             ),
             inputs=tuple(TensorSpec(name=name, dtype="int32", shape=("batch_size", "seq_len")) for name in inputs),
             outputs=(TensorSpec(name="out", dtype="float32", shape=output_shape),),
-            metadata={"pad_token_id": 9},
+            metadata={"pad_token_id": 9, "vocab_size": 100, "type_vocab_size": 2},
         )
         self.info: Mapping[str, str] = {}
         self.pooled = pooled

@@ -50,6 +50,12 @@ def test_uses_the_smallest_program_and_fills_it_with_real_rows() -> None:
     assert call["attention_mask"].tolist() == [[1, 1, 0, 0]] * 3
 
 
+def test_what_hides_an_id_without_a_row_hides_it_from_the_lookup() -> None:
+    session = FakeEncoder()
+    EncoderRunner(session)({"input_ids": [[5, -100]], "attention_mask": [[1, 0]]})
+    assert session.calls[0]["input_ids"][0].tolist() == [5, 9, 9, 9]
+
+
 def test_columns_that_are_padding_everywhere_need_no_room() -> None:
     inputs = {"input_ids": torch.tensor([[5, 6] + [0] * 18]), "attention_mask": torch.tensor([[1, 1] + [0] * 18])}
     result = EncoderRunner(FakeEncoder())(inputs)
@@ -72,14 +78,21 @@ def test_token_types_reach_a_graph_that_takes_them(names: tuple[str, ...]) -> No
         ({"input_ids": [[1] * 9]}, r"has 9 tokens, the program was compiled for seq_len 4, 8.*max_length=8"),
         ({"input_ids": []}, "no inputs were given"),
         ({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [0, 0]]}, "row 1 of the inputs has no tokens"),
-        ({"input_ids": [[1]], "pixel_values": [[1]]}, "does not take pixel_values, only attention_mask, input_ids"),
+        (
+            {"input_ids": [[1]], "pixel_values": [[1]]},
+            "does not take pixel_values, only attention_mask, input_ids, token_type_ids",
+        ),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "attention_mask has rows of"),
         ({"input_ids": [["a"]]}, "row 0, must be a list of whole numbers"),
-        ([[1]], "a mapping with input_ids"),
+        ([[1]], "a mapping with input_ids.*got list"),
+        # A lookup takes -1 for the last row.
+        ({"input_ids": [[5, 6], [5, -1]]}, "row 1 of the inputs holds the token id -1, the model knows 0 to 99"),
+        ({"input_ids": [[100]]}, "row 0 of the inputs holds the token id 100"),
+        ({"input_ids": [[5]], "token_type_ids": [[2]]}, "holds the token type 2, the model knows 0 to 1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:
-    session = FakeEncoder()
+    session = FakeEncoder(inputs=ALL)
     with pytest.raises(InputError, match=message):
         EncoderRunner(session)(inputs)
     assert session.calls == []

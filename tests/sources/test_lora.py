@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from qeff_framework import QEFFAutoModel
 from qeff_framework.errors import CheckpointError
@@ -171,6 +171,26 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     loaded = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_tokenizer_that_was_saved_with_an_adapter_is_taken(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The base's reads an added token as others, and renders conversations by a template that the adapter was not trained with."""
+    alone = CheckpointSource(adapter, {})
+    before = alone.identity()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(adapter)
+    (tmp_path / "artifact").mkdir()
+    for source in (CheckpointSource(adapter, {}), CheckpointSource(checkpoint, {"adapter": adapter})):
+        assert source.identity() != before
+        source.require_tokenizer()
+        assert source.has_chat_template()
+        source.save_companions(tmp_path / "artifact")
+        [saved] = (tmp_path / "artifact").rglob("tokenizer.json")
+        assert "<tool>" in saved.read_text()
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="org/base", revision="v2")
+    assert CheckpointSource(adapter, {})._arguments["revision"] == "v2"
 
 
 def test_a_classifier_is_a_language_model_with_an_adapter(tmp_path: Path, store_root: Path) -> None:

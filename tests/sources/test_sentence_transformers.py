@@ -223,6 +223,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "modules.json is not a list",
     ),
     "no modules.json": (lambda folder: (folder / "modules.json").unlink(), "1_Pooling/config.json and no modules.json"),
+    "no config of the pooling": (
+        lambda folder: (folder / "1_Pooling/config.json").unlink(),
+        "1_Pooling/config.json, which says how",
+    ),
     "no weights": (lambda folder: (folder / "2_Dense/model.safetensors").unlink(), "2_Dense/model.safetensors"),
     "cut weights": (
         lambda folder: (folder / "2_Dense/model.safetensors").write_bytes(b"abc"),
@@ -264,4 +268,7 @@ def test_the_transformer_of_an_older_folder_lies_below_its_modules(tmp_path: Pat
     edited(tmp_path, "0_Transformer/sentence_bert_config.json", max_seq_length=7)
     folder = read(tmp_path, subfolder="0_Transformer")
     assert folder.head().single_pooling == "cls"
+    # Other weights that lie beside it are not those it speaks of.
+    with pytest.raises(UnsupportedModelError, match="lies in the folder 0_Transformer.*subfolder='0_Transformer'"):
+        read(tmp_path).head()
     assert folder.texts({}).max_tokens == 7

@@ -36,6 +36,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         module, _, last = key.rpartition(".")
         if last == "qweight":
             group_size = int(settings.get("group_size", -1))
+            _refuse_lost_order(settings, stored, module)
             levels = partial(_levels, stored, module, offset, group_size)
             yield StoredWeight(
                 name=f"{module}.weight",
@@ -45,6 +46,23 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 layout=partial(_layout, stored, module, group_size),
                 shape=_shape(stored, module),
             )
+
+
+def _refuse_lost_order(settings: Mapping[str, Any], stored: StoredTensors, module: str) -> None:
+    """Raises `CheckpointError` where several groups are no blocks of adjacent inputs, and which ones they are was lost."""
+    scales = f"{module}.scales"
+    if (
+        not settings.get("desc_act")
+        or settings.get("static_groups")
+        or f"{module}.g_idx" in stored
+        or scales not in stored
+        or stored.shape(scales)[0] == 1
+    ):
+        return
+    raise CheckpointError(
+        f"{stored.name} lacks {module}.g_idx, which says to which group an input belongs: its config states desc_act=true; "
+        "download the checkpoint again"
+    )
 
 
 def _shape(stored: StoredTensors, module: str) -> tuple[int, ...] | None:
@@ -68,11 +86,12 @@ def _layout(stored: StoredTensors, module: str, group_size: int) -> GroupLayout:
 def _groups(stored: StoredTensors, module: str, bits: int, group_size: int) -> tuple[int, int, torch.Tensor | None]:
     """The number of inputs, the size of a group, and the group of each input where groups are no blocks of adjacent ones."""
     indices = f"{module}.g_idx"
-    if indices not in stored:
+    count = stored.shape(f"{module}.scales")[0]
+    groups = stored.read(indices).long() if indices in stored else None
+    # Zeros alone are what kernels that take adjacent inputs are given in the place of groups.
+    if groups is None or (count > 1 and not groups.any()):
         inputs = stored.shape(f"{module}.qweight")[0] * 32 // bits
-        count = stored.shape(f"{module}.scales")[0]
         return inputs, adjacent_block_size(inputs, count, group_size, f"{module}.weight"), None
-    groups = stored.read(indices).long()
     # A module may have groups of another size than the config states for most.
     block_size = int((groups == groups[0]).sum())
     is_adjacent = torch.equal(groups, torch.arange(len(groups)) // block_size)

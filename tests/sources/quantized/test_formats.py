@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized import QuantizedCheckpoint
+from tests.sources.quantized.packing import GPTQ, gptq
 
 #: What `pack_samples` has made with the libraries.
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.safetensors"))
@@ -59,6 +60,18 @@ def test_zero_points_of_gptq_in_both_forms(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / f"{layout}.safetensors")
         weight = read_weight(tmp_path / f"{layout}.safetensors", settings | {"checkpoint_format": layout})
         assert torch.equal(weight, (levels - zeros).T * 0.5)
+
+
+def test_the_groups_of_gptq_where_the_file_does_not_say_them(tmp_path: Path) -> None:
+    packed, expected = gptq(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+    groups = packed.pop("g_idx")
+    path = tmp_path / "a.safetensors"
+    for given in ({}, {"g_idx": torch.zeros_like(groups)}, {"g_idx": groups}):
+        save_file({f"proj.{name}": value.contiguous() for name, value in {**packed, **given}.items()}, path)
+        torch.testing.assert_close(read_weight(path, GPTQ), expected)
+    save_file({f"proj.{name}": value.contiguous() for name, value in packed.items()}, path)
+    with pytest.raises(CheckpointError, match=r"lacks proj\.g_idx.*desc_act=true"):
+        read_weight(path, {**GPTQ, "desc_act": True})
 
 
 def _words(values: torch.Tensor) -> torch.Tensor:
