@@ -56,7 +56,8 @@ def compile_windows(
     compiled: dict[str, CompiledModel] = {}
     for number, window in enumerate(windows):
         part = window.exported(exported)
-        part = dataclasses.replace(part, metadata={**part.metadata, "window": {"number": number, "of": len(windows)}})
+        place = {"number": number, "of": len(windows), "key": given["key"]}
+        part = dataclasses.replace(part, metadata={**part.metadata, "window": place})
         directory = given["output_dir"] / "programs" / window.name
         directory.mkdir(parents=True)
         given["progress"](f"compiling the layers {window.first} to {window.last}")
