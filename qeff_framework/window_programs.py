@@ -14,6 +14,7 @@ from qeff_framework.contracts import (
     Specialization,
     TensorSpec,
 )
+from qeff_framework.errors import CompileError
 from qeff_framework.options import CompileOptions, LayerWindowOptions
 
 if TYPE_CHECKING:
@@ -85,6 +86,15 @@ def _chained(
     outputs = _host(exported, exported.outputs)
     held_inputs = {spec.name: spec for part in parts for spec in part.inputs if spec.name in retained}
     held_outputs = {spec.name: spec for part in parts for spec in part.outputs if spec.name in retained}
+    known = {**held_inputs, **held_outputs}
+    for part in parts:
+        # One window is read for all that have the state.
+        unequal = [spec.name for spec in (*part.inputs, *part.outputs) if known.get(spec.name, spec) != spec]
+        if unequal:
+            raise CompileError(
+                f"num_layers_per_program: {part.backend} keeps {unequal[0]} in unequal forms in several programs; choose another "
+                "number of layers, or leave num_layers_per_program out"
+            )
     packed = {name: form for part in parts for name, form in part.metadata.get("packed_weights", {}).items()}
     asked = request(exported=exported, model=None, transforms=last.transforms)
     places = {name: f"programs/{name}" for name in compiled}
