@@ -333,8 +333,14 @@ class CompiledModel(_JsonFile):
             raise cls._damaged(directory, f"lacks or misnames a field: {error}") from error
 
     def parts(self) -> dict[str, CompiledModel]:
-        """The compiled model of each program by its name; itself under "" where the artifact is one program."""
-        return {name: self.program_of(name) for name in self.programs} or {"": self}
+        """The compiled model of each program that is run by itself, by name; itself under "" where there is one, or a chain."""
+        return (
+            {"": self} if self.chained or not self.programs else {name: self.program_of(name) for name in self.programs}
+        )
+
+    def windows(self) -> dict[str, CompiledModel]:
+        """Of a chained artifact the programs of a step by name, in their order; empty for others."""
+        return {name: self.program_of(name) for name in self.programs} if self.chained else {}
 
     def program_of(self, name: str) -> CompiledModel:
         """One program of an artifact that has several. Raises `ArtifactError` where it has none of this name."""

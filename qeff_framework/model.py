@@ -123,8 +123,9 @@ class QEFFBaseModel:
     transformers_class: ClassVar[str]
     #: Dataclass of the sizes that `compile` takes for this task.
     shapes: ClassVar[type[Any]]
-    #: The model can be cut between its layers: what runs before and behind them reads tokens and gives logits.
-    has_layer_windows: ClassVar[bool] = False
+    #: Names of the programs that can be cut between their layers: what runs in front of these and behind them reads tokens and
+    #: gives logits.
+    cut_programs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, model: torch.nn.Module | ModelSource) -> None:
         if isinstance(model, str | os.PathLike):
@@ -399,11 +400,8 @@ class QEFFBaseModel:
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         layers = layers_per_program(compile_options)
-        if layers is not None and not self.has_layer_windows:
-            raise OptionError(
-                f"num_layers_per_program={layers} is for causal language models, and {self.name} was loaded for the task "
-                f"'{self.task}'; leave it out"
-            )
+        if layers is not None and (problem := self._cut_problem(shapes)):
+            raise OptionError(f"num_layers_per_program={layers} {problem}; leave it out")
         key_of_options, fingerprint_of_backend = _key_of(compile_options), relay.fingerprint()
         store = Store()
         if compile_dir is not None:
@@ -457,7 +455,7 @@ class QEFFBaseModel:
                 )
                 report(f"compiling {self.name} for {relay.name}{f': {program.name}' if program.name else ''}")
                 exported = exports[program.name]
-                if layers is not None:
+                if layers is not None and program.name in self.cut_programs:
                     compile_part = functools.partial(_compiled_program, relay, transforms=transforms[program.name])
                     return compile_windows(exported, layers, request, compile_part)
                 return _compiled_program(
@@ -496,6 +494,14 @@ class QEFFBaseModel:
             relay, options, extra_inputs=shapes.extra_inputs(), extra_outputs=getattr(shapes, "extra_outputs", tuple)()
         )
         return [Program(name="", plan=plan, specializations=shapes.specializations())]
+
+    def _cut_problem(self, shapes: Any) -> str:  # noqa: ARG002 - for tasks that override it
+        """Why no program can be cut between its layers; "" where one can."""
+        if self.cut_programs:
+            return ""
+        return (
+            f"is for programs that generate text token by token, and {self.name} was loaded for the task '{self.task}'"
+        )
 
     def _parse(self, relay: Relay, options: Mapping[str, Any]) -> tuple[Any, Any]:
         """Splits the keywords into the task's sizes and the backend's options; reports every problem of both at once."""

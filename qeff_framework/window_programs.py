@@ -14,6 +14,7 @@ from qeff_framework.contracts import (
     Specialization,
     TensorSpec,
 )
+from qeff_framework.errors import CompileError
 from qeff_framework.options import CompileOptions, LayerWindowOptions
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def compile_windows(
     compiled: dict[str, CompiledModel] = {}
     for number, window in enumerate(windows):
         part = window.exported(exported)
-        part = dataclasses.replace(part, metadata={**part.metadata, "window": {"number": number, "of": len(windows)}})
+        place = {"number": number, "of": len(windows), "key": given["key"]}
+        part = dataclasses.replace(part, metadata={**part.metadata, "window": place})
         directory = given["output_dir"] / "programs" / window.name
         directory.mkdir(parents=True)
         given["progress"](f"compiling the layers {window.first} to {window.last}")
@@ -84,6 +86,15 @@ def _chained(
     outputs = _host(exported, exported.outputs)
     held_inputs = {spec.name: spec for part in parts for spec in part.inputs if spec.name in retained}
     held_outputs = {spec.name: spec for part in parts for spec in part.outputs if spec.name in retained}
+    known = {**held_inputs, **held_outputs}
+    for part in parts:
+        # One window is read for all that have the state.
+        unequal = [spec.name for spec in (*part.inputs, *part.outputs) if known.get(spec.name, spec) != spec]
+        if unequal:
+            raise CompileError(
+                f"num_layers_per_program: {part.backend} keeps {unequal[0]} in unequal forms in several programs; choose another "
+                "number of layers, or leave num_layers_per_program out"
+            )
     packed = {name: form for part in parts for name, form in part.metadata.get("packed_weights", {}).items()}
     asked = request(exported=exported, model=None, transforms=last.transforms)
     places = {name: f"programs/{name}" for name in compiled}

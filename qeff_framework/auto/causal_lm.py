@@ -26,4 +26,4 @@ class QEFFAutoModelForCausalLM(TaskModel):
     task: ClassVar[Task] = "causal-lm"
     transformers_class = "AutoModelForCausalLM"
     shapes = CausalLMShapes
-    has_layer_windows = True
+    cut_programs = frozenset({""})

@@ -50,6 +50,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
     task: ClassVar[Task] = "image-text-to-text"
     transformers_class = "AutoModelForImageTextToText"
     shapes = ImageTextShapes
+    cut_programs = frozenset({LANGUAGE})
 
     def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None, kv_offload: bool = True) -> None:
         super().__init__(model, processor=processor)
@@ -105,6 +106,17 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             entries = shapes.joint_specializations(most * shapes.num_images, most, tile_tokens)
         main = Program(name=LANGUAGE, plan=language, specializations=entries)
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
+
+    def _cut_problem(self, shapes: ImageTextShapes) -> str:
+        from qeff_framework.seam.image_features import decoder_attends
+
+        if shapes.skip_lang:
+            return "cuts the language model, which skip_lang leaves out"
+        if not self._kv_offload:
+            return "cuts the language model, and with kv_offload=False images are in its program as well"
+        if decoder_attends(self._model_class()):
+            return f"is for decoders without an encoder, and that of {self.name} attends to one"
+        return ""
 
     def _encoder_and_decoder(
         self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]

@@ -101,6 +101,7 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
         "specializations": [{"name": name, "dims": dict(item.dims)} for name, item in named_specializations(compiled)]
         if compiled
         else [],
+        "windows": _windows(parts),
         **_interface(parts),
         "transforms": {
             "torch": _torch_transforms(qconfig) if compiled else list(subject.transforms),
@@ -111,6 +112,21 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
         "program": dict(compiled.program) if compiled else {},
         "metadata": dict(subject.metadata),
     }
+
+
+def _windows(parts: Mapping[str, ExportedModel | CompiledModel]) -> list[dict[str, Any]]:
+    """The programs of a model that is cut between its layers, in the order of a step, and what each hands on to later ones."""
+    from qeff_framework.contracts import CompiledModel
+    from qeff_framework.sessions import host_outputs
+
+    found = []
+    for program, part in parts.items():
+        if isinstance(part, CompiledModel):
+            own = {spec.name for spec in part.outputs}
+            for name, window in part.windows().items():
+                handed_on = [asdict(spec) for spec in host_outputs(window) if spec.name not in own]
+                found.append({"name": f"{program}/{name}" if program else name, "handed_on": handed_on})
+    return found
 
 
 def _interface(parts: Mapping[str, ExportedModel | CompiledModel]) -> dict[str, Any]:
@@ -174,6 +190,7 @@ def _text(document: Mapping[str, Any]) -> str:
         "model": " ".join(str(document[name]) for name in ("model", "architecture") if document[name]),
         "task": document["task"],
         "programs": "\n".join(f"{item['name']}: {_pairs(item['dims'])}" for item in document["specializations"]),
+        "windows": "\n".join(_window_line(item) for item in document["windows"]),
         "inputs": _tensor_lines(item for item in document["inputs"] if item["name"] not in states),
         "outputs": _tensor_lines(
             item for item in document["outputs"] if item["name"] not in {state["output"] for state in states.values()}
@@ -197,6 +214,11 @@ def _text(document: Mapping[str, Any]) -> str:
 def _backend_line(backend: Mapping[str, Any]) -> str:
     origin = backend.get("distribution")
     return f"{backend['name']} ({origin})" if origin else str(backend["name"])
+
+
+def _window_line(window: Mapping[str, Any]) -> str:
+    handed_on = ", ".join(_tensor_line(item["name"], item) for item in window["handed_on"])
+    return f"{window['name']}{f' hands on {handed_on}' if handed_on else ''}"
 
 
 def _tensor_lines(tensors: Iterable[Mapping[str, Any]]) -> str:

@@ -213,8 +213,15 @@ class _Cut:
 
     def _earliest_windows(self) -> dict[ir.Value, int]:
         """The first window in which a value can be computed: that of its layer, or of the last layer that it depends on."""
-        together = self._state_groups()
-        lowest: dict[ir.Node, int] = {}
+        together = [*self._state_groups().values()]
+        last = len(self._spans) - 1
+        # What a sampler knows of earlier tokens depends on no layer, and is read behind the last one.
+        lowest = {
+            node: last
+            for name, group in self._state_groups().items()
+            if self._states[name].kind == "sampler"
+            for node in group
+        }
         while True:
             found: dict[ir.Value, int] = {}
             for node in self._nodes:
@@ -233,20 +240,20 @@ class _Cut:
             if lowest == before:
                 return found
 
-    def _state_groups(self) -> list[set[ir.Node]]:
-        """Nodes that must be in one window: those that read or write a state which only one window can have."""
-        groups = []
+    def _state_groups(self) -> dict[str, set[ir.Node]]:
+        """Nodes that must be in one window: those that read or write a state which only one window can have, by its name."""
+        groups = {}
         for value, name in self._state_inputs.items():
             if name in self._own_caches:
                 continue
             group = {node for node in self._nodes if value in self._reads[node] and not _is_size(node)}
             writer = self._outputs[self._states[name].output].producer()
-            groups.append(group | ({writer} if writer is not None else set()))
+            groups[name] = group | ({writer} if writer is not None else set())
         return groups
 
     def _sunk(self) -> dict[ir.Value, int]:
         """The window of every value: the earliest one, or that of its readers where that hands on no more."""
-        pinned = {node for group in self._state_groups() for node in group}
+        pinned = {node for group in self._state_groups().values() for node in group}
         window = dict(self._earliest)
         readers: dict[ir.Value, list[ir.Node]] = {}
         for node in self._nodes:
@@ -261,6 +268,7 @@ class _Cut:
             is_free = (
                 users
                 and len(given) <= 1
+                and all(_has_plain_sizes(value) for value in given)
                 and not any(value in self._layer_of or self._kind(value) is _Kind.CACHE for value in self._reads[node])
                 and not any(value.is_graph_output() for value in node.outputs)
                 and all(self._kinds[user.outputs[0]] is _Kind.PLACED for user in users)
@@ -332,6 +340,7 @@ class _Cut:
         available = part.inputs | {value for node in part.nodes for value in node.outputs}
         local = {node for node in part.sizes if node.inputs[0] in available}
         foreign = [node for node in self._nodes if node in part.sizes - local]
+        part.inputs |= self._inputs_of_sizes(part, foreign, sizes)
         carried_in = [value for value in names if value in part.inputs]
         given = [value for value in graph.inputs if value in part.inputs]
         inputs = [
@@ -377,6 +386,17 @@ class _Cut:
             states=tuple(states),
         )
 
+    def _inputs_of_sizes(self, part: _Part, nodes: Sequence[ir.Node], sizes: Mapping[str, int]) -> set[ir.Value]:
+        """Further inputs of the host, for sizes that the window reads and that no input of its own has."""
+        known = {_told(size) for value in part.inputs for size in value.shape or ()} | sizes.keys()
+        found: dict[int | str | None, ir.Value] = {}
+        given = [value for value in self._model.graph.inputs if value not in self._state_inputs]
+        for symbol in (size for node in nodes for size in _sizes_read(node) if isinstance(size, str)):
+            source = next((value for value in given if symbol in map(_told, value.shape or ())), None)
+            if symbol not in known and source is not None:
+                found.setdefault(symbol, source)
+        return {*found.values()}
+
     def _declared(self) -> Iterator[tuple[ir.Value, TensorSpec]]:
         graph = self._model.graph
         specs = {spec.name: spec for spec in (*self._exported.inputs, *self._exported.outputs)}
@@ -405,9 +425,24 @@ def _is_size(node: ir.Node) -> bool:
     return value is not None and value.shape is not None and all(_told(size) is not None for size in value.shape)
 
 
+def _sizes_read(node: ir.Node) -> list[int | str | None]:
+    """Of a ``Shape`` node: the sizes that it reads, as numbers or names."""
+    value = node.inputs[0]
+    shape = [] if value is None or value.shape is None else [*value.shape]
+    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+    end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
+    return [_told(size) for size in shape[start:end]]
+
+
 def _told(size: object) -> int | str | None:
     found = size if isinstance(size, int) else getattr(size, "value", None)
     return found if isinstance(found, (int, str)) else None
+
+
+def _has_plain_sizes(value: ir.Value) -> bool:
+    """Whether each size is a number or the name of a dimension, not a product of some."""
+    told = [None] if value.shape is None else [_told(size) for size in value.shape]
+    return all(isinstance(size, int) or (isinstance(size, str) and size.isidentifier()) for size in told)
 
 
 def _rank(value: ir.Value) -> int:
@@ -441,7 +476,7 @@ def _layers(graph: ir.Graph, *, model_name: str) -> dict[ir.Value, int]:
 
 def _carried_spec(value: ir.Value, name: str) -> TensorSpec:
     shape = None if value.shape is None else [_told(size) for size in value.shape]
-    if value.dtype is None or shape is None or any(size is None for size in shape):
+    if value.dtype is None or shape is None or not _has_plain_sizes(value):
         raise CompileError(
             f"num_layers_per_program: the sizes of {value.name}, which a later program reads, are not known: {value.shape}; "
             "leave num_layers_per_program out"
@@ -464,11 +499,7 @@ def _compute_sizes(graph: ir.Graph, foreign: Sequence[ir.Node], given: int, size
         (lambda nodes: graph.insert_before(graph[0], nodes)) if len(graph) else graph.extend
     )
     for stub, node in zip(stubs, foreign, strict=True):
-        value = node.inputs[0]
-        shape = [] if value is None or value.shape is None else [*value.shape]
-        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-        end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
-        parts = [_size(graph, _told(size), sizes, str(stub.name)) for size in shape[start:end]]
+        parts = [_size(graph, size, sizes, str(stub.name)) for size in _sizes_read(node)]
         made = ir.Node("", "Concat", [part.outputs[0] for part in parts], [ir.AttrInt64("axis", 0)], num_outputs=1)
         result = made.outputs[0]
         result.type, result.shape = stub.type, stub.shape

@@ -6,12 +6,49 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.contracts import CompiledModel, ExecutionSession, Specialization
-from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.sessions import BaseSession, host_inputs, host_outputs
+from qeff_framework.contracts import CompiledModel, ExecutionSession, Specialization, TensorSpec
+from qeff_framework.errors import ArtifactCorruptError, ExecutionError, InputError
+from qeff_framework.sessions import BaseSession, host_inputs, host_outputs, resolve_shape
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
+
+
+def check_windows(compiled: CompiledModel, windows: Mapping[str, CompiledModel]) -> None:
+    """Raises `ArtifactCorruptError` unless the programs are those of `compiled`, each in its place, and each gets what it reads.
+
+    Args:
+        compiled: the chained artifact, or the part of one.
+        windows: its programs by name.
+    """
+    keys = {window.metadata.get("window", {}).get("key") for window in windows.values()}
+    ready = {spec.name: _forms(spec, compiled) for spec in host_inputs(compiled)}
+    for place, (name, window) in enumerate(windows.items()):
+        own = window.metadata.get("window", {})
+        wrong = [spec.name for spec in host_inputs(window) if ready.get(spec.name) != _forms(spec, compiled)]
+        if len(keys) > 1:
+            problem = "and another one are of two artifacts"
+        elif (own.get("number"), own.get("of")) != (place, len(windows)) or window.backend != compiled.backend:
+            problem = f"stands in the place of program {place + 1} of {len(windows)}, and was made for another one"
+        elif wrong:
+            problem = f"reads {', '.join(wrong)}, which no program before it returns in this form"
+        else:
+            ready |= {spec.name: _forms(spec, compiled) for spec in host_outputs(window)}
+            continue
+        raise ArtifactCorruptError(f"{compiled.directory}: {name} {problem}; copy the artifact again, or compile anew")
+    held = {state.input for window in windows.values() for state in window.states}
+    lost = [spec.name for spec in host_outputs(compiled) if ready.get(spec.name) != _forms(spec, compiled)]
+    lost += [state.input for state in compiled.states if state.input not in held]
+    if lost:
+        raise ArtifactCorruptError(
+            f"{compiled.directory}: no program has {', '.join(lost)}; copy the artifact again, or compile anew"
+        )
+
+
+def _forms(spec: TensorSpec, compiled: CompiledModel) -> tuple[str, ...]:
+    """Dtype and shapes of a tensor in the steps of a program."""
+    shapes = dict.fromkeys(resolve_shape(spec, item.dims) for item in compiled.specializations)
+    return (spec.dtype, *map(str, shapes))
 
 
 class ChainedSession(BaseSession):
@@ -51,6 +88,11 @@ class ChainedSession(BaseSession):
                     f"program {number + 1} of {len(self._chain)} refused a step that others have run: {error}"
                 ) from error
         return {name: values[name] for name in self._returned}
+
+    @property
+    def states(self) -> dict[str, Array]:
+        """The retained states where the sessions keep them in host memory, each from the first program that has it."""
+        return {name: holders[0].states[name] for name, holders in self._holders.items()}
 
     def clear_states(self) -> None:
         """Makes the states of all programs zero."""

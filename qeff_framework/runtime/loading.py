@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,36 +56,45 @@ def load_compiled(
     directory = Path(path)
     open_artifact(directory, full=verify == "full")
     compiled = CompiledModel.load(directory)
-    programs = compiled.parts()
-    for program in programs.values():
-        _check_program_paths(program)
-        _check_is_compiled(program, directory)
+    parts = compiled.parts()
+    #: The programs of each part that are loaded: the part itself, unless it is cut into windows.
+    programs = {name: part.windows() or {"": part} for name, part in parts.items()}
+    for name, part in parts.items():
+        for program in programs[name].values():
+            _check_program_paths(program)
+            _check_is_compiled(program, directory)
+        if part.chained:
+            from qeff_framework.runtime.chained_session import check_windows
+
+            check_windows(part, programs[name])
     relay = _relay_for(compiled, backend, extensions)
     # A program that another backend has compiled says so itself.
     relays = {
-        name: relay if program.backend == compiled.backend else _relay_for(program, None, extensions)
-        for name, program in programs.items()
+        name: relay if part.backend == compiled.backend else _relay_for(part, None, extensions)
+        for name, part in parts.items()
     }
     options = _runtime_options([relay, *relays.values()], runtime_options)
-    sessions: dict[str, ExecutionSession] = {}
-    try:
-        for name, program in programs.items():
+    with ExitStack() as loaded:
+        sessions: dict[str, ExecutionSession] = {}
+        for name, part in parts.items():
             chosen = relays[name]
-            chosen.check_runtime(options[chosen.name], program.options or compiled.options)
-            report(f"loading the program for {chosen.name}")
-            sessions[name] = chosen.execute(ExecuteRequest(compiled=program, options=options[chosen.name]))
-    except BaseException:
-        for loaded in sessions.values():
-            loaded.close()
-        raise
-    return task_spec(compiled.task).runner(_session_of(compiled, sessions))
+            chosen.check_runtime(options[chosen.name], part.options or compiled.options)
+            found: dict[str, ExecutionSession] = {}
+            for window, program in programs[name].items():
+                report(f"loading the program for {chosen.name}")
+                found[window] = chosen.execute(ExecuteRequest(compiled=program, options=options[chosen.name]))
+                loaded.callback(found[window].close)
+            sessions[name] = _session_of(part, found)
+        runner = task_spec(compiled.task).runner(
+            sessions[""] if "" in sessions else ProgramSessions(compiled, sessions)
+        )
+        loaded.pop_all()
+    return runner
 
 
 def _session_of(compiled: CompiledModel, sessions: Mapping[str, ExecutionSession]) -> ExecutionSession:
-    if "" in sessions:
-        return sessions[""]
     if not compiled.chained:
-        return ProgramSessions(compiled, sessions)
+        return sessions[""]
     from qeff_framework.runtime.chained_session import ChainedSession
 
     return ChainedSession(compiled, sessions)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from qeff_framework import QEFFAutoModel, load_compiled
-from qeff_framework.plugin_api import OptionError
+from qeff_framework import QEFFAutoModel, QEFFAutoModelForImageTextToText, load_compiled
+from qeff_framework.coverage.tiny import tiny_model
+from qeff_framework.errors import ArtifactCorruptError, ArtifactError
+from qeff_framework.plugin_api import CompiledModel, OptionError
 from qeff_framework.sessions import host_inputs, host_outputs
 from tests.eager import eager_greedy
-from tests.tiny_models import tiny_causal_lm
+from tests.image_models import IMAGE_TOKEN, Processor, built, greedy, qwen3_vl
+from tests.image_models import NEW_TOKENS as IMAGE_TOKENS
+from tests.tiny_models import tiny_causal_lm, tiny_seq2seq_lm
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -23,11 +31,7 @@ SIZES = {"prefill_seq_len": 4, "ctx_len": 32, "num_cores": 2}
 
 @pytest.mark.parametrize(
     ("model_type", "layers", "windows"),
-    [
-        ("llama", 1, ["layers_0_0", "layers_1_1"]),
-        ("gemma3_text", 2, ["layers_0_1", "layers_2_2"]),
-        ("mixtral", 1, ["layers_0_0", "layers_1_1"]),
-    ],
+    [("gemma3_text", 2, ["layers_0_1", "layers_2_2"]), ("mixtral", 1, ["layers_0_0", "layers_1_1"])],
 )
 def test_windows_of_layers_give_the_tokens_of_eager_in_continuous_batches(model_type, layers, windows):
     module, config = tiny_causal_lm(model_type)
@@ -37,13 +41,126 @@ def test_windows_of_layers_give_the_tokens_of_eager_in_continuous_batches(model_
     output = model.generate(prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True)
 
     assert output.generated_ids == [eager_greedy(module, prompt, NEW_TOKENS) for prompt in PROMPTS]
-    first, second = compiled.parts().values()
+    first, second = compiled.windows().values()
     assert [*compiled.programs] == windows
+    assert compiled.parts() == {"": compiled}
     # Masks and rotary embeddings are computed in each program: the hidden states alone are handed on.
     (handed_on,) = host_outputs(first)
     assert handed_on.shape == ("batch_size", "seq_len", config.hidden_size)
     assert [spec.name for spec in host_inputs(second)] == ["position_ids", "batch_index", handed_on.name]
     assert len(first.states) + len(second.states) == len(compiled.states) == 2 * config.num_hidden_layers
+
+
+def test_a_cache_that_layers_of_several_windows_read_is_a_state_of_each():
+    """Nothing that is handed on grows with the context: the new keys and values of a step are, and each window writes its own."""
+    module = tiny_model("gemma4_text", "causal-lm")
+    model = QEFFAutoModel(module)
+    compiled = model.compile("ort_sim", batch_size=1, num_layers_per_program=4, **SIZES)
+
+    output = model.generate(prompts=PROMPTS[:1], generation_len=NEW_TOKENS, ignore_eos=True)
+
+    assert output.generated_ids == [eager_greedy(module, PROMPTS[0], NEW_TOKENS)]
+    windows = [*compiled.windows().values()]
+    assert sum(len(window.states) for window in windows) > len(compiled.states)
+    assert not {"ctx_len"} & {size for window in windows for spec in host_outputs(window) for size in spec.shape}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [
+        ({"include_sampler": True, "comp_ctx_lengths_prefill": (12,), "comp_ctx_lengths_decode": (16, 24)}, {}),
+        ({"num_speculative_tokens": 2, "prefill_seq_len": (4, 8)}, {"prompt_lookup_num_tokens": 2}),
+    ],
+    ids=["sampler and compute contexts", "drafts and two chunks"],
+)
+def test_each_window_has_the_inputs_that_it_reads_sizes_of(sizes, settings):
+    """The sampler, with what it knows of a row, stands behind the last layer; compute contexts are sizes of every mask."""
+    module, _ = tiny_causal_lm("llama")
+    model = QEFFAutoModel(module)
+    compiled = model.compile("ort_sim", full_batch_size=2, num_layers_per_program=1, **{**SIZES, **sizes})
+
+    output = model.generate(prompts=PROMPTS, generation_len=NEW_TOKENS, ignore_eos=True, **settings)
+
+    assert output.generated_ids == [eager_greedy(module, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    first, last = compiled.windows().values()
+    assert not [state for state in first.states if state.kind == "sampler"]
+    fed = [{spec.name for spec in host_inputs(window)} for window in (first, last)]
+    assert "num_logits_to_keep" not in fed[0]
+    assert ("comp_ctx_lengths" in fed[0] & fed[1]) == ("include_sampler" in sizes)
+
+
+def test_the_language_model_behind_an_image_encoder_is_cut():
+    """Qwen3-VL: its first layers read features of the image as well."""
+    module, image = built(qwen3_vl)
+    prompt = [5, 6, 7, *[IMAGE_TOKEN] * 6, 8, 9]
+    model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
+    sizes = {"prefill_seq_len": 4, "ctx_len": 32, "img_size": 28, "num_layers_per_program": 1}
+    compiled = model.compile("ort_sim", **sizes)
+
+    output = model.generate(
+        {"input_ids": np.array([prompt]), "attention_mask": np.ones((1, len(prompt)), np.int64), **image},
+        generation_len=IMAGE_TOKENS,
+        ignore_eos=True,
+    )
+
+    assert output.generated_ids == [greedy(module, prompt, [image])]
+    assert {name: len(part.windows()) for name, part in compiled.parts().items()} == {"vision": 0, "language": 2}
+    with pytest.raises(
+        OptionError, match="num_layers_per_program=1 cuts the language model, and with kv_offload=False"
+    ):
+        QEFFAutoModelForImageTextToText(module, kv_offload=False).compile("ort_sim", **sizes)
+
+
+@pytest.fixture(scope="module")
+def three_windows(tmp_path_factory: pytest.TempPathFactory, session_store: Path) -> Path:
+    model = QEFFAutoModel(tiny_causal_lm("llama", num_hidden_layers=3)[0])
+    directory = tmp_path_factory.mktemp("windows") / "artifact"
+    model.compile("ort_sim", batch_size=1, num_layers_per_program=1, compile_dir=directory, **SIZES)
+    return directory
+
+
+def exchanged(directory: Path) -> None:
+    first, second, aside = (directory / "programs" / name for name in ("layers_1_1", "layers_2_2", "aside"))
+    for source, target in ((first, aside), (second, first), (aside, second)):
+        source.rename(target)
+
+
+def edited(change: Callable[[dict[str, Any]], object], *, program: str = "") -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        file = directory / program / CompiledModel.FILE
+        content = json.loads(file.read_text(encoding="utf-8"))
+        change(content)
+        file.write_text(json.dumps(content), encoding="utf-8")
+
+    return apply
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: shutil.rmtree(path / "programs" / "layers_1_1"), "holds no compiled.json"),
+    "exchanged": (exchanged, "layers_1_1 stands in the place of program 2 of 3, and was made for another one"),
+    "left out": (edited(lambda content: content["programs"].pop("layers_1_1")), "layers_0_0 stands in the place of"),
+    "of another artifact": (
+        edited(lambda content: content["metadata"]["window"].update(key="0"), program="programs/layers_1_1"),
+        "layers_0_0 and another one are of two artifacts",
+    ),
+    "reads something else": (
+        edited(lambda content: content["outputs"][0].update(name="carried_9"), program="programs/layers_0_0"),
+        "layers_1_1 reads carried_0, which no program before it returns in this form",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_windows_that_are_not_those_of_the_artifact_are_refused(fault, three_windows, tmp_path, monkeypatch):
+    """Also where the manifest has been made to agree: they would give wrong tokens."""
+    damage, message = FAULTS[fault]
+    shutil.copytree(three_windows, tmp_path / "copy")
+    damage(tmp_path / "copy")
+    with pytest.raises(ArtifactCorruptError):
+        load_compiled(tmp_path / "copy")
+    monkeypatch.setattr("qeff_framework.runtime.loading.open_artifact", lambda *_, **__: None)
+    with pytest.raises(ArtifactError, match=message):
+        load_compiled(tmp_path / "copy")
 
 
 def test_the_states_of_all_windows_are_those_of_one_session(tmp_path: Path):
@@ -59,6 +176,9 @@ def test_the_states_of_all_windows_are_those_of_one_session(tmp_path: Path):
 
     with load_compiled(whole.directory) as one, load_compiled(cut.directory) as several:
         assert several.info["programs"] == "2"
+        assert np.shares_memory(
+            several.session.states["past_key.1"], several.session.sessions["layers_1_1"].states["past_key.1"]
+        )
         for feed in feeds:
             expected, found = one.session.run(feed), several.session.run(feed)
             assert np.array_equal(expected["logits"], found["logits"])
@@ -85,5 +205,9 @@ def test_numbers_and_tasks_that_have_no_windows_are_refused():
     model = QEFFAutoModel(tiny_causal_lm("llama")[0])
     with pytest.raises(OptionError, match="option 'num_layers_per_program' must be at least 1, got 0"):
         model.compile("ort_sim", num_layers_per_program=0, **SIZES)
+    with pytest.raises(
+        OptionError, match="num_layers_per_program=1 is for programs that generate text token by token.*leave it out"
+    ):
+        QEFFAutoModel(tiny_seq2seq_lm("t5")).compile("ort_sim", num_layers_per_program=1)
     with pytest.raises(OptionError, match="num_layers_per_program=1 does not go with precision='w4'"):
         model.compile("ort_sim", num_layers_per_program=1, precision="w4", **SIZES)

@@ -74,6 +74,22 @@ def test_state_stays_between_steps_until_reset(opened):
         opened.reset()
 
 
+def test_large_inputs_are_read_where_they_lie(opened, monkeypatch):
+    """Steps of both kinds alternate; what a caller does with its arrays afterwards changes nothing."""
+    for number, expected in enumerate(reference_outputs()):
+        monkeypatch.setattr("ort_sim_backend.session.READ_IN_PLACE_BYTES", 0 if number % 2 else 1 << 18)
+        feeds = {name: value.copy() for name, value in STEPS.feeds(number).items()}
+        if number == 3:
+            feeds["query"] = np.repeat(feeds["query"], 2, axis=-1)[..., ::2]  # not one block of memory: copied
+
+        outputs = opened.run(feeds)
+
+        row, token = np.nonzero(STEPS.steps[number] >= 0)
+        np.testing.assert_allclose(outputs["attended"][row, :, token], expected[row, :, token], atol=1e-5)
+        for value in feeds.values():
+            value.fill(7)
+
+
 def test_each_step_may_run_in_another_session(compiled):
     """The states go along: those that are overwritten in place, and those of two buffers."""
     sessions = [execute(compiled), execute(compiled)]

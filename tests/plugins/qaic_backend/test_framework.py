@@ -93,6 +93,41 @@ def test_standin_heads_with_an_output_for_each_token(standin) -> None:
         np.testing.assert_allclose(got[mask == 1], want.numpy()[mask == 1], atol=2e-2)
 
 
+def test_standin_windows_of_layers_in_a_dry_run_that_was_compiled_since(standin, tmp_path) -> None:
+    """Replicated heads and layers as functions in each of two programs; then stages and attention in blocks, on four devices."""
+    sdk = standin(profile="1.22", devices="ultra")
+    module, _ = tiny_causal_lm("llama", num_hidden_layers=4)
+    expected = [eager_greedy(module, prompt, 4) for prompt in PROMPTS]
+    changed = {"replicate_kv_heads": 2, "sub_functions": True, "num_layers_per_program": 2}
+    model = QEFFAutoModelForCausalLM(module)
+    bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **{**SIZES, **changed})
+    with pytest.raises(ExecutionError, match=r"dry_run.*compile the bundle where the compiler is"):
+        load_compiled(bundle.directory)
+    for window in bundle.windows().values():
+        text = (window.directory / "model.onnx").read_bytes()
+        assert text.count(b"qeff.layers") > 1
+        subprocess.run([str(window.directory / "compile.sh")], check=True, capture_output=True)
+    for ids, used in (((), [0]), ((2,), [2]), ((3, 1), [1, 3])):
+        with load_compiled(bundle.directory, device_ids=ids) as runner:
+            assert [qid for qid, nsps in sdk.nsps_in_use().items() if nsps] == used
+            assert runner.generate(prompts=PROMPTS, generation_len=4, ignore_eos=True).generated_ids == expected
+    with pytest.raises(
+        OptionError, match="names 3 devices.*cut into 2 programs: name 1 for all of them, or 2, 1 for each"
+    ):
+        load_compiled(bundle.directory, device_ids=(0, 1, 2))
+
+    stages = {"mdp_num_partitions": 2, "num_devices": 2, "num_kv_blocks": 3, "num_cores": 9}
+    model.compile(backend="qaic", num_layers_per_program=2, **{**SIZES, **stages})
+    with pytest.raises(ExecutionError, match=r"cut into 2 programs.*room for 1\. Compile with num_cores=8"):
+        model.load(device_ids=(0, 1))
+    with model.load(device_ids=(0, 1, 2, 3)) as runner:
+        assert runner.generate(prompts=PROMPTS, generation_len=4, ignore_eos=True).generated_ids == expected
+    with pytest.raises(
+        OptionError, match="fp32_nodes names nodes of one graph: leave it or num_layers_per_program out"
+    ):
+        model.compile(backend="qaic", num_layers_per_program=2, fp32_nodes=("logits",))
+
+
 def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_path) -> None:
     module, _ = tiny_causal_lm("llama")
     model = QEFFAutoModelForCausalLM(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 
+#: Inputs of at least this size, such as what one window of layers hands on to the next, are bound where the caller has them.
+#: Measured: a binding takes 3 us, a copy of so many bytes 5 us.
+READ_IN_PLACE_BYTES = 1 << 18
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """The buffers of one specialization, bound once. A step copies inputs in and runs: nothing is allocated or bound."""
+    """The buffers of one specialization, bound once. A step copies small inputs in and runs: nothing is allocated."""
 
     binding: Any
     inputs: Mapping[str, Array]
@@ -33,6 +38,21 @@ class _Step:
     looked_up: Sequence[Array]
     #: Rows of mapped tables that it reads.
     rows: int
+    #: Inputs that are bound to an array of the caller of the last step.
+    elsewhere: set[str] = field(default_factory=set)
+
+    def feed(self, inputs: Mapping[str, Array]) -> None:
+        """Makes the binding read `inputs`, which must stay as they are until the step has run."""
+        for name, buffer in self.inputs.items():
+            value = inputs[name]
+            if value.nbytes >= READ_IN_PLACE_BYTES and value.flags.c_contiguous and value.flags.aligned:
+                _bind_input(self.binding, name, value)
+                self.elsewhere.add(name)
+                continue
+            if name in self.elsewhere:
+                _bind_input(self.binding, name, buffer)
+                self.elsewhere.remove(name)
+            np.copyto(buffer, value)
 
 
 class OrtSession(BaseSession):
@@ -74,13 +94,12 @@ class OrtSession(BaseSession):
         }
 
     def run_step(self, specialization: Specialization, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Copies the inputs into the step's buffers and runs it."""
+        """Runs the step over the inputs: small ones are copied, large ones read where they lie."""
         step = self._steps[specialization.name]
         lengths = None if self._lengths is None else lengths_after(self._lengths, inputs["position_ids"])
-        for name, buffer in step.inputs.items():
-            np.copyto(buffer, inputs[name])
+        step.feed(inputs)
         for reader, rows in zip(self._readers, step.looked_up, strict=True):
-            reader.read(step.inputs[reader.numbers], rows)
+            reader.read(inputs[reader.numbers], rows)
         for state in self._alternating:
             _bind_input(step.binding, state.input, self.states[state.input])
             _bind_output(step.binding, state.output, self._next_states[state.input])

@@ -89,6 +89,8 @@ class QaicCompileOptions(MicroscalingOptions, AttentionOptions, LayerWindowOptio
             found.append("fp32_nodes needs convert_to_fp16: without it every node is FP32")
         if self.fp32_nodes and self.sub_functions:
             found.append("fp32_nodes names nodes of a flat graph: leave it or sub_functions out")
+        if self.fp32_nodes and self.num_layers_per_program is not None:
+            found.append("fp32_nodes names nodes of one graph: leave it or num_layers_per_program out")
         if self.target_sdk is not None and not all(part.isdecimal() for part in self.target_sdk.split(".")):
             found.append(f"target_sdk='{self.target_sdk}' must be a version such as 1.21.6")
         return found

@@ -60,8 +60,9 @@ def test_standin_compile_and_generate_equal_eager(standin_qairt, standin_card, t
     with load_compiled(tmp_path / "there") as moved:
         assert moved.generate(prompts=PROMPTS, generation_len=8, ignore_eos=True).generated_ids == output.generated_ids
 
-    # Attention in blocks over caches with twice the heads is another program with the same tokens.
-    wide = model.compile(backend="qnn", num_kv_blocks=3, replicate_kv_heads=2, **SIZES)
+    # Attention in blocks over caches with twice the heads, in a program for each layer: the same tokens.
+    wide = model.compile(backend="qnn", num_kv_blocks=3, replicate_kv_heads=2, num_layers_per_program=1, **SIZES)
+    assert len(wide.windows()) == 2
     assert [spec.shape[1] for spec in wide.inputs if spec.name.startswith("past")] == [4] * 4
     again = model.generate(prompts=PROMPTS, generation_len=8, ignore_eos=True)
     model.load().close()

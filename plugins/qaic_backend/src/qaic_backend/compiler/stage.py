@@ -14,7 +14,9 @@ from qaic_backend.compiler.checks import check_names, check_operators, check_pro
 from qaic_backend.compiler.failures import DIAGNOSIS, NAMED_FORM_REFUSED
 from qaic_backend.compiler.memory import check_memory
 from qaic_backend.compiler.script import SCRIPT_FILE, write_script
+from qaic_backend.devices import MAX_CORES
 from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
+from qaic_backend.windows import room_of_windows, window_of
 from qeff_framework.lowering import lowered_specs, take_out_angles
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
@@ -61,6 +63,9 @@ def compile_model(request: CompileRequest) -> CompiledModel:
             f"the modules with a recurrent state are unrolled for {longest} tokens: unless the compiler drops what a decode step "
             f"does not use, that step takes as long as {longest} tokens; prefill_seq_len=1 makes a program without it"
         )
+    number, windows = window_of(request.exported.metadata)
+    if number == 0 and windows * options.num_cores > MAX_CORES:
+        request.progress(room_of_windows(windows, {"num_cores": options.num_cores}))
     request.progress("writing the compiler's input")
     bundle = write_bundle(
         request.output_dir,

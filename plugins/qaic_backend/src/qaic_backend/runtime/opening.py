@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qaic_backend.devices import choose_group, query_devices
 from qaic_backend.options import QaicRuntimeOptions
 from qaic_backend.sdk import PROGRAM_FILE, find_sdk
+from qaic_backend.windows import room_of_windows, window_of
 from qeff_framework.plugin_api import BackendUnavailableError, CompiledModel, ExecutionError, OptionError
 from qeff_framework.toolchains import ProbeError
 
@@ -24,6 +25,7 @@ def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSe
         OptionError: `device_ids` do not fit the program.
     """
     from qaic_backend.runtime.modules import load_modules
+    from qaic_backend.runtime.program import NO_ROOM
     from qaic_backend.runtime.session import QaicSession
 
     folder = compiled.path(compiled.program["folder"])
@@ -33,21 +35,34 @@ def open_session(compiled: CompiledModel, options: QaicRuntimeOptions) -> QaicSe
             "Apps SDK, or compile without dry_run"
         )
     modules = load_modules()
-    return QaicSession(
-        compiled,
-        modules,
-        folder,
-        device_ids=_devices(options.device_ids, compiled.options),
-        timeout_ms=options.timeout_ms,
-    )
+    number, windows = window_of(compiled.metadata)
+    try:
+        return QaicSession(
+            compiled,
+            modules,
+            folder,
+            device_ids=_devices(options.device_ids, compiled.options, number, windows),
+            timeout_ms=options.timeout_ms,
+        )
+    except ExecutionError as error:
+        if windows == 1 or NO_ROOM not in str(error):
+            raise
+        raise ExecutionError(f"{error}. {room_of_windows(windows, compiled.options)}") from error
 
 
-def _devices(asked: tuple[int, ...], compiled: Mapping[str, object]) -> tuple[int, ...]:
-    """QIDs in the order of the program's logical devices; empty when the runtime may choose the only one."""
+def _devices(asked: tuple[int, ...], compiled: Mapping[str, object], number: int, windows: int) -> tuple[int, ...]:
+    """QIDs in the order of the program's logical devices; empty when the runtime may choose the only one.
+
+    Of a model that is cut into `windows` programs this is number `number`.
+    """
     count, cores = int(str(compiled["num_devices"])), int(str(compiled["num_cores"]))
+    if windows > 1 and len(asked) == count * windows:
+        asked = asked[number * count : (number + 1) * count]
     if asked and len(asked) != count:
+        each = f" and cut into {windows} programs: name {count} for all of them, or {count * windows}, {count} for each in order"
         raise OptionError(
             f"backend 'qaic': device_ids names {len(asked)} devices, the program was compiled for num_devices={count}"
+            + (each if windows > 1 else "")
         )
     if asked or count == 1:
         return asked

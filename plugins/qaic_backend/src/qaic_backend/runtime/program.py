@@ -13,12 +13,14 @@ from qaic_backend.runtime.bindings import Dims, ProgramDescription, read_descrip
 from qaic_backend.runtime.modules import RuntimeModules, status_code, status_name
 from qeff_framework.plugin_api import BackendUnavailableError, ExecutionError
 
+#: What the advice begins with where a device has no cores left.
+NO_ROOM = "the device has not enough free cores or memory"
 #: Status numbers of the runtime and what to do about them.
 _ADVICE = {
     1: "the user must be root or in the group qaic",
     3: "the device has not enough free memory: end other programs on it, see qaic-util -q",
     5: "no such device: see qaic-util -q, QAIC_VISIBLE_DEVICES and the group qaic",
-    7: "the device has not enough free cores or memory: end other programs on it, see 'Nsp Free' in qaic-util -q",
+    7: f"{NO_ROOM}: end other programs on it, see 'Nsp Free' in qaic-util -q",
     9: "the step took longer than the runtime option timeout_ms allows",
     300: "the device reported an error, see the lines that the runtime has printed",
 }

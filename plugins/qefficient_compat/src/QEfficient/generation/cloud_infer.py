@@ -58,7 +58,7 @@ class QAICInferenceSession:
         self._path = Path(qpc_path)
         self._device_ids = device_ids
         self._compiled = CompiledModel.load(self._path)
-        if self._compiled.programs:
+        if self._compiled.programs and not self._compiled.chained:
             raise NotSupportedError(
                 f"QAICInferenceSession: {self._path} holds the programs {', '.join(self._compiled.programs)}; use the generate "
                 "method of the model, or qeff_framework.load_compiled(...)"
