@@ -23,7 +23,6 @@ from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt
-from qeff_framework.seam.layers import LayerKinds
 from qeff_framework.seam.norms import find_rms_norms
 from qeff_framework.seam.padded_frames import PaddedFrames
 from qeff_framework.seam.real_constants import ConstantsStayReal
@@ -96,9 +95,6 @@ def signal_graph(
     example = (_example(inputs, signal),)
     with stage("probe run"):
         results, kinds = probe_layers(graph, example)
-    if signal.has_length:
-        # What padding hides is followed through each operator of the trace.
-        kinds = LayerKinds()
     for name, result in zip(fields, results, strict=True):
         _check_shape(name, tuple(result.shape), axes)
     batch = torch.export.Dim(BATCH, min=1)

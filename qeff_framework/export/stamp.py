@@ -56,7 +56,7 @@ def stamp_layers(
         return
     nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in (INPUT_OP, OUTPUT_OP, CALL_OP)]
     numbers = {layer.name: number for number, (layer, _) in enumerate(kinds.layers)}
-    bodies = {kind[0].name: _Body(model, kind[0], numbers[kind[0].name], nodes, weights) for kind in kinds.kinds}
+    bodies = {kind[0].name: _Body(model, kind, numbers[kind[0].name], nodes, weights) for kind in kinds.kinds}
     files = MappedFiles()
     added: dict[StateId, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
     for node in nodes:
@@ -93,11 +93,12 @@ class _Body:
     def __init__(
         self,
         model: onnx_ir.Model,
-        layer: Layer,
+        kind: Sequence[Layer],
         number: int,
         marks: Sequence[onnx_ir.Node],
         weights: Mapping[str, torch.Tensor],
     ) -> None:
+        layer = kind[0]
         self._model, self._layer = model, layer
         mine = [mark for mark in marks if mark.op_type != CALL_OP and mark.attributes["layer"].as_int() == number]
         self._inputs = {mark.outputs[0]: _place(mark) for mark in mine if mark.op_type == INPUT_OP}
@@ -108,6 +109,13 @@ class _Body:
             for name, value in model.graph.initializers.items()
             # The tracer names constants of the code after the module as well. They are the same in all layers of the kind.
             if name.startswith(f"{layer.name}.") and name in weights
+        }
+        #: Further tensors whose numbers are not the same in all layers of the kind.
+        self._buffers = {
+            value: own
+            for own in layer.buffers
+            if (value := model.graph.initializers.get(f"{layer.name}.{own}")) is not None
+            and any(not _equal(other.buffers.get(own), layer.buffers[own]) for other in kind)
         }
         self._nodes = self._dependent(self._closure())
 
@@ -121,6 +129,7 @@ class _Body:
             inner: given[place] for inner, place in self._inputs.items()
         }
         values.update({value: self._weight(value, layer, own, weights, files) for value, own in self._weights.items()})
+        values.update({value: self._buffer(value, layer, own) for value, own in self._buffers.items()})
         copies = []
         for node in self._nodes:
             copy = onnx_ir.Node(
@@ -183,6 +192,15 @@ class _Body:
         self._model.graph.register_initializer(made)
         return made
 
+    def _buffer(self, value: onnx_ir.Value, layer: Layer, own: str) -> onnx_ir.Value:
+        name, tensor = f"{layer.name}.{own}", layer.buffers.get(own)
+        content = None if tensor is None else onnx_ir.tensor_adapters.TorchTensor(tensor, name=name)
+        if content is None or content.dtype != value.dtype or content.shape != value.shape:
+            raise NotAlikeError(f"{name} is no tensor like {value.name}")
+        made = onnx_ir.Value(name=name, shape=content.shape, type=value.type, const_value=content)
+        self._model.graph.register_initializer(made)
+        return made
+
     def _closure(self) -> set[onnx_ir.Node]:
         """Everything that the results are computed from, up to the marks of the layer's inputs."""
         found: set[onnx_ir.Node] = set()
@@ -197,7 +215,7 @@ class _Body:
 
     def _dependent(self, closure: set[onnx_ir.Node]) -> list[onnx_ir.Node]:
         """Those of the closure that depend on the layer's inputs or weights, in order."""
-        known: set[onnx_ir.Value | None] = {*self._inputs, *self._weights}
+        known: set[onnx_ir.Value | None] = {*self._inputs, *self._weights, *self._buffers}
         nodes = []
         for node in self._model.graph:
             if node in closure and any(value in known for value in node.inputs):
@@ -208,6 +226,10 @@ class _Body:
             elif node in closure and has_subgraph(node):
                 raise NotAlikeError(f"{self._layer.name} reads the result of {node.op_type}")
         return nodes
+
+
+def _equal(tensor: torch.Tensor | None, other: torch.Tensor) -> bool:
+    return tensor is other or (tensor is not None and torch.equal(tensor, other))
 
 
 def _place(mark: onnx_ir.Node) -> int:

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 import onnx_ir
 import torch
+import torch.onnx.ops  # it registers what `torch.onnx.ops.symbolic` calls
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +39,9 @@ _LIFTING: Final = frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.l
 _MAX_CONSTANT: Final = 1024
 #: What `torch.onnx.ops.symbolic` calls.
 _SYMBOLIC: Final = torch.ops.onnx_symbolic._symbolic.default  # noqa: SLF001
+
+#: Arguments of which a program says more than their values do: the number of a layer, for instance, may have no part in it.
+_PLAIN: Final = (bool, int, float, str)
 
 Forward = Callable[..., Any]
 
@@ -70,6 +74,8 @@ class Layer:
     name: str
     #: The states that it writes, in order.
     states: tuple[StateId, ...]
+    #: Tensors beside the weights that are its own, by their names in it: each layer of a kind has its own numbers.
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,7 @@ class LayerRecorder:
     """Records what the layers of a model do in one run of the graph."""
 
     def __init__(self) -> None:
-        self._records: dict[str, tuple[Any, tuple[StateId, ...]] | None] = {}
+        self._records: dict[str, _Record | None] = {}
         #: States that a layer reads and another one writes.
         self._shared: set[StateId] = set()
 
@@ -132,10 +138,10 @@ class LayerRecorder:
         found: dict[Any, list[Layer]] = {}
         for name, record in self._records.items():
             if record is not None:
-                program, states = record
-                if self._shared.intersection(states):
+                if self._shared.intersection(record.states):
                     continue  # What reads the state needs it in the trace.
-                found.setdefault(program, []).append(Layer(name=name, states=states))
+                layer = Layer(name=name, states=record.states, buffers=record.buffers)
+                found.setdefault(record.program, []).append(layer)
         return LayerKinds(kinds=tuple(tuple(kind) for kind in found.values() if len(kind) > 1))
 
 
@@ -149,6 +155,17 @@ def _members(model: torch.nn.Module) -> list[str]:
     # One module under several names has several places in the graph.
     counted = Counter(id(model.get_submodule(name)) for name in names)
     return [name for name in names if counted[id(model.get_submodule(name))] == 1]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What one call of a layer came to."""
+
+    #: In a form that can be compared.
+    program: Any
+    #: Those that it writes, in order.
+    states: tuple[StateId, ...]
+    buffers: Mapping[str, torch.Tensor]
 
 
 @dataclass(unsafe_hash=True)
@@ -171,6 +188,8 @@ class _Frame:
     #: States by the tensors that they were before the call.
     held: dict[int, StateId] = field(default_factory=dict)
     outside: dict[int, _Outside] = field(default_factory=dict)
+    #: Parameters and buffers that the call has read.
+    read: set[Any] = field(default_factory=set)
 
     def name(self, tensor: torch.Tensor, name: Any) -> None:
         self.kept.append(tensor)
@@ -183,7 +202,10 @@ class _Frame:
             name = self.names.get(id(value))
             if name is None and (content := constant_content(value)) is not None:
                 return ("constant", str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest())
-            return self.outside.setdefault(id(value), _Outside(id(value), value)) if name is None else name
+            if name is None:
+                return self.outside.setdefault(id(value), _Outside(id(value), value))
+            self.read.add(name)
+            return name
         if isinstance(value, (list, tuple)):
             return (type(value).__name__, *(self.told(item) for item in value))
         if isinstance(value, Mapping):
@@ -263,7 +285,7 @@ class _Run:
 
 def _recorded(
     run: _Run, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[Any, tuple[StateId, ...]] | None]:
+) -> tuple[Any, _Record | None]:
     """The result of a call, and its record; `None` where a record cannot hold what it does."""
     mode, cache, masks = run.mode, run.cache, run.masks
     if mode.frame is not None:
@@ -272,11 +294,12 @@ def _recorded(
     leaves, tree = pytree.tree_flatten((args, kwargs))
     leaves = run.mode.without_numbers(leaves)
     args, kwargs = pytree.tree_unflatten(leaves, tree)
+    before, before_tree = pytree.tree_flatten((args, kwargs))
     for number, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor):
             frame.name(leaf, ("argument", number))
     head = [_describe(leaf, frame, cache) for leaf in leaves]
-    head += _own_tensors(run.owners, name, layer, frame)
+    own, buffers = _own_tensors(run.owners, name, layer, frame)
     states, asked, attributes = dict(cache.states), masks.calls, _attributes(layer)
     frame.held = {id(tensor): state for state, tensor in states.items()}
     mode.frame = frame
@@ -285,7 +308,7 @@ def _recorded(
     finally:
         mode.frame = None
     after, after_tree = pytree.tree_flatten((args, kwargs))
-    unchanged = after_tree == tree and all(a is b for a, b in zip(after, leaves, strict=True))
+    unchanged = after_tree == before_tree and all(a is b for a, b in zip(after, before, strict=True))
     outputs, output_tree = pytree.tree_flatten(result)
     written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
     told_outputs = frame.told(outputs)
@@ -300,17 +323,20 @@ def _recorded(
     ):
         return result, None
     kept = [(state.role, state.number, frame.told(cache.states[state])) for state in written]
+    head += [told for told in own if told[0] in frame.read]
     program: Any = (str(tree), tuple(head), tuple(frame.program), str(output_tree), told_outputs, tuple(kept))
     # A state that the layer replaces is its own; any other one is from outside.
     for state in written:
         if state in read:
             read[state].name = ("state", written.index(state))
-    return result, (program, written)
+    return result, _Record(program, written, buffers)
 
 
 def _describe(leaf: Any, frame: _Frame, cache: HoldsStates) -> Any:
     if isinstance(leaf, torch.Tensor):
         return ("tensor", str(leaf.dtype), tuple(map(str, leaf.shape)), tuple(map(str, leaf.stride())))
+    if isinstance(leaf, _PLAIN):
+        return (type(leaf).__name__,)  # What follows from its value stands in the program.
     return ("cache",) if leaf is cache else frame.told(leaf)
 
 
@@ -323,8 +349,13 @@ def _owners(model: torch.nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _own_tensors(owners: Mapping[int, Sequence[str]], name: str, layer: torch.nn.Module, frame: _Frame) -> list[Any]:
-    """Names the layer's parameters and buffers. What a module outside holds as well is something from outside."""
+def _own_tensors(
+    owners: Mapping[int, Sequence[str]], name: str, layer: torch.nn.Module, frame: _Frame
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Names the layer's parameters and buffers; returns what of them must be alike, and the buffers.
+
+    What a module outside holds as well is something from outside.
+    """
     inside = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
     shared = {
         identity
@@ -332,20 +363,26 @@ def _own_tensors(owners: Mapping[int, Sequence[str]], name: str, layer: torch.nn
         if any(not f"{owner}.".startswith(f"{name}.") for owner in owners.get(identity, ()))
     }
     told: list[Any] = []
-    for own, tensor in layer.named_parameters(remove_duplicate=False):
-        if id(tensor) not in shared:
-            frame.name(tensor, ("parameter", own))
-            told.append((own, frame.told(tensor), str(tensor.dtype), tuple(tensor.shape)))
-    for own, buffer in layer.named_buffers(remove_duplicate=False):
-        if id(buffer) not in shared and type(buffer) is torch.Tensor and buffer.numel() <= _MAX_CONSTANT:
-            frame.name(buffer, ("buffer", own))
-            told.append((own, str(buffer.dtype), tuple(buffer.shape), repr(buffer.tolist())))
-    return told
+    buffers: dict[str, torch.Tensor] = {}
+    for kind, tensors in (
+        ("parameter", layer.named_parameters(remove_duplicate=False)),
+        ("buffer", layer.named_buffers(remove_duplicate=False)),
+    ):
+        for own, tensor in tensors:
+            if id(tensor) not in shared:
+                frame.name(tensor, (kind, own))
+                told.append((frame.names[id(tensor)], str(tensor.dtype), tuple(tensor.shape)))
+                if kind == "buffer":
+                    buffers[own] = tensor
+    return told, buffers
 
 
 def _attributes(layer: torch.nn.Module) -> list[dict[str, int]]:
     """What would show that a call leaves something behind in the layer."""
-    return [{key: id(value) for key, value in vars(module).items()} for module in layer.modules()]
+    return [
+        {key: id(value) for key, value in (*vars(module).items(), *module.named_buffers(recurse=False))}
+        for module in layer.modules()
+    ]
 
 
 def _tensors(result: Any) -> list[torch.Tensor]:
@@ -477,4 +514,4 @@ def _fits(leaf: Any, known: Any) -> bool:
         return leaf is known
     if isinstance(leaf, torch.SymInt) or isinstance(known, torch.SymInt):
         return str(leaf) == str(known) and type(leaf) is type(known)
-    return leaf is known or (type(leaf) is type(known) and bool(leaf == known))
+    return leaf is known or (type(leaf) is type(known) and (isinstance(leaf, _PLAIN) or bool(leaf == known)))

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -728,7 +729,7 @@ class CheckpointSource:
                 _check_generation_config(folder)
             except CheckpointError as damage:
                 return damage
-        told = conversion_failures(said) or f"{first_line(error)}{remote_code.trust_hint(error)}"
+        told = conversion_failures(said) or _told(error)
         if self._gguf:
             told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
         return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
@@ -759,6 +760,17 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
     if (root / MODULES_FILE).is_file():
         hint = f", and its {MODULES_FILE} names no Transformer in a folder of its own"
     raise CheckpointError(f"model folder {root} has no config.json{hint}")
+
+
+def _told(error: Exception) -> str:
+    """What an error of the loader comes to, on one line."""
+    if isinstance(error, pickle.UnpicklingError):
+        # Torch's own words advise to run whatever the file holds.
+        return (
+            "a file of torch among its weights holds more than plain tensors, such as tensors of torchao's classes; save the "
+            "checkpoint as safetensors"
+        )
+    return f"{first_line(error)}{remote_code.trust_hint(error)}"
 
 
 def _check_generation_config(folder: Path) -> None:

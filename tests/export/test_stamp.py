@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel
 
+from qeff_framework.coverage.sound import tiny_sound_model
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder
 from tests.portable_loop import PortableLoop
@@ -80,3 +81,33 @@ def test_layers_of_an_image_encoder_share_the_constants_that_their_code_makes(tm
     with torch.no_grad():
         features = module.get_image_features(pixels).pooler_output
     np.testing.assert_allclose(found, torch.nn.functional.normalize(features).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_a_model_of_sound_are_traced_once_and_see_no_padding(tmp_path: Path) -> None:
+    """Each has convolutions over frames, and statistics of a batch normalisation, which are no parameters."""
+    sizes = {"num_hidden_layers": 3, "conv_dim": (8,), "conv_stride": (40,), "conv_kernel": (40,)}
+    module = tiny_sound_model("wav2vec2-conformer", "ctc", num_feat_extract_layers=1, **sizes)
+    stack = "wav2vec2_conformer.encoder.layers"
+    statistics = module.get_submodule(f"{stack}.0.conv_module.batch_norm").get_buffer("running_mean")
+    assert not torch.equal(
+        statistics, module.get_submodule(f"{stack}.1.conv_module.batch_norm").get_buffer("running_mean")
+    )
+    exported = export_portable(
+        module,
+        task="ctc",
+        output_dir=tmp_path,
+        program_inputs={"name": "input_values", "shape": (None,)},
+    )
+
+    norms = [node for node in onnx_ir.load(exported.model_path).graph if node.op_type == "BatchNormalization"]
+    assert [str(node.name).partition("/")[0] for node in norms] == [f"{stack}.{number}" for number in range(3)]
+    clips = torch.randn(2, 1600, generator=torch.Generator().manual_seed(0))
+    mask = np.ones((2, 1600), np.int64)
+    mask[1, 900:] = 0
+    (found,) = ort.InferenceSession(str(exported.model_path)).run(
+        None, {"input_values": clips.numpy(), "attention_mask": mask}
+    )
+    for row, length in enumerate((1600, 900)):
+        with torch.no_grad():
+            wanted = module(clips[row : row + 1, :length]).logits[0].numpy()
+        np.testing.assert_allclose(found[row, : len(wanted)], wanted, atol=2e-3)

@@ -85,7 +85,7 @@ def _leave_something(layer: Layer) -> None:
 CHANGES: dict[str, Callable[[Layer], None]] = {
     "another number": _set("factor", 3.0),
     "another form": _set("width", 2),
-    "another buffer": _set("table", torch.ones(4)),
+    "another buffer": _set("table", torch.ones(1)),
     "no bias": lambda layer: layer.projection.register_parameter("bias", None),
     "something left behind": _leave_something,
 }
@@ -96,6 +96,26 @@ def test_a_layer_that_does_something_else_is_not_alike(change: Callable[[Layer],
     change(model.layers[1])  # type: ignore[arg-type]
 
     assert kinds_of(model) == [["0", "2", "3"]]
+
+
+def test_numbers_of_arguments_and_of_buffers_tell_layers_apart_by_what_follows_from_them(model: Model) -> None:
+    """The number of a layer is an argument of some models' layers, and statistics of a batch normalisation are buffers."""
+
+    class Numbered(Model):
+        def forward(self, hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+            for number, layer in enumerate(self.layers):
+                hidden = layer(hidden, cache, number)
+            return hidden
+
+    def forward(layer: Layer) -> Callable[..., torch.Tensor]:
+        return lambda hidden, cache, number: Layer.forward(layer, hidden, cache) * (2 if number == 2 else 1)
+
+    numbered = Numbered()
+    for layer in numbered.layers:
+        layer.forward = forward(layer)  # type: ignore[method-assign, arg-type]
+        layer.table.mul_(layer.index + 1)  # type: ignore[operator, union-attr]
+
+    assert kinds_of(numbered) == [["0", "1", "3"]]
 
 
 def test_two_kinds_in_turns(model: Model) -> None:

@@ -169,3 +169,13 @@ def test_a_subfolder(saved: Path, tmp_path: Path, store_root: Path) -> None:
     assert source.tokenizer_problem() is None
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         CheckpointSource(tmp_path / "repository", {})
+
+
+def test_a_file_of_torch_that_holds_more_than_tensors_is_refused_without_its_advice(checkpoint: Path) -> None:
+    """Torch's message says how to run what the file holds."""
+    import torch
+
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"x": Path("a class that no loader of weights knows")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds more than plain tensors.* save the checkpoint as safetensors$"):
+        CheckpointSource(checkpoint, {}).load("AutoModelForCausalLM")

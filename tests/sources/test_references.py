@@ -23,6 +23,7 @@ from qeff_framework.errors import ArtifactError, CheckpointError
 from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, StoredTensor, beginnings, without_casts
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.references import PlacedShards
+from qeff_framework.sources.torch_files import stored_tensors
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_loading import pack
 from tests.tiny_models import tiny_causal_lm
@@ -71,28 +72,34 @@ def test_every_parameter_is_what_the_loader_reads(model_type: str, directory: Pa
 
 
 def test_files_are_linked_and_a_changed_checkpoint_is_exported_again(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = checkpoint / "model.safetensors"
     exported = QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
 
-    link = exported.directory / "model.safetensors"
+    link = exported.directory / shard.name
     assert link.samefile(shard)
     assert not (exported.directory / "model.onnx.data").exists()
-    assert Manifest.load(exported.directory).files["model.safetensors"].sha256 == content_digest(shard)
+    assert Manifest.load(exported.directory).files[shard.name].sha256 == content_digest(shard)
     # Another name moves the time of the file's last change, and is no reason to read it.
     os.link(shard, checkpoint.parent / "another name")
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "ALWAYS_READ_BYTES", 0)
-        patch.setattr(manifest, "file_sha256", refuse_reading_of("model.safetensors"))
+        patch.setattr(manifest, "file_sha256", refuse_reading_of(shard.name))
         assert not verify(exported.directory)
     content = bytearray(shard.read_bytes())
-    content[-2] ^= 1
+    content[place_of_a_number(shard)] ^= 1
     shard.write_bytes(content)
     again = QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
     assert again.directory != exported.directory
     assert not verify(again.directory)
-    assert [problem.file for problem in verify(exported.directory)] == ["model.safetensors"]
+    assert [problem.file for problem in verify(exported.directory)] == [shard.name]
+
+
+def place_of_a_number(shard: Path) -> int:
+    """Behind the numbers of a file of torch stands the list of its parts."""
+    if shard.suffix == ".safetensors":
+        return shard.stat().st_size - 2
+    return max(place.offset for place in stored_tensors(shard).values())
 
 
 def refuse_reading_of(name: str) -> Callable[[Path], str]:
@@ -130,8 +137,9 @@ def test_on_another_file_system_there_is_one_copy(checkpoint: Path) -> None:
 
 
 @pytest.fixture
-def read_only(checkpoint: Path) -> Iterator[Path]:
+def read_only(checkpoint: Path, shard: Path) -> Iterator[Path]:
     """The folder of a checkpoint on a file system that takes no writing, whoever asks."""
+    assert shard.parent == checkpoint
     mount = ["mount", "--bind", "--options", "ro", str(checkpoint), str(checkpoint)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
@@ -141,15 +149,15 @@ def read_only(checkpoint: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(checkpoint)], check=True)
 
 
-def test_a_read_only_checkpoint_is_copied(read_only: Path, directory: Path) -> None:
+def test_a_read_only_checkpoint_is_copied(read_only: Path, shard: Path, directory: Path) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
         (read_only / "new").touch()
     source = CheckpointSource(read_only, {})
     module = source.load_for_export(AUTO, directory)
     source.save_companions(directory)
     assert all(isinstance(parameter, DeferredTensor) for parameter in module.parameters())
-    assert not source.keep_weights({"model.safetensors"})
-    shard, copy = read_only / "model.safetensors", directory / "model.safetensors"
+    assert not source.keep_weights({shard.name})
+    copy = directory / shard.name
     assert copy.read_bytes() == shard.read_bytes()
     assert not copy.samefile(shard)  # Links do not cross a mount.
 
