@@ -11,6 +11,7 @@ import pytest
 from qeff_framework.lowering import FoldConstants, InlineDialect, RotaryTables
 from qnn_backend.htp.lowering import MASKED_QUANTISED
 from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
+from qnn_backend.htp.lowering.composed_norms import ComposedNorms
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -49,6 +50,26 @@ def test_a_weight_in_front_of_a_composed_norm(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"1002|finalize"):
         simulate(model, feeds, tmp_path)
     assert worst(on_cpu(model, feeds), simulate(lowered(model, ScaleOperandOrder()), feeds, tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 2, 16), (2, 16, 32)], ids=["by heads", "two rows"])
+def test_a_composed_norm_with_a_weight(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """The compiler recognises it and takes its kernel; what is no such norm it computes well."""
+    sizes = ", ".join(map(str, shape))
+    model = parse(
+        f"""norm (float[{sizes}] x) => (float[{sizes}] y, float[{sizes}] z)
+        <int64[1] axis = {{-1}}, float two = {{2.0}}, float epsilon = {{1e-6}}> {{
+            squares = Pow (x, two) mean = ReduceMean (squares, axis) shifted = Add (mean, epsilon) root = Sqrt (shifted)
+            factor = Reciprocal (root) unit = Mul (x, factor) y = Mul (unit, weight) z = Mul (x, weight)
+        }}""",
+        {"weight": floats(shape[-1])},
+    )
+    feeds = {"x": floats(*shape)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    rewritten = lowered(model, ComposedNorms(), NormRows())
+    assert worst(expected, on_cpu(rewritten, feeds)) < 1e-5
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
 
 
 def test_a_gather_in_the_middle(tmp_path: Path) -> None:

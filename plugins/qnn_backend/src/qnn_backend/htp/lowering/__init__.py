@@ -14,6 +14,7 @@ from qeff_framework.lowering import (
     CausalMaskOps,
     DequantizedExperts,
     DequantizedProducts,
+    Float16Epsilons,
     FoldConstants,
     InlineDialect,
     MaskPolicy,
@@ -26,6 +27,7 @@ from qeff_framework.plugin_api import Transform, TransformRequest
 from qnn_backend.htp.lowering.boolean_equality import BooleanEquality
 from qnn_backend.htp.lowering.boolean_pads import BooleanPads
 from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
+from qnn_backend.htp.lowering.composed_norms import ComposedNorms
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -67,6 +69,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         LaterOpset(),
         FoldConstants(),
         FiniteMasks(masked),
+        *([] if options.precision == "a16w8" else [Float16Epsilons()]),
         FusedGelu(),
         PreciseSoftplus(),
         BooleanEquality(),
@@ -76,6 +79,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         GatherMiddleAxis(),
         SquareTransposeRows(),
         ScaleOperandOrder(),
+        ComposedNorms(),
         NormRows(),
         BroadcastSums(),
     ]
