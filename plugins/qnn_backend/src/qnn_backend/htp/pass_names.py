@@ -8,6 +8,7 @@ SWITCHABLE = (
     "FusedRMSNorm",
     "FiniteMasks",
     "Float16Epsilons",
+    "PaddedProducts",
     "GatherMiddleAxis",
     "GatherNDRows",
     "SquareTransposeRows",

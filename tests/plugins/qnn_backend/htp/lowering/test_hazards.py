@@ -17,6 +17,7 @@ from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
+from qnn_backend.htp.lowering.padded_products import PaddedProducts
 from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for, normed_values, scale_residual
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
 from qnn_backend.htp.lowering.softplus import PreciseSoftplus
@@ -69,6 +70,23 @@ def test_a_composed_norm_with_a_weight(shape: tuple[int, ...], tmp_path: Path) -
     assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
     rewritten = lowered(model, ComposedNorms(), NormRows())
     assert worst(expected, on_cpu(rewritten, feeds)) < 1e-5
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
+def test_a_product_with_a_padded_transpose(tmp_path: Path) -> None:
+    """As in the linear attention of Sana, whose values get a row of ones."""
+    model = parse(
+        """attend (float[2, 256, 16] values, float[2, 2, 256, 8] keys) => (float[2, 2, 9, 8] y) <float one = {1.0}> {
+            turned = Transpose <perm = [0, 2, 1]> (values) heads = Reshape (turned, shape)
+            padded = Pad (heads, pads, one) y = MatMul (padded, keys)
+        }""",
+        {"shape": np.array([2, 2, 8, 256]), "pads": np.array([0, 0, 0, 0, 0, 0, 1, 0])},
+    )
+    feeds = {"values": floats(2, 256, 16), "keys": floats(2, 2, 256, 8)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    rewritten = lowered(model, PaddedProducts())
+    np.testing.assert_allclose(on_cpu(rewritten, feeds)[0], expected[0], atol=1e-4)
     assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
 
 

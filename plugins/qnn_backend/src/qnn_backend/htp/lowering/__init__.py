@@ -36,6 +36,7 @@ from qnn_backend.htp.lowering.integer_negation import IntegerNegation
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.opset import LaterOpset
+from qnn_backend.htp.lowering.padded_products import PaddedProducts
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
 from qnn_backend.htp.lowering.softplus import PreciseSoftplus
 from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
@@ -74,6 +75,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         PreciseSoftplus(),
         BooleanEquality(),
         BooleanPads(),
+        PaddedProducts(),
         IntegerNegation(),
         GatherNDRows(),
         GatherMiddleAxis(),
