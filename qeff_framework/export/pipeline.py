@@ -9,6 +9,7 @@ from qeff_framework.export.portable_graph import GraphRequest, PortableGraph
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
+from qeff_framework.seam.norms import find_rms_norms, replace_rms_norms
 from qeff_framework.seam.weightless import weightless_copy
 
 #: Ops whose results no seed of the host decides.
@@ -21,7 +22,10 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
     """Inputs are named after the arguments, outputs after their places in the result."""
     call = Call(**request.program_inputs["call"])
     component = module.get_submodule(call.component)
-    graph = CallGraph(weightless_copy(component), call)
+    norms = find_rms_norms(component)
+    weightless = weightless_copy(component)
+    replace_rms_norms(weightless, norms)
+    graph = CallGraph(weightless, call)
     example = (example_tensors(call.inputs),)
     with stage("probe run"):
         probe(graph, example)
@@ -30,7 +34,7 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
         with stage("trace"):
             program = trace(graph, example, ([{} for _ in example[0]],))
         with stage("translation to ONNX"):
-            model = translate(program, graph_weights(component, ()))
+            model = translate(program, graph_weights(component, norms))
             finish(model)
     except (ExportError, UnsupportedModelError) as error:
         if not graph.read_contents:

@@ -20,6 +20,7 @@ from qeff_framework.lowering.dequantized_experts import DequantizedExperts
 from qeff_framework.lowering.dequantized_products import DequantizedProducts
 from qeff_framework.lowering.editor import GraphEditor, add_initializer
 from qeff_framework.lowering.experts import ExpertOps
+from qeff_framework.lowering.float16_epsilons import Float16Epsilons
 from qeff_framework.lowering.fold import FoldConstants
 from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.gather_rows import GatherRows
@@ -91,6 +92,7 @@ __all__ = [
     "DialectNode",
     "DialectPass",
     "ExpertOps",
+    "Float16Epsilons",
     "FoldConstants",
     "Gate",
     "GatherRows",

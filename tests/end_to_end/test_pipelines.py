@@ -353,3 +353,17 @@ def test_the_contents_of_a_tensor_that_decide_are_named() -> None:
     request = GraphRequest(program_inputs={"call": call.as_json()})
     with pytest.raises(UnsupportedModelError, match=r"its net reads the contents of a tensor on the host \(item"):
         pipeline_graph(PipelineModules({"net": Net()}), request)
+
+
+def test_norms_of_queries_and_keys_are_ops_of_the_dialect() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.RMSNorm(4, eps=1e-6)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(self.norm(hidden.unflatten(-1, (2, 4))))
+
+    call, _ = call_of("net", "forward", Net().forward, [torch.ones(1, 3, 8)], {})
+    graph = pipeline_graph(PipelineModules({"net": Net()}), GraphRequest(program_inputs={"call": call.as_json()}))
+    assert [node.op_type for node in graph.model.graph if node.domain] == ["RMSNorm"]

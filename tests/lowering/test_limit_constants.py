@@ -10,6 +10,7 @@ import pytest
 
 from qeff_framework.lowering import (
     FLOAT16_MIN,
+    Float16Epsilons,
     LimitConstants,
     Limits,
     computed_tensor,
@@ -96,3 +97,25 @@ def test_a_computed_tensor_is_computed_when_it_is_written(tmp_path: Path) -> Non
     assert weight_of(ir.load(tmp_path / "m.onnx").graph.initializers["a"]).numpy().tolist() == [5.0, 6.0]
     with pytest.raises(ValueError, match="x is no weight"):
         weight_of(made.graph.inputs[0])
+
+
+def test_what_keeps_a_divisor_above_zero_stays_above_zero_in_float16() -> None:
+    made = parse(
+        """m (float[2] x, float[2] y) => (float[2] sum, float[2] larger, float[2] product, float[2] usual)
+        <float tiny = {1e-15}, float[1] low = {1e-12}, float small = {1e-6}> {
+            sum = Add (x, tiny) larger = Max (low, y) product = Mul (x, tiny) usual = Add (y, small)
+        }"""
+    )
+
+    assert Float16Epsilons()(made)
+
+    zeros = {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)}
+    found = run(session(made), zeros)
+    assert {name: float(value[0].astype(np.float16)) for name, value in found.items()} == {
+        "sum": 2.0**-14,
+        "larger": 2.0**-14,
+        "product": 0.0,
+        "usual": float(np.float16(1e-6)),
+    }
+    assert run(session(made), {**zeros, "x": np.ones(2, np.float32)})["product"][0] == np.float32(1e-15)
+    assert not Float16Epsilons()(made)

@@ -20,6 +20,7 @@ from qeff_framework.lowering import (
     DequantizedExperts,
     DequantizedProducts,
     ExpertOps,
+    Float16Epsilons,
     InlineDialect,
     LimitConstants,
     Limits,
@@ -63,7 +64,7 @@ def passes(
         ExpertOps(specializations),
         CustomRMSNorm(),
         InlineDialect(),
-        *([LimitConstants(FLOAT16_RANGE)] if convert_to_fp16 else []),
+        *([LimitConstants(FLOAT16_RANGE), Float16Epsilons()] if convert_to_fp16 else []),
     ]
 
 

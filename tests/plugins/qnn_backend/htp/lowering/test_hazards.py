@@ -11,11 +11,13 @@ import pytest
 from qeff_framework.lowering import FoldConstants, InlineDialect, RotaryTables
 from qnn_backend.htp.lowering import MASKED_QUANTISED
 from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
+from qnn_backend.htp.lowering.composed_norms import ComposedNorms
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
+from qnn_backend.htp.lowering.padded_products import PaddedProducts
 from qnn_backend.htp.lowering.residual_scaling import ScaledWeights, factor_for, normed_values, scale_residual
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
 from qnn_backend.htp.lowering.softplus import PreciseSoftplus
@@ -49,6 +51,43 @@ def test_a_weight_in_front_of_a_composed_norm(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"1002|finalize"):
         simulate(model, feeds, tmp_path)
     assert worst(on_cpu(model, feeds), simulate(lowered(model, ScaleOperandOrder()), feeds, tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 2, 16), (2, 16, 32)], ids=["by heads", "two rows"])
+def test_a_composed_norm_with_a_weight(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """The compiler recognises it and takes its kernel; what is no such norm it computes well."""
+    sizes = ", ".join(map(str, shape))
+    model = parse(
+        f"""norm (float[{sizes}] x) => (float[{sizes}] y, float[{sizes}] z)
+        <int64[1] axis = {{-1}}, float two = {{2.0}}, float epsilon = {{1e-6}}> {{
+            squares = Pow (x, two) mean = ReduceMean (squares, axis) shifted = Add (mean, epsilon) root = Sqrt (shifted)
+            factor = Reciprocal (root) unit = Mul (x, factor) y = Mul (unit, weight) z = Mul (x, weight)
+        }}""",
+        {"weight": floats(shape[-1])},
+    )
+    feeds = {"x": floats(*shape)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    rewritten = lowered(model, ComposedNorms(), NormRows())
+    assert worst(expected, on_cpu(rewritten, feeds)) < 1e-5
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
+
+
+def test_a_product_with_a_padded_transpose(tmp_path: Path) -> None:
+    """As in the linear attention of Sana, whose values get a row of ones."""
+    model = parse(
+        """attend (float[2, 256, 16] values, float[2, 2, 256, 8] keys) => (float[2, 2, 9, 8] y) <float one = {1.0}> {
+            turned = Transpose <perm = [0, 2, 1]> (values) heads = Reshape (turned, shape)
+            padded = Pad (heads, pads, one) y = MatMul (padded, keys)
+        }""",
+        {"shape": np.array([2, 2, 8, 256]), "pads": np.array([0, 0, 0, 0, 0, 0, 1, 0])},
+    )
+    feeds = {"values": floats(2, 256, 16), "keys": floats(2, 2, 256, 8)}
+    expected = on_cpu(model, feeds)
+    assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
+    rewritten = lowered(model, PaddedProducts())
+    np.testing.assert_allclose(on_cpu(rewritten, feeds)[0], expected[0], atol=1e-4)
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
 
 
 def test_a_gather_in_the_middle(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from qeff_framework.lowering import (
     CausalMaskOps,
     DequantizedExperts,
     DequantizedProducts,
+    Float16Epsilons,
     FoldConstants,
     InlineDialect,
     MaskPolicy,
@@ -26,6 +27,7 @@ from qeff_framework.plugin_api import Transform, TransformRequest
 from qnn_backend.htp.lowering.boolean_equality import BooleanEquality
 from qnn_backend.htp.lowering.boolean_pads import BooleanPads
 from qnn_backend.htp.lowering.broadcast_sums import BroadcastSums
+from qnn_backend.htp.lowering.composed_norms import ComposedNorms
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
@@ -34,6 +36,7 @@ from qnn_backend.htp.lowering.integer_negation import IntegerNegation
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.opset import LaterOpset
+from qnn_backend.htp.lowering.padded_products import PaddedProducts
 from qnn_backend.htp.lowering.rms_norm import FusedRMSNorm
 from qnn_backend.htp.lowering.softplus import PreciseSoftplus
 from qnn_backend.htp.lowering.square_transpose import SquareTransposeRows
@@ -67,15 +70,18 @@ def passes(request: TransformRequest) -> list[Transform]:
         LaterOpset(),
         FoldConstants(),
         FiniteMasks(masked),
+        *([] if options.precision == "a16w8" else [Float16Epsilons()]),
         FusedGelu(),
         PreciseSoftplus(),
         BooleanEquality(),
         BooleanPads(),
+        PaddedProducts(),
         IntegerNegation(),
         GatherNDRows(),
         GatherMiddleAxis(),
         SquareTransposeRows(),
         ScaleOperandOrder(),
+        ComposedNorms(),
         NormRows(),
         BroadcastSums(),
     ]
