@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ort_sim_backend.mapped_tables import MappedTables, RowReader
-from qeff_framework.errors import InputError
+from qeff_framework.errors import ExecutionError, InputError
 
 ROWS, SIZE = 4096, 4096
 
@@ -57,4 +57,8 @@ def test_rows_are_read_as_they_lie_and_one_that_is_not_there_is_refused(tmp_path
     for wrong in (7, -8):
         with pytest.raises(InputError, match=f"ids has {wrong}, and there are 7 rows"):
             reader.read(np.array([[0, wrong, 1]]), reader.buffer(ids[:1]))
+    with file.open("r+b") as opened:
+        opened.truncate(64 + 6 * 24 + 8)
+    with pytest.raises(ExecutionError, match="has become shorter since it was opened: row 6"):
+        reader.read(ids, rows)
     reader.close()

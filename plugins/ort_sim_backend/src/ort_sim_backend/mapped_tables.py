@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qeff_framework.plugin_api import InputError
+from qeff_framework.plugin_api import ExecutionError, InputError
 
 #: Smallest steps between two emptyings. After each, a step maps its pages again, which takes about as much as a tenth of a step.
 _STEPS = 8
@@ -46,7 +46,12 @@ class RowReader:
         return np.zeros((*numbers.shape, *self._sizes), self._dtype)
 
     def read(self, numbers: NDArray[Any], target: NDArray[np.generic]) -> None:
-        """Writes the rows `numbers` into `target`. Raises `InputError` for one that the table has not."""
+        """Writes the rows `numbers` into `target`.
+
+        Raises:
+            InputError: the table has no such row.
+            ExecutionError: the file has become shorter.
+        """
         found = numbers.reshape(-1)
         lowest, highest = int(found.min(initial=0)), int(found.max(initial=0))
         if lowest < -self._count or highest >= self._count:
@@ -58,7 +63,11 @@ class RowReader:
         length = rows.shape[1]
         for row, number in zip(rows, found.tolist(), strict=True):
             self._file.seek(self._offset + (number % self._count) * length)
-            self._file.readinto(row.data)
+            if self._file.readinto(row.data) != length:
+                raise ExecutionError(
+                    f"{self._file.name} has become shorter since it was opened: row {number} of a table is missing. Compile the "
+                    "model again"
+                )
 
     def close(self) -> None:
         """Closes the file."""
