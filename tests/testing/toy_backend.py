@@ -9,7 +9,7 @@ from qeff_framework.plugin_api import (
     Backend,
     Capabilities,
     Check,
-    CompileOptions,
+    LayerWindowOptions,
     Probe,
     RuntimeOptions,
     Status,
@@ -18,7 +18,7 @@ from qeff_framework.plugin_api import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyOptions(CompileOptions):
+class ToyOptions(LayerWindowOptions):
     level: str = option("none", "how much ONNX Runtime rewrites the graph", choices=("none", "basic"))
     comment: str | None = option(None, "a text beside the program", changes_program=False)
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from qeff_framework.options import LayerWindowOptions
 from qeff_framework.testing.checks import BrokenPromiseError, check, require
 from qeff_framework.testing.comparing import require_close
 
@@ -177,6 +178,15 @@ def check_compute_contexts(subject: Subject) -> None:
     contexts = {"comp_ctx_lengths_prefill": (8, 16), "comp_ctx_lengths_decode": (12, 24)}
     model = _compiled(subject, _causal_lm(subject, _PLAIN), **_SIZES, **contexts)
     _require_tokens(subject, _generated(subject, model, reference.prompts), reference, "compute contexts")
+
+
+@check("generation")
+def check_windows_of_layers(subject: Subject) -> None:
+    """A program for each layer, of which one hands on to the next, generate the tokens of one program."""
+    subject.need(issubclass(subject.backend.options, LayerWindowOptions), "num_layers_per_program")
+    reference = _reference(_PLAIN, "causal-lm")
+    model = _compiled(subject, _causal_lm(subject, _PLAIN), **_SIZES, num_layers_per_program=1)
+    _require_tokens(subject, _generated(subject, model, reference.prompts), reference, "a program for each layer")
 
 
 @check("generation")

@@ -65,6 +65,17 @@ class CoarseWeights(GraphPass):
         return True
 
 
+@mutant("generation", "windows_of_layers", runs=("generation/windows_of_layers",))
+class KeepsWhatItWasGiven(ToySession):
+    """What a window of layers hands on is taken from the first step of its shape."""
+
+    def compute(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        kept = self.__dict__.setdefault("kept", {})
+        handed_on = {name: value.copy() for name, value in feeds.items() if name.startswith("carried_")}
+        first = {name: kept.setdefault((name, value.shape), value) for name, value in handed_on.items()}
+        return super().compute({**feeds, **first})
+
+
 @mutant("generation", "continuous_batching", runs=("generation/continuous_batching",))
 class RowsOfTheStep(ToySession):
     """With continuous batching, row r of a step is row r of the cache."""
