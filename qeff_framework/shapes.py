@@ -481,7 +481,10 @@ class ImageTextShapes(CausalLMShapes):
         None, "height of images in pixels, with width; several sizes give one image program each"
     )
     width: int | tuple[int, ...] | None = option(None, "width of images in pixels, one for each height")
-    num_images: int = option(1, "images of one prompt at most", minimum=1)
+    num_frames: int | tuple[int, ...] | None = option(
+        None, "frames of a video, for models that read some; several numbers give one video program each"
+    )
+    num_images: int = option(1, "images of one prompt at most, beside one video", minimum=1)
     skip_vision: bool = option(False, "compile the program of the language model alone")
     skip_lang: bool = option(False, "compile the programs of the images alone")
 
@@ -505,6 +508,11 @@ class ImageTextShapes(CausalLMShapes):
                 "include_sampler, num_speculative_tokens, prefill_only, comp_ctx_lengths and ccl_enabled are for models of text "
                 "alone; leave them out"
             )
+
+    @property
+    def video_lengths(self) -> tuple[int, ...]:
+        """Numbers of frames of the videos that are asked for."""
+        return _several(self.num_frames)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:

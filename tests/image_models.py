@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-IMAGE_TOKEN = 63
+IMAGE_TOKEN, VIDEO_TOKEN = 63, 62
 NEW_TOKENS = 8
 #: Writes conversations of images and texts for the tokenizer of `saved_llava`.
 CHAT_TEMPLATE = (
@@ -115,7 +115,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, Image]:
         vision_config=vision,
         text_config={**_TEXT, "rope_parameters": rope},
         image_token_id=IMAGE_TOKEN,
-        video_token_id=62,
+        video_token_id=VIDEO_TOKEN,
         vision_start_token_id=61,
         vision_end_token_id=60,
     )
@@ -142,7 +142,7 @@ def qwen2_5_vl() -> tuple[PreTrainedModel, Image]:
         vision_config=vision,
         text_config={**_TEXT, "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": rope},
         image_token_id=IMAGE_TOKEN,
-        video_token_id=62,
+        video_token_id=VIDEO_TOKEN,
         vision_start_token_id=61,
         vision_end_token_id=60,
     )
@@ -212,11 +212,13 @@ def built(make: Callable[[], tuple[PreTrainedModel, Image]]) -> tuple[PreTrained
     return module, image
 
 
-def greedy(module: PreTrainedModel, prompt: list[int], images: list[Image]) -> list[int]:
+def greedy(module: PreTrainedModel, prompt: list[int], images: list[Image], video: Image | None = None) -> list[int]:
     ids = torch.tensor([prompt])
     given: dict[str, Any] = {name: torch.cat([each[name] for each in images]) for name in (images[0] if images else ())}
+    given |= video or {}
     known = inspect.signature(module.forward).parameters
-    given |= {name: (ids == IMAGE_TOKEN).long() for name in ("token_type_ids", "mm_token_type_ids") if name in known}
+    kinds = (ids == IMAGE_TOKEN).long() + 2 * (ids == VIDEO_TOKEN).long()
+    given |= {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in known}
     with torch.no_grad():
         output = module.generate(
             input_ids=ids,

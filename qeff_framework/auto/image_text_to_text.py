@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qeff_framework.relay import Relay
 
 #: The program of the language model, and that of the images; of several sizes each has a program of its own.
-LANGUAGE, VISION = "language", "vision"
+LANGUAGE, VISION, VIDEO = "language", "vision", "video"
 
 
 class QEFFAutoModelForImageTextToText(ProcessedModel):
@@ -93,11 +93,17 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             found[name] = Program(name=name, plan=plan, specializations=(entry,))
         if any(form != forms[0] for form in forms):
             raise UnsupportedModelError("its image features have another form for each size of image")
+        room = most * shapes.num_images
+        of_language = dict(forms[0])
+        if shapes.video_lengths:
+            videos, of_language["video"], longest = self._video_programs(relay, options, shapes, sizes)
+            found |= videos
+            room += longest
         language = self._plan_export(
-            relay, options, extra_inputs=shapes.extra_inputs(), program=LANGUAGE, program_inputs=forms[0]
+            relay, options, extra_inputs=shapes.extra_inputs(), program=LANGUAGE, program_inputs=of_language
         )
         self._check_blocks(shapes, most)
-        entries = shapes.language_specializations(most * shapes.num_images)
+        entries = shapes.language_specializations(room)
         if tile_tokens := forms[0].get("tile_tokens", 0):
             if len(sizes) > 1:
                 raise OptionError(
@@ -108,6 +114,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         return [*([] if shapes.skip_vision else found.values()), *([] if shapes.skip_lang else [main])]
 
     def _cut_problem(self, shapes: ImageTextShapes) -> str:
+        from qeff_framework.seam.attended_images import attends_beside_text
         from qeff_framework.seam.image_features import decoder_attends
 
         if shapes.skip_lang:
@@ -116,7 +123,50 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             return "cuts the language model, and with kv_offload=False images are in its program as well"
         if decoder_attends(self._model_class()):
             return f"is for decoders without an encoder, and that of {self.name} attends to one"
+        if attends_beside_text(self._model_class()):
+            return f"is for layers that read text, and some of {self.name} attend to images"
         return ""
+
+    def _video_programs(
+        self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[dict[str, Program], Mapping[str, Any], int]:
+        """A program for each size and number of frames, the form of its features, and the most tokens of a video."""
+        found: dict[str, Program] = {}
+        forms: list[Mapping[str, Any]] = []
+        longest = 0
+        for height, width in sizes:
+            for frames in shapes.video_lengths:
+                unit = self._video_unit(frames, height, width)
+                plan = self._plan_export(relay, options, program=VIDEO, program_inputs=_tensors(unit))
+                facts = self._export(plan).metadata
+                forms.append(facts["image_features"])
+                longest = max(longest, int(facts["image_tokens"]))
+                name = f"{VIDEO}-{frames}" if len(sizes) == 1 else f"{VIDEO}-{frames}x{height}x{width}"
+                entry = _image_specialization(facts["image_tokens"])
+                found[name] = Program(name=name, plan=plan, specializations=(entry,))
+        if any(form != forms[0] for form in forms):
+            raise UnsupportedModelError("the features of its videos have another form for each size")
+        return found, forms[0], longest
+
+    def _video_unit(self, frames: int, height: int, width: int) -> Unit:
+        """What the processor makes of a video of this size."""
+        import numpy as np
+
+        from qeff_framework.images.units import VIDEO_PIXELS, image_units
+        from qeff_framework.seam.image_features import video_inputs
+
+        processor, names = self.processor, video_inputs(self._model_class())
+        if VIDEO_PIXELS not in names:
+            raise OptionError(f"{self.name} reads no videos; leave num_frames out")
+        video = np.zeros((frames, height, width, 3), dtype=np.uint8)
+        given: dict[str, Any] = {"videos": [video], "return_tensors": "pt"}
+        if (token := getattr(processor, "video_token", None)) is not None:
+            given |= {"text": [token], "do_sample_frames": False}
+        tensors = dict(processor(**given))
+        units = image_units({name: tensors[name] for name in names if tensors.get(name) is not None})
+        if len(units) != 1:
+            raise UnsupportedModelError("its processor returns videos in a form that is not known")
+        return units[0]
 
     def _encoder_and_decoder(
         self, relay: Relay, options: object, shapes: ImageTextShapes, sizes: Sequence[tuple[int, int]]
@@ -128,6 +178,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             "full_batch_size": shapes.full_batch_size is not None,
             "num_images": shapes.num_images > 1,
             "several sizes of images": len(sizes) > 1,
+            "num_frames": bool(shapes.video_lengths),
         }
         if wrong := [name for name, is_given in asked.items() if is_given]:
             raise OptionError(
@@ -161,6 +212,10 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             raise OptionError(
                 "skip_vision and skip_lang leave out one of two programs, and kv_offload=False asks for one; leave them out, or "
                 "take kv_offload=True"
+            )
+        if shapes.video_lengths:
+            raise OptionError(
+                "one program (kv_offload=False) reads images and no videos; leave num_frames out, or take kv_offload=True"
             )
         if len(sizes) > 1:
             raise OptionError(

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage.parity import BATCH, CONTEXT, stage
+from qeff_framework.coverage.parity import BATCH, CONTEXT, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generation
 from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
-from qeff_framework.errors import CompileError, UnsupportedModelError
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.attended_images import attends_beside_text
 from qeff_framework.seam.image_features import (
     FeatureForm,
@@ -344,19 +344,13 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
     for kv_offload in (True, False):
         model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(image), kv_offload=kv_offload)
         try:
-            # The programs are exported one after the other while they are compiled.
-            with stage("export", facts):
-                try:
-                    model.compile(backend=backend, **sizes)
-                except CompileError:
-                    with stage("compile", facts):
-                        raise
+            compiled_model(model, backend, facts, sizes)
         except CheckError as refusal:
             if kv_offload or not isinstance(refusal.__cause__, UnsupportedModelError):
                 raise
             # Two programs pass.
             del facts["stage"], facts["where"]
-            facts["note"] = f"not as one program: {refusal.__cause__}"
+            facts["note"] = f"as two programs, not as one: {refusal.__cause__}"
             break
         with stage("execute", facts), model.load() as runner:
             error = tolerance = 0.0
@@ -371,6 +365,7 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
         if not error <= tolerance:
             facts["stage"] = "values"
             raise CheckError(f"image embeddings differ by {error:.1e} of the largest one", facts)
+    facts.setdefault("note", "as two programs and as one")
     return facts
 
 
@@ -437,12 +432,7 @@ def _check_encoder_and_decoder(module: Any, backend: str, facts: dict[str, Any])
         want = image_encoder(module)(**encoder_arguments(module, images[0]), return_dict=True).last_hidden_state[0]
     facts["image_tokens"] = int(want.shape[0])
     model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(images[0]))
-    with stage("export", facts):
-        try:
-            model.compile(backend=backend, ctx_len=CONTEXT, batch_size=BATCH, img_size=32)
-        except CompileError:
-            with stage("compile", facts):
-                raise
+    compiled_model(model, backend, facts, {"ctx_len": CONTEXT, "batch_size": BATCH, "img_size": 32})
     with stage("execute", facts), model.load() as loaded:
         runner: Any = loaded
         (got,) = runner.image_embeddings(images[0])

@@ -6,17 +6,16 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage.parity import HIDDEN_TOLERANCE, stage
+from qeff_framework.coverage.parity import HIDDEN_TOLERANCE, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.sizes import FIRST_PLAIN_TOKEN
 from qeff_framework.coverage.tiny import declared_fields, tiny_model
-from qeff_framework.errors import CompileError, UnsupportedModelError
+from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
 
     from qeff_framework.contracts import Task
-    from qeff_framework.model import QEFFBaseModel
 
 _CLASSES: Final = "image-classification"
 _SPACES: Final = "zero-shot-image-classification"
@@ -198,7 +197,9 @@ def check_classes(module: Any, backend: str, facts: dict[str, Any]) -> dict[str,
     pixels = _inputs(module, side, _COUNT)["pixel_values"]
     with torch.no_grad():
         wanted = torch.cat([module(pixel_values=row[None]).logits for row in pixels]).numpy()
-    compiled = _compiled(QEFFAutoModelForImageClassification(module), backend, facts, {"img_size": side})
+    compiled = compiled_model(
+        QEFFAutoModelForImageClassification(module), backend, facts, {"batch_size": _BATCH, "img_size": side}
+    )
     with stage("execute", facts), compiled.load() as runner:
         found = runner.generate(pixel_values=pixels.numpy())
     return _compared({"logits": (found, wanted)}, facts)
@@ -231,7 +232,9 @@ def check_spaces(module: Any, backend: str, facts: dict[str, Any]) -> dict[str, 
         "text_embeds": torch.cat([found.text_embeds for found in reference]).numpy(),
     }
     sizes = {"img_size": side, "seq_len": _LENGTHS}
-    compiled = _compiled(QEFFAutoModelForZeroShotImageClassification(module), backend, facts, sizes)
+    compiled = compiled_model(
+        QEFFAutoModelForZeroShotImageClassification(module), backend, facts, {"batch_size": _BATCH, **sizes}
+    )
     given = {name: np.concatenate([text[name].numpy() for text in padded]) for name in padded[0]}
     with stage("execute", facts), compiled.load() as runner:
         found = runner.generate(pixel_values=pixels.numpy(), **given)
@@ -255,14 +258,3 @@ def _compared(pairs: Mapping[str, tuple[Any, Any]], facts: dict[str, Any]) -> di
         facts["stage"] = name
         raise CheckError(f"{name} differ by {errors[name]:.1e}", facts)
     return facts
-
-
-def _compiled(model: QEFFBaseModel, backend: str, facts: dict[str, Any], sizes: Mapping[str, Any]) -> QEFFBaseModel:
-    """The model, exported and compiled, which are one for models of several programs."""
-    with stage("export", facts):
-        try:
-            model.compile(backend=backend, batch_size=_BATCH, **sizes)
-        except CompileError:
-            with stage("compile", facts):
-                raise
-    return model

@@ -13,6 +13,7 @@ from qeff_framework.coverage.families import coverage_of
 from qeff_framework.coverage.processes import CheckError, message, where
 from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
 from qeff_framework.coverage.tiny import tiny_prompts
+from qeff_framework.errors import CompileError
 
 if TYPE_CHECKING:
     import torch
@@ -184,6 +185,19 @@ def _build(model: QEFFBaseModel, backend: str, facts: dict[str, Any], **shapes: 
         model.export()
     with stage("compile", facts):
         model.compile(backend=backend, **shapes)
+
+
+def compiled_model(
+    model: QEFFBaseModel, backend: str, facts: dict[str, Any], sizes: Mapping[str, Any]
+) -> QEFFBaseModel:
+    """The model, exported and compiled, which are one for models of several programs."""
+    with stage("export", facts):
+        try:
+            model.compile(backend=backend, **sizes)
+        except CompileError:
+            with stage("compile", facts):
+                raise
+    return model
 
 
 class _Watched:

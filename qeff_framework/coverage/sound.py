@@ -7,18 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.coverage.parity import CONTEXT, HIDDEN_TOLERANCE, stage
+from qeff_framework.coverage.parity import CONTEXT, HIDDEN_TOLERANCE, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import STEPS, plain_generation
 from qeff_framework.coverage.sizes import VOCAB
 from qeff_framework.coverage.tiny import tiny_model
-from qeff_framework.errors import CompileError, UnsupportedModelError
+from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
 
     from qeff_framework.contracts import Task
-    from qeff_framework.model import QEFFBaseModel
 
 #: Samples and feature frames of the clips, and the lengths that the programs have.
 _CLIPS: Final[Mapping[int, tuple[int, ...]]] = {1: (5003, 2600), 2: (61, 33)}
@@ -188,7 +187,9 @@ def check_scores(module: Any, backend: str, facts: dict[str, Any], *, task: Task
     wanted = [_alone(module, name, clip).numpy() for clip in clips]
     model: Any = task_spec(task).model_class
     sizes = {"seq_len": _LENGTHS[len(shape)]} if None in shape else {}
-    compiled = _compiled(model(module, processor=TensorsOfAClip(name, shape)), backend, facts, sizes)
+    compiled = compiled_model(
+        model(module, processor=TensorsOfAClip(name, shape)), backend, facts, {"batch_size": _BATCH, **sizes}
+    )
     with stage("execute", facts), compiled.load() as runner:
         rows = [clip[0].numpy() for clip in clips]
         together = runner.generate({name: rows})
@@ -244,7 +245,7 @@ def check_speech_seq2seq(module: Any, backend: str, facts: dict[str, Any]) -> di
         raise UnsupportedModelError(f"The tiny model is degenerate: it gives {tokens}.")
     sizes = {"seq_len": _LENGTHS[len(shape)]} if None in shape else {}
     model = QEFFAutoModelForSpeechSeq2Seq(module, processor=TensorsOfAClip(name, shape))
-    compiled = _compiled(model, backend, facts, {**sizes, "ctx_len": CONTEXT})
+    compiled = compiled_model(model, backend, facts, {"batch_size": _BATCH, **sizes, "ctx_len": CONTEXT})
     with stage("execute", facts), compiled.load() as runner:
         given = {name: [clip[0].numpy() for clip in clips]}
         plain = dict.fromkeys(SCORE_SETTINGS)
@@ -260,17 +261,6 @@ def check_speech_seq2seq(module: Any, backend: str, facts: dict[str, Any]) -> di
             )
             raise CheckError(f"clip {number} differs from step {step} on", facts)
     return facts
-
-
-def _compiled(model: QEFFBaseModel, backend: str, facts: dict[str, Any], sizes: Mapping[str, Any]) -> QEFFBaseModel:
-    """The model, exported and compiled, which are one for models of several programs."""
-    with stage("export", facts):
-        try:
-            model.compile(backend=backend, batch_size=_BATCH, **sizes)
-        except CompileError:
-            with stage("compile", facts):
-                raise
-    return model
 
 
 def _clips(shape: tuple[int | None, ...]) -> list[torch.Tensor]:

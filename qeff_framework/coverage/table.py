@@ -47,8 +47,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
 - **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
   one, no and two images in one batch, read in chunks that cut images in two where their tokens do not see each other, as two
-  programs and as one, and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest
-  one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
+  programs and, where the row says so, as one; and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the
+  largest one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
   *Deviation* is that largest difference. One whose decoder attends to an image passes for two images in one batch, each with the
   start token alone and with a prompt of the decoder.
 - **A model of sound passes** when no logit differs by more than {HIDDEN_TOLERANCE:g} standard deviations from Transformers' for

@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 
 #: Fields of an encoder's output that its language model has features of already.
 _OF_LAYERS = ("pooler_output", "last_hidden_state")
+_VIDEO_GRID = "video_grid_thw"
 #: Output ``[N, F]``.
 EMBEDS = "vision_embeds"
 
 
 def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGraph:
     """``vision_embeds [N, F]`` of one image: N tokens; F holds all features of a token side by side, see `FeatureForm`."""
+    modality = "video" if request.program.startswith("video") else "image"
     norms = find_rms_norms(module)
     weightless = weightless_copy(module)
     # Frequencies may depend on the size of the image, which is a constant.
@@ -51,14 +53,16 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     graph = _VisionGraph(
         weightless,
         pixels,
-        encoder_arguments(module, {name: value for name, value in given.items() if name not in pixels}),
+        {name: value for name, value in given.items() if name not in pixels},
+        modality,
     )
     example = tuple(given[name] for name in pixels)
     with stage("probe run"):
         embeds, kinds = probe_layers(graph, example)
     if embeds.dim() != 2:
         raise UnsupportedModelError(f"its image features have the shape {list(embeds.shape)}")
-    layout = _layout(module, {name: value for name, value in given.items() if name not in pixels}, embeds.shape[0])
+    sizes = {name: value for name, value in given.items() if name not in pixels}
+    groups, layout = _layout(module, sizes, embeds.shape[0], modality)
     _, model = traced_model(graph, example, (tuple({} for _ in example),), graph_weights(module, norms), kinds)
     finish(model)
     rename_interface(model, inputs=list(pixels), outputs=[EMBEDS])
@@ -68,6 +72,10 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
         "image_features": form,
         "image": {name: _described(tensor, constant=name not in pixels) for name, tensor in given.items()},
     }
+    if modality != "image":
+        metadata["modality"] = modality
+    if groups > 1:
+        metadata["groups"] = groups
     if layout is not None:
         metadata["rope_layout"] = layout.as_json()
     return PortableGraph(model=model, metadata=metadata)
@@ -87,11 +95,23 @@ def _with_constants(
     return form.with_constants(constants, given) if constants else form
 
 
-def _layout(module: PreTrainedModel, given: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout | None:
-    """Where the tokens of this image stand, of a model whose positions have several axes."""
+def _layout(
+    module: PreTrainedModel, given: Mapping[str, torch.Tensor], tokens: int, modality: str
+) -> tuple[int, RopeLayout | None]:
+    """Where the tokens of this image stand, of a model whose positions have several axes.
+
+    Those of a video may stand in groups, one for each of its times.
+    """
     if not has_rope_axes(type(module)):
-        return None
-    return rope_layout(module, image_token_id(module), given, tokens)
+        return 1, None
+    token_id = image_token_id(module, modality)
+    times = int(given[_VIDEO_GRID][0, 0]) if _VIDEO_GRID in given else 1
+    try:
+        return 1, rope_layout(module, token_id, given, tokens, modality)
+    except UnsupportedModelError:
+        if times < 2 or tokens % times:
+            raise
+        return times, rope_layout(module, token_id, given, tokens, modality, groups=times)
 
 
 def _described(tensor: torch.Tensor, *, constant: bool) -> dict[str, Any]:
@@ -106,10 +126,13 @@ def _described(tensor: torch.Tensor, *, constant: bool) -> dict[str, Any]:
 class _VisionGraph(SinglePassGraph):
     """Wraps a weightless copy: its forward has the signature of the portable graph."""
 
-    def __init__(self, model: PreTrainedModel, pixels: Sequence[str], constants: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pixels: Sequence[str], constants: Mapping[str, torch.Tensor], modality: str
+    ) -> None:
         super().__init__(model)
         self.pixels = tuple(pixels)
         self.constants = dict(constants)
+        self.modality = modality
         self.form: FeatureForm | None = None
         #: Further tensors of the encoder's output, and whether they are computed from the pixels, if that was followed.
         self.further: dict[str, bool] = {}
@@ -123,7 +146,8 @@ class _VisionGraph(SinglePassGraph):
         with forward_scope(scope), ConstantsStayReal(), OneUnit(pixels), self.around_layers(), ExitStack() as following:
             if self.follows:
                 following.enter_context(derived)
-            outputs = image_encoder(self.model)(**given, **self.constants, return_dict=True)
+            arguments = encoder_arguments(self.model, {**given, **self.constants}, self.modality)
+            outputs = image_encoder(self.model, self.modality)(**arguments, return_dict=True)
         form, embeds = FeatureForm.of(outputs)
         self.further = {
             name: value in derived

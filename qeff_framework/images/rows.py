@@ -61,7 +61,7 @@ class RowImages:
         cls,
         ids: Sequence[int],
         embeds: NDArray[np.float32],
-        image_token_id: int,
+        image_tokens: Sequence[int],
         *,
         layouts: Sequence[RopeLayout] = (),
         rope_axes: int = 1,
@@ -69,8 +69,8 @@ class RowImages:
         plain_type: int = 0,
         pixels: Sequence[Mapping[str, NDArray[Any]]] = (),
     ) -> RowImages:
-        """`layouts` of the images in order, for models whose positions have several axes."""
-        is_image = np.asarray(ids) == image_token_id
+        """`image_tokens`: ids that stand for features; `layouts` of the images in order, where positions have several axes."""
+        is_image = np.isin(np.asarray(ids), image_tokens)
         index = np.where(is_image, np.cumsum(is_image) - 1, BESIDE if is_image.any() else -1).astype(np.int64)
         rope = rope_positions(is_image, layouts, rope_axes) if rope_axes > 1 else None
         return cls(embeds=embeds, index=index, rope=rope, block=block, plain_type=plain_type, pixels=pixels)

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     #: Tensors of one image, or of one tile of it, by name.
     Unit = Mapping[str, NDArray[Any]]
 
-PIXELS = "pixel_values"
+PIXELS, VIDEO_PIXELS = "pixel_values", "pixel_values_videos"
 #: Tensors ``[N, 2 or 3]`` by which the patches of all images are split; the product of a row is an image's number of patches.
-_GRIDS = ("image_grid_thw", "image_grid_hw", "target_sizes")
+_GRIDS = ("image_grid_thw", "image_grid_hw", "target_sizes", "video_grid_thw")
 #: What belongs to the second view of an image, and how many tiles of it each image has.
 _LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
 #: ``[M, K]``: which patches become a token, numbered over the crops of all images, -1 for none; and ``[N, 4]``: height and width
 #: of the whole image and of its crops in tokens.
 _POOLED, _POOLED_GRIDS = "image_token_pooling", "image_grids"
 _SIZES = "image_sizes"
+#: Numbers that say where the frames of a video stand in time.
+_TIMES = "second_per_grid_ts"
 #: Which of the shapes that a model knows an image has, ``[B, M]``, 0 for none, and which of its tiles are filled, ``[B, M, T]``:
 #: contents, since all images have the size of the largest shape.
 _SHAPES, _FILLED = "aspect_ratio_ids", "aspect_ratio_mask"
@@ -36,13 +38,13 @@ def pixel_names(unit: Unit) -> tuple[str, ...]:
     contents = [
         name
         for name, value in unit.items()
-        if (np.issubdtype(value.dtype, np.floating) and name != _SIZES) or name in (_SHAPES, _FILLED)
+        if (np.issubdtype(value.dtype, np.floating) and name not in (_SIZES, _TIMES)) or name in (_SHAPES, _FILLED)
     ]
     return tuple(sorted(contents, key=lambda name: (name != PIXELS, name)))
 
 
 def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
-    """The units in ``pixel_values`` and the tensors that belong to it, in the order of the images.
+    """The units in ``pixel_values`` and the tensors that belong to it, in the order of the images; so of ``pixel_values_videos``.
 
     Six forms are known. Patches of all images, along the first axis of ``pixel_values`` or along its last one, with a grid
     ``[N, 2 or 3]``: a unit is an image. Tiles ``[B, T, C, H, W]`` of each prompt, filled up with empty ones: a unit is a tile
@@ -52,15 +54,16 @@ def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     of each.
     """
     arrays = {name: _array(value) for name, value in tensors.items() if value is not None}
-    pixels = arrays[PIXELS] if PIXELS in arrays else next(iter(arrays.values()))
+    main = next((name for name in (PIXELS, VIDEO_PIXELS) if name in arrays), next(iter(arrays)))
+    pixels = arrays[main]
     grid = next((name for name in _GRIDS if name in arrays), None)
     if grid is not None:
         parts = _split_patches(pixels, arrays[grid], grid)
         return [
-            {PIXELS: part, **{name: rows[place][None] for name, rows in arrays.items() if name != PIXELS}}
+            {main: part, **{name: rows[place][None] for name, rows in arrays.items() if name != main}}
             for place, part in enumerate(parts)
         ]
-    if pixels.ndim == 5 and _SIZES not in arrays and pixels.shape[-1] > _CHANNELS:
+    if main == PIXELS and pixels.ndim == 5 and _SIZES not in arrays and pixels.shape[-1] > _CHANNELS:
         places = [
             (row, tile) for row in range(pixels.shape[0]) for tile in range(pixels.shape[1]) if pixels[row, tile].any()
         ]
@@ -115,7 +118,8 @@ def _split_patches(pixels: NDArray[Any], grid: NDArray[Any], name: str) -> list[
         return np.split(pixels, ends[:-1] * (pixels.shape[-1] // patches), axis=-1)
     if patches == 0 or patches != pixels.shape[0]:
         raise InputError(
-            f"pixel_values has {pixels.shape[0]} patches, and {name} tells of {patches}; pass what the processor returns as it is"
+            f"the images or videos have {pixels.shape[0]} patches, and {name} tells of {patches}; pass what the processor "
+            "returns as it is"
         )
     return np.split(pixels, ends[:-1])
 

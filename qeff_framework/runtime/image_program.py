@@ -26,9 +26,13 @@ class ImageProgram:
         #: What the unit that it was made for looked like.
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
+        #: What it encodes: ``image`` or ``video``.
+        self.modality = str(session.compiled.metadata.get("modality", "image"))
         layout = session.compiled.metadata.get("rope_layout")
         #: Tokens of an image.
         self.tokens = int(session.compiled.metadata["image_tokens"])
+        #: Groups in which its tokens stand, with text between them.
+        self.groups = int(session.compiled.metadata.get("groups", 1))
         #: Numbers of an image token.
         self.features = sum(int(size) for size in session.compiled.metadata["image_features"]["widths"])
         #: Where the tokens of an image stand, for models whose positions have several axes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, TILES_SEEN, VISION_EMBEDS, RowImages
-from qeff_framework.images.units import PIXELS, image_units
+from qeff_framework.images.units import PIXELS, VIDEO_PIXELS, image_units
 from qeff_framework.runtime.image_program import ImageProgram
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Input of a decoder that attends to what an encoder in another program has made of its source.
 HIDDEN_STATES = "encoder_hidden_states"
-_LANGUAGE, _VISION = "language", "vision"
+_LANGUAGE, _VISION = "language", ("vision", "video")
 _OF_TEXT = ("input_ids", "attention_mask")
 _PARTS = frozenset({"text", "image"})
 #: Beginnings of the names of tensors that hold what is seen or heard.
@@ -69,6 +70,10 @@ class CompiledImageTextToText(CompiledRunner):
             return
         self._facts: Mapping[str, Any] = language.compiled.metadata
         fed = {each.name: each.shape for each in language.compiled.inputs}
+        #: The ids that stand for features, by what is seen.
+        self._tokens = {"image": int(self._facts["image_token_id"])}
+        if (video := self._facts.get("video_token_id")) is not None:
+            self._tokens["video"] = int(video)
         #: Numbers of an image token; of one program that attends to images nobody else needs them.
         self._features = int(fed[VISION_EMBEDS][-1]) if VISION_EMBEDS in fed else 0
         #: Image tokens of a tile, where layers attend to images beside the text; 0 where image tokens are read like text.
@@ -310,27 +315,40 @@ class CompiledImageTextToText(CompiledRunner):
         """The prompts, each with the features of its images: as many as its image tokens need, in order."""
         # A token stands for an image where layers attend to it, else for one of its features.
         counts = [1 if self._tile_tokens else self._program_for(unit).tokens for unit in units]
-        token_id = int(self._facts["image_token_id"])
         rows: list[tuple[list[int], RowImages]] = []
         of_rows: list[Sequence[Unit]] = []
-        place = 0
-        for number, ids in enumerate(prompts):
-            wanted, taken = sum(token == token_id for token in ids), place
-            count = 0
-            while count < wanted and place < len(units):
-                count += counts[place]
-                place += 1
-            if count != wanted:
-                raise InputError(
-                    f"prompt {number} has {wanted} image tokens (id {token_id}), and the images that are left give {count}; pass "
-                    "the processor's output as it is, with all its tensors"
-                )
-            rows.append((ids, self._row(ids, units[taken:place], sees[number])))
-            of_rows.append(units[taken:place])
-        if place != len(units):
-            raise InputError(
-                f"{len(units)} images (or tiles of images) were given, and the prompts have places for {place}"
+        left = {
+            modality: deque(
+                (unit, count)
+                for unit, count in zip(units, counts, strict=True)
+                if self._program_for(unit).modality == modality
             )
+            for modality in self._tokens
+        }
+        for number, ids in enumerate(prompts):
+            own: list[tuple[int, Unit]] = []
+            for modality, token_id in self._tokens.items():
+                places = [place for place, token in enumerate(ids) if token == token_id]
+                count = 0
+                while count < len(places) and left[modality]:
+                    unit, tokens = left[modality].popleft()
+                    own.append((places[count], unit))
+                    count += tokens
+                if count != len(places):
+                    raise InputError(
+                        f"prompt {number} has {len(places)} {modality} tokens (id {token_id}), and the {modality}s that are left "
+                        f"give {count}; pass the processor's output as it is, with all its tensors"
+                    )
+            of_row = [unit for _, unit in sorted(own, key=lambda each: each[0])]
+            rows.append((ids, self._row(ids, of_row, sees[number])))
+            of_rows.append(of_row)
+        for modality, units_left in left.items():
+            if units_left:
+                given = sum(self._program_for(unit).modality == modality for unit in units)
+                raise InputError(
+                    f"{given} {modality}s (or tiles of {modality}s) were given, and the prompts have places for "
+                    f"{given - len(units_left)}"
+                )
         if self._is_one:
             return rows  # the program encodes images when their prompt is read
         # Whatever does not fit is known before the first image is encoded.
@@ -354,8 +372,8 @@ class CompiledImageTextToText(CompiledRunner):
         ]
         if lost and self._vision:
             raise InputError(
-                f"no program of {self.compiled.directory} takes {', '.join(lost)}: videos and sound are not supported beside "
-                "text; pass images and text alone"
+                f"no program of {self.compiled.directory} takes {', '.join(lost)}: leave it out, or compile with num_frames for "
+                "videos; sound is not supported beside text"
             )
 
     def _row(self, ids: list[int], units: Sequence[Unit], sees: NDArray[np.int64] | None) -> RowImages:
@@ -370,8 +388,13 @@ class CompiledImageTextToText(CompiledRunner):
         row = RowImages.of(
             ids,
             np.zeros((0, self._features), dtype=np.float32),
-            int(self._facts["image_token_id"]),
-            layouts=[layout for unit in units if (layout := self._program_for(unit).layout) is not None],
+            list(self._tokens.values()),
+            layouts=[
+                program.layout
+                for program in map(self._program_for, units)
+                if program.layout is not None
+                for _ in range(program.groups)
+            ],
             rope_axes=self._rope_axes,
             block=str(types.get("block", NO_BLOCK)),
             plain_type=int(types.get("plain", 0)),
@@ -388,15 +411,20 @@ class CompiledImageTextToText(CompiledRunner):
         return row
 
     def _units(self, inputs: Mapping[str, Any]) -> list[Unit]:
-        if inputs.get(PIXELS) is None:
+        given = [name for name in (PIXELS, VIDEO_PIXELS) if inputs.get(name) is not None]
+        if not given:
             return []
         if not self._vision:
             raise InputError(
                 f"{self.compiled.directory} was compiled with skip_vision and encodes no images; load it beside an artifact that "
                 "does: language.take_images_from(vision)"
             )
-        names = {name for program in self._vision for name in program.names}
-        return image_units({name: value for name, value in inputs.items() if name in names})
+        found: list[Unit] = []
+        for modality in dict.fromkeys(program.modality for program in self._vision):
+            names = {name for program in self._vision if program.modality == modality for name in program.names}
+            if tensors := {name: value for name, value in inputs.items() if name in names and value is not None}:
+                found += image_units(tensors)
+        return found
 
     def _encoded(self, unit: Unit) -> NDArray[np.float32]:
         """The features of one image."""
@@ -411,7 +439,7 @@ class CompiledImageTextToText(CompiledRunner):
         scheduler = self._generator.scheduler
         scheduler.reset()
         empty = np.zeros((0, self._features), dtype=np.float32)
-        scheduler.read_images(RowImages.of([], empty, -1, pixels=[program.pixels(unit)]), 0)
+        scheduler.read_images(RowImages.of([], empty, [], pixels=[program.pixels(unit)]), 0)
         session: Any = self._generator.session  # sessions of backends read states, see `BaseSession`
         (held,) = session.read_states([VISION_EMBEDS]).values()
         return np.array(held[0, 0, : program.tokens], dtype=np.float32)
@@ -420,9 +448,10 @@ class CompiledImageTextToText(CompiledRunner):
         """The program that was made for an image's size."""
         program = next((program for program in self._vision if program.takes(unit)), None)
         if program is None:
-            told = ", ".join(program.told for program in self._vision)
+            name = PIXELS if PIXELS in unit else VIDEO_PIXELS
+            told = ", ".join(program.told for program in self._vision if name in program.names)
             raise InputError(
-                f"an image has {PIXELS} {list(unit[PIXELS].shape)}, the programs were compiled for {told}; resize the image, or "
+                f"an image has {name} {list(unit[name].shape)}, the programs were compiled for {told}; resize the image, or "
                 "compile with its height and width"
             )
         return program

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.images.units import VIDEO_PIXELS
 from qeff_framework.seam.attended_images import (
     TILE_TOKENS,
     attended_encoder,
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
 
 #: Keyword of the forward that takes the output of the encoders, by modality.
 ENCODER_OUTPUTS = "mm_encoder_outputs"
-_ENCODE = "get_image_features"
+#: Method that encodes what is seen, by modality.
+_ENCODE = {"image": "get_image_features", "video": "get_video_features"}
+#: Tensors of videos that encoders have no part in: they are for positions.
+_OF_POSITIONS = ("second_per_grid_ts",)
 #: Fields of the output object that hold a row for each image token; the first one there is the features themselves.
 _FIELDS = ("pooler_output", "last_hidden_state")
 _DEEPSTACK = "deepstack_features"
@@ -72,17 +76,24 @@ def _encoder_alone(model: PreTrainedModel) -> Callable[..., Any]:
     return encode
 
 
-def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
-    """The method that encodes images. Raises `UnsupportedModelError` where the language model cannot run apart from it."""
+def image_encoder(model: PreTrainedModel, modality: str = "image") -> Callable[..., Any]:
+    """The method that encodes images, or videos.
+
+    Raises:
+        UnsupportedModelError: the language model cannot run apart from it.
+    """
+    if modality != "image" and (decoder_attends(type(model)) or attends_beside_text(type(model))):
+        raise UnsupportedModelError(f"its decoder attends to images, and reads no {modality}s")
     if decoder_attends(type(model)):
         return _encoder_alone(model)
     if attends_beside_text(type(model)):
         return attended_encoder(model)
     parts = (getattr(model, "model", None), model)
-    method = next((found for part in parts if (found := getattr(part, _ENCODE, None)) is not None), None)
+    name = _ENCODE[modality]
+    method = next((found for part in parts if (found := getattr(part, name, None)) is not None), None)
     if method is None:
         raise UnsupportedModelError(
-            "its images do not go through get_image_features, the interface of Transformers between encoder and language model"
+            f"its {modality}s do not go through {name}, the interface of Transformers between encoder and language model"
         )
     if ENCODER_OUTPUTS not in inspect.signature(_merging_forward(model)).parameters:
         raise UnsupportedModelError(
@@ -96,15 +107,34 @@ def image_encoder(model: PreTrainedModel) -> Callable[..., Any]:
     return encoder
 
 
-def encoder_arguments(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The tensors as the image encoder takes them: counts as lists, where its signature says so."""
-    known = inspect.signature(image_encoder(model)).parameters
+def encoder_arguments(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], modality: str = "image"
+) -> dict[str, Any]:
+    """The tensors as the encoder takes them: counts as lists, where its signature says so."""
+    known = inspect.signature(image_encoder(model, modality)).parameters
 
     def as_list(name: str) -> bool:
         told = str(known[name].annotation) if name in known else ""
         return "list" in told and "Tensor" not in told
 
-    return {name: value.tolist() if as_list(name) else value for name, value in tensors.items()}
+    # Some classes call the frames of a video pixel_values.
+    renamed = {VIDEO_PIXELS: "pixel_values"} if "pixel_values" in known and VIDEO_PIXELS not in known else {}
+    return {
+        renamed.get(name, name): value.tolist() if as_list(name) else value
+        for name, value in tensors.items()
+        if name not in _OF_POSITIONS
+    }
+
+
+def video_inputs(model_class: Any) -> tuple[str, ...]:
+    """Names of the tensors of a processor that belong to a video: those that a forward of the class takes."""
+    known = {
+        name
+        for owner in (model_class, class_without_head(model_class))
+        if owner is not None
+        for name in inspect.signature(owner.forward).parameters
+    }
+    return tuple(name for name in (VIDEO_PIXELS, "video_grid_thw", *_OF_POSITIONS) if name in known)
 
 
 def encoder_inputs(model_class: Any) -> tuple[str, ...]:
@@ -114,7 +144,7 @@ def encoder_inputs(model_class: Any) -> tuple[str, ...]:
     if attends_beside_text(model_class):
         return attended_inputs(model_class)
     for owner in (model_class, class_without_head(model_class)):
-        if (method := getattr(owner, _ENCODE, None)) is None:
+        if (method := getattr(owner, _ENCODE["image"], None)) is None:
             continue
         parameters = inspect.signature(method).parameters.values()
         named = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -126,7 +156,7 @@ def encoder_inputs(model_class: Any) -> tuple[str, ...]:
 
 def _required(model_class: Any) -> tuple[str, ...]:
     """Names of the tensors that the image encoder of a class cannot do without; the one with a head may pass them on unnamed."""
-    method = getattr(model_class, _ENCODE, None)
+    method = getattr(model_class, _ENCODE["image"], None)
     if method is None:
         return ()
     parameters = inspect.signature(method).parameters.values()
@@ -293,8 +323,12 @@ class RowForEveryToken(TorchFunctionMode):
     ``[B, S]`` says which of them an image stands in, and `beside_image` which are text of a prompt with images.
     """
 
-    def __init__(self, is_image: torch.Tensor, beside_image: torch.Tensor) -> None:
+    def __init__(self, is_image: torch.Tensor, beside_image: torch.Tensor, *, modalities: int = 1) -> None:
         super().__init__()
+        # Examples consist of image tokens, as many as there are rows. With two kinds of them a model compares each with all rows.
+        self._counts_rows = modalities > 1
+        #: The numbers of rows that it was told.
+        self._counted: list[torch.Tensor] = []
         self._is_image = is_image
         self._beside_image = beside_image
         #: Whether any token is one of a kind, as far as the model has asked.
@@ -320,6 +354,12 @@ class RowForEveryToken(TorchFunctionMode):
                 return _set_where(target, mask & self._beside_image, value)
             # One value for all: the ids themselves are replaced, whether an image stands there or not.
             return _set_where(target, mask, value)
+        is_sum = func in (torch.Tensor.sum, torch.sum) and len(args) == 1 and not given
+        if is_sum and self._counts_rows and self._is_token_mask(args[0]):
+            self._counted.append(func(torch.ones_like(args[0])))
+            return self._counted[-1]
+        if func is torch.Tensor.new_zeros and any(args[1] is counted for counted in self._counted):
+            return func(args[0], args[0].shape[0], *args[2:], **given)
         if func in (torch.Tensor.any, torch.any) and len(args) == 1 and not given and self._is_token_mask(args[0]):
             self._asked.append(func(*args))
             return self._asked[-1]
@@ -332,12 +372,17 @@ class RowForEveryToken(TorchFunctionMode):
         return mask.dtype == torch.bool and mask.shape == self._is_image.shape
 
     def _of_images(self, mask: torch.Tensor) -> torch.Tensor:
+        if mask.dim() == 1:
+            return mask & self._is_image.flatten()
         return mask & self._is_image.reshape(*self._is_image.shape, *(1 for _ in range(mask.dim() - 2)))
 
     def _token_mask(self, index: Any) -> torch.Tensor | None:
         """The mask that an index consists of, if it is one over all tokens."""
         first, *others = index if isinstance(index, tuple) else (index,)
-        if not isinstance(first, torch.Tensor) or first.dtype != torch.bool or first.dim() < 2:
+        if not isinstance(first, torch.Tensor) or first.dtype != torch.bool:
+            return None
+        is_of_rows = self._counts_rows and first.dim() == 1 and first.shape[0] == self._is_image.numel()
+        if first.dim() < 2 and not is_of_rows:
             return None
         if any(other != slice(None) for other in others):
             return None

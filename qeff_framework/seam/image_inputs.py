@@ -54,6 +54,8 @@ class ImageInputs:
 
     names: tuple[str, ...] = ()
     form: FeatureForm | None = None
+    #: That of videos, where the model is to read some.
+    video: FeatureForm | None = None
     #: Name under which the forward takes the kinds of tokens.
     token_types: str = ""
     #: Id that stands in a text for an image token. Examples consist of it: Transformers compares its count with the features.
@@ -66,7 +68,7 @@ class ImageInputs:
     attending: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, model: PreTrainedModel, form: FeatureForm) -> ImageInputs:
+    def of(cls, model: PreTrainedModel, form: FeatureForm, video: FeatureForm | None = None) -> ImageInputs:
         """The inputs that a model needs, read from what its parts are called and take."""
         if form.tile_tokens:
             names = [VISION_EMBEDS, IMAGE_POSITIONS, TILES_SEEN]
@@ -79,7 +81,15 @@ class ImageInputs:
         token_types = sees_image_tokens_ahead(type(model))
         if token_types:
             names.append(TOKEN_TYPES)
-        return cls(names=tuple(names), form=form, token_types=token_types, token_id=token_id, rope_axes=axes)
+        if video is not None and token_types:
+            raise UnsupportedModelError(
+                "the tokens of its images see each other, and how those of videos do is not known"
+            )
+        if video is not None and sum(video.widths) != sum(form.widths):
+            raise UnsupportedModelError("the features of its videos are of another width than those of its images")
+        return cls(
+            names=tuple(names), form=form, video=video, token_types=token_types, token_id=token_id, rope_axes=axes
+        )
 
     def axes(self, name: str) -> Mapping[int, str]:
         """The symbolic dimensions of an input."""
@@ -130,7 +140,10 @@ class ImageInputs:
         rows = embeds.gather(1, index.clamp(min=0).unsqueeze(2).expand(-1, -1, embeds.shape[2]))
         form = self._form()
         outputs = form.output(rows.flatten(0, 1), form.constant_fields(model))
-        arguments: dict[str, Any] = {ENCODER_OUTPUTS: {"image": outputs}}
+        of_modality = {"image": outputs}
+        if self.video is not None:
+            of_modality["video"] = self.video.output(rows.flatten(0, 1))
+        arguments: dict[str, Any] = {ENCODER_OUTPUTS: of_modality}
         if ROPE_POSITIONS in self.names:
             positions = given[ROPE_POSITIONS]
             require(positions.shape[1] == input_ids.shape[0])
@@ -138,7 +151,9 @@ class ImageInputs:
             arguments["position_ids"] = positions
         if self.token_types:
             arguments[self.token_types] = given[TOKEN_TYPES]
-        return ImagesOfStep(arguments=arguments, mode=RowForEveryToken(index >= 0, index == BESIDE))
+        return ImagesOfStep(
+            arguments=arguments, mode=RowForEveryToken(index >= 0, index == BESIDE, modalities=len(of_modality))
+        )
 
     def _attended(
         self,
@@ -171,13 +186,15 @@ class ImageInputs:
 NO_IMAGES = ImageInputs()
 
 
-def image_token_id(model: PreTrainedModel) -> int:
+def image_token_id(model: PreTrainedModel, modality: str = "image") -> int:
     """The id that stands in a text for an image token. Raises `UnsupportedModelError` where the config names none."""
-    for name in ("image_token_id", "image_token_index"):
+    for name in (f"{modality}_token_id", f"{modality}_token_index"):
         found = getattr(model.config, name, None)
         if isinstance(found, int):
             return found
-    raise UnsupportedModelError("its config names no image_token_id, the token that features are put in the place of")
+    raise UnsupportedModelError(
+        f"its config names no {modality}_token_id, the token that features are put in the place of"
+    )
 
 
 def sees_image_tokens_ahead(model_class: Any) -> str:

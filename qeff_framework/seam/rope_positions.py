@@ -29,6 +29,8 @@ _EXAMPLES = ((2,), (5,), (2, 3), (4, 2, 3))
 _TEXT = 3
 #: Names of tokens that have no part in a prompt of images and text.
 _OTHER_MODALITIES = ("audio", "video")
+#: Values of ``mm_token_type_ids``.
+_KINDS = {"image": 1, "video": 2}
 
 
 def rope_axes(model: PreTrainedModel, token_id: int) -> int:
@@ -37,7 +39,14 @@ def rope_axes(model: PreTrainedModel, token_id: int) -> int:
         return len(_Rule(model, token_id, {}, 0)([_TEXT] * 2, 0))
 
 
-def rope_layout(model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> RopeLayout:
+def rope_layout(
+    model: PreTrainedModel,
+    token_id: int,
+    sizes: Mapping[str, torch.Tensor],
+    tokens: int,
+    modality: str = "image",
+    groups: int = 1,
+) -> RopeLayout:
     """Where the tokens of an image stand.
 
     Args:
@@ -45,17 +54,24 @@ def rope_layout(model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch
         token_id: the id of an image token.
         sizes: the tensors that tell an image's size, by name; of one image.
         tokens: the tokens of such an image.
+        modality: what it is, if not an image.
+        groups: its tokens stand in so many groups of equal length, with text between them; the layout is that of a group.
 
     Raises:
         UnsupportedModelError: no such layout gives the model's own positions.
     """
-    rule = _Rule(model, token_id, sizes, tokens)
+    tokens //= groups
+    rule = _Rule(model, token_id, sizes, tokens, modality)
+    examples = [tuple(counts[place % len(counts)] for place in range(groups * len(counts))) for counts in _EXAMPLES]
     try:
         with torch.no_grad():
-            layout = _read_off([(counts, rule(rule.prompt(counts), len(counts))) for counts in _EXAMPLES], tokens)
-            told = [(counts, rule.prompt(counts)) for counts in _EXAMPLES]
-            told += [(_EXAMPLES[-1], prompt) for prompt in rule.prompts_with_other_tokens(_EXAMPLES[-1])]
-            fits = layout is not None and all(_gives(layout, rule, prompt, len(counts)) for counts, prompt in told)
+            own = [(counts, rule(rule.prompt(counts), len(counts) // groups)) for counts in examples]
+            layout = _read_off(own, tokens)
+            told = [(counts, rule.prompt(counts)) for counts in examples]
+            told += [(examples[-1], prompt) for prompt in rule.prompts_with_other_tokens(examples[-1])]
+            fits = layout is not None and all(
+                _gives(layout, rule, prompt, len(counts), groups) for counts, prompt in told
+            )
     except Exception as error:
         raise UnsupportedModelError(f"{_OTHER_RULE}: {error}") from error
     if layout is None or not fits:
@@ -63,21 +79,31 @@ def rope_layout(model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch
     return layout
 
 
-def _gives(layout: RopeLayout, rule: _Rule, prompt: Sequence[int], images: int) -> bool:
-    own = rule(prompt, images)
-    composed, _ = rope_positions(np.asarray(prompt) == rule.token_id, [layout] * images, len(own))
+def _gives(layout: RopeLayout, rule: _Rule, prompt: Sequence[int], runs: int, groups: int) -> bool:
+    own = rule(prompt, runs // groups)
+    composed, _ = rope_positions(np.asarray(prompt) == rule.token_id, [layout] * runs, len(own))
     return np.array_equal(own, composed)
 
 
 class _Rule:
     """The method of a model, for prompts of images of one size."""
 
-    def __init__(self, model: PreTrainedModel, token_id: int, sizes: Mapping[str, torch.Tensor], tokens: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        token_id: int,
+        sizes: Mapping[str, torch.Tensor],
+        tokens: int,
+        modality: str = "image",
+    ) -> None:
         owner: Any = next(part for part in (model, getattr(model, "model", None)) if hasattr(part, "get_rope_index"))
         self._method = owner.get_rope_index
         self._known = inspect.signature(self._method).parameters
         self._config = model.config
         self.token_id, self._tokens = token_id, tokens
+        self._kind = _KINDS[modality]
+        # In a prompt of videos the token of an image is no text.
+        self._others = (*_OTHER_MODALITIES, *(() if modality == "image" else ("image",)))
         self._sizes = {name: value for name, value in sizes.items() if name in self._known}
         start = getattr(model.config, "vision_start_token_id", None)
         self._start = start if isinstance(start, int) else _TEXT
@@ -98,7 +124,7 @@ class _Rule:
         """Prompts with each special token beside the images: a rule must not look at tokens that are text to a program."""
         for name, value in vars(self._config).items():
             is_token = name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
-            if is_token and value not in (self.token_id, self._start) and not any(o in name for o in _OTHER_MODALITIES):
+            if is_token and value not in (self.token_id, self._start) and not any(o in name for o in self._others):
                 yield self.prompt(counts, around=value)
 
     def __call__(self, ids: Sequence[int], images: int) -> NDArray[np.int64]:
@@ -107,7 +133,7 @@ class _Rule:
         given: dict[str, Any] = {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),
-            "mm_token_type_ids": (tokens == self.token_id).long(),
+            "mm_token_type_ids": (tokens == self.token_id).long() * self._kind,
             **{name: torch.cat([value] * images) for name, value in self._sizes.items() if images},
         }
         result = self._method(**{name: value for name, value in given.items() if name in self._known})

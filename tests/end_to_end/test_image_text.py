@@ -30,6 +30,7 @@ from tests.image_models import (
     CHAT_TEMPLATE,
     IMAGE_TOKEN,
     NEW_TOKENS,
+    VIDEO_TOKEN,
     Image,
     Processor,
     built,
@@ -38,6 +39,7 @@ from tests.image_models import (
     llava,
     mllama,
     picture,
+    qwen2_5_vl,
     qwen3_vl,
     saved_llava,
     saved_mllama,
@@ -151,7 +153,7 @@ def refuses_what_does_not_fit(
     for given, told in wrong.values():
         with pytest.raises(InputError, match=told):
             model.generate({**inputs, "pixel_values": given})
-    with pytest.raises(InputError, match="takes pixel_values_videos: videos and sound are not supported"):
+    with pytest.raises(InputError, match="takes pixel_values_videos: .* compile with num_frames"):
         model.generate({**inputs, "pixel_values_videos": pixels})
     one_prompt = {"input_ids": [[IMAGE_TOKEN] * 48], "pixel_values": pixels}
     with pytest.raises(InputError, match="48 tokens, the program has room for 32; compile with more num_images"):
@@ -251,6 +253,54 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
         assert (
             served.client.completions.create(model="tiny", prompt="w7 w8 w9", max_tokens=9).choices[0].text == wanted[2]
         )
+
+
+class ProcessorOfVideos(Processor):
+    """Returns the tensors of an image, or those of a video."""
+
+    def __init__(self, image: Image, video: Image) -> None:
+        super().__init__(image)
+        self._video = video
+
+    def __call__(self, images: Any = None, return_tensors: str = "pt", videos: Any = None) -> Image:
+        return super().__call__(images, return_tensors) if videos is None else self._video
+
+
+def test_a_video_beside_images() -> None:
+    """Its frames stand in time, as far apart as the processor says; an image of the same prompt stands in front or behind."""
+    module, image = built(qwen2_5_vl)
+    video = {
+        "pixel_values_videos": torch.zeros(2 * 4 * 4, 3 * 2 * 16),
+        "video_grid_thw": torch.tensor([[2, 4, 4]]),
+        "second_per_grid_ts": torch.tensor([1.5]),
+    }
+    pictures = [shaded(image, seed) for seed in (1, 2)]
+    films = [{**video, "pixel_values_videos": torch.randn(32, 96, generator=torch.Generator().manual_seed(3))}]
+    films.append({**video, "pixel_values_videos": films[0]["pixel_values_videos"].flip(0)})
+    seen, film = [IMAGE_TOKEN] * 6, [VIDEO_TOKEN] * 8
+    prompts = [[5, *film, 6, 7, *seen, 8], [11, 12, 13], [5, *seen, 9, 7, *film, 9, 4]]
+    wanted = [
+        greedy(module, prompt, images, of_prompt)
+        for prompt, images, of_prompt in zip(
+            prompts, (pictures[:1], [], pictures[1:]), (films[0], None, films[1]), strict=True
+        )
+    ]
+    model = QEFFAutoModelForImageTextToText(module, processor=ProcessorOfVideos(image, video))
+    compiled = model.compile(
+        backend="ort_sim", prefill_seq_len=4, ctx_len=40, batch_size=3, height=16, width=24, num_frames=4
+    )
+    assert [*compiled.programs] == ["vision", "video-4", "language"]
+    longest = max(map(len, prompts))
+    inputs = {
+        "input_ids": [prompt + [0] * (longest - len(prompt)) for prompt in prompts],
+        "attention_mask": [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts],
+        **{name: torch.cat([each[name] for each in pictures]) for name in image},
+        **{name: torch.cat([each[name] for each in films]) for name in video},
+    }
+    assert model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
+    slower = {**inputs, "second_per_grid_ts": torch.tensor([1.5, 2.0])}
+    with pytest.raises(InputError, match="pixel_values_videos .*, the programs were compiled for"):
+        model.generate(slower)
 
 
 def test_layers_that_attend_to_images(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ IMAGE = 9
 
 
 def row(ids: list[int], block: str = OF_IMAGE) -> RowImages:
-    return RowImages.of(ids, np.zeros((ids.count(IMAGE), 2), dtype=np.float32), IMAGE, block=block)
+    return RowImages.of(ids, np.zeros((ids.count(IMAGE), 2), dtype=np.float32), [IMAGE], block=block)
 
 
 def test_image_tokens_are_counted_over_all_images() -> None:

@@ -124,7 +124,7 @@ COMPILE: tuple[Keyword, ...] = (
     Keyword(name="backend", treatment="here", note="of this package alone: the backend by name"),
     Keyword(name="onnx_path", treatment="here", note="the export of this model; another file is refused"),
     *_same("compile_dir", "prefill_seq_len", "ctx_len", "batch_size", "seq_len", "num_cores"),
-    *_same("img_size", "height", "width", "num_images", "skip_vision", "skip_lang"),
+    *_same("img_size", "height", "width", "num_frames", "num_images", "skip_vision", "skip_lang"),
     Keyword(
         name="full_batch_size",
         treatment="here",
