@@ -22,6 +22,7 @@ from qeff_framework.diffusion.arguments import (
 )
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
+from qeff_framework.options import check_switches
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
@@ -348,6 +349,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend for a
                 component that it does not have.
         """
+        check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         self._call = dict(call or {})
         common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
         if not isinstance(backend, Mapping):
