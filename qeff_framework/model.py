@@ -37,7 +37,7 @@ from qeff_framework.contracts import (
     has_changed,
 )
 from qeff_framework.errors import ExecutionError, OptionError
-from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, misplaced_options, parse_options
+from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.plugin_source import source_digest
 from qeff_framework.progress import report
@@ -222,6 +222,7 @@ class QEFFBaseModel:
             ExportError, UnsupportedModelError: the model cannot be expressed.
             ArtifactError: the store or `export_dir` cannot be used.
         """
+        check_switches("export", use_onnx_subfunctions=use_onnx_subfunctions)
         plan = self._plan_export(
             registry.core(extensions=extensions), None, use_onnx_subfunctions=use_onnx_subfunctions
         )
@@ -393,9 +394,7 @@ class QEFFBaseModel:
             BackendError: the backend cannot be selected.
             CompileError: the compiler refused.
         """
-        for name, switch in (("dry_run", dry_run), ("rebuild", rebuild)):
-            if not isinstance(switch, bool):
-                raise OptionError(f"compile: {name}={switch!r} must be True or False")
+        check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)

@@ -22,6 +22,13 @@ from qeff_framework.errors import OptionError
 T = TypeVar("T")
 
 
+def check_switches(call: str, **given: object) -> None:
+    """Raises `OptionError` unless every argument of a method is true, false or `None`: a text such as "false" would be true."""
+    for name, value in given.items():
+        if not isinstance(value, bool | None):
+            raise OptionError(f"{call}: {name}={value!r} must be True or False")
+
+
 def option(
     default: Any,
     help: str,

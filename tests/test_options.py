@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from qeff_framework.errors import OptionError
-from qeff_framework.options import CompileOptions, MicroscalingOptions, describe_options, option, parse_options
+from qeff_framework.options import (
+    CompileOptions,
+    MicroscalingOptions,
+    check_switches,
+    describe_options,
+    option,
+    parse_options,
+)
+from qeff_framework.tokenization.chat import ChatOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +140,12 @@ def test_a_path_may_be_given_as_text() -> None:
     assert parsed == WithFile(file=Path("a/b.txt"), name="c")
     with pytest.raises(OptionError, match="option 'file' must be Path | None, got int 3"):
         parse_options(WithFile, {"file": 3}, owner="test")
+
+
+def test_arguments_that_are_true_or_false_are_no_texts() -> None:
+    """A text is true, whatever it says."""
+    check_switches("compile", rebuild=True, dry_run=False, other=None)
+    with pytest.raises(OptionError, match="compile: rebuild='false' must be True or False"):
+        check_switches("compile", rebuild="false")
+    with pytest.raises(OptionError, match="add_generation_prompt=1 must be"):
+        ChatOptions(add_generation_prompt=1).ending([{"role": "user"}])  # type: ignore[arg-type]

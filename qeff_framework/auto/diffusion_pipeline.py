@@ -22,9 +22,11 @@ from qeff_framework.diffusion.arguments import (
 )
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
+from qeff_framework.options import check_switches
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
+from qeff_framework.sources.arguments import switch_problems
 from qeff_framework.sources.diffusers_library import require_diffusers
 from qeff_framework.sources.pipeline import PipelineSource
 
@@ -124,6 +126,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             UnsupportedModelError: it has a safety checker, or lacks a component.
         """
         require_diffusers()
+        if problems := switch_problems(hf_kwargs):
+            raise OptionError(f"from_pretrained: {'; '.join(problems)}")
         unknown = [name for name in _OF_OTHER_MODELS if hf_kwargs.get(name)]
         if unknown:
             raise OptionError(f"{' and '.join(unknown)} is for other models than pipelines of diffusers; leave it out")
@@ -345,6 +349,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend for a
                 component that it does not have.
         """
+        check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         self._call = dict(call or {})
         common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
         if not isinstance(backend, Mapping):

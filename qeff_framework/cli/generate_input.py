@@ -108,16 +108,16 @@ def given_audio(args: argparse.Namespace) -> list[SoundFile]:
 
 
 def _opened(file: str) -> Any:
-    """An image in RGB."""
+    """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise OptionError(
             "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]'"
         ) from error
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"the image {file} cannot be read: {error}; give a PNG, JPEG or the like") from error
 

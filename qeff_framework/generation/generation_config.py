@@ -183,6 +183,26 @@ def resolve_settings(
             inherited.pop(name, None)
     values: dict[str, Any] = {"top_k": _TRANSFORMERS_TOP_K} if sampling and "top_k" not in off else {}
     values |= inherited | asked
+    try:
+        return _settled(values, keywords, asked, warn, ignore_eos=ignore_eos)
+    except OptionError as error:
+        blamed = [name for name in inherited if name not in asked and f"{name}=" in str(error)]
+        if not blamed:
+            raise
+        raise OptionError(
+            f"{error}; the checkpoint's generation config says so: correct its file, or pass {', '.join(blamed)} yourself"
+        ) from error
+
+
+def _settled(
+    values: dict[str, Any],
+    keywords: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    warn: Callable[[str], None],
+    *,
+    ignore_eos: bool,
+) -> GenerationSettings:
+    """The settings of `values`, of which the caller has `asked` for some; which ones count beside each other is decided."""
     _settle_beams(values, keywords, asked)
     eos = token_ids(values.pop("eos_token_id", None), "eos_token_id")
     values["eos_token_ids"], values["ignored_eos_token_ids"] = ((), eos) if ignore_eos else (eos, ())

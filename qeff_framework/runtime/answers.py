@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError
+from qeff_framework.options import check_switches
 from qeff_framework.runtime.runner import CompiledRunner, tokenizer_output
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class CompiledQuestionAnswering(CompiledRunner):
         from qeff_framework.single_pass import find_answer
         from qeff_framework.tokenization import as_text_tokenizer
 
+        check_switches("answer", handle_impossible_answer=handle_impossible_answer)
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None:
             raise InputError(f"{self.no_tokenizer}; or pass tokenizer=...")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError
+from qeff_framework.options import check_switches
 from qeff_framework.runtime.runner import CompiledRunner, tokenizer_output
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class CompiledEncoder(CompiledRunner):
         from qeff_framework.single_pass import check_tokens, tokenise_texts
         from qeff_framework.tokenization.inputs import as_text_list
 
+        check_switches("generate", prepared=prepared)
         preparation: Mapping[str, Any] = self.compiled.metadata.get("texts") or {}
         texts = [inputs] if isinstance(inputs, str) else as_text_list(inputs)
         if isinstance(texts, Sequence) and texts and any(isinstance(text, str) for text in texts):

@@ -76,6 +76,13 @@ class CompiledZeroShotImageClassifier(ImageRunner):
             InputError: no inputs, or of another size than was compiled for.
         """
         given = processor_output(inputs, tensors)
+        # What tokenizers return for models that have no use for it.
+        unknown = sorted({*given} - {*self._text_inputs, "pixel_values", "attention_mask", "token_type_ids"})
+        if unknown:
+            raise InputError(
+                f"the programs do not take {', '.join(unknown)}, only pixel_values and {', '.join(self._text_inputs)}; leave the "
+                "others out"
+            )
         texts = self.text_embeds({name: value for name, value in given.items() if name != "pixel_values"})
         images = self.image_embeds({"pixel_values": given.get("pixel_values")})
         facts = self.compiled.metadata

@@ -14,6 +14,7 @@ from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationOutput
 from qeff_framework.generation.output import PerfMetrics
 from qeff_framework.images.units import image_units
+from qeff_framework.options import check_switches
 from qeff_framework.runtime.image_program import ImageProgram
 from qeff_framework.runtime.processed import ProcessedRunner
 from qeff_framework.runtime.program_sessions import ProgramSessions
@@ -75,6 +76,7 @@ class CompiledImageSeq2Seq(ProcessedRunner):
         tensors = {name: settings.pop(name) for name in (*self._vision.names, _PROMPT) if name in settings}
         if inputs is None and isinstance(processor, Mapping):
             processor, inputs = None, processor
+        check_switches("generate", stream=stream)
         given = inputs if inputs is not None else tensors
         if bool(given) == (images is not None):
             raise InputError("give images=[...], or what a processor returns, and not both")

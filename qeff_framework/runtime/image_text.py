@@ -15,6 +15,7 @@ from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, TILES_SEEN, VISION_EMBEDS, RowImages
 from qeff_framework.images.units import PIXELS, VIDEO_PIXELS, image_units
+from qeff_framework.options import check_switches
 from qeff_framework.runtime.image_program import ImageProgram
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
@@ -224,6 +225,7 @@ class CompiledImageTextToText(CompiledRunner):
         tensors = {
             name: settings.pop(name) for name in list(settings) if name in _OF_TEXT or self._is_image_input(name)
         }
+        check_switches("generate", stream=stream)
         given = [inputs] if inputs is not None else [tensors] if tensors else []
         if (prompts is not None) + len(given) != 1:
             raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")

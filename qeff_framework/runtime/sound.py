@@ -54,7 +54,12 @@ class SoundRunner(ProcessedRunner):
             )
         several = isinstance(audio, (list, tuple)) and len(audio) > 0 and np.ndim(audio[0]) > 0
         clips = [np.asarray(clip, dtype=np.float32) for clip in (audio if several else [audio])]
-        for number, clip in enumerate(clips):
+        for number, (clip, given) in enumerate(zip(clips, audio if several else [audio], strict=True)):
+            if getattr(getattr(given, "dtype", None), "kind", "") in {"i", "u"}:
+                raise InputError(
+                    f"clip {number} is of type {given.dtype}; give float32 from -1 to 1, of 16 bits for instance "
+                    "clip.astype('float32') / 32768"
+                )
             if clip.ndim != 1 or not clip.size:
                 raise InputError(f"clip {number} has the shape {list(clip.shape)}; give one channel, [samples]")
         # One by one, and put together by the program: what pads them together may normalise over the padding.

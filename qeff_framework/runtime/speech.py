@@ -12,6 +12,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
+from qeff_framework.options import check_switches
 from qeff_framework.runtime.processed import processor_output
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import carried_config
@@ -108,6 +109,9 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 setting that a compiled program cannot honour.
             OptionError: an unknown setting.
         """
+        check_switches(
+            "generate", return_timestamps=return_timestamps, condition_on_prev_tokens=condition_on_prev_tokens
+        )
         tensors = {name: settings.pop(name) for name in (self._main.name, "attention_mask") if name in settings}
         given = processor_output(inputs, tensors)
         of_windows = {

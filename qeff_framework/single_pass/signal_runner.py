@@ -25,6 +25,8 @@ class SignalRunner:
         self._main = compiled.inputs[0]
         self._has_mask = any(spec.name == _MASK for spec in compiled.inputs)
         self._outputs = tuple(spec.name for spec in compiled.outputs)
+        #: How many ids a model of text has rows for, as far as it is known.
+        self._ids: int | None = compiled.metadata.get("vocab_size")
         self._frames: Mapping[str, int] | None = compiled.metadata.get("frames")
         #: Compiled sizes as (seq_len, batch_size), smallest first; a length of 0 for a program of one length.
         self._sizes = sorted(
@@ -103,7 +105,7 @@ class SignalRunner:
         unknown = sorted(key for key, value in inputs.items() if value is not None and key not in (name, _MASK))
         if unknown:
             raise InputError(f"the program does not take {', '.join(unknown)}, only {name}; leave the others out")
-        rows = [np.asarray(row, dtype=self._main.dtype) for row in inputs[name]]
+        rows = [self._row(row, number) for number, row in enumerate(inputs[name])]
         if not rows:
             raise InputError(f"no inputs were given; give at least one row of {name}")
         mask = inputs.get(_MASK) if self._has_mask else None
@@ -117,6 +119,22 @@ class SignalRunner:
         for number, row in enumerate(rows):
             self._check(row, number)
         return rows
+
+    def _row(self, given: Any, number: int) -> NDArray[Any]:
+        """One row of the main input in the program's type; `InputError` for ids that are none."""
+        row = np.asarray(given)
+        if np.issubdtype(self._main.dtype, np.integer):
+            if row.size and not np.issubdtype(row.dtype, np.integer):
+                raise InputError(
+                    f"row {number} of {self._main.name} must hold whole numbers, and is of type {row.dtype}"
+                )
+            odd = row[(row < 0) | (row >= self._ids)] if self._ids is not None else row[row < 0]
+            if odd.size:
+                known = f", the model knows 0 to {self._ids - 1}" if self._ids is not None else ""
+                raise InputError(
+                    f"row {number} of {self._main.name} holds the id {odd[0]}{known}: is this the tokenizer of this model?"
+                )
+        return row.astype(self._main.dtype, copy=False)
 
     def _check(self, row: NDArray[Any], number: int) -> None:
         wanted = self._main.shape[1:]

@@ -54,6 +54,17 @@ REFUSED: Mapping[str, str] = {
 FOR_MODEL = ("variant", "use_safetensors", *sorted(DECIDING - {"config"}), *sorted(WITHOUT_EFFECT))
 KNOWN = FETCHING | SELECTING | DECIDING | WITHOUT_EFFECT | HOST_MEMORY | DTYPE | {TRUST, KEEP, ADAPTER}
 
+_SWITCHES = (TRUST, KEEP, "use_safetensors", "local_files_only", "force_download", "ignore_mismatched_sizes")
+
+
+def switch_problems(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with arguments that are true or false: the text "false" would run code that nobody has trusted."""
+    return [
+        f"{name}={given[name]!r} cannot be given: it is True or False"
+        for name in _SWITCHES
+        if not isinstance(given.get(name), bool | None)
+    ]
+
 
 def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of the loader, and the rest, which should be fields of the config.
@@ -68,8 +79,7 @@ def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         for name, value in given.items()
         if name in DTYPE and not _is_float32(value)
     ]
-    if not isinstance(given.get(KEEP, False), bool):
-        problems.append(f"{KEEP}={given[KEEP]!r} cannot be given: it is True or False")
+    problems += switch_problems(given)
     if isinstance(given.get("config"), (str, os.PathLike)):
         problems.append("config= takes a config, not its place; load it first: config=AutoConfig.from_pretrained(...)")
     if problems:

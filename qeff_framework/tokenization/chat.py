@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.options import check_switches
 
 if TYPE_CHECKING:
     import jinja2
@@ -54,6 +55,7 @@ class ChatOptions:
 
         Raises `OptionError` for both at once.
         """
+        check_switches("generate", add_generation_prompt=self.add_generation_prompt)
         continued = self.continue_final_message
         if continued is None:
             continued = not self.add_generation_prompt and messages[-1].get("role") == "assistant"

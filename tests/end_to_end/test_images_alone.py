@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.image_utils import load_image
 
 from qeff_framework import (
     QEFFAutoModel,
@@ -30,6 +31,16 @@ def _pictures(folder: Path) -> list[Path]:
     return [picture(folder / "dark.png", 60), picture(folder / "bright.jpg", 250)]
 
 
+def _turned(file: Path) -> Path:
+    """A photograph that lies on its side, and says so."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((48, 32))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(file, exif=exif)
+    return file
+
+
 def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module, processor = resnet()
     for part in (module, processor):
@@ -37,8 +48,8 @@ def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     assert isinstance(model, QEFFAutoModelForImageClassification)
     compiled = model.compile("ort_sim", batch_size=2)
-    files = _pictures(tmp_path)
-    inputs = processor(images=[Image.open(file) for file in files] * 2, return_tensors="pt")
+    files = [*_pictures(tmp_path), _turned(tmp_path / "turned.jpg")]
+    inputs = processor(images=[load_image(str(file)) for file in files] * 2, return_tensors="pt")
     with torch.no_grad():
         wanted = module(**inputs).logits.numpy()
     with load_compiled(compiled.directory) as program:
@@ -50,7 +61,7 @@ def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     artifact = str(compiled.directory)
     assert main(["generate", artifact, "--image", *map(str, files), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
-    np.testing.assert_allclose([result["logits"] for result in results], wanted[:2], atol=1e-4)
+    np.testing.assert_allclose([result["logits"] for result in results], wanted[:3], atol=1e-4)
     assert main(["generate", artifact, "--image", str(files[0]), "--prompt", "a cat"]) != 0
     assert "it works on images alone; leave the prompts out" in capsys.readouterr().err
 

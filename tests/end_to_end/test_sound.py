@@ -44,6 +44,8 @@ def test_logits_of_each_frame_are_those_of_the_clip_alone(tmp_path: Path, capsys
             program.generate(program.prepared(clip(0.5)))
         with pytest.raises(InputError, match="has 8000 samples per second, and the model was made for 16000"):
             program.transcribe(CLIPS, sampling_rate=8000)
+        with pytest.raises(InputError, match="clip 0 is of type int16; give float32 from -1 to 1"):
+            program.transcribe((CLIPS[0] * 32767).astype(np.int16))
     for number, length in enumerate(lengths):
         with torch.no_grad():
             wanted = module(torch.tensor(np.asarray(inputs["input_values"][number]))[None]).logits[0].numpy()

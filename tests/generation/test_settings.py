@@ -151,6 +151,13 @@ def test_what_the_loop_cannot_do_is_refused(keywords: dict[str, Any], message: s
         resolve_settings({}, **keywords)
 
 
+def test_a_wrong_value_of_the_checkpoint_is_told_as_its_own() -> None:
+    for name, value in (("eos_token_id", "12"), ("repetition_penalty", "1.2")):
+        with pytest.raises(OptionError, match=f"{name}=.*the checkpoint's generation config says so.*pass {name}"):
+            resolve_settings({name: value})
+        resolve_settings({name: value}, **{name: None})
+
+
 def test_other_searches_of_the_checkpoint_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = {"penalty_alpha": 0.6, "force_words_ids": [[5]]}
     assert resolve_settings(checkpoint) == GenerationSettings()

@@ -40,6 +40,16 @@ def test_images_take_the_place_of_their_urls(form: str) -> None:
     assert opened["image"].getpixel((1, 1))[0] > 240
 
 
+def test_a_photograph_stands_upright() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (3, 2)).save(file, "JPEG", exif=exif)
+    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    _, told = with_opened_images(user(image(source)))
+    assert told["content"][0]["image"].size == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,22 @@ def test_a_mask_cuts_rows() -> None:
 def test_what_the_program_cannot_take(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SignalRunner(_Frames())(inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[3, -1]], "row 0 of input_ids holds the id -1, the model knows 0 to 8"),
+        (np.array([[3, 4], [9, 4]]), "row 1 of input_ids holds the id 9"),
+        ([[3.5, 4.0]], "row 0 of input_ids must hold whole numbers, and is of type float64"),
+    ],
+)
+def test_ids_of_texts_without_a_row_are_refused(ids: Any, message: str) -> None:
+    """Of a model of images and texts; a lookup takes -1 for the last row."""
+    session = _Frames()
+    tokens = TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "seq_len"))
+    session.compiled = replace(
+        session.compiled, inputs=(tokens, *session.compiled.inputs[1:]), metadata={"vocab_size": 9}
+    )
+    with pytest.raises(InputError, match=message):
+        SignalRunner(session)({"input_ids": ids})  # type: ignore[arg-type]

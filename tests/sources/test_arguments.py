@@ -42,6 +42,8 @@ def test_every_argument_of_transformers_loader_is_known() -> None:
         ({"torch_dtype": {"text_config": "float16"}}, "the graph is float32"),
         ({"state_dict": {}, "tp_plan": "auto"}, "state_dict= cannot be given: .*tp_plan= cannot be given"),
         ({"config": "elsewhere"}, "config= takes a config"),
+        ({"trust_remote_code": "false"}, "trust_remote_code='false' cannot be given: it is True or False"),
+        ({"keep_quantized": 1, "use_safetensors": "no"}, "keep_quantized=1 cannot .*use_safetensors='no' cannot"),
         ({"pooling": "mean"}, "pooling= is for text encoders"),
     ],
 )

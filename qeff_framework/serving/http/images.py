@@ -62,8 +62,8 @@ def with_opened_images(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _opened(given: Any, place: str, most_pixels: int) -> Image:
-    """An image in RGB."""
-    from PIL import Image
+    """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
+    from PIL import Image, ImageOps
 
     described = given if isinstance(given, dict) else {"url": given}
     url = described.get("url")
@@ -90,7 +90,7 @@ def _opened(given: Any, place: str, most_pixels: int) -> Image:
                     f"{place}: an image has {image.width} x {image.height} pixels, and those of a request may have "
                     f"{_MOST_PIXELS} in all; send smaller ones"
                 )
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{place}: the image cannot be read: {_without_address(error)}; send {', '.join(_FORMATS)}"

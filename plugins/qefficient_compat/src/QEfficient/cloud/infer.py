@@ -43,7 +43,7 @@ def main(
     prompts = get_input_prompts(prompt, prompts_txt_file_path)
     cache_dir = check_and_assign_cache_dir(local_model_dir, cache_dir)
     fetching: dict[str, Any] = {"cache_dir": cache_dir} if cache_dir is not None else {}
-    trust: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code} if trust_remote_code else {}
     model: Any = QEFFCommonLoader.from_pretrained(
         model_name,
         hf_token=hf_token,
