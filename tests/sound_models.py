@@ -94,8 +94,8 @@ PREVIOUS = 4
 _WHISPER_VOCABULARY = NO_TIMES + 1 + 1501
 
 
-def whisper(seed: int = 0, positions: int = 64) -> PreTrainedModel:
-    """A random Whisper that reads windows of 30 s, and whose decoder has so many positions."""
+def whisper(seed: int = 0, positions: int = 64, window: int = 30) -> PreTrainedModel:
+    """A random Whisper that reads windows of so many seconds, and whose decoder has so many positions."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         module = WhisperForConditionalGeneration(
@@ -110,6 +110,7 @@ def whisper(seed: int = 0, positions: int = 64) -> PreTrainedModel:
                 encoder_ffn_dim=16,
                 decoder_ffn_dim=16,
                 max_target_positions=positions,
+                max_source_positions=50 * window,
                 **dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), END),
                 decoder_start_token_id=START,
                 suppress_tokens=None,
@@ -137,12 +138,12 @@ def whisper(seed: int = 0, positions: int = 64) -> PreTrainedModel:
     return module.eval()
 
 
-def whisper_extractor() -> WhisperFeatureExtractor:
-    """Windows of 30 s, with few mel bins."""
-    return WhisperFeatureExtractor(feature_size=8)
+def whisper_extractor(window: int = 30) -> WhisperFeatureExtractor:
+    """Windows of so many seconds, with few mel bins."""
+    return WhisperFeatureExtractor(feature_size=8, chunk_length=window)
 
 
-def whisper_processor() -> WhisperProcessor:
+def whisper_processor(window: int = 30) -> WhisperProcessor:
     """With a tokenizer of characters for the tokens of `whisper`."""
     times = [f"<|{step * 0.02:.2f}|>" for step in range(_WHISPER_VOCABULARY - NO_TIMES - 1)]
     ends = {"<|endoftext|>": END, "<|startoftranscript|>": START, "<|notimestamps|>": NO_TIMES}
@@ -157,4 +158,12 @@ def whisper_processor() -> WhisperProcessor:
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], additional_special_tokens=[*specials])
     tokenizer.add_tokens([AddedToken(time, normalized=False) for time in times])
     assert len(tokenizer) == _WHISPER_VOCABULARY
-    return WhisperProcessor(feature_extractor=whisper_extractor(), tokenizer=tokenizer)
+    return WhisperProcessor(feature_extractor=whisper_extractor(window), tokenizer=tokenizer)
+
+
+def whisper_tokens(module: PreTrainedModel, seconds: int, new_tokens: int) -> list[int]:
+    """What Transformers makes of `clip(seconds, seconds)`, which fits into a window."""
+    extractor = whisper_extractor(module.config.max_source_positions // 50)
+    made = extractor(clip(seconds, seconds), sampling_rate=RATE, return_tensors="pt")
+    tokens: list[int] = module.generate(input_features=made["input_features"], max_new_tokens=new_tokens)[0].tolist()
+    return tokens

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
+from qeff_framework.artifacts.digests import file_sha256
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource, ModelSource
+from qeff_framework.sources.tokenizers import save_tokenizer
 
 if TYPE_CHECKING:
     import torch
+
+#: Where an artifact has its processor.
+_FOLDER = "processor"
 
 
 class ProcessedModel(TaskModel):
@@ -26,6 +33,7 @@ class ProcessedModel(TaskModel):
     def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None) -> None:
         super().__init__(model)
         self._processor = processor
+        self._is_given = processor is not None
 
     @classmethod
     def from_pretrained(
@@ -56,8 +64,27 @@ class ProcessedModel(TaskModel):
         """A checkpoint without one is refused where it is asked for it."""
         return self._processor is not None or isinstance(self._source, CheckpointSource)
 
+    def _export_key(self) -> Mapping[str, object]:
+        """A processor that was given is carried by the artifact; a checkpoint's belongs to the checkpoint."""
+        return {**super()._export_key(), **({"processor": self._digests} if self._is_given else {})}
+
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        """Of the files that stand for the processor."""
+        with TemporaryDirectory() as folder:
+            place = Path(folder) / _FOLDER
+            self.processor.save_pretrained(place)
+            return {
+                path.relative_to(place).as_posix(): file_sha256(path)
+                for path in sorted(place.rglob("*"))
+                if path.is_file()
+            }
+
     def _complete_export(self, directory: Path) -> Mapping[str, Any]:
-        """Adds the processor, so that files can be read without the checkpoint."""
+        """Adds the processor, so that files can be read without the checkpoint, and the tokenizer of one that was given."""
         if self._has_processor:
-            self.processor.save_pretrained(directory / "processor")
+            self.processor.save_pretrained(directory / _FOLDER)
+        tokenizer = getattr(self._processor, "tokenizer", None) if self._is_given else None
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, directory / "tokenizer")
         return {}

@@ -92,6 +92,7 @@ class CompiledImageSeq2Seq(ProcessedRunner):
                 "do_sample=True is not supported for models whose decoder attends to an image: the most likely tokens are taken; "
                 "leave it out"
             )
+        self._decoder.check(resolved)
         units = image_units({name: given[name] for name in self._vision.names if given.get(name) is not None})
         for unit in units:
             self._check(unit)
@@ -174,7 +175,7 @@ class CompiledImageSeq2Seq(ProcessedRunner):
             steps.append(time.perf_counter())
 
         tokens: list[list[int]] = []
-        size = self._decoder.batch_size
+        size = self._decoder.batch_size // settings.num_beams
         for begin in range(0, len(units), size):
             group, of_group = units[begin : begin + size], prompts[begin : begin + size]
             encoded = np.stack([self._vision(unit) for unit in group])

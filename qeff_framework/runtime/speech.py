@@ -124,11 +124,8 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         }
         attempts = self._attempts(temperature, generation_config, settings)
         resolved = attempts[0].settings
-        if resolved.num_beams > 1:
-            raise InputError(
-                f"num_beams={resolved.num_beams}: there is no beam search for speech; pass num_beams=1 to take the most likely "
-                "token at each step"
-            )
+        for attempt in attempts:
+            self._decoder.check(attempt.settings)
         facts = self.facts
         facts.check(language, task)
         clips = self._clips(given)
@@ -271,7 +268,8 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         for value in temperatures:
             given = {name: each for name, each in settings.items() if name != "do_sample"}
             if value:
-                given |= {"do_sample": True, "temperature": value}
+                # As in Transformers, beams are for the attempt that draws nothing.
+                given |= {"do_sample": True, "temperature": value, "num_beams": 1}
             elif any(temperatures):
                 given = {name: each for name, each in given.items() if name not in WARPERS}
             resolved = resolve_settings(self._defaults, generation_config, **given)
@@ -333,7 +331,7 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         ((settings, seed),) = [(attempt.settings, _seed(attempts)) for attempt in attempts]
         prompt = start.with_language(-1)
         limit = self._limit(len(prompt), settings)
-        size = self._decoder.batch_size
+        size = self._decoder.batch_size // settings.num_beams
         for begin in range(0, len(clips), size):
             group = clips[begin : begin + size]
             rows = [clip.features.T if len(self._main.shape) > 2 else clip.features[0] for clip in group]

@@ -63,13 +63,18 @@ class CheckpointTokenizer:
         except Exception:
             self._memo().unlink(missing_ok=True)
             raise
-        # Some classes alone know which inputs their model reads; the artifact is read without them.
-        tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
-        with quiet_transformers():
-            tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
 
     def _memo(self) -> Path:
         import importlib_metadata
 
         versions = [importlib_metadata.version(name) for name in ("transformers", "tokenizers")]
         return store_root() / "tokenizers" / f"{cache_key({'model': self._identity(), 'versions': versions})[:16]}.json"
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Writes a Transformers tokenizer so that an artifact can be read with it."""
+    # Some classes alone know which inputs their model reads; the artifact is read without them.
+    tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
+    with quiet_transformers():
+        tokenizer.save_pretrained(directory)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
-from qeff_framework.errors import ExecutionError
+from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation.randomness import generator_of
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.sampling import RuledSelector
 from qeff_framework.generation.scores import ScoreRule
 from qeff_framework.generation.settings import GenerationSettings
+from qeff_framework.speech.beams import SpeechBeams, log_probability
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+#: Settings that are for models of texts.
+_NOT_HONOURED = ("stop_strings", "max_time", "json_schema", "regex", "return_pdfs", "prompt_lookup_num_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,25 @@ class SpeechDecoder:
         (tokens,) = (spec for spec in session.compiled.inputs if spec.name == "input_ids")
         self._dtype = tokens.dtype
         (hidden,) = (spec for spec in session.compiled.inputs if spec.name == "encoder_hidden_states")
+        self._moved_states = [state.input for state in session.compiled.states if state.kind != "cross"]
         self._hidden_size, self._hidden_dtype = int(hidden.shape[2]), hidden.dtype
+
+    def check(self, settings: GenerationSettings) -> None:
+        """Raises `InputError` for settings that no step of this decoder honours, before anything runs."""
+        ignored = [name for name in _NOT_HONOURED if getattr(settings, name)]
+        if settings.num_beams > 1 and settings.num_return_sequences > 1:
+            ignored.append("num_return_sequences")
+        if ignored:
+            raise InputError(
+                f"{', '.join(ignored)} cannot be honoured by a decoder of sound or of an image: an answer is the best text "
+                "alone, and ends with its end token or its limit; leave it out"
+            )
+        beams, rows = settings.num_beams, self.batch_size
+        if beams > rows:
+            raise InputError(
+                f"num_beams={beams}: each answer takes {beams} rows, and the program computes {rows} at once; compile with "
+                f"batch_size={beams}; num_beams=1 takes the most likely token at each step"
+            )
 
     def first_logits(self, hidden: NDArray[Any], lengths: Sequence[int], start: int) -> NDArray[np.float32]:
         """Logits ``[N, V]`` behind the token `start`, which says which language is spoken."""
@@ -86,14 +109,21 @@ class SpeechDecoder:
             further: makes the rules for one row that come behind those, before temperature and the like.
             on_step: called behind each step.
         """
+        beams = settings.num_beams
+        # Beams stand one behind the other, as many for each question.
+        of_rows = [question for question in questions for _ in range(beams)]
+        hidden, lengths = np.repeat(hidden, beams, axis=0), [length for length in lengths for _ in range(beams)]
         rows = [
-            Row(index=question.clip, lane=lane, prompt=question.prompt, limit=question.limit)
-            for lane, question in enumerate(questions)
+            Row(index=question.clip if beams == 1 else lane, lane=lane, prompt=question.prompt, limit=question.limit)
+            for lane, question in enumerate(of_rows)
         ]
-        selector = _Selector(settings, rows, further, [question.seed for question in questions])
-        silences = [question.silence or (-1, 0) for question in questions]
+        texts = (
+            _Selector(settings, rows, further, [question.seed for question in questions])
+            if beams == 1
+            else SpeechBeams(settings, rows, further)
+        )
+        silences = [question.silence or (-1, 0) for question in of_rows]
         no_speech = [0.0] * len(rows)
-        ends = {*settings.eos_token_ids}
         self._session.reset()
         position = 0
         while any(not row.finished for row in rows):
@@ -101,24 +131,27 @@ class SpeechDecoder:
             logits = self._step(tokens, position, hidden if position == 0 else None, lengths)
             for row, (place, token) in zip(rows, silences, strict=True):
                 if place == position:
-                    no_speech[row.lane] = float(np.exp(_log_probability(logits[row.lane], token)))
+                    no_speech[row.lane] = float(np.exp(log_probability(logits[row.lane], token)))
             deciding = [row for row in rows if not row.finished and position >= len(row.prompt) - 1]
-            for row, token in zip(deciding, selector(logits, deciding), strict=True):
-                row.generated.append(token)
-                if token in ends:
-                    row.finish_reason = "eos"
-                elif len(row.generated) >= row.limit:
-                    row.finish_reason = "length"
+            if deciding:
+                texts.take(logits, deciding)
+                self._move_states(texts.moves)
             position += 1
             on_step()
         return [
-            Answer(
-                tokens=row.generated,
-                avg_logprob=selector.logprobs[row.lane] / max(len(row.generated), 1),
-                no_speech_prob=no_speech[row.lane],
-            )
-            for row in rows
+            Answer(tokens=tokens, avg_logprob=logprob, no_speech_prob=no_speech[number * beams])
+            for number, (tokens, logprob) in enumerate(texts.best_texts())
         ]
+
+    def _move_states(self, moves: Mapping[int, int]) -> None:
+        """Gives rows the states of the rows whose texts they continue. Beams of a window have its sound in common."""
+        if not moves:
+            return
+        session: Any = self._session  # that of a backend whose states can be read and written
+        states = session.read_states(self._moved_states)
+        for state in states.values():
+            state[[*moves]] = state[[*moves.values()]]
+        session.write_states(states)
 
     def _token(self, row: Row, position: int) -> int | None:
         """The token at a position, `None` behind the end of a row that has finished."""
@@ -171,12 +204,29 @@ class _Selector(RuledSelector):
     ) -> None:
         self._make_further = further
         super().__init__(settings, rows)
+        #: Each row continues its own text.
+        self.moves: Mapping[int, int] = {}
+        self._rows = rows
+        self._ends = {*settings.eos_token_ids}
         #: Sums of the log-probabilities of each row.
-        self.logprobs = [0.0] * len(rows)
+        self._logprobs = [0.0] * len(rows)
         if settings.do_sample:
             pairs = zip(rows, seeds, strict=True)
             self._generators = {row.index: generator_of(seed, row.index) for row, seed in pairs}
         self._temperature = np.float32(settings.temperature if settings.do_sample else 1)
+
+    def take(self, logits: NDArray[Any], rows: Sequence[Row]) -> None:
+        """Gives each row its next token."""
+        for row, token in zip(rows, self(logits, rows), strict=True):
+            row.generated.append(token)
+            if token in self._ends:
+                row.finish_reason = "eos"
+            elif len(row.generated) >= row.limit:
+                row.finish_reason = "length"
+
+    def best_texts(self) -> list[tuple[list[int], float]]:
+        """Of each row: its tokens, and their mean log-probability."""
+        return [(row.generated, self._logprobs[row.lane] / max(len(row.generated), 1)) for row in self._rows]
 
     def _further(self) -> Sequence[ScoreRule]:
         return self._make_further()
@@ -184,11 +234,5 @@ class _Selector(RuledSelector):
     def _select(self, logits: NDArray[Any], row: Row) -> int:
         token = super()._select(logits, row)
         # The model's own certainty, whatever the temperature is.
-        self.logprobs[row.lane] += _log_probability(self._scores * self._temperature, token)
+        self._logprobs[row.lane] += log_probability(self._scores * self._temperature, token)
         return token
-
-
-def _log_probability(scores: NDArray[np.float32], token: int) -> float:
-    """Of `token` by scores ``[V]``."""
-    best = scores.max()
-    return float(scores[token] - best - np.log(np.exp(scores - best).sum()))

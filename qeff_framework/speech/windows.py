@@ -76,7 +76,8 @@ class WindowReader:
         """Reads all clips to their ends; what is found is added to them."""
         _find_languages(clips, self.encode, self.decoder, self.start, self.facts, self.window)
         while waiting := [clip for clip in clips if clip.seek < clip.frames]:
-            self._read(waiting[: self.decoder.batch_size])
+            beams = max(attempt.settings.num_beams for attempt in self.attempts)
+            self._read(waiting[: self.decoder.batch_size // beams])
 
     def _read(self, group: Sequence[Clip]) -> None:
         """One window of each clip."""

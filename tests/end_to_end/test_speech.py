@@ -87,6 +87,7 @@ _PROMPT = [PREVIOUS, 5, 6, 7]
         ),
         (SECONDS[:2], {**_FALLBACK, "compression_ratio_threshold": 0.9, "prompt_ids": _PROMPT}),
         (SECONDS, {**_FALLBACK, "logprob_threshold": -1.2, "no_speech_threshold": 4.5e-6}),
+        (SECONDS, {"num_beams": 2, "length_penalty": 0.4}),
     ],
 )
 def test_clips_of_one_window_and_of_several(
@@ -103,6 +104,9 @@ def test_clips_of_one_window_and_of_several(
         times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
         np.testing.assert_allclose([(part.start, part.end) for part in found.segments[number]], times)
         assert found.language_ids[number] in LANGUAGES.values()
+    if "num_beams" in settings:
+        greedy = program.generate(inputs, max_new_tokens=NEW_TOKENS, return_timestamps=True)
+        assert found.generated_ids != greedy.generated_ids
     parts = [part for of_clip in found.segments for part in of_clip]
     assert len({part.temperature for part in parts}) == (2 if "temperature" in settings else 1)
     # The last window of the longest clip is silence by that threshold.
@@ -124,7 +128,9 @@ def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpee
         ({"max_new_tokens": 100}, "more than the compiled ctx_len=64; ask for at most 62"),
         ({"do_sample": True}, "do_sample=True needs a temperature"),
         ({"temperature": -1}, "temperature=-1 must be a number of at least 0"),
-        ({"num_beams": 2}, "num_beams=2: there is no beam search for speech; pass num_beams=1"),
+        ({"num_beams": 3}, "each answer takes 3 rows, and the program computes 2 at once; compile with batch_size=3"),
+        ({"num_beams": 2, "num_return_sequences": 2}, "num_return_sequences cannot be honoured"),
+        ({"stop_strings": ["a"], "max_time": 2.0}, "stop_strings, max_time cannot be honoured"),
         ({"no_speech_threshold": 0.6}, "counts only for answers below logprob_threshold"),
         ({"prompt_ids": [1, 1_000_000]}, "prompt_ids must be a row of token ids from 0 to 1557"),
         ({"prompt_ids": [5] * 62}, "62 tokens of context and 2 start tokens leave no room in the compiled ctx_len=64"),

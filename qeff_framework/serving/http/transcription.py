@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,11 +16,14 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime.sound import CompiledCTC
 from qeff_framework.runtime.sound_files import MOST_SAMPLES, SoundFile, read_sound
 from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
+from qeff_framework.runtime.text_generation import generation_defaults
 from qeff_framework.serving.http.connection import while_connected
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.worker import SessionWorker
 from qeff_framework.speech.fallback import compression_ratio
 from qeff_framework.speech.segments import Segment
+
+logger = logging.getLogger(__name__)
 
 
 class TranslationRequest(BaseModel):
@@ -71,6 +75,12 @@ class TranscriptionService(SessionWorker):
             raise InputError(runner.no_tokenizer)
         super().__init__(runner, max_queue=max_queue, timeout=timeout)
         self.runner = runner
+        beams = generation_defaults(runner.compiled.directory).get("num_beams") or 1
+        if beams > 1:
+            logger.warning(
+                "the checkpoint's generation config asks for num_beams=%s: the server chooses one token at each step instead",
+                beams,
+            )
 
     def transcribe(self, sound: SoundFile, asked: TranslationRequest, task: str | None) -> Transcript:
         """What is said. For the thread of the session."""
@@ -89,6 +99,7 @@ class TranscriptionService(SessionWorker):
             return_timestamps=True if times else None,
             prompt_ids=prompt,
             temperature=asked.temperature,
+            num_beams=1,
         )
         spoken = next(iter(found.language_ids), None)
         codes = {token: name.strip("<|>") for name, token in facts.languages.items()}

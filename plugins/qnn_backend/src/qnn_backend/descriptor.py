@@ -18,10 +18,10 @@ _NPU = Capabilities(
     },
     dry_run=True,
 )
-#: Without scores of frames, whose number no input of the graph names, and without pipelines; everything else, and more.
+#: Without pipelines; everything else, and more.
 _AIC = dataclasses.replace(
     _NPU,
-    tasks=_NPU.tasks - {"ctc", "text-to-image"},
+    tasks=_NPU.tasks - {"text-to-image"},
     continuous_batching=True,
     speculative_decoding=True,
     compute_contexts=True,

@@ -231,13 +231,17 @@ def test_other_than_one_or_two_specializations_are_refused_early(count, no_sdk, 
         assert not any((tmp_path / "program").iterdir())
 
 
-def test_an_output_of_a_size_that_no_input_has_is_refused() -> None:
+def test_a_size_that_outputs_alone_have_is_that_of_one_length() -> None:
     """The scores of a clip's frames: how many there are is known behind the convolutions."""
     clip = TensorSpec(name="input_values", dtype="float32", shape=("batch_size", "seq_len"))
-    side_files.check_output_sizes([clip], [TensorSpec(name="logits", dtype="float32", shape=("batch_size", 3))])
     scores = TensorSpec(name="logits", dtype="float32", shape=("batch_size", "num_frames", 20))
-    with pytest.raises(CompileError, match=r"'logits' has the size num_frames.*backend='qaic'"):
-        side_files.check_output_sizes([clip], [scores])
+    short, long = (
+        Specialization(name=f"s{frames}", dims={"batch_size": 2, "seq_len": 320 * frames, "num_frames": frames})
+        for frames in (5, 9)
+    )
+    assert side_files.sizes_of_outputs([clip], [scores], [short]) == {"num_frames": 5}
+    with pytest.raises(CompileError, match=r"'logits' has the size num_frames.*compile for one length"):
+        side_files.sizes_of_outputs([clip], [scores], [short, long])
 
 
 # --- dry runs ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from qnn_backend.aic.names import renamed_states, renamed_tensors
 from qnn_backend.aic.qaic import shared
 from qnn_backend.aic.script import SCRIPT_FILE, write_script
 from qnn_backend.aic.sdk import Sdk, needs_model_library, usable_sdk
-from qnn_backend.aic.side_files import check_output_sizes, graph_names
+from qnn_backend.aic.side_files import graph_names, sizes_of_outputs
 from qnn_backend.aic.user_config import read_user_config
 from qnn_backend.constants import QnnConstants
 
@@ -43,7 +43,10 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     request = dataclasses.replace(request, exported=exported)
     found = None if request.dry_run else usable_sdk()
     graph_names(specializations)
-    check_output_sizes(exported.inputs, exported.outputs)
+    sizes = sizes_of_outputs(exported.inputs, exported.outputs, specializations)
+    for value in request.model.graph.outputs if sizes else ():
+        if value.shape is not None:
+            value.shape = value.shape.evaluate(sizes)
     shared().check_program(exported, specializations)
     request.progress("writing the compiler's input")
     bundle = write_bundle(

@@ -30,16 +30,28 @@ def graph_names(specializations: Sequence[Specialization]) -> tuple[str, ...]:
     return found
 
 
-def check_output_sizes(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
-    """Raises `CompileError` for an output with a size that no input has: `io_config` gives the converter those of inputs."""
+def sizes_of_outputs(
+    inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], specializations: Sequence[Specialization]
+) -> dict[str, int]:
+    """Sizes that only outputs have, such as the number of a clip's frames: the graph must name them itself.
+
+    Raises:
+        CompileError: they differ between two graphs; `io_config` gives the converter the sizes of inputs alone.
+    """
     known = {size for spec in inputs for size in spec.shape}
+    found: dict[str, int] = {}
     for spec in outputs:
-        unknown = [size for size in spec.shape if isinstance(size, str) and size not in known]
-        if unknown:
-            raise CompileError(
-                f"qnn, target aic: the output '{spec.name}' has the size {unknown[0]}, which no input has, and the QAIRT tools "
-                "are told sizes of inputs alone; compile for backend='qaic', or a model whose clips all have one length"
-            )
+        for size in spec.shape:
+            if not isinstance(size, str) or size in known:
+                continue
+            values = {item.dims[size] for item in specializations}
+            if len(values) > 1:
+                raise CompileError(
+                    f"qnn, target aic: the output '{spec.name}' has the size {size}, which no input has, and the QAIRT tools are "
+                    "told sizes of inputs alone; compile for one length, or for backend='qaic'"
+                )
+            found[size] = values.pop()
+    return found
 
 
 def io_config(
