@@ -1,7 +1,7 @@
 """Makes checkpoints of a given shape without downloading anything, and measures what an export or a compilation of one takes.
 
     python benchmarks/large_checkpoints.py make SHAPE FOLDER [--layers N] [--zeros]
-    python benchmarks/large_checkpoints.py measure FOLDER [--backend ort_sim] [-O precision=w4 ...] [--new-tokens N]
+    python benchmarks/large_checkpoints.py measure FOLDER_OR_GGUF [--backend ort_sim] [-O precision=w4 ...] [--new-tokens N]
     python benchmarks/large_checkpoints.py shapes
 
 ``make`` writes what Transformers would save: safetensors shards in bfloat16, an index, the config, and a tokenizer of a few
@@ -144,7 +144,7 @@ def main() -> int:
     make.add_argument("--layers", type=int, help="another number of layers")
     make.add_argument("--zeros", action="store_true", help="sparse files of zeros")
     measured = commands.add_parser("measure", help="export, and compile with --backend")
-    measured.add_argument("checkpoint", type=Path)
+    measured.add_argument("checkpoint", type=Path, help="folder of a checkpoint, or a GGUF file")
     measured.add_argument("--backend")
     measured.add_argument("-O", dest="options", action="append", default=[], metavar="NAME=VALUE")
     measured.add_argument("--dry-run", action="store_true", help="write the compiler's inputs and do not start it")
@@ -366,7 +366,8 @@ def _anonymous(pid: int) -> int:
 
 def _added(home: Path, checkpoint: Path) -> int:
     """Bytes on disk below `home` that are not the checkpoint's own files under a second name."""
-    known = {(found.st_dev, found.st_ino) for path in checkpoint.iterdir() if (found := path.stat())}
+    given = checkpoint.iterdir() if checkpoint.is_dir() else [checkpoint]
+    known = {(found.st_dev, found.st_ino) for path in given if (found := path.stat())}
     sizes = {}
     for path in home.rglob("*"):
         found = path.lstat()

@@ -95,9 +95,13 @@ class LayerKinds:
         return frozenset(state for kind in self.kinds for layer in kind[1:] for state in layer.states)
 
     def without(self, names: Sequence[str]) -> LayerKinds:
-        """Without the layers that are, or hold, one of the modules `names`."""
+        """Without the layers that are, hold, or lie in one of the modules `names`."""
         kept = (
-            tuple(layer for layer in kind if not any(f"{name}.".startswith(f"{layer.name}.") for name in names))
+            tuple(
+                layer
+                for layer in kind
+                if not any(_lies_in(name, layer.name) or _lies_in(layer.name, name) for name in names)
+            )
             for kind in self.kinds
         )
         return LayerKinds(kinds=tuple(kind for kind in kept if len(kind) > 1))
@@ -111,6 +115,8 @@ class LayerRecorder:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record | None] = {}
+        #: In how many others a layer lies.
+        self._depths: dict[str, int] = {}
         #: States that a layer reads and another one writes.
         self._shared: set[StateId] = set()
 
@@ -130,31 +136,51 @@ class LayerRecorder:
 
             return wrapped
 
-        with replaced_forwards(model, dict.fromkeys(_members(model), recording)), run.mode:
+        members = _members(model)
+        self._depths = {name: sum(around in members for around in _around(name)) for name in members}
+        with replaced_forwards(model, dict.fromkeys(members, recording)), run.mode:
             yield
 
     def kinds(self) -> LayerKinds:
-        """The layers of which there are several alike, in the order in which they ran."""
-        found: dict[Any, list[Layer]] = {}
-        for name, record in self._records.items():
-            if record is not None:
+        """The layers of which there are several alike, in the order in which they ran; of nested ones the outermost."""
+        chosen: list[tuple[Layer, ...]] = []
+        for depth in range(max(self._depths.values(), default=-1) + 1):
+            outer = {layer.name for kind in chosen for layer in kind}
+            found: dict[Any, list[Layer]] = {}
+            for name, record in self._records.items():
+                if record is None or self._depths[name] != depth or not outer.isdisjoint(_around(name)):
+                    continue
                 if self._shared.intersection(record.states):
                     continue  # What reads the state needs it in the trace.
                 layer = Layer(name=name, states=record.states, buffers=record.buffers)
-                found.setdefault(record.program, []).append(layer)
-        return LayerKinds(kinds=tuple(tuple(kind) for kind in found.values() if len(kind) > 1))
+                # Inside of other layers those of one list alone: a block and its relative in another stack are no stack.
+                stack = name.rpartition(".")[0] if depth else ""
+                found.setdefault((stack, record.program), []).append(layer)
+            chosen.extend(tuple(kind) for kind in found.values() if len(kind) > 1)
+        return LayerKinds(kinds=tuple(chosen))
 
 
-def _members(model: torch.nn.Module) -> list[str]:
-    """The members of the outermost lists of modules."""
-    names: list[str] = []
+def _members(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The members of lists of modules, and of sequences of modules that have parts themselves."""
+    found: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{layer}.") for layer in names[-1:])
-        if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not inside:
-            names.extend(f"{name}.{number}" for number in range(len(module)))
+        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and len(module) > 1:
+            is_stack = isinstance(module, torch.nn.ModuleList) and found.keys().isdisjoint(_around(f"{name}.0"))
+            members = {f"{name}.{place}": member for place, member in module.named_children()}
+            found |= {name: member for name, member in members.items() if is_stack or any(member.children())}
     # One module under several names has several places in the graph.
-    counted = Counter(id(model.get_submodule(name)) for name in names)
-    return [name for name in names if counted[id(model.get_submodule(name))] == 1]
+    counted = Counter(map(id, found.values()))
+    return {name: module for name, module in found.items() if counted[id(module)] == 1}
+
+
+def _around(name: str) -> Iterator[str]:
+    """The names of the modules that hold the module of this name."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
+def _lies_in(name: str, outer: str) -> bool:
+    return f"{name}.".startswith(f"{outer}.")
 
 
 @dataclass(frozen=True)
@@ -226,11 +252,12 @@ class _Frame:
 
 
 class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__ is untyped
-    """Tells the running layer's frame of each operator."""
+    """Tells the running layers' frames of each operator."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.frame: _Frame | None = None
+        #: Of the layers that are running, each inside of the one before.
+        self.frames: list[_Frame] = []
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def without_numbers(self, leaves: Sequence[Any]) -> list[Any]:
@@ -251,8 +278,8 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         result = _zeros_of_symbolic(function, args, kwargs)
         if result is None:
             result = function(*args, **(kwargs or {}))
-        if self.frame is not None:
-            self.frame.note(function, args, kwargs or {}, result)
+        for frame in self.frames:
+            frame.note(function, args, kwargs or {}, result)
         return result
 
 
@@ -288,8 +315,6 @@ def _recorded(
 ) -> tuple[Any, _Record | None]:
     """The result of a call, and its record; `None` where a record cannot hold what it does."""
     mode, cache, masks = run.mode, run.cache, run.masks
-    if mode.frame is not None:
-        return forward(*args, **kwargs), None  # Inside of another layer.
     layer, frame = run.model.get_submodule(name), _Frame()
     leaves, tree = pytree.tree_flatten((args, kwargs))
     leaves = run.mode.without_numbers(leaves)
@@ -302,20 +327,23 @@ def _recorded(
     own, buffers = _own_tensors(run.owners, name, layer, frame)
     states, asked, attributes = dict(cache.states), masks.calls, _attributes(layer)
     frame.held = {id(tensor): state for state, tensor in states.items()}
-    mode.frame = frame
+    mode.frames.append(frame)
     try:
         result = forward(*args, **kwargs)
     finally:
-        mode.frame = None
+        mode.frames.pop()
     after, after_tree = pytree.tree_flatten((args, kwargs))
     unchanged = after_tree == before_tree and all(a is b for a, b in zip(after, before, strict=True))
     outputs, output_tree = pytree.tree_flatten(result)
     written = tuple(state for state, tensor in cache.states.items() if states.get(state) is not tensor)
     told_outputs = frame.told(outputs)
     read = {state: frame.outside[identity] for identity, state in frame.held.items() if identity in frame.outside}
-    run.shared.update(read.keys() - {*written})
+    is_inner = bool(mode.frames)
+    if not is_inner:
+        run.shared.update(read.keys() - {*written})
     if (
         not unchanged
+        or (is_inner and (read or written))  # The layer around it is what has the states.
         or asked != masks.calls
         or attributes != _attributes(layer)
         or not any(isinstance(leaf, torch.Tensor) for leaf in outputs)

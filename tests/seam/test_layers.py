@@ -152,3 +152,36 @@ def test_a_layer_that_runs_twice_is_traced(model: Model) -> None:
             return super().forward(self.layers[2](hidden, cache), cache)
 
     assert kinds_of(Twice()) == [["0", "1", "3"]]
+
+
+def test_layers_inside_of_those_that_are_not_alike() -> None:
+    """Stages of an image encoder differ in their sizes, and hold layers that are alike."""
+
+    class Stage(torch.nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(4, 4)
+            self.blocks = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(count)))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.blocks(self.first(hidden))
+            return result
+
+    class Stages(torch.nn.Module):
+        def __init__(self, counts: tuple[int, ...]) -> None:
+            super().__init__()
+            self.stages = torch.nn.ModuleList(map(Stage, counts))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            for stage in self.stages:
+                hidden = stage(hidden)
+            return hidden
+
+    def names(counts: tuple[int, ...]) -> list[list[str]]:
+        recorder, stages = LayerRecorder(), Stages(counts)
+        with torch.no_grad(), recorder.watching(stages, SeamCache(8), MaskPlan()):
+            stages(torch.ones(2, 4))
+        return [[layer.name for layer in kind] for kind in recorder.kinds().kinds]
+
+    assert names((2, 3)) == [[f"stages.{stage}.blocks.{n}" for n in range(2 + stage)] for stage in range(2)]
+    assert names((2, 2, 3)) == [["stages.0", "stages.1"], [f"stages.2.blocks.{n}" for n in range(3)]]
