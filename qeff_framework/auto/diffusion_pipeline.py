@@ -546,12 +546,14 @@ def _short(place: str) -> str:
 
 
 def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuses a folder that lacks one of the components that it names. What cannot be read is left to the loader of diffusers."""
+    """Refuses a folder that lacks a component it names, or has a safety checker. What is unreadable is left to the loader."""
     try:
         index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
         named = {name: kind for name, kind in index.items() if isinstance(kind, list) and None not in kind}
     except (OSError, ValueError, AttributeError):
         return
+    if "safety_checker" in named and "safety_checker" not in arguments:
+        raise UnsupportedModelError(_safety_checker_of(index.get("_class_name", "the pipeline")))
     missing = [name for name in named if name not in arguments and not (place / name).is_dir()]
     if missing:
         raise CheckpointError(
@@ -562,16 +564,27 @@ def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
 
 def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:
     """The pipeline, and those of its components that need no reading."""
+    from qeff_framework.diffusion.components import structure
     from qeff_framework.sources.quiet import quiet_diffusers
 
     with quiet_diffusers():
         from diffusers import DiffusionPipeline
 
+        def load(given: Mapping[str, torch.nn.Module]) -> Any:
+            try:
+                return DiffusionPipeline.from_pretrained(place, **given, **arguments)
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+
         stored, given = _components_in(Path(place), arguments)
-        try:
-            return DiffusionPipeline.from_pretrained(place, **given, **arguments), stored
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+        before = {name: structure(module) for name, module in given.items()}
+        pipeline = load(given)
+        # The ControlNet of Z-Image gets parts of the transformer: its own files are not all of it.
+        changed = {name for name in given if structure(getattr(pipeline, name)) != before[name]}
+        if changed:
+            given = {name: module for name, module in given.items() if name not in changed}
+            pipeline = load(given)
+        return pipeline, {name: each for name, each in stored.items() if name in given}
 
 
 def _components_in(
@@ -603,14 +616,18 @@ def _check_components(pipeline: Any) -> None:
     kind = type(pipeline).__name__
     components: dict[str, Any] = pipeline.components
     if components.get("safety_checker") is not None:
-        raise UnsupportedModelError(
-            f"{kind} has a safety checker, which is not compiled; pass safety_checker=None to run without one, and check the "
-            "pictures yourself"
-        )
+        raise UnsupportedModelError(_safety_checker_of(kind))
     optional = set(pipeline._optional_components)  # noqa: SLF001 - the library has no public name for it
     missing = [name for name, each in components.items() if each is None and name not in optional]
     if missing:
         raise InputError(f"{kind} lacks its {' and '.join(missing)}; load it with all its components")
+
+
+def _safety_checker_of(kind: str) -> str:
+    return (
+        f"{kind} has a safety checker, which is not compiled; pass safety_checker=None, or --no-safety-checker on the command "
+        "line, and check the pictures yourself"
+    )
 
 
 def _name_of(call: Call) -> str:
