@@ -27,6 +27,7 @@ from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
 from qeff_framework.sources.diffusers_library import require_diffusers
 from qeff_framework.sources.pipeline import PipelineSource
+from qeff_framework.tasks import task_specs
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
-_OF_OTHER_MODELS = ("gguf_file", "keep_quantized", "pooling")
+_OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
 
 
 class QEFFDiffusionPipeline(QEFFBaseModel):
@@ -124,7 +125,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             UnsupportedModelError: it has a safety checker, or lacks a component.
         """
         require_diffusers()
-        unknown = [name for name in _OF_OTHER_MODELS if hf_kwargs.get(name)]
+        options = {name for spec in task_specs() for name in spec.model_options}
+        unknown = [name for name in (*_OF_OTHER_MODELS, *sorted(options)) if hf_kwargs.get(name) is not None]
         if unknown:
             raise OptionError(f"{' and '.join(unknown)} is for other models than pipelines of diffusers; leave it out")
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
