@@ -575,7 +575,7 @@ def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, St
         def load(given: Mapping[str, torch.nn.Module]) -> Any:
             try:
                 return DiffusionPipeline.from_pretrained(place, **given, **arguments)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
                 raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
 
         stored, given = _components_in(Path(place), arguments)

@@ -211,8 +211,8 @@ def _stable_diffusion_3() -> Parts:
     }
 
 
-def _stable_diffusion_3_controlnet() -> Parts:
-    sizes = {**_SD3_SIZES, "num_layers": 1}
+def _stable_diffusion_3_controlnet(**changed: Any) -> Parts:
+    sizes = {**_SD3_SIZES, "num_layers": 1, **changed}
     return {**_stable_diffusion_3(), "controlnet": make_model("SD3ControlNetModel", **sizes)}
 
 
@@ -557,6 +557,10 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "stable-diffusion-3": (_stable_diffusion_3, {**_SMALL, **_TOKENS}),
     "stable-diffusion-3-pag": (_stable_diffusion_3, _SMALL),
     "stable-diffusion-3-controlnet": (_stable_diffusion_3_controlnet, {**_SMALL, **_TOKENS}),
+    "stable-diffusion-3-controlnet/inpainting": (
+        partial(_stable_diffusion_3_controlnet, extra_conditioning_channels=1),
+        {**_SMALL, **_TOKENS},
+    ),
     "lcm": (
         lambda: {
             **_stable_diffusion(time_cond_proj_dim=8),
