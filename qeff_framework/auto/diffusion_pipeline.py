@@ -479,9 +479,10 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         from qeff_framework.diffusion.recording import recorded
 
         def calls(arguments: list[dict[str, Any]]) -> list[tuple[Call, int]]:
-            recording = recorded(self._pipeline, arguments)
+            listed = self._with_a_generator_for_each(arguments, shapes.batch_size)
+            recording = recorded(self._pipeline, [*arguments, *listed])
             self._pipeline_source.host_weights = recording.host_weights
-            return recording.calls
+            return [(call, number % len(arguments)) for call, number in recording.calls]
 
         def runs(*, pictures: bool) -> list[dict[str, Any]]:
             return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
@@ -500,6 +501,15 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                 ) from error
         given = runs(pictures=True)
         return given, calls(given)
+
+    def _with_a_generator_for_each(self, runs: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+        """The runs once more: with a generator for each picture diffusers encodes the pictures that it is given one by one."""
+        import torch
+
+        taken = call_parameters(self._pipeline)
+        if rows == 1 or "generator" not in taken or "generator" in self._call or not set(PICTURES) & set(taken):
+            return []
+        return [{**run, "generator": [torch.Generator() for _ in range(rows)]} for run in runs]
 
     def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""

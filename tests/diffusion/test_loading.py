@@ -1,4 +1,4 @@
-"""Folders of pipelines: which components are read, and which are referred to."""
+"""Which components of a folder are read, and which calls of them are found."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
+from qeff_framework.shapes import PipelineShapes
 
 
 def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +36,13 @@ def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeyp
     for name, parameter in eager.controlnet.named_parameters():
         assert torch.equal(exported["controlnet"][name].clone(), parameter)
     assert all(type(each).__name__ == "DeferredTensor" for each in exported["transformer"].values())
+
+
+def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> None:
+    # With a generator for each picture diffusers calls the encoder for each.
+    tiny = tiny_pipeline("stable-diffusion/image-to-image")
+    shapes = PipelineShapes(height=64, width=64, batch_size=2)
+    _, calls = QEFFDiffusionPipeline(tiny.pipeline)._recorded(shapes)
+    found = [call.arguments["x"]["tensor"]["shape"][0] for call, _ in calls if call.method == "encode"]
+    assert sorted(found) == [1, 2]
+    assert {number for _, number in calls} == {0}
