@@ -29,6 +29,7 @@ from qeff_framework.shapes import PipelineShapes
 from qeff_framework.sources.arguments import switch_problems
 from qeff_framework.sources.diffusers_library import require_diffusers
 from qeff_framework.sources.pipeline import PipelineSource
+from qeff_framework.tasks import task_specs
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
-_OF_OTHER_MODELS = ("gguf_file", "keep_quantized", "pooling")
+_OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
 
 
 class QEFFDiffusionPipeline(QEFFBaseModel):
@@ -128,7 +129,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         require_diffusers()
         if problems := switch_problems(hf_kwargs):
             raise OptionError(f"from_pretrained: {'; '.join(problems)}")
-        unknown = [name for name in _OF_OTHER_MODELS if hf_kwargs.get(name)]
+        options = {name for spec in task_specs() for name in spec.model_options}
+        unknown = [name for name in (*_OF_OTHER_MODELS, *sorted(options)) if hf_kwargs.get(name) is not None]
         if unknown:
             raise OptionError(f"{' and '.join(unknown)} is for other models than pipelines of diffusers; leave it out")
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
@@ -482,9 +484,10 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         from qeff_framework.diffusion.recording import recorded
 
         def calls(arguments: list[dict[str, Any]]) -> list[tuple[Call, int]]:
-            recording = recorded(self._pipeline, arguments)
+            listed = self._with_a_generator_for_each(arguments, shapes.batch_size)
+            recording = recorded(self._pipeline, [*arguments, *listed])
             self._pipeline_source.host_weights = recording.host_weights
-            return recording.calls
+            return [(call, number % len(arguments)) for call, number in recording.calls]
 
         def runs(*, pictures: bool) -> list[dict[str, Any]]:
             return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
@@ -503,6 +506,15 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                 ) from error
         given = runs(pictures=True)
         return given, calls(given)
+
+    def _with_a_generator_for_each(self, runs: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+        """The runs once more: with a generator for each picture diffusers encodes the pictures that it is given one by one."""
+        import torch
+
+        taken = call_parameters(self._pipeline)
+        if rows == 1 or "generator" not in taken or "generator" in self._call or not set(PICTURES) & set(taken):
+            return []
+        return [{**run, "generator": [torch.Generator() for _ in range(rows)]} for run in runs]
 
     def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
         """Arguments of a short run of these sizes."""
@@ -551,12 +563,14 @@ def _short(place: str) -> str:
 
 
 def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuses a folder that lacks one of the components that it names. What cannot be read is left to the loader of diffusers."""
+    """Refuses a folder that lacks a component it names, or has a safety checker. What is unreadable is left to the loader."""
     try:
         index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
         named = {name: kind for name, kind in index.items() if isinstance(kind, list) and None not in kind}
     except (OSError, ValueError, AttributeError):
         return
+    if "safety_checker" in named and "safety_checker" not in arguments:
+        raise UnsupportedModelError(_safety_checker_of(index.get("_class_name", "the pipeline")))
     missing = [name for name in named if name not in arguments and not (place / name).is_dir()]
     if missing:
         raise CheckpointError(
@@ -567,16 +581,27 @@ def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
 
 def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:
     """The pipeline, and those of its components that need no reading."""
+    from qeff_framework.diffusion.components import structure
     from qeff_framework.sources.quiet import quiet_diffusers
 
     with quiet_diffusers():
         from diffusers import DiffusionPipeline
 
+        def load(given: Mapping[str, torch.nn.Module]) -> Any:
+            try:
+                return DiffusionPipeline.from_pretrained(place, **given, **arguments)
+            except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+                raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+
         stored, given = _components_in(Path(place), arguments)
-        try:
-            return DiffusionPipeline.from_pretrained(place, **given, **arguments), stored
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
+        before = {name: structure(module) for name, module in given.items()}
+        pipeline = load(given)
+        # The ControlNet of Z-Image gets parts of the transformer: its own files are not all of it.
+        changed = {name for name in given if structure(getattr(pipeline, name)) != before[name]}
+        if changed:
+            given = {name: module for name, module in given.items() if name not in changed}
+            pipeline = load(given)
+        return pipeline, {name: each for name, each in stored.items() if name in given}
 
 
 def _components_in(
@@ -608,14 +633,18 @@ def _check_components(pipeline: Any) -> None:
     kind = type(pipeline).__name__
     components: dict[str, Any] = pipeline.components
     if components.get("safety_checker") is not None:
-        raise UnsupportedModelError(
-            f"{kind} has a safety checker, which is not compiled; pass safety_checker=None to run without one, and check the "
-            "pictures yourself"
-        )
+        raise UnsupportedModelError(_safety_checker_of(kind))
     optional = set(pipeline._optional_components)  # noqa: SLF001 - the library has no public name for it
     missing = [name for name, each in components.items() if each is None and name not in optional]
     if missing:
         raise InputError(f"{kind} lacks its {' and '.join(missing)}; load it with all its components")
+
+
+def _safety_checker_of(kind: str) -> str:
+    return (
+        f"{kind} has a safety checker, which is not compiled; pass safety_checker=None, or --no-safety-checker on the command "
+        "line, and check the pictures yourself"
+    )
 
 
 def _name_of(call: Call) -> str:

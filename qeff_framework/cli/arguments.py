@@ -121,6 +121,11 @@ def add_model(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> Non
         help="vision-language models: a program for images and one for text, or one for both (default: two)",
     )
     group.add_argument(
+        "--no-safety-checker",
+        action="store_true",
+        help="pictures: leave the pipeline's safety checker out, which is never compiled, and check the pictures yourself",
+    )
+    group.add_argument(
         "--task",
         choices=("auto", *task_names()),
         default="auto",

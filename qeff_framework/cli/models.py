@@ -25,6 +25,8 @@ def open_model(args: argparse.Namespace, *, prefer: Task | None = None) -> QEFFB
         for name in ("gguf_file", "revision", "trust_remote_code", "keep_quantized", "adapter")
         if getattr(args, name)
     }
+    if args.no_safety_checker:
+        given["safety_checker"] = None
     task = args.task
     if args.pooling is not None:
         if task not in ("auto", "encoder"):

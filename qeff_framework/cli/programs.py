@@ -41,7 +41,15 @@ def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
                 f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
                 "or give the model instead of the artifact"
             )
-    of_the_model = ("gguf_file", "revision", "pooling", "trust_remote_code", "keep_quantized", "adapter")
+    of_the_model = (
+        "gguf_file",
+        "revision",
+        "pooling",
+        "trust_remote_code",
+        "keep_quantized",
+        "adapter",
+        "no_safety_checker",
+    )
     given = [name for name in of_the_model if getattr(args, name)]
     fixed = [*compile_texts(args), *given, *(["kv_offload"] if args.kv_offload is not None else [])]
     if fixed:

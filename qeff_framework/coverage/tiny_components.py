@@ -11,6 +11,8 @@ TEXT: Final = 16
 _PROMPT_TOKENS: Final = 8
 _SPECIAL: Final = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _CHAT: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+#: For messages that are lists of parts.
+_PARTS_CHAT: Final = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
 
 # --- texts ----------------------------------------------------------------------------------------------------------------
 
@@ -42,7 +44,7 @@ def clip_text(kind: str = "CLIPTextModel", **changed: Any) -> Any:
     return getattr(transformers, kind)(config)
 
 
-def letters_tokenizer(length: int = 16, **special: str) -> Any:
+def letters_tokenizer(length: int = 16, *, parts_of_messages: bool = False, **special: str) -> Any:
     """Reads letters, and has a chat template that is nothing but the contents."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -54,7 +56,7 @@ def letters_tokenizer(length: int = 16, **special: str) -> Any:
     tokenizer_class: Any = transformers.PreTrainedTokenizerFast  # untyped
     return tokenizer_class(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",  # noqa: S106
-        model_max_length=length, chat_template=_CHAT, **special,
+        model_max_length=length, chat_template=_PARTS_CHAT if parts_of_messages else _CHAT, **special,
     )  # fmt: skip
 
 
@@ -92,6 +94,25 @@ def qwen25_vl() -> Any:
         image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
     )  # fmt: skip
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_vl(layers: int) -> Any:
+    """A text encoder that could also read pictures, without a head."""
+    import transformers
+
+    config = transformers.Qwen3VLConfig(
+        text_config={
+            "vocab_size": 64, "hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": layers,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [],
+        },
+        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
+    )  # fmt: skip
+    return transformers.Qwen3VLModel(config)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------

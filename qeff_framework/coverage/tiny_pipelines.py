@@ -28,6 +28,17 @@ from qeff_framework.coverage.tiny_components import (
     vae,
     video_vae,
 )
+from qeff_framework.coverage.tiny_newer_pipelines import (
+    ARGUMENTS,
+    cascade,
+    flux2,
+    flux2_vae,
+    helios,
+    ideogram4,
+    prx,
+    z_image_controlnet,
+    z_image_omni,
+)
 from qeff_framework.diffusion.arguments import PICTURES
 
 Parts = dict[str, Any]
@@ -68,7 +79,7 @@ def _mapping(name: str) -> dict[str, type[Any]]:
 
 def is_built(name: str) -> bool:
     """Whether there are components for the type."""
-    return name in _BUILT or (name.partition("/")[0] in _BUILT and name not in _OTHER_PARTS)
+    return name in _BUILT or name.partition("/")[0] in _BUILT
 
 
 def tiny_pipeline(name: str) -> TinyPipeline:
@@ -88,7 +99,8 @@ def tiny_pipeline(name: str) -> TinyPipeline:
                 _fill(module)
     pipeline.set_progress_bar_config(disable=True)
     called = inspect.signature(kind.__call__).parameters
-    arguments = {key: value for key, value in _FURTHER.items() if key in called}
+    further = {**_FURTHER, **ARGUMENTS.get(name.partition("/")[0], {})}
+    arguments = {key: value for key, value in further.items() if key in called}
     if "max_area" in called:
         arguments["max_area"] = sizes["height"] * sizes["width"]
     if "/" in name or "control" in name:
@@ -170,6 +182,14 @@ def _stable_diffusion_xl() -> Parts:
     }
 
 
+def _stable_diffusion_xl_union() -> Parts:
+    net = unet(
+        "ControlNetUnionModel", conditioning_embedding_out_channels=(8, 8, 8, 8), num_trans_channel=8, num_proj_channel=8,
+        num_trans_head=2, **{**_XL_SIZES, "attention_head_dim": (2, 2)},
+    )  # fmt: skip
+    return {**_stable_diffusion_xl(), "controlnet": net}
+
+
 _SD3_SIZES: Final[Mapping[str, Any]] = {
     "sample_size": 32, "patch_size": 1, "in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": 8,
     "num_attention_heads": 4, "caption_projection_dim": 32, "joint_attention_dim": 2 * TEXT,
@@ -191,8 +211,8 @@ def _stable_diffusion_3() -> Parts:
     }
 
 
-def _stable_diffusion_3_controlnet() -> Parts:
-    sizes = {**_SD3_SIZES, "num_layers": 1}
+def _stable_diffusion_3_controlnet(**changed: Any) -> Parts:
+    sizes = {**_SD3_SIZES, "num_layers": 1, **changed}
     return {**_stable_diffusion_3(), "controlnet": make_model("SD3ControlNetModel", **sizes)}
 
 
@@ -221,21 +241,17 @@ def _flux_controlnet() -> Parts:
     }
 
 
-def _flux2() -> Parts:
+def _flux2_klein() -> Parts:
     transformer = make_model(
         "Flux2Transformer2DModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=3 * TEXT, timestep_guidance_channels=32, axes_dims_rope=[4, 4, 4, 4],
         guidance_embeds=False,
     )  # fmt: skip
-    autoencoder = make_model(
-        "AutoencoderKLFlux2", block_out_channels=(8,), norm_num_groups=4, latent_channels=4, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), sample_size=32,
-    )  # fmt: skip
     encoder = decoder_text("Qwen3ForCausalLM", "Qwen3Config", num_hidden_layers=28)
     return {
         "transformer": transformer,
         "scheduler": flow_scheduler(),
-        "vae": autoencoder,
+        "vae": flux2_vae(),
         "text_encoder": encoder,
         "tokenizer": letters_tokenizer(),
     }
@@ -368,11 +384,11 @@ def _cogview3() -> Parts:
     return {**_t5_parts(transformer, vae(blocks=2)), "scheduler": make_scheduler("CogVideoXDDIMScheduler")}
 
 
-def _z_image() -> Parts:
+def _z_image(**changed: Any) -> Parts:
     transformer = make_model(
         "ZImageTransformer2DModel", all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=2,
         n_refiner_layers=1, n_heads=2, n_kv_heads=2, norm_eps=1e-5, qk_norm=True, cap_feat_dim=TEXT, rope_theta=256.0,
-        t_scale=1000.0, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+        t_scale=1000.0, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32], **changed,
     )  # fmt: skip
     return {
         "transformer": transformer,
@@ -537,9 +553,14 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "stable-diffusion-xl-pag": (_stable_diffusion_xl, _USUAL),
     "stable-diffusion-xl-controlnet": (partial(_with_controlnet, _stable_diffusion_xl, **_XL_NET), _USUAL),
     "stable-diffusion-xl-controlnet-pag": (partial(_with_controlnet, _stable_diffusion_xl, **_XL_NET), _USUAL),
+    "stable-diffusion-xl-controlnet-union": (_stable_diffusion_xl_union, _USUAL),
     "stable-diffusion-3": (_stable_diffusion_3, {**_SMALL, **_TOKENS}),
     "stable-diffusion-3-pag": (_stable_diffusion_3, _SMALL),
     "stable-diffusion-3-controlnet": (_stable_diffusion_3_controlnet, {**_SMALL, **_TOKENS}),
+    "stable-diffusion-3-controlnet/inpainting": (
+        partial(_stable_diffusion_3_controlnet, extra_conditioning_channels=1),
+        {**_SMALL, **_TOKENS},
+    ),
     "lcm": (
         lambda: {
             **_stable_diffusion(time_cond_proj_dim=8),
@@ -562,7 +583,20 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "flux-control": (partial(_flux, guidance_embeds=True, in_channels=32, out_channels=16), {**_SMALL, **_TOKENS}),
     "flux-controlnet": (_flux_controlnet, {**_SMALL, **_TOKENS}),
     "flux-kontext": (partial(_flux, guidance_embeds=True), {**_SMALL, **_TOKENS}),
-    "flux2-klein": (_flux2, {**_USUAL, **_TOKENS}),
+    "flux-control/image-to-image": (
+        partial(_flux, guidance_embeds=True, in_channels=32, out_channels=16),
+        {**_SMALL, **_TOKENS},
+    ),
+    "flux2": (flux2, {**_USUAL, **_TOKENS}),
+    "ideogram4": (ideogram4, {**_SMALL, **_TOKENS}),
+    "prx": (prx, _SMALL),
+    "cascade": (cascade, {"height": 128, "width": 128}),
+    "helios": (helios, {**_VIDEO, "num_frames": 5}),
+    "helios-pyramid": (partial(helios, stages=3), {**_VIDEO, "height": 64, "width": 64}),
+    "z-image-controlnet": (lambda: z_image_controlnet(_z_image()), {**_SMALL, **_TOKENS}),
+    "z-image-controlnet-inpaint": (lambda: z_image_controlnet(_z_image(), control=33), {**_SMALL, **_TOKENS}),
+    "z-image-omni": (lambda: z_image_omni(_z_image(siglip_feat_dim=16)), {**_SMALL, **_TOKENS}),
+    "flux2-klein": (_flux2_klein, {**_USUAL, **_TOKENS}),
     "lumina": (
         partial(_lumina, "LuminaNextDiT2DModel", learn_sigma=True, cross_attention_dim=TEXT),
         {**_SMALL, **_TOKENS},
@@ -581,8 +615,6 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "ltx": (_ltx, {**_VIDEO, "num_frames": 9}),
     "wan-i2v/image-to-video": (_wan_of_pictures, _VIDEO),
 }
-#: Types whose components differ from those that the name in front of the stroke has.
-_OTHER_PARTS: Final = ("flux-control/image-to-image",)
 #: Arguments without which a picture has a size of a table, or a prompt an introduction of hundreds of words.
 _FURTHER: Final[Mapping[str, Any]] = {
     "use_resolution_binning": False,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import doctest
 import io
 import json
 import shlex
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -18,9 +21,11 @@ import soundfile
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from qaic_backend.sdk import ROOT_VARIABLE
 from qeff_framework import QEFFAutoModel, cli, load_compiled
 from qeff_framework.artifacts import Store
 from qeff_framework.cli.app import build_parser
+from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.plugin_api import Backend, Capabilities, CompiledModel, CompileRequest, Probe
 from qeff_framework.runtime.image_text import CompiledImageTextToText
 from qeff_framework.tasks import task_specs
@@ -30,6 +35,7 @@ from tests.docs.markdown import ROOT, blocks, commands, console
 from tests.image_models import CHAT_TEMPLATE, built, clip_of_words, llava, picture, resnet, saved_llava
 from tests.pipelines import random_adapter, tiny_stable_diffusion
 from tests.plugins.qnn_backend.htp.simulator import needs_simulator
+from tests.sdk_standins.qaic import install_standin
 from tests.serving.running import serving
 from tests.sound_models import RATE, clip, speech_model, speech_processor, whisper, whisper_processor
 from tests.tiny_models import (
@@ -74,7 +80,10 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ),
         "google-t5/t5-small": str(save_tiny_checkpoint(tmp_path_factory.mktemp("t5"), module=tiny_seq2seq_lm("t5"))),
         "llava-hf/llava-1.5-7b-hf": str(_saved_llava(tmp_path_factory.mktemp("llava"))),
-        "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(tmp_path_factory.mktemp("pipeline")),
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": _saved_pipeline(
+            tmp_path_factory.mktemp("pipeline"), "stable-diffusion"
+        ),
+        "black-forest-labs/FLUX.1-schnell": _saved_pipeline(tmp_path_factory.mktemp("flux"), "flux/schnell"),
         "style.safetensors": _saved_style(tmp_path_factory.mktemp("style") / "style.safetensors"),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(_chat_model(tmp_path_factory.mktemp("chat"))),
         "openai/whisper-tiny": _saved(tmp_path_factory, whisper(positions=128), whisper_processor()),
@@ -89,8 +98,8 @@ def substitutes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def _saved_pipeline(folder: Path) -> str:
-    tiny_stable_diffusion().save_pretrained(folder)
+def _saved_pipeline(folder: Path, name: str) -> str:
+    tiny_pipeline(name).pipeline.save_pretrained(folder)
     return str(folder)
 
 
@@ -127,6 +136,22 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         soundfile.write(tmp_path / name, clip(2, seed), RATE)
 
 
+@pytest.fixture
+def qaic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """A stand-in for the SDK of Cloud AI 100, from when it is entered."""
+
+    @contextlib.contextmanager
+    def installed() -> Iterator[None]:
+        sdk = install_standin(tmp_path / "qaic_sdk")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setenv(ROOT_VARIABLE, str(sdk.root))
+        with sdk.clean_imports():
+            yield
+        sdk.assert_released()
+
+    return installed
+
+
 def substitute(text: str, substitutes: dict[str, str]) -> str:
     for hub_id, folder in substitutes.items():
         text = text.replace(f'"{hub_id}"', repr(folder)).replace(f" {hub_id} ", f" {folder} ")
@@ -137,12 +162,15 @@ def substitute(text: str, substitutes: dict[str, str]) -> str:
     "document", [*DOCUMENTS, "docs/migrating.md", pytest.param("docs/qnn.md", marks=needs_simulator)]
 )
 @pytest.mark.usefixtures("files")
-def test_python(document: str, substitutes: dict[str, str]) -> None:
+def test_python(
+    document: str, substitutes: dict[str, str], qaic: Callable[[], contextlib.AbstractContextManager[object]]
+) -> None:
     found = blocks(document, "python")
     assert found
     namespace: dict[str, object] = {}
-    for block in found:
-        exec(compile(substitute(block.text, substitutes), document, "exec"), namespace)
+    with qaic() if document == "docs/diffusion.md" else contextlib.nullcontext():
+        for block in found:
+            exec(compile(substitute(block.text, substitutes), document, "exec"), namespace)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -128,7 +128,7 @@ def test_a_call_that_no_program_fits_is_refused_with_what_there_is(runner: Compi
 
 
 def test_what_cannot_be_compiled_is_refused_before_any_work(
-    store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A component that was taken away is also lost to the pipeline's config: others must not get this pipeline.
     eager = tiny_stable_diffusion()
@@ -159,6 +159,11 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
     )
     with pytest.raises(CheckpointError, match="lacks its unet, which its model_index.json names"):
         QEFFDiffusionPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "A", "safety_checker": ["diffusers", "B"]}')
+    assert main(["compile", str(tmp_path), "--backend", "ort_sim"]) == 1
+    assert "A has a safety checker, which is not compiled; pass safety_checker=None" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="cannot be loaded"):  # by diffusers, which knows no A
+        QEFFDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "diffusers" else find(name, *more)

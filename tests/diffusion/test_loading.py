@@ -1,0 +1,48 @@
+"""Which components of a folder are read, and which calls of them are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from qeff_framework import QEFFDiffusionPipeline
+from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
+from qeff_framework.shapes import PipelineShapes
+
+
+def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The files of Z-Image's ControlNet lack the parts that it shares with the transformer: a reference to them is not all of it.
+    eager = tiny_pipeline("z-image-controlnet").pipeline
+    with monkeypatch.context() as patch:
+        for name in ("t_embedder", "all_x_embedder", "cap_embedder", "noise_refiner", "context_refiner", "x_pad_token"):
+            patch.setattr(eager.controlnet, name, None)
+        patch.setattr(eager.controlnet, "rope_embedder", None)
+        patch.setattr(eager.controlnet, "cap_pad_token", None)
+        eager.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        stored = {*file.keys()}
+    source = QEFFDiffusionPipeline.from_pretrained(tmp_path)._pipeline_source
+    exported = {}
+    for name in ("controlnet", "transformer"):
+        source.exported = name
+        (tmp_path / name / "export").mkdir()
+        exported[name] = dict(
+            source.load_for_export("", tmp_path / name / "export").get_submodule(name).named_parameters()
+        )
+    assert {name for name in exported["controlnet"] if name not in stored}
+    for name, parameter in eager.controlnet.named_parameters():
+        assert torch.equal(exported["controlnet"][name].clone(), parameter)
+    assert all(type(each).__name__ == "DeferredTensor" for each in exported["transformer"].values())
+
+
+def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> None:
+    # With a generator for each picture diffusers calls the encoder for each.
+    tiny = tiny_pipeline("stable-diffusion/image-to-image")
+    shapes = PipelineShapes(height=64, width=64, batch_size=2)
+    _, calls = QEFFDiffusionPipeline(tiny.pipeline)._recorded(shapes)
+    found = [call.arguments["x"]["tensor"]["shape"][0] for call, _ in calls if call.method == "encode"]
+    assert sorted(found) == [1, 2]
+    assert {number for _, number in calls} == {0}
