@@ -1,7 +1,7 @@
 """A program on its devices: loading, activation, and one step at a time. Every status of the runtime is looked at.
 
-Programs of one process share the cores of a device: where a program finds too few, those that wait for their next step are
-deactivated, the one that waits longest first, and activated again for that step. A program that holds state keeps its cores.
+Programs of one process that retain no state take turns on the cores of a device: where one finds too few, others that wait for
+their next step are deactivated, the one that waits longest first, and activated again for that step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class _NoSpaceError(ExecutionError):
 class DeviceProgram:
     """A loaded and activated program. Its constructor leaves nothing activated when it fails.
 
-    `holds_state`: whether the device keeps what a later step needs. Such a program is not deactivated for another one.
+    `takes_turns`: nothing of it stays on the device between two steps, so that it may be deactivated for another such program.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class DeviceProgram:
         device_ids: Sequence[int],
         cores: int,
         timeout_ms: int,
-        holds_state: Callable[[], bool] = lambda: True,
+        takes_turns: bool = False,
     ) -> None:
         self._rt = modules.qaicrt
         self._name = folder.parent.name
-        self._holds_state = holds_state
+        self._takes_turns = takes_turns
         #: Held during a step.
         self._in_use = threading.RLock()
         self._cores, self._timeout_ms = cores, timeout_ms
@@ -126,7 +126,7 @@ class DeviceProgram:
                 try:
                     self._take_cores()
                 except _NoSpaceError:
-                    if not _make_space(self):
+                    if not self._takes_turns or not _make_space(self):
                         raise
                 else:
                     _active.append(self)
@@ -147,8 +147,8 @@ class DeviceProgram:
             ) from error
 
     def give_cores(self) -> bool:
-        """Deactivates the program until its next step, unless a step is running or it holds state; says whether it did."""
-        if self._holds_state() or not self._in_use.acquire(blocking=False):
+        """Deactivates the program until its next step, unless a step is running or it takes no turns; says whether it did."""
+        if not self._takes_turns or not self._in_use.acquire(blocking=False):
             return False
         try:
             self._deactivate()

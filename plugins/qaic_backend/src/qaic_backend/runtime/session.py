@@ -43,22 +43,21 @@ class QaicSession(BaseSession):
     ) -> None:
         super().__init__(compiled)
         cores = int(compiled.options["num_cores"])
-        #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
-        self._state_is_fresh, self._overwrite_state = True, False
-        self._adapters: set[str] = set()
         self._program = DeviceProgram(
             modules,
             folder,
             device_ids=device_ids,
             cores=cores,
             timeout_ms=timeout_ms,
-            holds_state=self._holds_state,
+            takes_turns=not compiled.states,
         )
         try:
             self._bind()
         except BaseException:
             self._program.close()
             raise
+        #: A fresh activation has zeros; later the state of the last generation has to be overwritten first.
+        self._state_is_fresh, self._overwrite_state = True, False
         #: Contents of states that the next step takes to the device, by binding.
         self._written: dict[int, bytes] = {}
         self.info = {
@@ -101,11 +100,6 @@ class QaicSession(BaseSession):
         self._overwrite_state = False
         self._written = {}
         return results
-
-    def _holds_state(self) -> bool:
-        """Whether the next step needs what the device has kept."""
-        is_cleared = self._state_is_fresh or (self._overwrite_state and not self._adapters)
-        return bool(self.compiled.states) and not is_cleared
 
     def clear_states(self) -> None:
         """The next step writes zeros over the states before it runs."""
