@@ -93,7 +93,9 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
     return {
         "kind": "compiled" if compiled else "export",
         "directory": str(subject.directory),
-        "backend": {**qconfig.get("backend", {}), "name": compiled.backend} if compiled else None,
+        "backend": {**qconfig.get("backend", {}), "name": compiled.backend, **_other_backends(compiled)}
+        if compiled
+        else None,
         "task": subject.task,
         "model": subject.metadata.get("model_name", ""),
         "architecture": subject.metadata.get("architecture", ""),
@@ -211,9 +213,16 @@ def _text(document: Mapping[str, Any]) -> str:
     return facts(shown)
 
 
+def _other_backends(compiled: CompiledModel) -> dict[str, dict[str, str]]:
+    """The backend of each program, where they have several."""
+    found = {name: part.backend for name, part in compiled.parts().items()}
+    return {"programs": found} if len(set(found.values())) > 1 else {}
+
+
 def _backend_line(backend: Mapping[str, Any]) -> str:
     origin = backend.get("distribution")
-    return f"{backend['name']} ({origin})" if origin else str(backend["name"])
+    main = f"{backend['name']} ({origin})" if origin else str(backend["name"])
+    return "\n".join([main, *(f"{name}: {each}" for name, each in backend.get("programs", {}).items())])
 
 
 def _window_line(window: Mapping[str, Any]) -> str:

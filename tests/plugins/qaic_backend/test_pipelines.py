@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFDiffusionPipeline
+from qeff_framework.cli.app import main
 from qeff_framework.errors import OptionError
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
 from tests.pipelines import random_adapter, tiny_stable_diffusion
@@ -25,7 +27,7 @@ def _store(session_store: Path) -> None:
 
 
 def test_standin_runs_the_denoiser_and_another_backend_the_rest(
-    standin: Callable[..., StandinSdk], tmp_path: Path
+    standin: Callable[..., StandinSdk], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     standin()
     eager = tiny_stable_diffusion()
@@ -37,11 +39,15 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     with pytest.raises(OptionError, match="num_coresx"):
         model.compile({"denoiser": "qaic", **HOST}, num_coresx=8, **SIZES)
     place = tmp_path / "both"
-    compiled = model.compile({"denoiser": "qaic", **HOST}, compile_dir=place, num_cores=8, **SIZES)
-    assert {name: part.backend for name, part in compiled.parts().items()} == {**HOST, "unet": "qaic"}
+    # Both programs take all cores: they take turns.
+    backends = {"denoiser": "qaic", "text_encoder": "ort_sim", "vae": "qaic"}
+    compiled = model.compile(backends, compile_dir=place, num_cores=16, **SIZES)
+    assert {name: part.backend for name, part in compiled.parts().items()} == {**HOST, "unet": "qaic", "vae": "qaic"}
     assert list(place.rglob("programqpc.bin"))
+    assert main(["inspect", str(place)]) == 0
+    assert re.search(r"text_encoder: ort_sim\n *unet: qaic", capsys.readouterr().out)
     # Found again, and complete in itself.
-    assert model.compile({"denoiser": "qaic", **HOST}, compile_dir=place, num_cores=8, **SIZES).directory == place
+    assert model.compile(backends, compile_dir=place, num_cores=16, **SIZES).directory == place
     asked = {"num_inference_steps": 4, "latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
     with model.load() as runner:
         assert isinstance(runner, CompiledDiffusionPipeline)

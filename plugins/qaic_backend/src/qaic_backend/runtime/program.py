@@ -1,8 +1,14 @@
-"""A program on its devices: loading, activation, and one step at a time. Every status of the runtime is looked at."""
+"""A program on its devices: loading, activation, and one step at a time. Every status of the runtime is looked at.
+
+Programs of one process that retain no state take turns on the cores of a device: where one finds too few, others that wait for
+their next step are deactivated, the one that waits longest first, and activated again for that step.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +32,42 @@ _ADVICE = {
 }
 _UNAVAILABLE = (1, 5)
 _NO_CORES = "NSP_ALLOC_FAILED"
+_NO_SPACE = (3, 7)
 #: The name of the time limit differs between SDKs.
 _TIMEOUT_NAMES = ("dataPathTimeoutMs", "SubmitRetryTimeoutMs")
 
 
+#: The activated programs of this process, the one first that waits longest. The lock is for activating.
+_active: list[DeviceProgram] = []
+_activating = threading.RLock()
+_log = logging.getLogger(__name__)
+
+
+class _NoSpaceError(ExecutionError):
+    """The device has too few cores, or too little memory, that are free."""
+
+
 class DeviceProgram:
-    """A loaded and activated program. Its constructor leaves nothing activated when it fails."""
+    """A loaded and activated program. Its constructor leaves nothing activated when it fails.
+
+    `takes_turns`: nothing of it stays on the device between two steps, so that it may be deactivated for another such program.
+    """
 
     def __init__(
-        self, modules: RuntimeModules, folder: Path, *, device_ids: Sequence[int], cores: int, timeout_ms: int
+        self,
+        modules: RuntimeModules,
+        folder: Path,
+        *,
+        device_ids: Sequence[int],
+        cores: int,
+        timeout_ms: int,
+        takes_turns: bool = False,
     ) -> None:
         self._rt = modules.qaicrt
+        self._name = folder.parent.name
+        self._takes_turns = takes_turns
+        #: Held during a step.
+        self._in_use = threading.RLock()
         self._cores, self._timeout_ms = cores, timeout_ms
         self._program: Any = None
         self._exec_object: Any = None
@@ -57,6 +88,9 @@ class DeviceProgram:
             with contextlib.suppress(Exception):
                 self.close()
             raise
+
+    def __repr__(self) -> str:
+        return self._name
 
     def _load(self, modules: RuntimeModules, folder: Path, ids: Sequence[int]) -> None:
         try:
@@ -86,14 +120,41 @@ class DeviceProgram:
                 return
 
     def _activate(self) -> None:
+        """Takes cores; raises `ExecutionError` where no program that waits can give some."""
+        with _activating:
+            while True:
+                try:
+                    self._take_cores()
+                except _NoSpaceError:
+                    if not self._takes_turns or not _make_space(self):
+                        raise
+                else:
+                    _active.append(self)
+                    return
+
+    def _take_cores(self) -> None:
         self._check(self._program.activate(), f"activating the program, which needs {self._cores} cores on each device")
         try:
             self._exec_object = self._rt.ExecObj(self._context, self._program)
         except Exception as error:
-            advice = f". {_ADVICE[7][0].upper()}{_ADVICE[7][1:]}" if _NO_CORES in str(error) else ""
-            raise ExecutionError(
+            no_space = _NO_CORES in str(error)
+            advice = f". {_ADVICE[7][0].upper()}{_ADVICE[7][1:]}" if no_space else ""
+            kind = _NoSpaceError if no_space else ExecutionError
+            with contextlib.suppress(Exception):
+                self._program.deactivate()
+            raise kind(
                 f"qaic: activating the program, which needs {self._cores} cores on each device, failed: {error}{advice}"
             ) from error
+
+    def give_cores(self) -> bool:
+        """Deactivates the program until its next step, unless a step is running or it takes no turns; says whether it did."""
+        if not self._takes_turns or not self._in_use.acquire(blocking=False):
+            return False
+        try:
+            self._deactivate()
+        finally:
+            self._in_use.release()
+        return True
 
     def step(self, shape: Sequence[Dims], contents: dict[int, bytes]) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
         """Runs one step and returns the outputs that `contents` has placeholders for.
@@ -101,6 +162,16 @@ class DeviceProgram:
         `contents` holds the bytes of inputs and placeholders of outputs by binding index; a binding without an entry is skipped:
         retained state then stays on the device. Raises `ExecutionError` when the device fails.
         """
+        with self._in_use:
+            if self._exec_object is None:
+                self._activate()
+            results = self._step(shape, contents)
+            with _activating:
+                _active.remove(self)
+                _active.append(self)
+            return results
+
+    def _step(self, shape: Sequence[Dims], contents: dict[int, bytes]) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
         rt, bindings = self._rt, self.description.bindings
         buffers = [rt.QBuffer(contents.get(binding.index, b"")) for binding in bindings]
         dims = rt.BufferDimensionsVecRef(
@@ -126,11 +197,17 @@ class DeviceProgram:
         Raises:
             ExecutionError: the runtime does not let go of the device.
         """
+        self._deactivate()
+        self._program = None
+
+    def _deactivate(self) -> None:
+        with _activating:
+            if self in _active:
+                _active.remove(self)
         # The object that runs steps must be gone before the program is deactivated.
         self._exec_object = None
-        program, self._program = self._program, None
-        if program is not None:
-            self._check(program.deactivate(), "deactivating the program")
+        if self._program is not None:
+            self._check(self._program.deactivate(), "deactivating the program")
 
     def _check(self, status: object, action: str) -> None:
         if status == self._rt.QStatus.QS_SUCCESS:
@@ -138,7 +215,18 @@ class DeviceProgram:
         code = status_code(status)
         advice = _ADVICE.get(code or 0, "")
         text = f"qaic: {action} failed with {status_name(status)}" + (f": {advice}" if advice else "")
-        raise BackendUnavailableError(text) if code in _UNAVAILABLE else ExecutionError(text)
+        if code in _UNAVAILABLE:
+            raise BackendUnavailableError(text)
+        raise _NoSpaceError(text) if code in _NO_SPACE else ExecutionError(text)
+
+
+def _make_space(wanting: DeviceProgram) -> bool:
+    """Deactivates one program that waits; says whether there was one."""
+    for program in _active:
+        if program is not wanting and program.give_cores():
+            _log.info("%s gives its cores to %s; with a smaller num_cores both stay on the device", program, wanting)
+            return True
+    return False
 
 
 def _devices(ids: Sequence[int]) -> str:

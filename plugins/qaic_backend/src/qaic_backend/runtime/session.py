@@ -43,7 +43,14 @@ class QaicSession(BaseSession):
     ) -> None:
         super().__init__(compiled)
         cores = int(compiled.options["num_cores"])
-        self._program = DeviceProgram(modules, folder, device_ids=device_ids, cores=cores, timeout_ms=timeout_ms)
+        self._program = DeviceProgram(
+            modules,
+            folder,
+            device_ids=device_ids,
+            cores=cores,
+            timeout_ms=timeout_ms,
+            takes_turns=not compiled.states,
+        )
         try:
             self._bind()
         except BaseException:
