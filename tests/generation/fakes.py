@@ -312,6 +312,7 @@ class FakeEncoder:
         *,
         pooled: bool = False,
         inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        vocab_size: int = 100,
     ) -> None:
         output_shape = ("batch_size", 3) if pooled else ("batch_size", "seq_len", 3)
         self.compiled = CompiledModel(
@@ -325,7 +326,7 @@ class FakeEncoder:
             ),
             inputs=tuple(TensorSpec(name=name, dtype="int32", shape=("batch_size", "seq_len")) for name in inputs),
             outputs=(TensorSpec(name="out", dtype="float32", shape=output_shape),),
-            metadata={"pad_token_id": 9, "vocab_size": 100, "type_vocab_size": 2},
+            metadata={"pad_token_id": 9, "vocab_size": vocab_size, "type_vocab_size": 2},
         )
         self.info: Mapping[str, str] = {}
         self.pooled = pooled

@@ -325,7 +325,7 @@ def test_a_failing_program_is_an_error_without_details(artifact: Path) -> None:
 def test_embeddings_and_rerank(artifact: Path) -> None:
     from dataclasses import replace
 
-    session = FakeEncoder(seq_lens=(16,), pooled=True)
+    session = FakeEncoder(seq_lens=(16,), pooled=True, vocab_size=1000)
     session.compiled = replace(session.compiled, directory=artifact)
     runner = CompiledEncoder(session)
     texts = ["The fox", "It's what"]
@@ -354,7 +354,7 @@ def _vectors(answer: Any, form: str) -> Any:
 def test_classes(artifact: Path) -> None:
     from dataclasses import replace
 
-    session = FakeEncoder(seq_lens=(16,), pooled=True)
+    session = FakeEncoder(seq_lens=(16,), pooled=True, vocab_size=1000)
     outputs = (replace(session.compiled.outputs[0], shape=("batch_size", 3)),)
     session.compiled = replace(session.compiled, directory=artifact, task="sequence-classification", outputs=outputs)
     with serving(CompiledClassifier(session)) as served:
@@ -369,7 +369,9 @@ def test_classes(artifact: Path) -> None:
 def test_a_classifier_with_one_label_reads_query_and_document_together(artifact: Path) -> None:
     from dataclasses import replace
 
-    session = FakeEncoder(seq_lens=(32,), pooled=True, inputs=("input_ids", "attention_mask", "token_type_ids"))
+    session = FakeEncoder(
+        seq_lens=(32,), pooled=True, inputs=("input_ids", "attention_mask", "token_type_ids"), vocab_size=1000
+    )
     outputs = (replace(session.compiled.outputs[0], shape=("batch_size", 1)),)
     session.compiled = replace(session.compiled, directory=artifact, task="sequence-classification", outputs=outputs)
     run = session.run

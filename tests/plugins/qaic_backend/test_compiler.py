@@ -38,7 +38,7 @@ def test_standin_takes_exactly_these_arguments(name: str, standin, exports, tmp_
     assert list(run.argv) == case["arguments"]
     assert run.cwd == tmp_path / "program"
     assert (compiled.directory / "qpc" / "programqpc.bin").stat().st_size > 0
-    assert compiled.program == {"folder": "qpc", "arguments": case["arguments"]}
+    assert compiled.program == {"folder": "qpc", "arguments": case["arguments"], "host_graphs": []}
     for file, text in case["files"].items():
         assert (compiled.directory / file).read_text(encoding="utf-8") == text
     for path in compiled.directory.glob("*.*"):
