@@ -147,8 +147,15 @@ def timed(pipeline: Any) -> Iterator[Times]:
             for method in METHODS:
                 if hasattr(component, method):
                     title = name if method == "forward" else f"{name}.{method}"
-                    setattr(component, method, watched(title, getattr(component, method)))
-                    stack.callback(delattr, component, method)
+                    run = watched(title, getattr(component, method))
+                    own = vars(type(component)).get(method)
+                    if getattr(own, "__name__", "") == "handed":
+                        # A component that runs programs has a class of its own, and refuses calls when it is changed itself.
+                        setattr(type(component), method, staticmethod(run))
+                        stack.callback(setattr, type(component), method, own)
+                    else:
+                        setattr(component, method, run)
+                        stack.callback(delattr, component, method)
         yield times
 
 

@@ -1,7 +1,6 @@
 """What is computed for each token, and read for the one of a row whose logits are asked for, is computed for that one alone.
 
-That is the last layer behind its attention: the output product and the MLP. Keys and values of all tokens are still written. A
-prompt of 128 tokens takes 0.94 of its time with Gemma 3 270M, whose last layer is one of 18.
+That is the last layer behind its attention: the output product and the MLP. Keys and values of all tokens are still written.
 
 A calibration wants what all tokens give, so this runs behind it.
 """
