@@ -345,7 +345,7 @@ class _Comparison:
         if has not in ("default", wanted["rope_type"]):
             self.problems.append(f"its positions are scaled by {wanted['rope_type']}, those of the model by {has}")
             return
-        parameters |= wanted
+        parameters.update(wanted)
 
     def _yarn_attention(self, scaling: dict[str, Any], factor: float) -> float:
         """What llama.cpp multiplies the tables by; DeepSeek's own multiplier is another matter, and refused."""
@@ -359,7 +359,7 @@ class _Comparison:
         kind = parameters.get("rope_type", "default")
         if kind == "default":
             base = parameters["rope_theta"]
-            parameters |= {"rope_type": "llama3", **_rule_of_factors(factors, base)}
+            parameters.update({"rope_type": "llama3", **_rule_of_factors(factors, base)})
         if not self._is_factor_of(parameters, factors):
             self.problems.append(
                 f"{ROPE_FREQS} has factors that are "
