@@ -25,7 +25,12 @@ from qeff_framework.sources import arguments as known
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
-from qeff_framework.sources.gguf_metadata import COMPLETION, complete_config, refuse_unread_tensors
+from qeff_framework.sources.gguf_metadata import (
+    COMPLETION,
+    complete_config,
+    refuse_unknown_split,
+    refuse_unread_tensors,
+)
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -457,6 +462,8 @@ class CheckpointSource:
             fetching = {**fetching, known.TRUST: self.trusted, **self._adapter.tokenizer_arguments()}
             return transformers.AutoTokenizer.from_pretrained(**fetching)
         arguments = self._loader_arguments(self._tokenizer_config())
+        if self._gguf:
+            refuse_unknown_split(self._file(self._gguf))
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 

@@ -49,6 +49,13 @@ _WITHOUT_EFFECT = (
     "ssm.*",
     "tensor_data_layout",
     "rope.scaling.finetuned",
+    # A layer that drafts tokens, which no model of Transformers runs.
+    "nextn_predict_layers",
+)
+#: Rules that split text as GPT-2 does, which is what Transformers does where it has no rule; as in llama.cpp.
+_GPT2_SPLITS = frozenset(
+    ("default", "gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat")
+    + ("a.x-4.0", "mellum", "modern-bert")
 )
 _GATES = {0: "none", 1: "softmax", 2: "sigmoid"}
 #: Layers of the largest models of Gemma 2 and 3, whose attention is not scaled by the size of a head.
@@ -91,7 +98,7 @@ _FIELDS: Mapping[str, _Field] = {
     "expert_weights_norm": _Field(("norm_topk_prob",), absent=()),
     "expert_weights_scale": _Field(("routed_scaling_factor",), absent=(0.0, 1.0)),
     "leading_dense_block_count": _Field(("first_k_dense_replace",), absent=(0,)),
-    "nextn_predict_layers": _Field(("num_nextn_predict_layers",), absent=(0,)),
+    "full_attention_interval": _Field(("full_attention_interval",), is_set=False),
 }
 
 
@@ -134,6 +141,21 @@ def refuse_unread_tensors(model: str, unread: Iterable[str], file: Path, *, is_t
         raise CheckpointError(
             f"{file.name} holds tensors that {model} has no place for: {some}; the model would compute without them; "
             "give the model as safetensors, or a file whose architecture Transformers reads"
+        )
+
+
+def refuse_unknown_split(file: Path) -> None:
+    """Raises `CheckpointError` where Transformers would split text by another rule than the vocabulary's."""
+    try:
+        from transformers.integrations.gguf import gguf_tokenizer_mapping as library
+    except ImportError:
+        return  # An older release, which has converters of its own.
+    values = GGUFHeader(file).values
+    kind, rule = _plain(values.get("tokenizer.ggml.model")), _plain(values.get("tokenizer.ggml.pre")) or "default"
+    if kind == "gpt2" and rule not in {*library.GGUF_PRE_TOKENIZER_SPLITS, *_GPT2_SPLITS}:
+        raise CheckpointError(
+            f"{file.name} splits text by the rule '{rule}', which the installed Transformers does not know; give the tokenizer "
+            "of the original model: tokenizer=AutoTokenizer.from_pretrained(...)"
         )
 
 
@@ -277,6 +299,9 @@ class _Comparison:
         self._compare_base(window, said.pop("freq_base_swa", None), "rope.freq_base_swa")
         self._compare_size(main, said.pop("dimension_count", None), "rope.dimension_count")
         said.pop("dimension_count_swa", None)
+        sections = [size for size in said.pop("dimension_sections", []) if size]
+        if sections and sections != [*main.get("mrope_section", [])]:
+            self._refuse("rope.dimension_sections", "and the positions of the model have no such sections")
         scaling = {key.removeprefix("scaling."): said.pop(key) for key in [*said] if key.startswith("scaling.")}
         scaling.setdefault("factor", said.pop("scale_linear", 0.0))
         for key in said:

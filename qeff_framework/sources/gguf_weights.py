@@ -159,11 +159,24 @@ class _Processor:
 
 
 def unread_tensors(path: Path, model: Any) -> list[str]:
-    """The tensors of a file that belong to no weight of the model."""
+    """The tensors of a file that belong to no weight of the model.
+
+    Those of an architecture that Transformers reads in its newer way are told by its loader.
+    """
     header = GGUFHeader(path)
     architecture = header.values["general.architecture"].items[0].decode()
+    if _has_newer_loader(architecture):
+        return []
     processor = _Processor(model.config.to_dict(), architecture, model)
     return [name for name, place in header.tensors.items() if not processor.processed(name, _blank(place), {})]
+
+
+def _has_newer_loader(architecture: str) -> bool:
+    try:
+        from transformers.integrations.gguf import utils as library
+    except ImportError:
+        return False
+    return bool(library.is_gguf_arch_supported(architecture))
 
 
 def _blank(place: GGUFTensorPlace) -> Array:

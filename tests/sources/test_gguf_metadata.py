@@ -16,7 +16,7 @@ import transformers
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource
-from qeff_framework.sources.gguf_metadata import complete_config
+from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split
 from tests.sources.test_loading import write_gguf
 from tests.tiny_models import tiny_causal_lm
 
@@ -167,3 +167,23 @@ def test_a_field_that_the_user_gives_stays(tmp_path: Path, store_root: Path) -> 
     file = write_gguf(tmp_path / "a.gguf", tiny_causal_lm("llama", num_hidden_layers=1)[0], say=say_linear)
     own = {"rope_theta": 500.0, "rope_type": "default"}
     assert CheckpointSource(file, {"rope_parameters": own}).config()["rope_parameters"] == own
+
+
+@pytest.mark.parametrize(("rule", "is_known"), [("qwen2", True), ("gpt-2", True), ("deepseek-coder", False)])
+def test_a_vocabulary_that_splits_text_by_an_unknown_rule_gives_no_tokenizer(
+    rule: str, is_known: bool, tmp_path: Path, store_root: Path
+) -> None:
+    """Transformers splits it as GPT-2 does: other ids without a word."""
+
+    def say(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(rule)
+
+    file = header(tmp_path / "a.gguf", "llama", say)
+    if is_known:
+        refuse_unknown_split(file)
+    else:
+        with pytest.raises(
+            CheckpointError, match="splits text by the rule 'deepseek-coder', which the installed Transformers"
+        ):
+            refuse_unknown_split(file)
