@@ -53,10 +53,8 @@ _WITHOUT_EFFECT = (
     "nextn_predict_layers",
 )
 #: Rules that split text as GPT-2 does, which is what Transformers does where it has no rule; as in llama.cpp.
-_GPT2_SPLITS = frozenset(
-    ("default", "gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat")
-    + ("a.x-4.0", "mellum", "modern-bert")
-)
+_JINA = frozenset({"jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
+_GPT2_SPLITS = _JINA | {"default", "gpt-2", "phi-2", "mpt", "olmo", "gigachat", "a.x-4.0", "mellum", "modern-bert"}
 _GATES = {0: "none", 1: "softmax", 2: "sigmoid"}
 #: Layers of the largest models of Gemma 2 and 3, whose attention is not scaled by the size of a head.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
