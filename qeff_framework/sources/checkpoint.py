@@ -25,6 +25,12 @@ from qeff_framework.sources import arguments as known
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
+from qeff_framework.sources.gguf_metadata import (
+    COMPLETION,
+    complete_config,
+    refuse_unknown_split,
+    refuse_unread_tensors,
+)
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -144,6 +150,8 @@ class CheckpointSource:
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
+        if self._gguf:
+            parts["completion"] = COMPLETION
         if self._adapter is not None:
             read = (*self._adapter.files(), *self._adapter.tokenizer_files().values())
             parts["adapter"] = {path.name: content_digest(path) for path in read}
@@ -454,6 +462,8 @@ class CheckpointSource:
             fetching = {**fetching, known.TRUST: self.trusted, **self._adapter.tokenizer_arguments()}
             return transformers.AutoTokenizer.from_pretrained(**fetching)
         arguments = self._loader_arguments(self._tokenizer_config())
+        if self._gguf:
+            refuse_unknown_split(self._file(self._gguf))
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
@@ -656,7 +666,9 @@ class CheckpointSource:
             files.check_weight_files([self._file(self._gguf)])
         try:
             with quiet_transformers(), quick_reading():
-                return transformers.AutoConfig.from_pretrained(self._location, **self._loader_arguments(), **overrides)
+                config = transformers.AutoConfig.from_pretrained(
+                    self._location, **self._loader_arguments(), **overrides
+                )
         except Exception as error:
             reason = f"{first_line(error)}{remote_code.trust_hint(error)}"
             if overrides:
@@ -669,6 +681,9 @@ class CheckpointSource:
                     "as safetensors"
                 ) from error
             raise CheckpointError(f"the config.json of {self.name} cannot be read: {reason}") from error
+        if self._gguf:
+            complete_config(config, self._file(self._gguf), given=overrides)
+        return config
 
     def _check_overrides(self) -> None:
         """Raises `OptionError` for arguments that neither the loader nor the config knows."""
@@ -713,6 +728,11 @@ class CheckpointSource:
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
         self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
+        if self._gguf:
+            from qeff_framework.sources.gguf_weights import unread_tensors
+
+            file = self._file(self._gguf)
+            refuse_unread_tensors(type(module).__name__, unread_tensors(file, module), file, is_tied=_is_tied(module))
         if isinstance(self._place, LocalFolder) and self._packed is None and not quantisation.is_quantised(module):
             read = self._weight_files(self._place)
             refuse_integer_weights(read, module, self.name, unread=info["unexpected_keys"])
@@ -738,6 +758,10 @@ class CheckpointSource:
         if self._gguf:
             return Path(self._gguf).stem
         return self._place.top.name if isinstance(self._place, LocalFolder) else text
+
+
+def _is_tied(module: torch.nn.Module) -> bool:
+    return bool(getattr(module.config, "tie_word_embeddings", False))
 
 
 def _digest(path: Path) -> str:

@@ -158,6 +158,32 @@ class _Processor:
         return taken
 
 
+def unread_tensors(path: Path, model: Any) -> list[str]:
+    """The tensors of a file that belong to no weight of the model.
+
+    Those of an architecture that Transformers reads in its newer way are told by its loader.
+    """
+    header = GGUFHeader(path)
+    architecture = header.values["general.architecture"].items[0].decode()
+    if _has_newer_loader(architecture):
+        return []
+    processor = _Processor(model.config.to_dict(), architecture, model)
+    return [name for name, place in header.tensors.items() if not processor.processed(name, _blank(place), {})]
+
+
+def _has_newer_loader(architecture: str) -> bool:
+    try:
+        from transformers.integrations.gguf import utils as library
+    except ImportError:
+        return False
+    return bool(library.is_gguf_arch_supported(architecture))
+
+
+def _blank(place: GGUFTensorPlace) -> Array:
+    """One number in the shape of all; what only moves numbers makes no copy of it."""
+    return np.broadcast_to(np.zeros((), np.float32), place.shape)
+
+
 def _weights(path: Path, config: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
     header = GGUFHeader(path)
     architecture = header.values["general.architecture"].items[0].decode()
@@ -167,8 +193,7 @@ def _weights(path: Path, config: Mapping[str, Any], model: Any) -> dict[str, tor
     parts: dict[str, list[_Blocks]] = {}
     for name, place in header.tensors.items():
         blocks = _Blocks.of(path, place)
-        # One number in the shape of all; what only moves numbers makes no copy of it.
-        blank = np.broadcast_to(np.zeros((), np.float32), place.shape)
+        blank = _blank(place)
         for key, value in processor.processed(name, blank, {}).items():
             shapes[key] = tuple(value.shape)
             parts.setdefault(key, []).append(blocks)

@@ -214,10 +214,17 @@ def test_the_advice_for_float8_can_be_followed() -> None:
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, module: Any, *, without: str = "", packed: Mapping[str, tuple[Any, Any]] = {}) -> Path:
+def write_gguf(
+    path: Path,
+    module: Any,
+    *,
+    without: str = "",
+    packed: Mapping[str, tuple[Any, Any]] = {},
+    say: Callable[[Any], None] = lambda writer: None,
+) -> Path:
     """A Llama as llama.cpp would write it, without a permutation of its heads and without a tokenizer's merges.
 
-    `packed`: bytes and type of what stands in place of a weight.
+    `packed`: bytes and type of what stands in place of a weight; `say` puts more into the file.
     """
     import gguf
 
@@ -254,6 +261,7 @@ def write_gguf(path: Path, module: Any, *, without: str = "", packed: Mapping[st
             writer.add_tensor(names[key], packed[key][0], raw_dtype=packed[key][1])
         elif key != without:
             writer.add_tensor(names[key], tensor.numpy())
+    say(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
