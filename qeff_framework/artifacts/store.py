@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -366,10 +367,15 @@ def _build(
             with os_errors_explained(f"cannot build {recipe.what} in {staging_parent}", remedy):
                 raise
         with os_errors_explained(f"cannot publish {recipe.what} as {target}", remedy):
-            # A builder is often the last expression of a lambda.
-            manifest = _described_by(recipe, staging, shared if isinstance(shared, Mapping) else None)
+            with ThreadPoolExecutor(1) as other:
+                # What the builder has written goes to the disk while it is read for the manifest.
+                synced = other.submit(sync_tree, staging)
+                # A builder is often the last expression of a lambda.
+                manifest = _described_by(recipe, staging, shared if isinstance(shared, Mapping) else None)
+                synced.result()
             manifest.save(staging)
-            sync_tree(staging)
+            sync(staging / Manifest.FILE)
+            sync(staging)
             with _moved_aside(replaced(recipe), staging_parent, staging_prefix, remedy):
                 _publish(staging, target)
     return replace(_described(target), built=True)

@@ -25,6 +25,7 @@ from qeff_framework.sources import arguments as known
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
+from qeff_framework.sources.gguf_merges import lean_merges
 from qeff_framework.sources.gguf_metadata import (
     COMPLETION,
     complete_config,
@@ -236,6 +237,10 @@ class CheckpointSource:
         checkpoint that is quantised in another way, that takes an adapter, that is of another format, or that the loader cannot
         take so is loaded as `load` does.
         """
+        if self._gguf:
+            self._save_tokenizer(directory)
+            # Made of a vocabulary in the file, it takes a fifth of the memory of an export that has no further use for it.
+            self._tokenizer.forget()
         found = None if self._module is not None else self._deferral(directory)
         if found is None:
             return self.load(auto_class)
@@ -413,11 +418,15 @@ class CheckpointSource:
         write_json(directory / files.CONFIG, self.config() if module is None else described_config(module))
         if module is not None:
             save_generation_config(module, directory)
-        if self.tokenizer_problem() is not None:
+        self._save_tokenizer(directory)
+
+    def _save_tokenizer(self, directory: Path) -> None:
+        """Writes the tokenizer, unless it is there or cannot be loaded."""
+        if (directory / files.TOKENIZER).exists() or self.tokenizer_problem() is not None:
             return
         report(f"reading the tokenizer of {self.name}")
         try:
-            self._tokenizer.save(directory / "tokenizer")
+            self._tokenizer.save(directory / files.TOKENIZER)
         except Exception as error:
             if self._has_tokenizer_files():
                 raise CheckpointError(
@@ -464,7 +473,7 @@ class CheckpointSource:
         arguments = self._loader_arguments(self._tokenizer_config())
         if self._gguf:
             refuse_unknown_split(self._file(self._gguf))
-        with quick_reading(with_vocabulary=not library_reads_vocabulary()), rare_collections():
+        with quick_reading(with_vocabulary=not library_reads_vocabulary()), lean_merges(), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
     def processor(self) -> Any:

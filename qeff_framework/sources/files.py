@@ -18,6 +18,8 @@ from qeff_framework.errors import CheckpointError
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+#: The folder of an artifact that holds its tokenizer.
+TOKENIZER = "tokenizer"
 #: Further JSON files that Transformers reads, each an object.
 _OBJECTS = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 

@@ -26,6 +26,9 @@ from qeff_framework.sources.stand_ins import StandIn
 
 Array = NDArray[Any]
 
+#: Rows that are shorter are dequantised as one.
+_ROW_NUMBERS = 1 << 15
+
 _PLAIN = {number: getattr(torch, name) for number, name in PLAIN.items()}
 
 
@@ -98,8 +101,15 @@ class _Blocks:
         from gguf import GGMLQuantizationType, dequantize
 
         content = self.stored.read_rows(start, stop).numpy()
-        found: Array = dequantize(content, GGMLQuantizationType(self.place.kind))
+        # The package takes sixteen rows at a time: of short ones the calls take longer than the numbers.
+        joined = math.gcd(len(content), 1 << max(0, (_ROW_NUMBERS // self._columns).bit_length() - 1))
+        longer = content.reshape(len(content) // joined, -1)
+        found: Array = dequantize(longer, GGMLQuantizationType(self.place.kind)).reshape(len(content), -1)
         return found.astype(np.float32, copy=False)
+
+    @property
+    def _columns(self) -> int:
+        return self.place.shape[-1] if self.place.shape else 1
 
     def whole(self) -> Array:
         """float32 in the tensor's shape."""

@@ -49,6 +49,10 @@ class CheckpointTokenizer:
                 self._tokenizer = self._load()
         return self._tokenizer
 
+    def forget(self) -> None:
+        """Gives the memory of the tokenizer back; it is loaded again when it is asked for."""
+        self._tokenizer = None
+
     def has_chat_template(self) -> bool:
         """Whether it can render conversations. Raises whatever Transformers raises, where it was never loaded before."""
         if self._tokenizer is None:

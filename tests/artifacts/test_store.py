@@ -276,16 +276,18 @@ def test_everything_is_on_the_disk_before_it_is_published(get, store, monkeypatc
         synced_tree(directory)
 
     def sync(path):
-        steps.append(("directory", path, len(store.list())))
+        steps.append((path.name, path.exists(), len(store.list())))
         synced(path)
 
     monkeypatch.setattr(store_module, "sync_tree", sync_tree)
     monkeypatch.setattr(store_module, "sync", sync)
     artifact = get()
-    assert steps == [
-        ("tree", ["compiled.json", "manifest.json", "program.bin", "tokenizer"], 0),
-        ("directory", artifact.path.parent, 1),
-    ]
+    [tree, manifest, directory, parent] = steps
+    assert tree == ("tree", ["compiled.json", "program.bin", "tokenizer"], 0)
+    # The manifest, and that it stands in the directory, follow when all that it lists is there.
+    assert manifest == ("manifest.json", True, 0)
+    assert directory[1:] == (True, 0)
+    assert parent == (artifact.path.parent.name, True, 1)
 
 
 # --- destination ------------------------------------------------------------------------------------------------------
