@@ -155,7 +155,9 @@ class OrtSession(BaseSession):
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
     model = compiled.path(compiled.program["model"])
-    options = session_options(optimization_level="none", threads=threads, pack_weights=pack_weights)
+    # Programs of older versions do not tell.
+    level = "layout" if compiled.program.get("layout_of_cpu") else "none"
+    options = session_options(optimization_level=level, threads=threads, pack_weights=pack_weights)
     try:
         return open_session(model, options)
     except Exception as error:

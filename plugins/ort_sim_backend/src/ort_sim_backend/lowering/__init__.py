@@ -22,6 +22,7 @@ from ort_sim_backend.lowering.merged_reshapes import MergedReshapes
 from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
+from ort_sim_backend.lowering.split_products import SplitProducts
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.lowering.used_slots import UsedSlots
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
@@ -46,6 +47,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         products = compressed_products(_EIGHT_BITS, narrowable=bits < _EIGHT_BITS.bits)
         compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
     return (
+        SplitProducts(),
         FastGelu(),
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
@@ -95,6 +97,7 @@ __all__ = [
     "MultiHeadAttention",
     "RotaryEmbedding",
     "SimplifiedRMSNorm",
+    "SplitProducts",
     "TiedWeights",
     "UsedSlots",
     "compressed_products",
