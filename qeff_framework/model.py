@@ -108,6 +108,23 @@ class Program:
     specializations: tuple[Specialization, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenInput:
+    """What a program will be run on, as far as it can be checked before there is a program."""
+
+    #: There are texts, which only a tokenizer makes tokens of.
+    texts: bool = False
+    #: There are conversations, which a chat template renders.
+    conversations: bool = False
+    #: The images of each prompt.
+    images: Sequence[Sequence[Any]] = ()
+    #: How long each clip of sound is, in seconds.
+    clips: Sequence[float] = ()
+    #: What is spoken, and what to do with it.
+    language: str | None = None
+    speech_task: str | None = None
+
+
 class QEFFBaseModel:
     """A Transformers model on its way to a device.
 
@@ -170,6 +187,18 @@ class QEFFBaseModel:
             from qeff_framework.tokenization.chat import without_chat_template
 
             raise without_chat_template(self.name)
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:  # noqa: ARG002 - for tasks that override it
+        """Raises for input that the programs would refuse, or that nothing here could prepare, before anything is exported.
+
+        Args:
+            given: what they will be run on.
+            sizes: keywords of `compile`; what belongs to the backend is left aside.
+        """
+        if given.texts:
+            self.require_tokenizer()
+        if given.conversations:
+            self.require_chat_template()
 
     @classmethod
     def _check_architecture(cls, source: ModelSource) -> None:

@@ -30,3 +30,4 @@ class QEFFAutoModelForAudioClassification(SoundModel):
     task: ClassVar[Task] = "audio-classification"
     transformers_class = "AutoModelForAudioClassification"
     shapes = SoundShapes
+    processor_part = "AutoFeatureExtractor"

@@ -82,3 +82,4 @@ class QEFFAutoModelForImageClassification(ImageModel):
     task: ClassVar[Task] = "image-classification"
     transformers_class = "AutoModelForImageClassification"
     shapes = ImageShapes
+    processor_part = "AutoImageProcessor"

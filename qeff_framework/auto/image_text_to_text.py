@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
-from qeff_framework.model import Program
+from qeff_framework.model import GivenInput, Program
 from qeff_framework.shapes import ImageTextShapes
 from qeff_framework.sources import CheckpointSource, ModelSource
 
@@ -252,13 +252,13 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 f"{self.name} and must be read in one step; give prefill_seq_len={tokens} or more"
             )
 
-    def require_images(self, images: Sequence[Sequence[Any]], sizes: Mapping[str, Any]) -> None:
-        """Raises `InputError` for images of a prompt that programs of these sizes would refuse, before anything is compiled.
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds images whose number or size does not fit."""
+        super().require_input(given, sizes)
+        if given.images:
+            self._require_images(given.images, sizes)
 
-        Args:
-            images: those of each prompt.
-            sizes: keywords of `compile`; others than those of `ImageTextShapes` are left aside.
-        """
+    def _require_images(self, images: Sequence[Sequence[Any]], sizes: Mapping[str, Any]) -> None:
         from qeff_framework.images.units import image_units, pixel_names
         from qeff_framework.seam.image_features import encoder_inputs
 

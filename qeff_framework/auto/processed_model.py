@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qeff_framework.artifacts.digests import file_sha256
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.errors import CheckpointError
+from qeff_framework.model import GivenInput
 from qeff_framework.sources import CheckpointSource, ModelSource
 from qeff_framework.sources.tokenizers import save_tokenizer
 
@@ -29,6 +30,9 @@ class ProcessedModel(TaskModel):
         model: a Transformers module in float32, or a source that can load one.
         processor: the processor or feature extractor of a module that was built in memory; a checkpoint brings its own.
     """
+
+    #: The class of Transformers that loads as much of a processor as the task cannot do without.
+    processor_part: ClassVar[str] = "AutoProcessor"
 
     def __init__(self, model: torch.nn.Module | ModelSource, *, processor: Any = None) -> None:
         super().__init__(model)
@@ -56,8 +60,14 @@ class ProcessedModel(TaskModel):
                 raise CheckpointError(
                     f"{self.name} is a module in memory, which carries no processor; pass processor=..."
                 )
-            self._processor = self._source.processor()
+            self._processor = self._source.processor(self.processor_part)
         return self._processor
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds the processor of images and sound."""
+        super().require_input(given, sizes)
+        if given.images or given.clips:
+            _ = self.processor
 
     @property
     def _has_processor(self) -> bool:

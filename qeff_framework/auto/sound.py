@@ -8,14 +8,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeff_framework.auto.processed_model import ProcessedModel
-from qeff_framework.errors import OptionError
-from qeff_framework.model import Program
+from qeff_framework.errors import InputError, OptionError
+from qeff_framework.model import GivenInput, Program
 
 if TYPE_CHECKING:
     from qeff_framework.relay import Relay
 
 #: What a program is compiled for unless its length is given.
 _SECONDS = 10
+#: Samples per second of a processor that does not say.
+_RATE = 16_000
 
 
 class SoundModel(ProcessedModel):
@@ -38,6 +40,31 @@ class SoundModel(ProcessedModel):
                 for entry in entries
             )
         return [Program(name="", plan=plan, specializations=entries)]
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds clips that are longer than the programs."""
+        super().require_input(given, sizes)
+        if not given.clips:
+            return
+        names = {field.name for field in dataclasses.fields(self.shapes)}
+        shapes = self._with_lengths(self.shapes(**{name: value for name, value in sizes.items() if name in names}))
+        for number, seconds in enumerate(given.clips):
+            length = self._length_of(seconds) if shapes.lengths else 0
+            if length > max(shapes.lengths, default=0):
+                raise InputError(
+                    f"clip {number} lasts {seconds:.2f} s, which is a length of {length}, and the longest program would take "
+                    f"{max(shapes.lengths)}; cut it, or compile with seq_len={length} (-O seq_len={length})"
+                )
+
+    def _length_of(self, seconds: float) -> int:
+        """How long the processor's result is for a clip."""
+        import numpy as np
+
+        extractor = getattr(self.processor, "feature_extractor", self.processor)
+        rate = int(getattr(extractor, "sampling_rate", _RATE))
+        made = extractor(np.zeros(round(seconds * rate), dtype=np.float32), sampling_rate=rate, return_tensors="np")
+        name = extractor.model_input_names[0]
+        return int(made[name].shape[1 + self._signal[0]["shape"].index(None)])
 
     def _with_lengths(self, shapes: Any) -> Any:
         """The sizes with the lengths that they leave open; without lengths for a model that takes one only."""
@@ -66,7 +93,7 @@ class SoundModel(ProcessedModel):
             # A model in memory: a waveform, unless a processor says otherwise.
             return {"name": self._main_input(), "shape": [None]}, None
         extractor = getattr(self.processor, "feature_extractor", self.processor)
-        rate = int(getattr(extractor, "sampling_rate", 16_000))
+        rate = int(getattr(extractor, "sampling_rate", _RATE))
         shapes = []
         for seconds in (1, _SECONDS):
             clip = np.zeros(seconds * rate, dtype=np.float32)

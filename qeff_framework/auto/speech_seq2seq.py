@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qeff_framework.auto.sound import SoundModel, frames_of
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import OptionError
-from qeff_framework.model import Program
+from qeff_framework.model import GivenInput, Program
 from qeff_framework.shapes import SpeechSeq2SeqShapes
+from qeff_framework.sources import CheckpointSource
+from qeff_framework.speech.start_tokens import SpeechFacts
 
 if TYPE_CHECKING:
     from qeff_framework.relay import Relay
@@ -48,6 +50,16 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
         runner: Any = self._runner or self.load()
         texts: list[str] = runner.transcribe(audio, **settings)
         return texts
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds languages and tasks that the checkpoint does not know."""
+        super().require_input(given, sizes)
+        if isinstance(self._source, CheckpointSource):
+            facts = SpeechFacts.of(self._source.generation_config(), self.config, _language_names())
+            if given.language is not None:
+                facts.language_id(given.language)
+            if given.speech_task is not None:
+                facts.task_id(given.speech_task)
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         shapes = self._with_lengths(shapes)
@@ -99,7 +111,12 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
         known = json.loads(file.read_text(encoding="utf-8")).get("lang_to_id") if file.is_file() else None
         if not known:
             return facts
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        names = {name: code for name, code in TO_LANGUAGE_CODE.items() if f"<|{code}|>" in known}
+        names = {name: code for name, code in _language_names().items() if f"<|{code}|>" in known}
         return {**facts, "language_names": names}
+
+
+def _language_names() -> Mapping[str, str]:
+    """Code by name of a language."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return TO_LANGUAGE_CODE

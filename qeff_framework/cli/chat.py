@@ -67,7 +67,11 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
 
     check_draft(args)
     settings = given_settings(args)
-    compiled = given_artifact(args) or compile_model(args, check_task=_check_task, reads_chats=True, prefer="causal-lm")
+    from qeff_framework.model import GivenInput
+
+    compiled = given_artifact(args) or compile_model(
+        args, check_task=_check_task, given=GivenInput(conversations=True), prefer="causal-lm"
+    )
     _check_task(compiled.task)
     with opened_draft(args, compiled) as draft, load_program(args, compiled) as runner:
         tokenizer: Any = needed_tokenizer(runner)

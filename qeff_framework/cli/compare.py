@@ -98,7 +98,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     _check(args)
     prompts, text = _given_texts(args)
     _complete_sizes(args)
-    compiled = compile_model(args, check_task=_check_task, reads_texts=True, prefer=_TASK)
+    from qeff_framework.model import GivenInput
+
+    compiled = compile_model(args, check_task=_check_task, given=GivenInput(texts=True), prefer=_TASK)
     runtime_texts = texts_by_name(args.runtime_options)
     runtime = (
         typed_options(runtime_texts, [registry.descriptor(backend_of(compiled)).runtime_options])

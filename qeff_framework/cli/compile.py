@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from qeff_framework.tasks import task_specs
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.contracts import CompiledModel, Specialization, Task
+    from qeff_framework.model import GivenInput
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
 
@@ -84,20 +85,16 @@ def compile_model(
     output: Path | None = None,
     dry_run: bool = False,
     rebuild: bool = False,
-    reads_texts: bool = False,
-    reads_chats: bool = False,
     check_task: Callable[[str], None] = lambda task: None,
     prefer: Task | None = None,
-    images: Sequence[Sequence[Any]] = (),
+    given: GivenInput | None = None,
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
-    Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. With
-    `reads_texts` a checkpoint without a usable tokenizer is refused before it is compiled, with `reads_chats` also one without a
-    chat template; so are what `check_task` raises for the model's task, and `images` of prompts that its programs would refuse. A
-    checkpoint that is for several tasks is opened for `prefer`.
+    Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. What
+    `check_task` raises for the model's task comes before the compilation too, and so does what the programs would refuse of the
+    `given` input. A checkpoint that is for several tasks is opened for `prefer`.
     """
-    from qeff_framework.auto.image_text_to_text import QEFFAutoModelForImageTextToText
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
@@ -111,12 +108,8 @@ def compile_model(
     model = open_model(args, prefer=prefer)
     check_task(model.task)
     options = typed_options(texts, [model.shapes, descriptor.options])
-    if reads_texts:
-        model.require_tokenizer()
-    if reads_chats:
-        model.require_chat_template()
-    if images and isinstance(model, QEFFAutoModelForImageTextToText):
-        model.require_images(images, options)
+    if given is not None:
+        model.require_input(given, options)
     return model.compile(
         backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
     )

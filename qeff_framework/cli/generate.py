@@ -154,13 +154,24 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     conversations = given_conversations(args, prompts)
     settings, images = _settings(args), given_images(args)
 
+    from qeff_framework.model import GivenInput
+
     def check_task(task: str) -> None:
         _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
 
     # Of a model for images and text, the text model alone is less to compile, and takes every option of text generation.
     prefer: Task = "image-text-to-text" if args.image else "causal-lm"
     compiled = given_artifact(args) or compile_model(
-        args, check_task=check_task, reads_texts=bool(prompts), prefer=prefer, images=images
+        args,
+        check_task=check_task,
+        prefer=prefer,
+        given=GivenInput(
+            texts=bool(prompts),
+            images=images,
+            clips=[each.seconds for each in audio],
+            language=args.language,
+            speech_task=args.speech_task,
+        ),
     )
     check_task(compiled.task)
     request = ResultsRequest(

@@ -121,13 +121,14 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
             raise OptionError(f"--{name.replace('_', '-')}={getattr(args, name)} must be above 0")
     api_key = _api_key(args)
 
+    from qeff_framework.model import GivenInput
     from qeff_framework.serving.http import server
     from qeff_framework.serving.http.app import create_app
     from qeff_framework.serving.http.guard import LOOPBACK, Limits
 
     # The address is checked before anything is compiled.
     with server.listen(args.host, args.port) as listener, ExitStack() as stack:
-        compiled = given_artifact(args) or compile_model(args, reads_texts=True)
+        compiled = given_artifact(args) or compile_model(args, given=GivenInput(texts=True))
         name = args.model_name or str(compiled.metadata.get("model_name") or compiled.directory.name)
         is_local = args.host in LOOPBACK
         if not is_local and api_key is None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.contracts import PROBABILITIES, ExecutionSession
 from qeff_framework.errors import ExecutionError
 from qeff_framework.generation.drafting import drafts_of
+from qeff_framework.generation.moved_states import move_states
 from qeff_framework.generation.placement import Placement
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.request import Request
@@ -51,9 +52,6 @@ class Scheduler:
         self._groups: Groups = ()
         #: ``[B, 1, V]`` of the last step, where the program returns them. Valid until the next one.
         self._probabilities: NDArray[Any] | None = None
-        self._moved_states = [
-            state.input for state in session.compiled.states if state.kind not in ("cross", "adapter")
-        ]
         #: Requests that have ended with an error since the caller emptied the list.
         self.failed: list[Request] = []
         #: The last step has fed a prompt, so that the rows that decode come next.
@@ -258,22 +256,8 @@ class Scheduler:
                 self._placement.drop_waiting()
                 continue
             if request.beams is not None:
-                self._move_states(request.beams.moves)
+                move_states(self._session, request.beams.moves)
         return steps
-
-    def _move_states(self, moves: Mapping[int, int]) -> None:
-        """Gives lanes the states of other lanes, whose texts their rows continue.
-
-        Beams of one prompt have the source in common, so that the states of cross-attention stay. The session's states are read
-        and written as a whole: what this costs grows with the context.
-        """
-        if not moves:
-            return
-        session: Any = self._session  # that of a backend whose states can be read and written
-        states = session.read_states(self._moved_states)
-        for state in states.values():
-            state[[*moves]] = state[[*moves.values()]]
-        session.write_states(states)
 
     def _take_alone(self, logits: NDArray[Any], groups: Groups) -> list[Step]:
         """`_take` for the logits ``[1, 1, V]`` of a prefill program with one row, whatever the row's lane is."""

@@ -476,16 +476,37 @@ class CheckpointSource:
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), lean_merges(), rare_collections():
             return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
 
-    def processor(self) -> Any:
-        """The processor of Transformers that prepares images or sound. Raises `CheckpointError` where none can be loaded."""
+    def processor(self, part: str = "AutoProcessor") -> Any:
+        """The processor of Transformers that prepares images or sound.
+
+        Args:
+            part: the class that loads what must be there of it. A classifier of sound comes without a tokenizer, which a
+                processor of the same type cannot do without.
+
+        Raises:
+            CheckpointError: none can be loaded.
+        """
         import transformers
 
-        try:
-            with quiet_transformers():
-                load: Any = transformers.AutoProcessor.from_pretrained
-                return load(self._location, **self._loader_arguments())
-        except Exception as error:
-            raise CheckpointError(f"the processor of {self.name} cannot be loaded: {first_line(error)}") from error
+        problem: Exception | None = None
+        for name in dict.fromkeys(("AutoProcessor", part)):
+            load: Any = getattr(transformers, name).from_pretrained
+            try:
+                with quiet_transformers():
+                    return load(self._location, **self._loader_arguments())
+            except Exception as error:  # noqa: BLE001  (whatever a processor raises is told)
+                problem = error
+        # What the library says about its hub is no help with a folder.
+        told = first_line(problem).partition(". If you were trying to load it from")[0] if problem is not None else ""
+        raise CheckpointError(
+            f"the processor of {self.name}, which prepares its input, cannot be loaded: {told}; add the checkpoint's "
+            "preprocessor_config.json or processor_config.json"
+        ) from problem
+
+    def generation_config(self) -> Mapping[str, Any]:
+        """What ``generation_config.json`` holds; empty where there is none."""
+        path = None if self._gguf else self._optional_file(files.GENERATION_CONFIG)
+        return {} if path is None else files.read_json(path)
 
     def _has_tokenizer_files(self) -> bool:
         if self._adapter is not None and self._adapter.tokenizer_files():

@@ -10,6 +10,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.generation.moved_states import move_states
 from qeff_framework.generation.randomness import generator_of
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.sampling import RuledSelector
@@ -65,7 +66,6 @@ class SpeechDecoder:
         (tokens,) = (spec for spec in session.compiled.inputs if spec.name == "input_ids")
         self._dtype = tokens.dtype
         (hidden,) = (spec for spec in session.compiled.inputs if spec.name == "encoder_hidden_states")
-        self._moved_states = [state.input for state in session.compiled.states if state.kind != "cross"]
         self._hidden_size, self._hidden_dtype = int(hidden.shape[2]), hidden.dtype
 
     def check(self, settings: GenerationSettings) -> None:
@@ -135,23 +135,13 @@ class SpeechDecoder:
             deciding = [row for row in rows if not row.finished and position >= len(row.prompt) - 1]
             if deciding:
                 texts.take(logits, deciding)
-                self._move_states(texts.moves)
+                move_states(self._session, texts.moves)
             position += 1
             on_step()
         return [
             Answer(tokens=tokens, avg_logprob=logprob, no_speech_prob=no_speech[number * beams])
             for number, (tokens, logprob) in enumerate(texts.best_texts())
         ]
-
-    def _move_states(self, moves: Mapping[int, int]) -> None:
-        """Gives rows the states of the rows whose texts they continue. Beams of a window have its sound in common."""
-        if not moves:
-            return
-        session: Any = self._session  # that of a backend whose states can be read and written
-        states = session.read_states(self._moved_states)
-        for state in states.values():
-            state[[*moves]] = state[[*moves.values()]]
-        session.write_states(states)
 
     def _token(self, row: Row, position: int) -> int | None:
         """The token at a position, `None` behind the end of a row that has finished."""
