@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import onnxruntime as ort
 from ort_sim_backend.mapped_tables import MappedTables, RowReader
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
-from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization, TensorSpec
+from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs, resolve_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,6 +86,8 @@ class OrtSession(BaseSession):
         #: Programs of older versions have none, and leave theirs to ONNX Runtime.
         self._tables = _tables(compiled)
         self._readers = _readers(compiled)
+        #: Memory of the outputs, which steps share: they are valid until the next one.
+        self._results = _largest(host_outputs(compiled), self.specializations)
         self._steps = {item.name: self._prepare(item) for item in self.specializations}
         self.info = {
             "device": "CPU",
@@ -126,7 +129,7 @@ class OrtSession(BaseSession):
 
     def release(self) -> None:
         """Frees the weights and the buffers."""
-        self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
+        self._session, self._steps, self._next_states, self._buffers, self._results = None, {}, {}, {}, {}
         self._tables = None
         for reader in self._readers:
             reader.close()
@@ -134,7 +137,10 @@ class OrtSession(BaseSession):
 
     def _prepare(self, specialization: Specialization) -> _Step:
         inputs = allocate(host_inputs(self.compiled), specialization.dims)
-        outputs = allocate(host_outputs(self.compiled), specialization.dims)
+        outputs = {
+            spec.name: _front(self._results[spec.name], resolve_shape(spec, specialization.dims))
+            for spec in host_outputs(self.compiled)
+        }
         binding = self._session.io_binding()
         for name, buffer in inputs.items():
             _bind_input(binding, name, buffer)
@@ -151,6 +157,17 @@ class OrtSession(BaseSession):
                 _bind_input(binding, name, table)
         rows = _rows_of_tables(self.compiled, specialization)
         return _Step(binding=binding, inputs=inputs, outputs=outputs, looked_up=looked_up, rows=rows)
+
+
+def _largest(specs: Sequence[TensorSpec], specializations: Sequence[Specialization]) -> dict[str, Array]:
+    """For each of `specs`, room for the largest of the specializations."""
+    sizes = {spec.name: max(math.prod(resolve_shape(spec, item.dims)) for item in specializations) for spec in specs}
+    return {spec.name: np.zeros(sizes[spec.name], spec.dtype) for spec in specs}
+
+
+def _front(room: Array, shape: tuple[int, ...]) -> Array:
+    front: Array = room[: math.prod(shape)].reshape(shape)
+    return front
 
 
 def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
