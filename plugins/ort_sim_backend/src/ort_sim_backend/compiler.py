@@ -20,6 +20,7 @@ from qeff_framework.sessions import check_distinct_shapes, check_specializations
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 BLOCKS_FILE = "model.onnx.blocks"
+TAIL_FILE = "tail.onnx"
 #: Smaller initializers stay inside the model file; shapes and axes are read there by ONNX Runtime's shape inference.
 _INLINE_BYTES = 1024
 #: Rewrites of ONNX Runtime that make a step slower. The kernels for a sum and its norm in one go through the numbers one by one:
@@ -63,15 +64,17 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     optimize(lowered, directory / MODEL_FILE, level=request.options.optimization_level)
     lowered.unlink()
     lowered_weights.unlink(missing_ok=True)
-    tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed)) if packed else None
+    states = request.exported.states
+    names = {name for state in states for name in (state.input, state.output)}
+    tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed), names, TAIL_FILE) if packed else None
     if any(has_subgraph(node) for node in request.model.graph):
         name_inner_values(directory / MODEL_FILE)
-    states = request.exported.states
     program = {
         "model": MODEL_FILE,
         "in_place": states_updated_in_place(request.model, states),
         "roomy": states_with_room(request.model, states),
         **({"tables_file": BLOCKS_FILE, "tables": tables.mapped, "rows": tables.read} if tables else {}),
+        **({"tail": tables.tail} if tables and tables.tail else {}),
         **narrowed,
     }
     return request.result(
