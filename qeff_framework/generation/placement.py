@@ -6,6 +6,8 @@ prefill program has one row, so that rows are prefilled one after the other; oth
 are prefilled together. The slots of lanes without a row are given to the program as well: their rows are padding, which writes
 nothing, and all slots of a step must be different.
 
+Decode programs of fewer rows, where there are any, take the first lanes. Rows that decode move there, and their slots with them.
+
 The slots beyond N keep what finished rows have left. A prompt that begins like one of them takes over that slot and skips the
 tokens that it holds.
 """
@@ -98,6 +100,21 @@ class Placement:
         if not self.filling:
             self.decoding = [*self.decoding, *sorted(self._filled, key=lambda row: row.lane)]
             self._filled = []
+
+    def move_up(self) -> None:
+        """Gives the rows that decode the first lanes; what had these changes places with them."""
+        count = len(self.decoding)
+        first = set(range(count)) - {row.lane for row in self.decoding}
+        others = {row.lane: row for row in (*self.filling, *self._filled, *self._rereading)}
+        for row in [row for row in self.decoding if row.lane >= count]:
+            lane, left = first.pop(), row.lane
+            self._slots[lane], self._slots[left] = self._slots[left], self._slots[lane]
+            row.lane = lane
+            if lane in others:
+                others[lane].lane = left
+            else:
+                self._free_lanes.remove(lane)
+                self._free_lanes.append(left)
 
     def reread(self, rows: Iterable[Row]) -> None:
         """Takes rows out of decoding: their texts are to be read again."""

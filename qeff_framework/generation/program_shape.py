@@ -57,6 +57,8 @@ class ProgramShape:
     ctx_len: int
     #: Slots of continuous batching; `None` when each row has its own cache.
     slots: int | None
+    #: With slots, decode programs for a single token of fewer rows, ascending: the first so many lanes.
+    fewer_rows: tuple[StepShape, ...] = ()
     #: Names of the inputs beside tokens and positions.
     extra_inputs: frozenset[str]
     #: `None` when the program does not tell.
@@ -150,11 +152,13 @@ class ProgramShape:
                 f"prefill and decode must have one batch_size and ctx_len in common, found "
                 f"{sorted({(step.rows, ctx_len) for step in steps})}; with batch_index, prefill must have batch_size 1"
             )
+        fewer = [s for s in steps if s.width == s.kept == 1 and s.rows < most_rows and s not in prefills]
         return cls(
             prefills=tuple(prefills),
             decodes=tuple(decodes),
             ctx_len=ctx_len,
             slots=slots,
+            fewer_rows=() if slots is None else tuple(sorted(fewer, key=lambda s: s.rows)),
             extra_inputs=frozenset(fed) - frozenset(_TOKENS),
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,

@@ -44,6 +44,7 @@ class Scheduler:
         self._shape = shape
         self._prefills = [StepInputs(shape, step) for step in shape.prefills]
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
+        self._fewer = [StepInputs(shape, step) for step in shape.fewer_rows]
         self._image = None if shape.image_step is None else StepInputs(shape, shape.image_step)
         self._placement = self._empty_placement()
         self._pad = 0
@@ -189,6 +190,8 @@ class Scheduler:
         shape = self._shape
         if active is not self._grouped:
             self._grouped, self._groups = active, _by_request(active)
+            if self._fewer:
+                self._placement.move_up()
         for request, _ in self._groups:
             request.decode_steps += 1
         drafts = drafts_of(self._groups, shape)
@@ -196,9 +199,12 @@ class Scheduler:
         if drafts:
             needed = 1 + max(map(len, drafts.values()))
             inputs = next(inputs for inputs in self._decodes if inputs.shape.width >= needed)
+        elif self._fewer:
+            rows = 1 + max(row.lane for row in active)
+            inputs = next((fewer for fewer in self._fewer if fewer.shape.rows >= rows), inputs)
         inputs.clear(self._pad)
         if shape.slots is not None:
-            for lane in range(shape.batch_size):
+            for lane in range(inputs.shape.rows):
                 inputs.batch_index[lane, 0] = self._placement.slot(lane)
         for row in active:
             tokens = [row.generated[-1]]

@@ -28,6 +28,7 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
         "prompts": prompts,
         "rows": rows,
         "slots": rows + draw(st.integers(0, 3)),
+        "fewer": draw(st.sets(st.integers(1, 3))),
         "prefill": draw(st.integers(1, ctx_len)),
         "ctx_len": ctx_len,
         # Prompt and answer together, so that the answers differ in length.
@@ -39,7 +40,8 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
 @settings(deadline=None, max_examples=300)
 @given(generations())
 def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
-    session = FakeContinuous(case["rows"], case["slots"], case["prefill"], case["ctx_len"])
+    fewer = [rows for rows in case["fewer"] if rows < case["rows"]]
+    session = FakeContinuous(case["rows"], case["slots"], case["prefill"], case["ctx_len"], fewer=fewer)
     asked = GenerationSettings(max_length=case["max_length"], eos_token_ids=tuple(case["eos"]))
     output = TextGenerator(session).generate_ids(case["prompts"], asked)
 
@@ -49,7 +51,12 @@ def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     assert len(output.finish_reasons) == len(expected)
     assert output.perf_metrics.decode_steps == sum(
         step["input_ids"].shape != (1, case["prefill"]) for step in session.steps
-    ) or (case["rows"] == 1 and case["prefill"] == 1)
+    ) or (case["prefill"] == 1 and 1 in (case["rows"], *fewer))
+    # No step computes more rows than the smallest program for those that decode.
+    decodes = [step["position_ids"] for step in session.steps if case["prefill"] > 1 == step["position_ids"].shape[1]]
+    for positions in decodes:
+        fitting = [rows for rows in (*fewer, case["rows"]) if rows >= (positions >= 0).sum()]
+        assert len(positions) == min(fitting)
 
 
 def test_rules_hold_for_each_prompt_by_itself() -> None:

@@ -152,10 +152,11 @@ def check_dry_run_is_no_program(subject: Subject) -> None:
 
 @check("capabilities")
 def check_continuous_batching(subject: Subject) -> None:
-    """``full_batch_size`` is compiled where it is claimed: a prefill of one row, and steps of all rows."""
+    """``full_batch_size`` is compiled where it is claimed: a prefill of one row, and steps of all rows, or of fewer as well."""
     subject.need(subject.capabilities.continuous_batching, "continuous_batching")
     need_causal_lm(subject)
     asked = {**SIZES, "batch_size": 1, "full_batch_size": 2, "kv_cache_batch_size": 3}
     compiled = compile_publicly(subject, continuous_layer().program, subject.folder("home"), **asked)
     rows = {item.name: (item.dims["batch_size"], item.dims["full_batch_size"]) for item in compiled.specializations}
-    require(rows == {"prefill": (1, 3), "decode": (2, 3)}, f"the program has the rows {rows}")
+    asked_for = {"prefill": (1, 3), "decode": (2, 3)}
+    require(rows | asked_for == rows, f"the program has the rows {rows}")

@@ -1,16 +1,17 @@
 """Tables of which a step reads some rows: few of their pages stay in memory.
 
 ONNX Runtime would map them, and the pages that were read once would stay: the system maps whole runs of pages around each row, so
-some hundred tokens bring in all of a table, 164 MiB with Gemma 3 270M. Rows whose numbers are an input of the step are read from
-the file. Where the step itself finds out which rows it wants, the table is in a mapping of our own, which is emptied; what is
+some hundred tokens bring in all of a table, 164 MiB with Gemma 3 270M. Rows whose numbers the session knows are read from the
+file. Where a step finds out in the middle which rows it wants, the table is in a mapping of our own, which is emptied; what is
 read again then comes from the system's cache of the file, which processes share.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,22 @@ from qeff_framework.plugin_api import ExecutionError, InputError
 _STEPS = 8
 
 
+def _seek_and_read(file: int, length: int, offset: int) -> bytes:
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.read(file, length)
+
+
+#: Windows lacks the call that does both.
+_read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+
+
 class RowReader:
     """Reads rows of a table from its file.
 
     Args:
         file: holds it.
         place: its ``offset``, ``dtype`` and ``shape``; ``rows`` is the name of the graph's input that takes the rows, and
-            ``numbers`` that of the input of the step which says which ones.
+            ``numbers`` that of the input or result of the step which says which ones.
     """
 
     def __init__(self, file: Path, place: Mapping[str, Any]) -> None:
@@ -59,15 +69,17 @@ class RowReader:
             raise InputError(
                 f"{self.numbers} has {wrong}, and there are {self._count} rows to choose from: give 0 to {self._count - 1}"
             )
-        rows = target.reshape(len(found), -1).view(np.uint8)
-        length = rows.shape[1]
-        for row, number in zip(rows, found.tolist(), strict=True):
-            self._file.seek(self._offset + (number % self._count) * length)
-            if self._file.readinto(row.data) != length:
-                raise ExecutionError(
-                    f"{self._file.name} has become shorter since it was opened: row {number} of a table is missing. Compile the "
-                    "model again"
-                )
+        length = target.nbytes // max(len(found), 1)
+        file, offset, count = self._file.fileno(), self._offset, self._count
+        pieces = [_read_at(file, length, offset + (number % count) * length) for number in found.tolist()]
+        content = b"".join(pieces)
+        if len(content) != target.nbytes:
+            row = next(number for number, piece in zip(found, pieces, strict=True) if len(piece) != length)
+            raise ExecutionError(
+                f"{self._file.name} has become shorter since it was opened: row {row} of a table is missing. Compile the "
+                "model again"
+            )
+        target.reshape(-1).view(np.uint8)[...] = np.frombuffer(content, np.uint8)
 
     def close(self) -> None:
         """Closes the file."""

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.block_tables import LOOKUP
+from ort_sim_backend.table_tail import cut_off
 from qeff_framework.lowering import write_weights
 
 #: Smaller ones stay with the other weights.
@@ -82,19 +83,24 @@ class Tables:
     mapped: Sequence[dict[str, Any]]
     #: Of which rows are passed: with the input that takes the ``rows``, and the one of the step that has their ``numbers``.
     read: Sequence[dict[str, Any]]
+    #: The small model behind the other one, see `cut_off`; empty where there is none.
+    tail: dict[str, Any]
 
 
-def put_back(path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value]) -> Tables:
+def put_back(
+    path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value], states: Collection[str], tail_file: str
+) -> Tables:
     """Makes the inputs of the model in `path` that have the names of `values` its initializers, with their content.
 
-    Rows whose numbers are an input of the model become an input, so that no table is mapped for them. Those of `tables` that are
-    still read stay inputs as well, so that a session may pass what it has mapped.
+    Rows whose numbers are an input of the model become an input, so that no table is mapped for them; where the step chooses them
+    itself, what it does with them goes into `tail_file`. Those of `tables` that are still read stay inputs as well, so that a
+    session may pass what it has mapped.
     """
     model = ir.load(path)
     contents = {value.name: value.const_value for value in values}
     lookups = {value.name for value in tables}
     kept: list[ir.Value] = []
-    mapped: list[dict[str, Any]] = []
+    mapped: list[ir.Value] = []
     read: list[dict[str, Any]] = []
     for value in [value for value in model.graph.inputs if value.name in contents]:
         model.graph.inputs.remove(value)
@@ -106,11 +112,22 @@ def put_back(path: Path, values: Sequence[ir.Value], tables: Collection[ir.Value
         if value.uses():
             model.graph.register_initializer(value)
             if value.name in lookups:
-                mapped.append({**_place(value), "name": str(value.name)})
-                kept.append(value)
-    model.graph.inputs.extend(kept)
+                mapped.append(value)
+    places = {str(value.name): _place(value) for value in mapped}
+    if (cut := cut_off(model, mapped, states)) is not None:
+        small, tail = cut
+        ir.save(small, path.with_name(tail_file))
+        for value in mapped:
+            del model.graph.initializers[str(value.name)]
+        found = [{**places[each["table"]], **each} for each in tail["rows"]]
+        tail, mapped = {**tail, "model": tail_file, "rows": found}, []
+    model.graph.inputs.extend([*kept, *mapped])
     ir.save(model, path)
-    return Tables(mapped=mapped, read=read)
+    return Tables(
+        mapped=[{**places[str(value.name)], "name": str(value.name)} for value in mapped],
+        read=read,
+        tail={} if cut is None else tail,
+    )
 
 
 def _rows_read(model: ir.Model, table: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import onnxruntime as ort
 from ort_sim_backend.mapped_tables import MappedTables, RowReader
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization
-from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization, TensorSpec
+from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs, resolve_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,17 @@ READ_IN_PLACE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Behind:
+    """The buffers of the small model behind a step, see `table_tail`."""
+
+    binding: Any
+    #: What the step has told it.
+    values: Mapping[str, Array]
+    #: For each reader of the small model, the rows that it takes.
+    looked_up: Sequence[Array]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Step:
     """The buffers of one specialization, bound once. A step copies small inputs in and runs: nothing is allocated."""
 
@@ -38,6 +50,8 @@ class _Step:
     looked_up: Sequence[Array]
     #: Rows of mapped tables that it reads.
     rows: int
+    #: What runs behind it.
+    behind: _Behind | None
     #: Inputs that are bound to an array of the caller of the last step.
     elsewhere: set[str] = field(default_factory=set)
 
@@ -61,7 +75,7 @@ class OrtSession(BaseSession):
     def __init__(self, compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
         super().__init__(compiled)
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
-        self._session: Any = _load(compiled, threads, pack_weights=options.pack_weights)
+        self._session: Any = _load(compiled, threads, compiled.program["model"], pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
         roomy = frozenset(compiled.program.get("roomy", ()))  # programs of older versions have none
         room = max((item.dims.get("seq_len", 1) for item in compiled.specializations), default=1) - 1
@@ -84,7 +98,13 @@ class OrtSession(BaseSession):
         self._lengths = _lengths(compiled)
         #: Programs of older versions have none, and leave theirs to ONNX Runtime.
         self._tables = _tables(compiled)
-        self._readers = _readers(compiled)
+        self._readers = _readers(compiled, compiled.program.get("rows", ()))
+        self._tail: Mapping[str, Any] = compiled.program.get("tail", {})
+        self._tail_readers = _readers(compiled, self._tail.get("rows", ()))
+        # It has little to compute; two groups of threads would be in each other's way.
+        self._tail_session: Any = _load(compiled, 1, self._tail["model"]) if self._tail else None
+        #: Memory of the outputs, which steps share: they are valid until the next one.
+        self._results = _largest(host_outputs(compiled), self.specializations)
         self._steps = {item.name: self._prepare(item) for item in self.specializations}
         self.info = {
             "device": "CPU",
@@ -106,6 +126,12 @@ class OrtSession(BaseSession):
         try:
             with nullcontext() if self._tables is None else self._tables.reading(step.rows):
                 self._session.run_with_iobinding(step.binding)
+            if step.behind is not None:
+                for reader, rows in zip(self._tail_readers, step.behind.looked_up, strict=True):
+                    reader.read(step.behind.values[reader.numbers], rows)
+                self._tail_session.run_with_iobinding(step.behind.binding)
+        except ExecutionError:
+            raise
         except Exception as error:
             raise ExecutionError(f"ONNX Runtime failed in a step: {reason(error)}") from error
         self._lengths = lengths
@@ -126,20 +152,27 @@ class OrtSession(BaseSession):
 
     def release(self) -> None:
         """Frees the weights and the buffers."""
-        self._session, self._steps, self._next_states, self._buffers = None, {}, {}, {}
-        self._tables = None
-        for reader in self._readers:
+        self._session, self._steps, self._next_states, self._buffers, self._results = None, {}, {}, {}, {}
+        self._tables, self._tail_session = None, None
+        for reader in (*self._readers, *self._tail_readers):
             reader.close()
-        self._readers = []
+        self._readers, self._tail_readers = [], []
 
     def _prepare(self, specialization: Specialization) -> _Step:
         inputs = allocate(host_inputs(self.compiled), specialization.dims)
-        outputs = allocate(host_outputs(self.compiled), specialization.dims)
+        outputs = {
+            spec.name: _front(self._results[spec.name], resolve_shape(spec, specialization.dims))
+            for spec in host_outputs(self.compiled)
+        }
         binding = self._session.io_binding()
         for name, buffer in inputs.items():
             _bind_input(binding, name, buffer)
-        for name, buffer in outputs.items():
-            _bind_output(binding, name, buffer)
+        behind = self._prepare_behind(specialization, outputs) if self._tail else None
+        # What the small model writes, the large one does not.
+        of_large = outputs if behind is None else {**outputs, **behind.values}
+        for name, buffer in of_large.items():
+            if name not in self._tail.get("written_over", ()):
+                _bind_output(binding, name, buffer)
         for state in self._in_place:
             _bind_input(binding, state.input, self._buffers[state.input])
             _bind_output(binding, state.output, self._buffers[state.input])
@@ -150,11 +183,39 @@ class OrtSession(BaseSession):
             for name, table in self._tables.arrays.items():
                 _bind_input(binding, name, table)
         rows = _rows_of_tables(self.compiled, specialization)
-        return _Step(binding=binding, inputs=inputs, outputs=outputs, looked_up=looked_up, rows=rows)
+        return _Step(binding=binding, inputs=inputs, outputs=outputs, looked_up=looked_up, rows=rows, behind=behind)
+
+    def _prepare_behind(self, specialization: Specialization, outputs: Mapping[str, Array]) -> _Behind:
+        specs = [TensorSpec(**{**value, "shape": tuple(value["shape"])}) for value in self._tail["values"]]
+        values = {
+            **allocate(specs, specialization.dims),
+            **{value: outputs[result] for result, value in self._tail["written_over"].items()},
+        }
+        binding = self._tail_session.io_binding()
+        read = [value.name for value in self._tail_session.get_inputs()]
+        for name in values.keys() & set(read):
+            _bind_input(binding, name, values[name])
+        looked_up = [reader.buffer(values[reader.numbers]) for reader in self._tail_readers]
+        for reader, buffer in zip(self._tail_readers, looked_up, strict=True):
+            _bind_input(binding, reader.rows, buffer)
+        for result in self._tail["written_over"]:
+            _bind_output(binding, result, outputs[result])
+        return _Behind(binding=binding, values=values, looked_up=looked_up)
 
 
-def _load(compiled: CompiledModel, threads: int, *, pack_weights: bool) -> ort.InferenceSession:
-    model = compiled.path(compiled.program["model"])
+def _largest(specs: Sequence[TensorSpec], specializations: Sequence[Specialization]) -> dict[str, Array]:
+    """For each of `specs`, room for the largest of the specializations."""
+    sizes = {spec.name: max(math.prod(resolve_shape(spec, item.dims)) for item in specializations) for spec in specs}
+    return {spec.name: np.zeros(sizes[spec.name], spec.dtype) for spec in specs}
+
+
+def _front(room: Array, shape: tuple[int, ...]) -> Array:
+    front: Array = room[: math.prod(shape)].reshape(shape)
+    return front
+
+
+def _load(compiled: CompiledModel, threads: int, name: str, *, pack_weights: bool = True) -> ort.InferenceSession:
+    model = compiled.path(name)
     # Programs of older versions do not tell.
     level = "layout" if compiled.program.get("layout_of_cpu") else "none"
     options = session_options(optimization_level=level, threads=threads, pack_weights=pack_weights)
@@ -176,8 +237,7 @@ def _tables(compiled: CompiledModel) -> MappedTables | None:
         raise ExecutionError(f"{file} cannot be mapped: {error}") from error
 
 
-def _readers(compiled: CompiledModel) -> list[RowReader]:
-    places = compiled.program.get("rows", ())
+def _readers(compiled: CompiledModel, places: Sequence[Mapping[str, Any]]) -> list[RowReader]:
     if not places:
         return []
     file = compiled.path(compiled.program["tables_file"])
