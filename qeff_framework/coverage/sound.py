@@ -194,16 +194,22 @@ def check_scores(module: Any, backend: str, facts: dict[str, Any], *, task: Task
         rows = [clip[0].numpy() for clip in clips]
         together = runner.generate({name: rows})
         alone = runner.generate({name: rows[1:]})
-    error = 0.0
-    for found, expected in ((together, wanted), (alone, wanted[1:])):
+    error = absolute = 0.0
+    rows_of: dict[int, list[Any]] = {}
+    for first, found, expected in ((0, together, wanted), (1, alone, wanted[1:])):
         logits, lengths = found if isinstance(found, tuple) else (found, None)
         for number, want in enumerate(expected):
             if lengths is not None and lengths[number] != len(want):
                 facts["stage"] = "frames"
                 raise CheckError(f"clip {number} has {lengths[number]} frames instead of {len(want)}", facts)
             got = logits[number] if lengths is None else logits[number, : len(want)]
-            error = max(error, float(np.abs(got - want).max() / want.std()))
-    facts["logit_error"] = error
+            rows_of.setdefault(first + number, []).append(got)
+            difference = float(np.abs(got - want).max())
+            error, absolute = max(error, difference / float(want.std())), max(absolute, difference)
+    # The last row twice: beside a longer clip, and alone in a shorter program.
+    beside, by_itself = rows_of[len(wanted) - 1]
+    facts["logit_error"], facts["absolute_error"] = error, absolute
+    facts["padding_error"] = float(np.abs(beside - by_itself).max())
     if error > HIDDEN_TOLERANCE:
         facts["stage"] = "logits"
         raise CheckError(f"a logit differs by {error:.1e}", facts)

@@ -29,6 +29,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "mllama": "mllama",
     "moonshine": "moonshine",
     "openai-gpt": "openai_gpt",
+    "qwen4_exp": "qwen4_exp",
     "qwen4_exp_text": "qwen4_exp",
     "recurrent_gemma": "recurrent_gemma",
     "rwkv": "rwkv",

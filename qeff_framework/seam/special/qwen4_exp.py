@@ -25,23 +25,29 @@ _DIGIT = 1024
 
 def adapt(model: PreTrainedModel) -> None:
     """Replaces the forward of each indexer and of each hash."""
-    layers = len(model.config.layer_types)
+    layers = len(model.config.get_text_config().layer_types)
     rotary: Any = next(module for module in model.modules() if hasattr(module, "mrope_section"))
+    sees_images = hasattr(model.config, "vision_config")
     module: Any
     for module in model.modules():
         if hasattr(module, "block_topk"):
-            module.forward = MethodType(_indexer_with(rotary), module)
+            module.forward = MethodType(_indexer_with(None if sees_images else rotary), module)
         elif hasattr(module, "ngram_embedding"):
             module.layer_idx += layers
             module.forward = MethodType(_hashed, module)
         elif hasattr(module, "short_conv_state_len"):
             module.layer_idx += layers
-        elif hasattr(module, "rotary_emb"):
+        elif hasattr(module, "rotary_emb") and hasattr(module.config, "layer_types"):
             # The model would collect the positions of the whole text for the indexers.
             module.config.layer_types = ["linear_attention"] * layers
 
 
 def _indexer_with(rotary: Any) -> Any:
+    """With `rotary` a block is rotated by the place of its first token in the text.
+
+    Where images stand in texts that place has several axes, and the numbers of a token's rotation are kept beside its key.
+    """
+
     def indexer(
         self: Any,
         hidden: torch.Tensor,
@@ -59,8 +65,13 @@ def _indexer_with(rotary: Any) -> Any:
         queries = self.q_layernorm(queries.unflatten(-1, (-1, self.index_head_dim)))
         cos, sin = position_embeddings
         queries = library.apply_rotary_pos_emb(queries, cos=cos, sin=sin, unsqueeze_dim=2)
-        blocks = self.k_layernorm(windows(cache, keys, size, self.layer_idx).mean(dim=2))
-        cos, sin = rotary(blocks, positions // size * size)
+        if rotary is None:
+            found = windows(cache, torch.cat([keys, cos, sin], dim=-1), size, self.layer_idx)
+            keys, cos, sin = torch.split(found, [keys.shape[-1], cos.shape[-1], sin.shape[-1]], dim=-1)
+            blocks, cos, sin = self.k_layernorm(keys.mean(dim=2)), cos[:, :, 0], sin[:, :, 0]
+        else:
+            blocks = self.k_layernorm(windows(cache, keys, size, self.layer_idx).mean(dim=2))
+            cos, sin = rotary(blocks, positions // size * size)
         blocks = library.apply_rotary_pos_emb(blocks.unsqueeze(1), cos=cos, sin=sin)
         blocks = cache.write("index_key", self.layer_idx, blocks)
         scores = torch.relu(queries @ blocks.transpose(2, 3)).sum(dim=2) / math.sqrt(self.index_head_dim)
