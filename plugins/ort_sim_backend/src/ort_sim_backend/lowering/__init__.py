@@ -25,6 +25,7 @@ from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.split_products import SplitProducts
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.lowering.used_slots import UsedSlots
+from ort_sim_backend.lowering.winograd_convolutions import WinogradConvolutions
 from ort_sim_backend.options import BLOCK_SIZE, COMPRESSED_BITS
 from qeff_framework.lowering import DequantizedExperts, GatherRows, RemoveUnused, ScatterUpdates, WeightBlocks
 from qeff_framework.plugin_api import Transform
@@ -48,6 +49,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
     return (
         SplitProducts(),
+        WinogradConvolutions(),
         FastGelu(),
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
@@ -100,6 +102,7 @@ __all__ = [
     "SplitProducts",
     "TiedWeights",
     "UsedSlots",
+    "WinogradConvolutions",
     "compressed_products",
     "final_passes",
     "passes",
