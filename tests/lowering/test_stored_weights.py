@@ -223,6 +223,32 @@ def test_the_holes_of_a_weight_are_not_read_and_stay_holes(tmp_path: Path, monke
     assert weight_of(value).numpy().tobytes() == numbers.tobytes()
 
 
+@pytest.mark.parametrize("permutation", [(1, 0, 2), (2, 0, 1), (2, 1, 0)])
+def test_a_turned_weight_is_never_held_whole(
+    permutation: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(0).standard_normal((64, 48, 32)).astype(np.float16)
+    monkeypatch.setattr(stored_weights, "_CHUNK_BYTES", numbers.nbytes // 16)
+    monkeypatch.setattr(stored_weights, "_TURNED_BYTES", numbers.nbytes // 5)
+    (tmp_path / "weights").write_bytes(numbers.tobytes())
+    stored = ir.ExternalTensor(
+        "weights", 0, numbers.nbytes, ir.DataType.FLOAT16, shape=ir.Shape(numbers.shape), name="w", base_dir=tmp_path
+    )
+    value = ir.Value(name="w", shape=stored.shape, type=ir.TensorType(stored.dtype), const_value=stored)
+    fold_stored_weights(ir.Model(ir.Graph([], [], nodes=[], initializers=[value], opset_imports={}), ir_version=10))
+    weight = weight_of(value)
+    assert isinstance(weight, StoredWeight)
+    made: list[int] = []
+    empty = np.empty
+    monkeypatch.setattr(np, "empty", lambda shape, *given: made.append(int(np.prod(shape)) * 2) or empty(shape, *given))
+
+    weight.turned(permutation).tofile(file := io.BytesIO())
+    assert file.getvalue() == numbers.transpose(permutation).tobytes()
+    assert max(made) <= numbers.nbytes // 5
+    monkeypatch.undo()
+    assert np.array_equal(weight.turned(permutation).numpy(), numbers.transpose(permutation))
+
+
 def test_the_same_bytes_are_one_weight(stored: Path) -> None:
     first, second = (weight_of(load_portable(stored).graph.initializers["up"]) for _ in range(2))
 
