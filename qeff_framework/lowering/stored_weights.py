@@ -228,6 +228,18 @@ class StoredWeight(ir.LazyTensor):
         inner = source.source
         return StoredWeight(inner if inner.dtype == dtype else _Rounded(source=inner), str(self.name))
 
+    @property
+    def working_bytes(self) -> int:
+        """The most that `pieces` holds at one time."""
+        source = self._source
+        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
+        # The rows that are read, as they become wider, and as they are written.
+        pieces = min(self.nbytes, max(_CHUNK_BYTES, _row_bytes(source))) * 3
+        if self._is_read_by_rows():
+            return int(pieces)
+        whole = math.prod(inner.shape) * inner.dtype.itemsize
+        return int(pieces + min(whole, max(_TURNED_BYTES, _row_bytes(inner))))
+
     def is_hole(self) -> bool:
         """Whether nothing was ever written where the numbers lie, so that all are zero and take no disk."""
         return bool(self.shape) and self._source.is_hole(0, self._source.shape[0])
@@ -296,8 +308,10 @@ class StoredWeight(ir.LazyTensor):
         for first, last in _spans(inner.shape, inner.dtype.itemsize, _TURNED_BYTES):
             turned = inner.rows(first, last)
             for start, stop in _spans(turned.shape, self.dtype.itemsize, _CHUNK_BYTES):
-                piece = turned[start:stop]
+                # A copy, as the caller may keep the last piece while the next part is read.
+                piece = np.ascontiguousarray(turned[start:stop])
                 yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
+            del turned
 
 
 def matrices_of(tensor: ir.TensorProtocol) -> Iterator[Array]:
@@ -533,6 +547,10 @@ def _swaps_last_axes(node: ir.Node, rank: int) -> bool:
     given = node.attributes.get("perm")
     order = list(range(rank))[::-1] if given is None else list(given.as_ints())
     return order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _row_bytes(source: _Stored) -> int:
+    return int(math.prod(source.shape[1:]) * source.dtype.itemsize)
 
 
 def _spans(shape: Sequence[int], itemsize: float, most: int) -> Iterator[tuple[int, int]]:
