@@ -290,7 +290,10 @@ print(json.dumps(marks))
 def measure(arguments: argparse.Namespace) -> str:
     """One row of a table: what it took."""
     checkpoint = arguments.checkpoint.absolute()
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix="qeff-home-") as home:
+    with (
+        tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix="qeff-home-") as home,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+    ):
         options = dict(option.split("=", 1) for option in arguments.options)
         given = {
             "checkpoint": str(checkpoint),
@@ -305,6 +308,7 @@ def measure(arguments: argparse.Namespace) -> str:
             [arguments.python, "-c", _CHILD, json.dumps(given)],
             env=environment,
             stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
         peak = own = 0
@@ -316,7 +320,9 @@ def measure(arguments: argparse.Namespace) -> str:
         assert process.stdout is not None
         told = process.stdout.read()
         if process.returncode:
-            return f"| {checkpoint} | failed with status {process.returncode} |"
+            errors.seek(0)
+            reason = next((line for line in reversed(errors.read().splitlines()) if line.strip()), "it said nothing")
+            return f"| {checkpoint} | failed with status {process.returncode}: {reason} |"
         marks = json.loads(told.splitlines()[-1])
         times = os.times()
         added = _added(Path(home), checkpoint)

@@ -67,7 +67,12 @@ from qeff_framework.lowering.values import (
     subgraphs,
 )
 from qeff_framework.lowering.weight_blocks import BlockFit, WeightBlocks
-from qeff_framework.lowering.weight_files import link_stored_weights, narrow_stored_weights, write_weights
+from qeff_framework.lowering.weight_files import (
+    link_stored_weights,
+    narrow_stored_weights,
+    write_weights,
+    writing_memory,
+)
 from qeff_framework.lowering.weights import computed_tensor, content_key, replace_content, weight_of, weights
 
 __all__ = [
@@ -156,4 +161,5 @@ __all__ = [
     "weight_of",
     "weights",
     "write_weights",
+    "writing_memory",
 ]

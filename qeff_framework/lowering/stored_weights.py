@@ -26,6 +26,8 @@ from qeff_framework.lowering.values import graph_of
 STORED = ".stored."
 #: Most bytes of a weight that exist a second time while it is converted.
 _CHUNK_BYTES = 16 * 2**20
+#: Most bytes of a turned weight that are held at a time, as it is stored; all of it is read for each such part.
+_TURNED_BYTES = 256 * 2**20
 
 Array = NDArray[Any]
 
@@ -41,8 +43,7 @@ class _File:
 
     def rows(self, start: int, stop: int) -> Array:
         row = math.prod(self.shape[1:])
-        # NumPy has no bfloat16 of its own.
-        dtype = np.dtype(np.uint16) if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy()
+        dtype = _number_type(self.dtype)
         count = row * (stop - start)
         try:
             found = np.fromfile(self.path, dtype, count, offset=self.offset + start * row * dtype.itemsize)
@@ -170,7 +171,15 @@ class _Turned:
     def rows(self, start: int, stop: int) -> Array:
         if self.permutation[0] == 0:
             return self.source.rows(start, stop).transpose(self.permutation)
-        return self.source.rows(0, self.source.shape[0]).transpose(self.permutation)[start:stop]
+        # A stripe of each row, some rows at a time.
+        shape = list(self.source.shape)
+        axis = self.permutation[0]
+        shape[axis] = stop - start
+        stripe = (slice(None),) * axis + (slice(start, stop),)
+        result = np.empty(shape, _number_type(self.dtype))
+        for first, last in _spans(self.source.shape, self.dtype.itemsize, _CHUNK_BYTES):
+            result[first:last] = self.source.rows(first, last)[stripe]
+        return result.transpose(self.permutation)
 
     def is_hole(self, start: int, stop: int) -> bool:
         if self.permutation[0] == 0:
@@ -219,6 +228,18 @@ class StoredWeight(ir.LazyTensor):
         inner = source.source
         return StoredWeight(inner if inner.dtype == dtype else _Rounded(source=inner), str(self.name))
 
+    @property
+    def working_bytes(self) -> int:
+        """The most that `pieces` holds at one time."""
+        source = self._source
+        inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
+        # The rows that are read, as they become wider, and as they are written.
+        pieces = min(self.nbytes, max(_CHUNK_BYTES, _row_bytes(source))) * 3
+        if self._is_read_by_rows():
+            return int(pieces)
+        whole = math.prod(inner.shape) * inner.dtype.itemsize
+        return int(pieces + min(whole, max(_TURNED_BYTES, _row_bytes(inner))))
+
     def is_hole(self) -> bool:
         """Whether nothing was ever written where the numbers lie, so that all are zero and take no disk."""
         return bool(self.shape) and self._source.is_hole(0, self._source.shape[0])
@@ -233,7 +254,7 @@ class StoredWeight(ir.LazyTensor):
         One zero stands for each piece that is a hole.
         """
         laid_out = StoredWeight(_as_laid_out(self._source), str(self.name))
-        hole = np.zeros(1, np.uint16 if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy())
+        hole = np.zeros(1, _number_type(self.dtype))
         for start, stop in laid_out._spans():
             yield hole if laid_out._source.is_hole(start, stop) else laid_out._source.rows(start, stop)
 
@@ -259,8 +280,7 @@ class StoredWeight(ir.LazyTensor):
 
     def _whole(self) -> Array:
         shape = self._source.shape
-        dtype = np.dtype(np.uint16) if self.dtype == ir.DataType.BFLOAT16 else self.dtype.numpy()
-        result = np.empty(shape, dtype)
+        result = np.empty(shape, _number_type(self.dtype))
         first = 0
         for piece in self._pieces():
             result[first : first + len(piece)] = piece
@@ -269,10 +289,7 @@ class StoredWeight(ir.LazyTensor):
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """First and last row of each piece."""
-        rows = self._source.shape[0]
-        step = max(1, _CHUNK_BYTES * rows // max(1, int(self.nbytes)))
-        for start in range(0, rows, step):
-            yield start, min(rows, start + step)
+        return _spans(self._source.shape, self.dtype.itemsize, _CHUNK_BYTES)
 
     def _is_read_by_rows(self) -> bool:
         """All of a turned matrix is read for each of its rows."""
@@ -286,12 +303,15 @@ class StoredWeight(ir.LazyTensor):
             for start, stop in self._spans():
                 yield source.rows(start, stop)
             return
-        # Once, and as narrow as it is stored.
+        # As few times as possible, and as narrow as it is stored.
         inner = source.source if isinstance(source, (_Cast, _Rounded)) else source
-        whole = inner.rows(0, source.shape[0])
-        for start, stop in self._spans():
-            piece = whole[start:stop]
-            yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
+        for first, last in _spans(inner.shape, inner.dtype.itemsize, _TURNED_BYTES):
+            turned = inner.rows(first, last)
+            for start, stop in _spans(turned.shape, self.dtype.itemsize, _CHUNK_BYTES):
+                # A copy, as the caller may keep the last piece while the next part is read.
+                piece = np.ascontiguousarray(turned[start:stop])
+                yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
+            del turned
 
 
 def matrices_of(tensor: ir.TensorProtocol) -> Iterator[Array]:
@@ -529,6 +549,17 @@ def _swaps_last_axes(node: ir.Node, rank: int) -> bool:
     return order == [*range(rank - 2), rank - 1, rank - 2]
 
 
+def _row_bytes(source: _Stored) -> int:
+    return int(math.prod(source.shape[1:]) * source.dtype.itemsize)
+
+
+def _spans(shape: Sequence[int], itemsize: float, most: int) -> Iterator[tuple[int, int]]:
+    """First and last row of each piece of at most so many bytes, or of one row."""
+    step = max(1, int(most // max(1, math.prod(shape[1:]) * itemsize)))
+    for start in range(0, shape[0], step):
+        yield start, min(shape[0], start + step)
+
+
 def _skipped(file: BinaryIO, size: int) -> bool:
     """Leaves a hole of `size` bytes at the end of a file; `False` where the file cannot have one."""
     try:
@@ -557,6 +588,11 @@ def _write(file: BinaryIO, piece: Array) -> None:
 def _little_endian(piece: Array) -> memoryview:
     ordered: Array = np.ascontiguousarray(piece).astype(piece.dtype.newbyteorder("<"), copy=False)
     return ordered.data.cast("B")
+
+
+def _number_type(dtype: ir.DataType) -> np.dtype[Any]:
+    """The type of arrays of such numbers. NumPy has no bfloat16 of its own."""
+    return np.dtype(np.uint16) if dtype == ir.DataType.BFLOAT16 else dtype.numpy()
 
 
 def _widened(array: Array, dtype: ir.DataType) -> Array:

@@ -59,6 +59,21 @@ def narrow_stored_weights(
     return count
 
 
+def writing_memory(model: ir.Model) -> int:
+    """Estimate of what this process holds while it writes a model, in bytes without mapped files.
+
+    For `plugin_api.announce_memory`, where the weights are written as `write_weights` does; a compiler's own is not in it.
+    """
+    values = [value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()]
+    weights = [value.const_value for value in values if isinstance(value.const_value, StoredWeight)]
+    nodes = sum(1 for _ in model.graph.all_nodes())
+    return _BASE_BYTES + _NODE_BYTES * nodes + max((weight.working_bytes for weight in weights), default=0)
+
+
+#: Libraries and the graph, once the same process has exported the model, and for each node.
+_BASE_BYTES, _NODE_BYTES = 380_000_000, 4_000
+
+
 def link_stored_weights(model: ir.Model, directory: Path, *, types: Collection[ir.DataType]) -> list[str]:
     """Weights that a checkpoint stores in one of `types` are referred to in its files, which get a second name in `directory`.
 

@@ -136,9 +136,17 @@ class LayerRecorder:
 
             return wrapped
 
+        def product(name: str, forward: Forward) -> Forward:
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                result = run.mode.product(products[name], args[0]) if len(args) == 1 and not kwargs else None
+                return forward(*args, **kwargs) if result is None else result
+
+            return noted
+
         members = _members(model)
         self._depths = {name: sum(around in members for around in _around(name)) for name in members}
-        with replaced_forwards(model, dict.fromkeys(members, recording)), run.mode:
+        products = {name: module for name, module in _products(model) if name not in members}
+        with replaced_forwards(model, dict.fromkeys(products, product) | dict.fromkeys(members, recording)), run.mode:
             yield
 
     def kinds(self) -> LayerKinds:
@@ -171,6 +179,13 @@ def _members(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     # One module under several names has several places in the graph.
     counted = Counter(map(id, found.values()))
     return {name: module for name, module in found.items() if counted[id(module)] == 1}
+
+
+def _products(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
+    """Those of no class that says itself what it computes, and to which the seam has given no other forward."""
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and "forward" not in vars(module):
+            yield name, module
 
 
 def _around(name: str) -> Iterator[str]:
@@ -272,6 +287,26 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             self._fakes[id(tensor)] = (tensor, pattern.fake_mode.from_tensor(tensor, static_shapes=True))
         return self._fakes[id(tensor)][1]
 
+    def product(self, module: torch.nn.Linear, given: Any) -> torch.Tensor | None:
+        """What a `torch.nn.Linear` makes of a tensor, noted as one operator; `None` where torch must say it.
+
+        Torch makes four operators of it, which take a third of the run of a model of many layers.
+        """
+        weight, bias = module.weight, module.bias
+        taken = [weight, given] if bias is None else [weight, given, bias]
+        if not all(isinstance(tensor, FakeTensor) and tensor.dtype == weight.dtype for tensor in taken):
+            return None
+        if not given.dim() or given.shape[-1] != weight.shape[1]:
+            return None
+        frames, self.frames = self.frames, []
+        try:
+            result: torch.Tensor = given.new_empty((*given.shape[:-1], weight.shape[0]))
+        finally:
+            self.frames = frames
+        for frame in frames:
+            frame.note("linear", (given, weight, bias), {}, result)
+        return result
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator."""
         del types
@@ -301,8 +336,8 @@ class _Run:
     """The run that is recorded."""
 
     model: torch.nn.Module
-    #: Names of the modules that hold each parameter and buffer.
-    owners: Mapping[int, Sequence[str]]
+    #: All names of each parameter and buffer, by each of them.
+    owners: Mapping[str, Sequence[str]]
     cache: HoldsStates
     masks: CountsMasks
     mode: _RecordingMode
@@ -368,28 +403,25 @@ def _describe(leaf: Any, frame: _Frame, cache: HoldsStates) -> Any:
     return ("cache",) if leaf is cache else frame.told(leaf)
 
 
-def _owners(model: torch.nn.Module) -> dict[int, list[str]]:
-    """Names of the modules that hold each parameter and buffer."""
+def _owners(model: torch.nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter and buffer, by each of them.
+
+    By name, since a run may replace the tensors: one on parameters without data does.
+    """
     owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            owners.setdefault(id(tensor), []).append(name)
-    return owners
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        owners.setdefault(id(tensor), []).append(name)
+    return {name: owners[id(tensor)] for name, tensor in tensors}
 
 
 def _own_tensors(
-    owners: Mapping[int, Sequence[str]], name: str, layer: torch.nn.Module, frame: _Frame
+    owners: Mapping[str, Sequence[str]], name: str, layer: torch.nn.Module, frame: _Frame
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """Names the layer's parameters and buffers; returns what of them must be alike, and the buffers.
 
     What a module outside holds as well is something from outside.
     """
-    inside = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-    shared = {
-        identity
-        for identity in inside
-        if any(not f"{owner}.".startswith(f"{name}.") for owner in owners.get(identity, ()))
-    }
     told: list[Any] = []
     buffers: dict[str, torch.Tensor] = {}
     for kind, tensors in (
@@ -397,7 +429,7 @@ def _own_tensors(
         ("buffer", layer.named_buffers(remove_duplicate=False)),
     ):
         for own, tensor in tensors:
-            if id(tensor) not in shared:
+            if all(_lies_in(owner, name) for owner in owners.get(f"{name}.{own}", ())):
                 frame.name(tensor, (kind, own))
                 told.append((frame.names[id(tensor)], str(tensor.dtype), tuple(tensor.shape)))
                 if kind == "buffer":

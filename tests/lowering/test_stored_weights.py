@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,36 @@ def test_the_holes_of_a_weight_are_not_read_and_stay_holes(tmp_path: Path, monke
     assert written.st_size == numbers.nbytes
     assert written.st_blocks * 512 <= 3 << 16
     assert weight_of(value).numpy().tobytes() == numbers.tobytes()
+
+
+@pytest.mark.parametrize("permutation", [(1, 0, 2), (2, 0, 1), (2, 1, 0)])
+def test_a_turned_weight_is_never_held_whole(
+    permutation: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(0).standard_normal((128, 96, 64)).astype(np.float16)
+    monkeypatch.setattr(stored_weights, "_CHUNK_BYTES", numbers.nbytes // 16)
+    monkeypatch.setattr(stored_weights, "_TURNED_BYTES", numbers.nbytes // 5)
+    (tmp_path / "weights").write_bytes(numbers.tobytes())
+    stored = ir.ExternalTensor(
+        "weights", 0, numbers.nbytes, ir.DataType.FLOAT16, shape=ir.Shape(numbers.shape), name="w", base_dir=tmp_path
+    )
+    value = ir.Value(name="w", shape=stored.shape, type=ir.TensorType(stored.dtype), const_value=stored)
+    fold_stored_weights(ir.Model(ir.Graph([], [], nodes=[], initializers=[value], opset_imports={}), ir_version=10))
+    weight = weight_of(value)
+    assert isinstance(weight, StoredWeight)
+    turned = weight.turned(permutation)
+
+    tracemalloc.start()
+    try:
+        with (tmp_path / "written").open("wb") as file:
+            turned.tofile(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "written").read_bytes() == numbers.transpose(permutation).tobytes()
+    # As was told before: a part of the numbers.
+    assert turned.working_bytes / 2 < peak < turned.working_bytes < numbers.nbytes / 2
+    assert np.array_equal(turned.numpy(), numbers.transpose(permutation))
 
 
 def test_the_same_bytes_are_one_weight(stored: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder
 from qeff_framework.seam.mask_plan import MaskPlan
 from qeff_framework.seam.scope import Scope, Step, forward_scope
+from qeff_framework.seam.weightless import fake_parameters
 
 
 class Layer(torch.nn.Module):
@@ -48,6 +50,23 @@ def model() -> Model:
     return Model()
 
 
+@pytest.fixture(params=["numbers", "no numbers"], autouse=True)
+def has_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are run as they are, and as exports do: on parameters without data."""
+    monkeypatch.setattr(sys.modules[__name__], "_WITH_NUMBERS", request.param == "numbers")
+
+
+_WITH_NUMBERS = True
+
+
+def _run(model: torch.nn.Module, *arguments: Any) -> Any:
+    if _WITH_NUMBERS:
+        return model(torch.ones(2, 3, 4), *arguments)
+    parameters = fake_parameters(model)
+    hidden = next(iter(parameters.values())).new_ones(2, 3, 4)
+    return torch.func.functional_call(model, parameters, (hidden, *arguments))
+
+
 def kinds_of(model: torch.nn.Module) -> list[list[str]]:
     """Numbers of the layers that are alike."""
     recorder, cache, masks = LayerRecorder(), SeamCache(8), MaskPlan()
@@ -57,7 +76,7 @@ def kinds_of(model: torch.nn.Module) -> list[list[str]]:
         recorder.watching(model, cache, masks),
         forward_scope(Scope(masks=masks, step=step)),
     ):
-        model(torch.ones(2, 3, 4), cache)
+        _run(model, cache)
     kinds: LayerKinds = recorder.kinds()
     for kind in kinds.kinds:
         assert [[state.layer for state in layer.states] for layer in kind] == [

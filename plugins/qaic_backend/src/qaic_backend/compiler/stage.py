@@ -17,12 +17,13 @@ from qaic_backend.compiler.script import SCRIPT_FILE, write_script
 from qaic_backend.devices import MAX_CORES
 from qaic_backend.sdk import PROGRAM_FILE, Sdk, find_sdk, generation_of, install_hint
 from qaic_backend.windows import room_of_windows, window_of
-from qeff_framework.lowering import lowered_specs, take_out_angles
+from qeff_framework.lowering import lowered_specs, take_out_angles, writing_memory
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
     CompileRequest,
     OptionError,
+    announce_memory,
 )
 from qeff_framework.toolchains import Ended, Toolchain
 
@@ -66,6 +67,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     number, windows = window_of(request.exported.metadata)
     if number == 0 and windows * options.num_cores > MAX_CORES:
         request.progress(room_of_windows(windows, {"num_cores": options.num_cores}))
+    announce_memory(f"writing the compiler's input for {request.backend}", writing_memory(request.model))
     request.progress("writing the compiler's input")
     bundle = write_bundle(
         request.output_dir,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qeff_framework.lowering import write_weights
 from qeff_framework.plugin_api import Specialization, StateSpec, TensorSpec
 from qnn_backend.aic import side_files
 from qnn_backend.aic.backend_options import backend_options
@@ -81,7 +82,8 @@ def write_bundle(
 ) -> Bundle:
     """Writes the model with its weights, or the given DLC, and every side file that does not depend on where the SDK lies."""
     if options.dlc_file is None:
-        ir.save(model, directory / MODEL_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=_INLINE_BYTES)
+        write_weights(model, directory, WEIGHTS_FILE, inline_bytes=_INLINE_BYTES)
+        ir.save(model, directory / MODEL_FILE)
     else:
         shutil.copyfile(options.dlc_file, directory / DLC_FILE)
     graphs = side_files.graph_names(specializations)

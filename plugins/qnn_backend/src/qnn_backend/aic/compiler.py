@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from qeff_framework.lowering import lowered_specs
-from qeff_framework.plugin_api import CompiledModel, CompileRequest
+from qeff_framework.lowering import lowered_specs, writing_memory
+from qeff_framework.plugin_api import CompiledModel, CompileRequest, announce_memory
 from qeff_framework.toolchains import Toolchain
 from qnn_backend.aic.bundle import PROGRAM_FOLDER, Bundle, write_bundle, write_compiler_config
 from qnn_backend.aic.failures import diagnosis
@@ -48,6 +48,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         if value.shape is not None:
             value.shape = value.shape.evaluate(sizes)
     shared().check_program(exported, specializations)
+    if options.dlc_file is None:
+        announce_memory(f"writing the compiler's input for {request.backend}", writing_memory(request.model))
     request.progress("writing the compiler's input")
     bundle = write_bundle(
         request.output_dir,

@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qeff_framework.lowering import specialized_graphs, take_out_angles
+from qeff_framework.lowering import specialized_graphs, take_out_angles, writing_memory
 from qeff_framework.plugin_api import (
     BackendUnavailableError,
     CompiledModel,
     CompileError,
     CompileRequest,
+    announce_memory,
 )
 from qeff_framework.sessions import check_specializations
 from qeff_framework.toolchains import LOG_FILE, Toolchain
@@ -73,6 +74,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     if not request.dry_run:
         check_installed()
     run = _Compilation(request, soc)
+    announce_memory(f"writing the static graphs for {request.backend}", writing_memory(request.model))
     request.progress("writing the static graphs")
     run.write()
     if not request.dry_run:
