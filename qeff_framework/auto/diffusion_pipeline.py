@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 #: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
 _GUIDED, _UNGUIDED = 5.0, 1.0
+#: The classes of diffusers that make a pipeline of another one's components.
+_FORMS = {
+    "text-to-image": "AutoPipelineForText2Image",
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpainting": "AutoPipelineForInpainting",
+}
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
 _OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
 
@@ -152,6 +158,35 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             stored = {part: each for part, each in stored.items() if part not in merged}
             name = f"{name}-{_short(os.fspath(adapter))}"
         return cls(pipeline, name=name, stored=stored)
+
+    @property
+    def pipeline_class(self) -> type[Any]:
+        """The class of diffusers."""
+        return type(self._pipeline)
+
+    def in_form(self, form: str) -> Self:
+        """The same components as another pipeline of diffusers, such as one that begins with a picture.
+
+        Args:
+            form: ``"text-to-image"``, ``"image-to-image"`` or ``"inpainting"``.
+
+        Raises:
+            OptionError: there is no such form.
+            UnsupportedModelError: diffusers has no pipeline of that form for these components.
+        """
+        import diffusers
+
+        if form not in _FORMS:
+            raise OptionError(f"in_form: there is no form {form!r}; there are {', '.join(_FORMS)}")
+        try:
+            pipeline = getattr(diffusers, _FORMS[form]).from_pipe(self._pipeline)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"diffusers has no pipeline for {form} with the components of {type(self._pipeline).__name__}: {error}"
+            ) from error
+        made = type(self)(pipeline, name=self.name, stored=self._pipeline_source.stored)
+        vars(made).update(_adapters=dict(self._adapters), _scales=dict(self._scales))
+        return made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled pipeline; see `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`."""

@@ -22,6 +22,7 @@ from qeff_framework.errors import OptionError
 from qeff_framework.tasks import task_specs
 
 if TYPE_CHECKING:
+    from qeff_framework.cli.picture_input import PictureInput
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.contracts import CompiledModel, Specialization, Task
     from qeff_framework.model import GivenInput
@@ -88,13 +89,16 @@ def compile_model(
     check_task: Callable[[str], None] = lambda task: None,
     prefer: Task | None = None,
     given: GivenInput | None = None,
+    pictures: PictureInput | None = None,
 ) -> CompiledModel:
     """The program that the arguments of `add_model` and `add_compile_options` describe.
 
     Backend and options are read before the model is opened: a mistake there must not cost the time that a model takes. What
     `check_task` raises for the model's task comes before the compilation too, and so does what the programs would refuse of the
-    `given` input. A checkpoint that is for several tasks is opened for `prefer`.
+    `given` input. `pictures` decide about the form of a pipeline of diffusers. A checkpoint that is for several tasks is opened
+    for `prefer`.
     """
+    from qeff_framework.auto.diffusion_pipeline import QEFFDiffusionPipeline
     from qeff_framework.cli.models import open_model
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.registry import registry
@@ -110,6 +114,10 @@ def compile_model(
     options = typed_options(texts, [model.shapes, descriptor.options])
     if given is not None:
         model.require_input(given, options)
+    if pictures is not None and isinstance(model, QEFFDiffusionPipeline):
+        from qeff_framework.cli.picture_input import for_pictures
+
+        model, options = for_pictures(model, pictures, options)
     return model.compile(
         backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
     )

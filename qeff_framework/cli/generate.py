@@ -25,6 +25,7 @@ from qeff_framework.cli.generate_input import (
     given_prompts,
     given_settings,
 )
+from qeff_framework.cli.picture_input import check_artifact, given_pictures
 from qeff_framework.cli.programs import given_artifact, load_program
 from qeff_framework.cli.results.request import ResultsRequest
 from qeff_framework.errors import OptionError
@@ -54,6 +55,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
             "qeff generate whisper-model --audio speech.wav --language en",
             'qeff generate pipeline --prompt "a lighthouse" --output out.png --steps 4 --seed 1',
+            'qeff generate pipeline --image in.png --strength 0.6 --prompt "a lighthouse by night" --output out.png',
             'qeff generate chat-model --chat --prompt "Who wrote Faust?" --json-schema author.json',
             'qeff generate squad-model --prompt "Who wrote it?" --context-file page.txt',
         ],
@@ -85,7 +87,8 @@ def add_to(subparsers: Any) -> None:
         nargs="+",
         action="append",
         default=[],
-        help="models of images: the images of a prompt, once for each prompt in their order; for a classifier images alone",
+        help="models of images: the images of a prompt, once for each prompt in their order; for a classifier images alone; for "
+        "pictures the one to begin with",
     )
     prompts.add_argument(
         "--audio",
@@ -133,6 +136,12 @@ def add_to(subparsers: Any) -> None:
         type=Path,
         help="the PNG file to write; of several prompts FILE-1.png, FILE-2.png, ...",
     )
+    pictures.add_argument(
+        "--mask", metavar="FILE", nargs="+", default=[], help="with --image: what is painted anew is white in it"
+    )
+    pictures.add_argument(
+        "--strength", metavar="S", type=float, help="with --image: how much of it is changed, above 0 and 1 at most"
+    )
     pictures.add_argument("--steps", metavar="N", type=int, help="steps of the scheduler (default 20)")
     pictures.add_argument("--negative-prompt", metavar="TEXT", help="what the picture should not show")
     pictures.add_argument(
@@ -153,6 +162,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     context = given_context(args)
     conversations = given_conversations(args, prompts)
     settings, images = _settings(args), given_images(args)
+    pictures = given_pictures(args, len(prompts), images)
 
     from qeff_framework.model import GivenInput
 
@@ -172,8 +182,11 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
             language=args.language,
             speech_task=args.speech_task,
         ),
+        pictures=pictures,
     )
     check_task(compiled.task)
+    if task_spec(compiled.task).makes_pictures:
+        check_artifact(compiled, pictures)
     request = ResultsRequest(
         texts=prompts,
         prompts=conversations,
@@ -181,6 +194,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         audio=audio,
         context=context,
         settings=settings,
+        pictures=pictures,
         args=args,
         progress=progress,
     )
@@ -191,19 +205,23 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
 
 
 #: Options of pictures, by their attributes.
-_OF_PICTURES = ("output", "steps", "negative_prompt", "guidance_scale")
+_OF_PICTURES = ("output", "mask", "strength", "steps", "negative_prompt", "guidance_scale")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of text generation. A seed beside options of pictures is theirs."""
     if args.steps is not None and args.steps < 1:
         raise OptionError(f"--steps {args.steps} is less than 1")
-    of_pictures = any(getattr(args, name) is not None for name in _OF_PICTURES)
+    of_pictures = bool(_given_of_pictures(args))
     return given_settings(argparse.Namespace(**{**vars(args), "seed": None}) if of_pictures else args)
 
 
+def _given_of_pictures(args: argparse.Namespace) -> list[str]:
+    return [name for name in _OF_PICTURES if getattr(args, name) not in (None, [])]
+
+
 def _check_pictures(spec: TaskSpec, args: argparse.Namespace) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in _OF_PICTURES if getattr(args, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in _given_of_pictures(args)]
     if spec.makes_pictures:
         from qeff_framework.cli.results.pictures import check_output
 
@@ -221,7 +239,7 @@ def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_contex
             if spec.needs_context
             else f"the program is for {task}: --context is for question answering; leave it out"
         )
-    if args.image and not spec.reads_images:
+    if args.image and not spec.reads_images and not spec.makes_pictures:
         raise OptionError(f"the program is for {task}: --image is for models of images; leave it out")
     has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
     if args.image and spec.reads_images and spec.takes_prompts != bool(has_texts):

@@ -91,7 +91,7 @@ def given_context(args: argparse.Namespace) -> str | None:
 
 def given_images(args: argparse.Namespace) -> list[list[Any]]:
     """The images of each ``--image``, opened."""
-    return [[_opened(file) for file in of_prompt] for of_prompt in args.image]
+    return [[opened_image(file) for file in of_prompt] for of_prompt in args.image]
 
 
 def given_audio(args: argparse.Namespace) -> list[SoundFile]:
@@ -107,7 +107,7 @@ def given_audio(args: argparse.Namespace) -> list[SoundFile]:
     return [read_sound(file) for file in args.audio]
 
 
-def _opened(file: str) -> Any:
+def opened_image(file: str) -> Any:
     """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
     try:
         from PIL import Image, ImageOps

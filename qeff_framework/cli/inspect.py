@@ -86,6 +86,7 @@ def _load(path: Path) -> ExportedModel | CompiledModel:
 def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
     from qeff_framework.cli.compile import named_specializations
     from qeff_framework.contracts import CompiledModel
+    from qeff_framework.runtime.loading import holds_no_program
 
     compiled = subject if isinstance(subject, CompiledModel) else None
     qconfig = _qconfig(subject.directory)
@@ -99,7 +100,7 @@ def _description(subject: ExportedModel | CompiledModel) -> dict[str, Any]:
         "task": subject.task,
         "model": subject.metadata.get("model_name", ""),
         "architecture": subject.metadata.get("architecture", ""),
-        "dry_run": bool(subject.metadata.get("dry_run", False)),
+        "dry_run": any(holds_no_program(part) for part in parts.values() if isinstance(part, CompiledModel)),
         "specializations": [{"name": name, "dims": dict(item.dims)} for name, item in named_specializations(compiled)]
         if compiled
         else [],

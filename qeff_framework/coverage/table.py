@@ -15,6 +15,7 @@ from qeff_framework.coverage.parity import BATCH, CONTEXT, HIDDEN_TOLERANCE, LEN
 from qeff_framework.coverage.pipelines import PICTURE_STEPS, PIXEL_TOLERANCE
 from qeff_framework.coverage.processes import Outcome, Report
 from qeff_framework.coverage.reference import STEPS, UNCACHED
+from qeff_framework.tasks import task_spec
 from qeff_framework.textfiles import split_lines
 
 _COLUMNS: Final = ("Type", "Head class", "Result", "Deviation", "Stage", "Reason")
@@ -65,8 +66,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   difference of a pixel. Types for which no tiny components are written are not run.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
-- Types that Transformers itself cannot run on text alone with a tiny configuration **have no reference**. They are listed
-  apart, with Transformers' own error.
+- Types that Transformers, or diffusers, itself cannot run with a tiny configuration **have no reference**. They are listed
+  apart, with that library's own error.
 """
 
 
@@ -162,7 +163,8 @@ def _section_text(section: Section) -> str:
     ]
     if apart := section.of("no reference"):
         lines += ["### Without a reference", ""]
-        lines += _table(("Type", "Transformers' own error"), [(each.model_type, reason(each)) for each in apart])
+        library = "Diffusers" if task_spec(section.run.task).makes_pictures else "Transformers"
+        lines += _table(("Type", f"{library}' own error"), [(each.model_type, reason(each)) for each in apart])
     if section.not_run:
         lines += [_NOT_RUN + ", ".join(f"`{name}`" for name in sorted(section.not_run)) + ".", ""]
     return "\n".join(lines)

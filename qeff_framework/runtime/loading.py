@@ -166,12 +166,14 @@ def _check_program_paths(compiled: CompiledModel) -> None:
 
 
 def _check_is_compiled(compiled: CompiledModel, directory: Path) -> None:
-    if compiled.metadata.get("dry_run") and not _was_compiled_since(compiled):
+    if holds_no_program(compiled):
         remedy = "compile the bundle where the compiler is, or " if compiled.dry_run_result else ""
         raise ExecutionError(
             f"{directory} was made with dry_run: it holds the compiler's inputs and no program; {remedy}compile without dry_run"
         )
 
 
-def _was_compiled_since(compiled: CompiledModel) -> bool:
-    return bool(compiled.dry_run_result) and compiled.path(compiled.dry_run_result).is_file()
+def holds_no_program(compiled: CompiledModel) -> bool:
+    """It was made with ``dry_run``, and its bundle has not been compiled since."""
+    is_compiled = bool(compiled.dry_run_result) and compiled.path(compiled.dry_run_result).is_file()
+    return bool(compiled.metadata.get("dry_run")) and not is_compiled

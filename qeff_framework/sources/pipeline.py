@@ -31,7 +31,7 @@ class PipelineSource(InMemorySource):
     def __init__(self, pipeline: Any, name: str, stored: Mapping[str, StoredComponent] | None = None) -> None:
         self.pipeline = pipeline
         self.name = name
-        self._stored = dict(stored or {})
+        self.stored = dict(stored or {})
         self._known: Mapping[str, Any] | None = None
         #: Weights of each component that the pipeline's own code computes with; see `diffusion.recording`.
         self.host_weights: Mapping[str, Mapping[str, torch.Tensor]] = {}
@@ -54,8 +54,8 @@ class PipelineSource(InMemorySource):
                 name: {
                     "class": type(each).__qualname__,
                     "code": identity_or_nonce(partial(structure_fingerprint, each, self.name), self.name),
-                    "weights": sorted(self._stored[name].digests().values())
-                    if name in self._stored
+                    "weights": sorted(self.stored[name].digests().values())
+                    if name in self.stored
                     else identity_or_nonce(partial(tensors_fingerprint, each), self.name),
                 }
                 for name, each in modules.items()
@@ -80,14 +80,14 @@ class PipelineSource(InMemorySource):
 
         del auto_class  # the components are loaded
         components = components_with_weights(self.pipeline)
-        return PipelineModules(components | {name: each.load() for name, each in self._stored.items()})
+        return PipelineModules(components | {name: each.load() for name, each in self.stored.items()})
 
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """The component that is exported; `directory` gets the files that its parameters point into."""
         from qeff_framework.diffusion.calls import PipelineModules
 
         self._placed = None
-        stored = self._stored.get(self.exported)
+        stored = self.stored.get(self.exported)
         if stored is None:
             return self.load(auto_class)
         self._placed = PlacedShards(stored.digests(), directory, name=self.name)

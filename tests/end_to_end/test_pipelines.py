@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import importlib.util
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
 from qeff_framework.cli.app import main
+from qeff_framework.cli.picture_input import PictureInput, for_pictures
 from qeff_framework.contracts import CompiledModel
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.diffusion.calls import PipelineModules, call_of
@@ -194,6 +197,58 @@ def test_the_command_writes_pictures_that_say_how_they_were_made(
     for wrong, message in (([], "--output FILE.png"), (["--output", "out.jpg"], "is no PNG file")):
         assert main([*arguments, *wrong]) != 0
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments", "message"),
+    [
+        ("artifact", ["--image", "picture.png"], "StableDiffusionPipeline makes pictures of texts alone"),
+        ("folder", ["--mask", "picture.png"], "give the picture with --image"),
+        ("folder", ["--image", "nothing.png"], "the image nothing.png cannot be read"),
+        ("folder", ["--image", "picture.png", "--mask", "small.png"], "these have 32 x 64, 64 x 64 pixels"),
+        ("folder", ["--image", "picture.png", "--strength", "2"], "--strength 2.0 is out of range"),
+        ("folder", ["--image", "picture.png", "-O", "height=128"], "64 x 64 pixels .*the programs are for 128 x 64"),
+        ("inpainting", ["--image", "picture.png"], "say which with --mask"),
+        ("inpainting", [], "StableDiffusionInpaintPipeline begins with a picture"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused_before_any_work(
+    folder: Path,
+    compiled: CompiledModel,
+    form: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("picture.png")
+    Image.new("RGB", (64, 32)).save("small.png")
+    model = compiled.directory if form == "artifact" else folder
+    if form == "inpainting":
+        model = tmp_path / form
+        shutil.copytree(folder, model)
+        index = (model / "model_index.json").read_text()
+        (model / "model_index.json").write_text(
+            index.replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
+        )
+    monkeypatch.setattr(QEFFDiffusionPipeline, "_recorded", lambda *_: pytest.fail("the pipeline is run"))
+    backend = [] if form == "artifact" else ["--backend", "ort_sim"]
+    assert main(["generate", str(model), *backend, "--prompt", "a", "--output", "out.png", *arguments]) != 0
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_components_of_a_folder_become_a_pipeline_that_begins_with_a_picture(folder: Path) -> None:
+    model = QEFFDiffusionPipeline.from_pretrained(folder)
+    given = PictureInput(prompts=1, images=[Image.new("RGB", (64, 32))], masks=[], strength=0.5)
+    form, sizes = for_pictures(model, given, {})
+    assert form.pipeline_class.__name__ == "StableDiffusionImg2ImgPipeline"
+    assert sizes == {"height": 32, "width": 64}
+    assert form._pipeline_source.stored == model._pipeline_source.stored != {}
+    assert given.arguments(form.pipeline_class, 0, 1) == {"image": given.images[0], "strength": 0.5}
+    with pytest.raises(OptionError, match="there is no form 'video'"):
+        model.in_form("video")
 
 
 def test_what_is_cancelled_in_the_middle_leaves_no_file(

@@ -46,9 +46,13 @@ def generate_pictures(runner: CompiledDiffusionPipeline, request: ResultsRequest
         )
     pictures: list[Any] = []
     for first in range(0, len(prompts), batch):
-        pictures += _made(runner, prompts[first : first + batch], first, seed, args)
+        given = request.pictures.arguments(type(runner.pipeline), first, batch)
+        pictures += _made(runner, prompts[first : first + batch], first, seed, args, given)
     settings = _settings(runner, args)
-    described = [{"prompt": prompt, "seed": seed + number, **settings} for number, prompt in enumerate(prompts)]
+    described = [
+        {"prompt": prompt, "seed": seed + number, **settings, "height": picture.height, "width": picture.width}
+        for number, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+    ]
     files = _written(pictures, described, output)
     results = [{**facts_of, "file": str(file)} for facts_of, file in zip(described, files, strict=True)]
     lines = [f"{result['file']}  seed {result['seed']}" for result in results]
@@ -59,12 +63,19 @@ def generate_pictures(runner: CompiledDiffusionPipeline, request: ResultsRequest
     )
 
 
-def _made(runner: CompiledDiffusionPipeline, prompts: Sequence[str], first: int, seed: int, args: Any) -> Sequence[Any]:
+def _made(
+    runner: CompiledDiffusionPipeline,
+    prompts: Sequence[str],
+    first: int,
+    seed: int,
+    args: Any,
+    of_pictures: Mapping[str, Any],
+) -> Sequence[Any]:
     import torch
 
     from qeff_framework.progress import report
 
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {**of_pictures}
     if args.guidance_scale is not None:
         given["guidance_scale"] = args.guidance_scale
     if args.negative_prompt is not None:
@@ -72,8 +83,9 @@ def _made(runner: CompiledDiffusionPipeline, prompts: Sequence[str], first: int,
     steps = args.steps or STEPS
 
     def on_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del pipeline, timestep
-        report(f"step {step + 1} of {steps}")
+        del timestep
+        # Of a picture that is changed a part of the steps are taken.
+        report(f"step {step + 1} of {getattr(pipeline, 'num_timesteps', steps)}")
         return tensors
 
     report(f"picture {first + 1}")
@@ -98,11 +110,27 @@ def _settings(runner: CompiledDiffusionPipeline, args: Any) -> dict[str, Any]:
         "negative_prompt": args.negative_prompt,
         "guidance_scale": args.guidance_scale,
         "adapter": args.adapter,
+        "image": _names([file for files in args.image for file in files]),
+        "mask": _names(args.mask),
+        "strength": args.strength,
         "model": runner.compiled.metadata.get("model_name", ""),
-        "backend": runner.compiled.backend,
+        "backend": _backends(runner),
         **runner.sizes,
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _names(files: Sequence[str]) -> str | None:
+    """Without their folders, which are no matter of who gets the picture."""
+    return ", ".join(Path(file).name for file in files) or None
+
+
+def _backends(runner: CompiledDiffusionPipeline) -> str:
+    """That of all programs, or each program's own."""
+    backends = {program: part.backend for program, part in runner.compiled.parts().items()}
+    if len(set(backends.values())) < 2:
+        return runner.compiled.backend
+    return ", ".join(f"{program} {backend}" for program, backend in backends.items())
 
 
 def _written(pictures: Sequence[Any], described: Sequence[Mapping[str, Any]], output: Path) -> list[Path]:

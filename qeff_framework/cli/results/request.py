@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qeff_framework.cli.picture_input import PictureInput
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.runtime.sound_files import SoundFile
 
@@ -28,5 +29,7 @@ class ResultsRequest:
     context: str | None
     #: Settings of a generation config.
     settings: Mapping[str, Any]
+    #: Pipelines of diffusers: the pictures that they begin with.
+    pictures: PictureInput
     args: argparse.Namespace
     progress: ProgressHandler

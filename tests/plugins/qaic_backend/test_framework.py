@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import BertConfig, BertModel
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForCausalLM, load_compiled
 from qeff_framework.artifacts import Store
+from qeff_framework.cli.app import main
 from qeff_framework.errors import ArtifactError, BackendUnavailableError, CompileError, ExecutionError, OptionError
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
@@ -143,13 +145,22 @@ def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_pa
         model.generate(prompts=PROMPTS, generation_len=2)
 
 
-def test_standin_a_dry_run_that_was_compiled_since_is_loaded(standin, tmp_path) -> None:
+def _described(capsys, bundle) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["inspect", str(bundle.directory), "--json"])
+    described: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return described
+
+
+def test_standin_a_dry_run_that_was_compiled_since_is_loaded(standin, tmp_path, capsys) -> None:
     sdk = standin(profile="1.22")
     module, _ = tiny_causal_lm("llama")
     model = QEFFAutoModelForCausalLM(module)
     bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **SIZES)
     assert sdk.invocations("qaic-compile") == []
+    assert _described(capsys, bundle)["dry_run"] is True
     subprocess.run([str(bundle.directory / "compile.sh")], check=True, capture_output=True)
+    assert _described(capsys, bundle)["dry_run"] is False
     with load_compiled(bundle.directory) as runner:
         output = runner.generate(prompts=PROMPTS, generation_len=8, ignore_eos=True)
     assert output.generated_ids == [eager_greedy(module, prompt, 8) for prompt in PROMPTS]
