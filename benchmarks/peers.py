@@ -510,7 +510,8 @@ PEERS = (
         script="llama_cpp_contender.py",
         precisions={"fp32": "F32", "w8": "Q8_0", "w4": "Q4_K_M"},
         prepare=prepare_llama_cpp,
-        install_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+        # Without what reads images.
+        install_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
     ),
 )
 
