@@ -7,7 +7,9 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check
 # pip writes byte code one file at a time, half a minute for torch and Transformers; compileall uses every core.
 # Some packages carry files of other versions of Python: what cannot be compiled is not imported either.
 INSTALL  = $(PIP) install --quiet --no-compile -c constraints.txt
-BYTECODE = @$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+BYTECODE = @$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib qeff_framework plugins || true
+# Whatever the environment says: each of the hundred processes that the tests start would compile the project anew.
+export PYTHONDONTWRITEBYTECODE =
 
 PROMPT ?= The capital of France is
 MODEL  ?=

@@ -53,17 +53,34 @@ SLOW = frozenset(
     }
 )
 
+#: Other files whose tests take more than five seconds, although there are few of them.
+LONG = frozenset(
+    {
+        "export/test_causal_lm.py",
+        "export/test_module_unchanged.py",
+        "export/test_stamp.py",
+        "export/test_unloaded.py",
+        "plugins/qaic_backend/test_framework.py",
+        "plugins/qaic_backend/test_generation.py",
+        "plugins/qaic_backend/test_seq2seq.py",
+        "plugins/qefficient_compat/test_flows.py",
+        "plugins/qnn_backend/aic/test_framework.py",
+        "plugins/qnn_backend/htp/test_models.py",
+        "testing/test_our_backends.py",
+    }
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests by what they need, so that `make test-fast` can leave out what takes long or needs more than Python.
 
-    The slow files come first, then those of most tests: one that begins last would leave the other workers idle. Left alone
-    xdist goes by the number of tests, and the files that take a minute have two.
+    The slow and the long files come first, then those of most tests: one that begins last would leave the other workers idle. Left
+    alone xdist goes by the number of tests, and the files that take a minute have two.
     """
     sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (not _is_slow(item), -sizes[item.path]))
+    items.sort(key=lambda item: (not (_is_slow(item) or _name(item) in LONG), -sizes[item.path]))
     for item in items:
-        path = item.path.relative_to(TESTS).as_posix()
+        path = _name(item)
         if _is_slow(item):
             item.add_marker(pytest.mark.slow)
         if "standin" in item.nodeid or path.startswith("plugins/qaic_backend/") or "qnn_backend/aic/" in path:
@@ -74,9 +91,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.network)
 
 
+def _name(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
 def _is_slow(item: pytest.Item) -> bool:
-    path = item.path.relative_to(TESTS).as_posix()
-    return path in SLOW or path.startswith("end_to_end/")
+    return _name(item) in SLOW or _name(item).startswith("end_to_end/")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,10 @@ _END = 2**63 - 1
 _ASSERTIONS = frozenset(
     {_ATEN._assert_scalar.default, _ATEN._assert_tensor_metadata.default, _ATEN._assert_async.msg}  # noqa: SLF001
 )
+#: What is computed with numbers that were read from tensors.
+_OF_NUMBERS = frozenset(
+    {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, torch.sym_ite, torch.sym_not}
+)
 _CONVERSIONS = frozenset(
     {_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout, _ATEN.to.other, _ATEN.type_as.default}
 )
@@ -46,6 +50,7 @@ _EQUIVALENTS: Mapping[Any, Any] = {
 def decompose_only_where_needed(program: torch.export.ExportedProgram) -> None:
     """Replaces `program.run_decompositions` by a method that returns the program itself where nothing needs decomposing."""
     _replace_by_equivalents(program.graph)
+    _drop_unread(program.graph)
     functionalize(program.graph)
     if not any(_changes(node) for node in program.graph.nodes):
         _copy_results(program.graph)
@@ -102,6 +107,11 @@ def _replace_by_equivalents(graph: torch.fx.Graph) -> None:
             node.target = _EQUIVALENTS[node.target]
         elif node.target is _ATEN.square.default:
             node.target, node.args = _ATEN.mul.Tensor, (node.args[0], node.args[0])
+        elif node.target is _ATEN.conv2d.padding and _arguments(node)["padding"] == "valid":
+            given = {**_arguments(node), "padding": [0, 0]}
+            node.target, node.args, node.kwargs = _ATEN.conv2d.default, tuple(given.values()), {}
+        elif node.target is _ATEN.outer.default:
+            _replace_outer_product(graph, node)
         elif node.target is _ATEN.rsub.Scalar and len(node.args) == 2:
             _replace_reversed_difference(graph, node)
         elif node.target is _ATEN.var.dim:
@@ -109,6 +119,21 @@ def _replace_by_equivalents(graph: torch.fx.Graph) -> None:
         elif node.target is _ATEN.slice.Tensor and _is_whole(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _drop_unread(graph: torch.fx.Graph) -> None:
+    """Erases what nobody reads: numbers that were read from tensors for assertions, and what was computed for them alone."""
+    for node in reversed(graph.nodes):
+        if (
+            node.op == "call_function"
+            and not node.users
+            and (node.target in _OF_NUMBERS or _is_functional(node.target))
+        ):
+            graph.erase_node(node)
+
+
+def _is_functional(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable  # noqa: SLF001
 
 
 def _replace_conversion(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -138,6 +163,15 @@ def _replace_reversed_difference(graph: torch.fx.Graph, node: torch.fx.Node) -> 
         negated = graph.call_function(_ATEN.neg.default, (source,))
     negated.meta["val"] = source.meta["val"]  # type: ignore[union-attr]
     node.target, node.args = _ATEN.add.Tensor, (negated, scalar)
+
+
+def _replace_outer_product(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Replaces an outer product by one of a column and a row, as the rotary embeddings of FLUX have."""
+    rows: Any = node.args[0]
+    with graph.inserting_before(node):
+        column = graph.call_function(_ATEN.unsqueeze.default, (rows, 1))
+    column.meta["val"] = rows.meta["val"].unsqueeze(1)
+    node.target, node.args = _ATEN.mul.Tensor, (column, node.args[1])
 
 
 def _replace_variance(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

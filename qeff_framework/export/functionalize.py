@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ _SCATTER: Mapping[Any, Any] = {
 #: Composite operators that always return new memory.
 _NEW_MEMORY = frozenset({_ATEN.linear.default, _ATEN.matmul.default, _ATEN.softmax.int})
 
+#: Views of all of a tensor.
+_TURNED = frozenset({_ATEN.transpose.int, _ATEN.permute.default})
+
 #: Operators that return views although their schema does not tell.
 _DISGUISED_VIEWS = frozenset(
     {_ATEN._unsafe_view.default, _ATEN.unsafe_split.Tensor, _ATEN.unsafe_split_with_sizes.default}  # noqa: SLF001
@@ -42,7 +46,7 @@ _DISGUISED_VIEWS = frozenset(
 def functionalize(graph: torch.fx.Graph) -> None:
     """Changes `graph` in place."""
     _broadcast_copies(graph)
-    order = {node: number for number, node in enumerate(graph.nodes)}
+    order: dict[torch.fx.Node, float] = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in _OUT_OF_PLACE or not _keeps_dtype(node):
             continue
@@ -51,13 +55,51 @@ def functionalize(graph: torch.fx.Graph) -> None:
             node.target = _OUT_OF_PLACE[node.target]
             _replace_after(changed, node, order)
         elif node.target is _ATEN.copy_.default and _is_part_for(changed, node):
-            base = changed.args[0]
-            if _owns_memory(base) and _only_read_before(base, node, order, part=changed) and not node.users:
-                node.target = _SCATTER[changed.target]
-                node.args = (base, node.args[1], *changed.args[1:])
-                node.meta = {**node.meta, "val": base.meta["val"]}
-                _replace_after(base, node, order)
-                graph.erase_node(changed)
+            bases = _bases(changed)
+            parts = zip(bases, (changed, *bases), strict=False)
+            if (
+                _owns_memory(bases[-1])
+                and not node.users
+                and all(_only_read_before(base, node, order, part=part) for base, part in parts)
+            ):
+                _write_part(graph, node, bases, order)
+
+
+def _bases(part: torch.fx.Node) -> list[torch.fx.Node]:
+    """What `part` is a part of, from the inside to the outside: parts themselves, and at last a tensor that is none."""
+    bases: list[Any] = [part.args[0]]
+    while bases[-1].target in _SCATTER:
+        bases.append(bases[-1].args[0])
+    return bases
+
+
+def _write_part(
+    graph: torch.fx.Graph, change: torch.fx.Node, bases: list[torch.fx.Node], order: dict[torch.fx.Node, float]
+) -> None:
+    """Makes `change`, which copies into a part of the first of `bases`, return this base; the others are made anew after it."""
+    part: Any = change.args[0]
+    change.target = _SCATTER[part.target]
+    change.args = (bases[0], change.args[1], *part.args[1:])
+    change.meta = {**change.meta, "val": bases[0].meta["val"]}
+    graph.erase_node(part)
+    last = change
+
+    def then(target: Any, source: torch.fx.Node, *args: Any, like: torch.fx.Node) -> torch.fx.Node:
+        nonlocal last
+        with graph.inserting_after(last):
+            made = graph.call_function(target, (source, *args))
+        made.meta["val"] = like.meta["val"]
+        order[made] = order[last] + 1 / (2 * len(bases))  # before the next node: there are two for each base but one
+        last = made
+        return made
+
+    written = change
+    for view, base in pairwise(bases):
+        written = then(_SCATTER[view.target], base, written, *view.args[1:], like=base)
+    _replace_after(bases[-1], written, order)
+    for view in reversed(bases[:-1]):
+        written = then(view.target, written, *view.args[1:], like=view)
+        _replace_after(view, written, order)
 
 
 def _broadcast_copies(graph: torch.fx.Graph) -> None:
@@ -82,7 +124,7 @@ def _shape(value: Any) -> Any:
     return value.meta["val"].shape if isinstance(value, torch.fx.Node) else None
 
 
-def _replace_after(old: torch.fx.Node, new: torch.fx.Node, order: Mapping[torch.fx.Node, int]) -> None:
+def _replace_after(old: torch.fx.Node, new: torch.fx.Node, order: Mapping[torch.fx.Node, float]) -> None:
     """Lets every reader of `old` that comes after `new` read `new`."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: order[user] > order[new])
 
@@ -97,9 +139,12 @@ def _keeps_dtype(node: torch.fx.Node) -> bool:
 
 
 def _owns_memory(node: Any) -> bool:
-    """Tells whether an operator that returns new memory has made this tensor."""
+    """Tells whether an operator that returns new memory has made this tensor, or what this is the only view of."""
     if not isinstance(node, torch.fx.Node) or node.op != "call_function":
         return False
+    if node.target in _TURNED:
+        source: Any = node.args[0]
+        return list(source.users) == [node] and _owns_memory(source)
     if node.target is operator.getitem:
         return _returns_new_memory(node.args[0].target) if isinstance(node.args[0], torch.fx.Node) else False
     return _returns_new_memory(node.target)
@@ -121,18 +166,30 @@ def _returns_new_memory(target: Any) -> bool:
 def _only_read_before(
     base: torch.fx.Node,
     change: torch.fx.Node,
-    order: Mapping[torch.fx.Node, int],
+    order: Mapping[torch.fx.Node, float],
     *,
     part: torch.fx.Node | None = None,
 ) -> bool:
-    """Tells whether what reads `base` before `change` keeps no view of it; what comes after gets the new value."""
+    """Tells whether what reads `base` before `change` keeps no view of it for later; what comes after gets the new value."""
     if any(user.op == "output" for user in base.users):
         return False  # The program's signature names its results.
     # The shape is all that expand_as reads of its second argument.
     earlier = [
         user for user in base.users if order[user] < order[change] and user is not part and not _reads_shape(user, base)
     ]
-    return all(_returns_new_memory(user.target) for user in earlier if user.op == "call_function")
+    return all(_is_read_out(user, change, order) for user in earlier if user.op == "call_function")
+
+
+def _is_read_out(reader: torch.fx.Node, change: torch.fx.Node, order: Mapping[torch.fx.Node, float]) -> bool:
+    """Tells whether nobody sees through the result of `reader` what `change` does."""
+    if _returns_new_memory(reader.target):
+        return True
+    if not isinstance(reader.target, torch._ops.OpOverload) or reader.target._schema.is_mutable:  # noqa: SLF001
+        return False
+    # It may return a view, through which its own readers look.
+    return all(
+        user is change or (order[user] < order[change] and _is_read_out(user, change, order)) for user in reader.users
+    )
 
 
 def _reads_shape(user: torch.fx.Node, base: torch.fx.Node) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir
 import torch
+from torch._dynamo import config as tracing
 from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim
 from torch.export.dynamic_shapes import _DerivedDim, refine_dynamic_shapes_from_suggested_fixes
@@ -50,7 +51,14 @@ def trace(
     Raises:
         UnsupportedModelError: the model makes a plain number of a symbolic one, so that the graph holds for few sizes alone.
     """
-    with positional_masks(), torch.no_grad(), quiet_exporter(), _graphs_without_source(), NumbersOnTheHost() as numbers:
+    with (
+        positional_masks(),
+        torch.no_grad(),
+        quiet_exporter(),
+        _graphs_without_source(),
+        _shapes_without_cache(any(dim is not None for dim in pytree.tree_leaves(dynamic_shapes))),
+        NumbersOnTheHost() as numbers,
+    ):
         try:
             program = _trace_within_bounds(graph, arguments, dynamic_shapes)
         except Exception as error:
@@ -195,6 +203,24 @@ def _graphs_without_source() -> Iterator[None]:
             yield
     finally:
         config.do_not_emit_stack_traces = before
+
+
+@contextlib.contextmanager
+def _shapes_without_cache(are_symbolic: bool) -> Iterator[None]:
+    """Makes torch compute symbolic shapes anew at each operator, instead of looking for one with the same arguments.
+
+    For symbolic sizes an entry costs more than it saves: the arguments are hashed, and each result is made twice to compare them.
+    That is a fifth of a small export. Layers that are alike are traced once in any case. Plain sizes are faster with the cache.
+    """
+    before = getattr(tracing, "fake_tensor_cache_enabled", None)
+    if before is None or not are_symbolic:
+        yield
+        return
+    tracing.fake_tensor_cache_enabled = False
+    try:
+        yield
+    finally:
+        tracing.fake_tensor_cache_enabled = before
 
 
 @contextlib.contextmanager

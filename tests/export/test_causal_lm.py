@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from qeff_framework.export.portable import export_portable
+from qeff_framework import QEFFAutoModel
 from tests.portable_loop import greedy
 from tests.tiny_models import tiny_causal_lm
 
@@ -20,12 +20,13 @@ MODEL_TYPES = ["llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "phi", "mistra
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_greedy_tokens_equal_transformers(model_type, tmp_path):
+@pytest.mark.usefixtures("session_store")
+def test_greedy_tokens_equal_transformers(model_type):
     model, _ = tiny_causal_lm(model_type)
     expected = [reference_tokens(model, prompt) for prompt in PROMPTS]
     assert len({token for row in expected for token in row}) > 4, "a degenerate model would prove nothing"
 
-    exported = export_portable(model, task="causal-lm", output_dir=tmp_path)
+    exported = QEFFAutoModel(model).export()
 
     onnx.checker.check_model(str(exported.model_path), full_check=True)
     assert greedy(exported, PROMPTS, new_tokens=NEW_TOKENS, chunk=4, ctx_len=CTX_LEN) == expected

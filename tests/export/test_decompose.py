@@ -43,6 +43,51 @@ def _fill_a_column(x: torch.Tensor) -> torch.Tensor:
     return result + x.var(-1, keepdim=True) + x.var(-1, unbiased=False, keepdim=True) + x.var(0)
 
 
+def _a_number_that_nobody_reads(x: torch.Tensor) -> torch.Tensor:
+    """As LED asks whether there are global tokens, and a model of images whether there are as many features as placeholders."""
+    count = (x > 0).sum().item()
+    torch._check(count >= 0)
+    torch._check_tensor_all(x < 2.0)
+    return x * 2.0
+
+
+def _change_of_what_was_read_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    """As Qwen3-VL adds features of its encoder to the tokens of an image."""
+    hidden = x.clone()
+    flat = hidden.flatten()
+    hidden.copy_(torch.where(x > 0, flat[:3] + 1.0, hidden))
+    return hidden * 2.0
+
+
+def _products(x: torch.Tensor) -> torch.Tensor:
+    convolved = torch.nn.functional.conv2d(x[None, None], x[None, None, :1], stride=2, padding="valid")
+    return torch.outer(x[0], x[1]) + torch.outer(x[2], torch.arange(3)) + convolved.sum()
+
+
+def _fill_slices_of_a_row(x: torch.Tensor) -> torch.Tensor:
+    """As Qwen3-VL lays the frequencies of three axes into the row of the first; the rows and their parts are read before and after."""
+    rows = x.sin().transpose(0, 1)
+    first = rows[0]
+    before = first * 2.0
+    for row in (1, 2):
+        first[..., row::3] = rows[row, ..., row::3]
+    return torch.stack([before, first, rows[0], rows[1]]) + rows.sum()
+
+
+def _a_row_that_is_seen_after_its_change(x: torch.Tensor) -> torch.Tensor:
+    rows = x.sin()
+    first, same = rows[0], rows[0]
+    first[1:] = x[0, 1:]
+    return same * 2.0
+
+
+def _change_of_a_transposed_tensor_that_is_read(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    turned = base.transpose(0, 1)
+    turned += 1.0
+    return base * 2.0
+
+
 def _change_seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
     base = x.sin()
     view = base.reshape(-1)
@@ -90,8 +135,20 @@ def _change_seen_in_a_result(x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-_TRANSLATED = (_add_to_a_product, _normalise_a_read_tensor, _fill_two_slices, _fill_a_column, _conversions_and_logic)
+_TRANSLATED = (
+    _add_to_a_product,
+    _normalise_a_read_tensor,
+    _fill_two_slices,
+    _fill_a_column,
+    _conversions_and_logic,
+    _fill_slices_of_a_row,
+    _change_of_what_was_read_through_a_view,
+    _products,
+    _a_number_that_nobody_reads,
+)
 _ALIASED = (
+    _change_of_a_transposed_tensor_that_is_read,
+    _a_row_that_is_seen_after_its_change,
     _change_seen_through_a_view,
     _change_of_a_view,
     _change_through_an_equal_dtype,
@@ -137,7 +194,16 @@ def test_what_torchlib_translates_is_not_traced_again(function: Callable[[torch.
     assert program.run_decompositions({}) is program
 
 
-@pytest.mark.parametrize("function", [_change_seen_through_a_view, _change_of_a_view, _change_through_a_dropout])
+@pytest.mark.parametrize(
+    "function",
+    [
+        _a_row_that_is_seen_after_its_change,
+        _change_of_a_transposed_tensor_that_is_read,
+        _change_seen_through_a_view,
+        _change_of_a_view,
+        _change_through_a_dropout,
+    ],
+)
 def test_a_change_that_is_seen_elsewhere_is_left_to_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     program = _traced(function, torch.zeros(3, 3))
     decompose_only_where_needed(program)

@@ -113,7 +113,8 @@ def _assert_logits_equal(module, step, source_length):
 
 
 def test_switch_transformers_leaves_out_what_does_not_fit_its_experts(tmp_path):
-    module = tiny_seq2seq_lm("switch_transformers", num_experts=2, num_sparse_encoder_layers=2)
+    fields = {"num_experts": 2, "num_sparse_encoder_layers": 2, "num_decoder_layers": 1}
+    module = tiny_seq2seq_lm("switch_transformers", **fields)
     # Of five tokens one at least finds its expert taken by two. In the decoder it would depend on how many are read at a time.
     for part in module.get_encoder().modules():
         if hasattr(part, "expert_capacity"):
@@ -123,14 +124,14 @@ def test_switch_transformers_leaves_out_what_does_not_fit_its_experts(tmp_path):
 
 
 def test_led_attends_in_windows_that_are_shorter_than_the_source(tmp_path):
-    module = tiny_seq2seq_lm("led", attention_window=4)
+    module = tiny_seq2seq_lm("led", attention_window=4, decoder_layers=1)
     export = export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
     _assert_logits_equal(module, _stepper(export), 7)
 
 
 def test_an_encoder_that_adds_masks_to_its_scores_by_itself_gets_numbers(tmp_path):
     # Its decoder goes through the attention interface and shares its config.
-    module = tiny_seq2seq_lm("bigbird_pegasus", attention_type="original_full")
+    module = tiny_seq2seq_lm("bigbird_pegasus", attention_type="original_full", decoder_layers=1)
     export = export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
     _assert_logits_equal(module, _stepper(export), 7)
 
@@ -156,8 +157,9 @@ def test_a_cross_mask_of_another_form_is_refused(monkeypatch, tmp_path):
 
 def test_a_count_along_the_tokens_that_is_not_answered_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("qeff_framework.export.seq2seq_lm.PositionalCountMode", PositionalArangeMode)
+    module = tiny_seq2seq_lm("m2m_100", encoder_layers=1, decoder_layers=1)
     with pytest.raises(UnsupportedModelError, match="its decoder counts along the tokens of the step"):
-        export_portable(tiny_seq2seq_lm("m2m_100"), task="seq2seq-lm", output_dir=tmp_path)
+        export_portable(module, task="seq2seq-lm", output_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

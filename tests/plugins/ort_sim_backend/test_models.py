@@ -11,6 +11,7 @@ import pytest
 
 from ort_sim_backend import OrtSimBackend
 from ort_sim_backend.session import OrtSession
+from qeff_framework import QEFFAutoModel
 from qeff_framework.export.portable import export_portable
 from qeff_framework.plugin_api import OptionError
 from tests.plugins.ort_sim_backend.programs import compile_program, execute, specializations
@@ -32,11 +33,11 @@ CACHE_KERNELS = {
 }
 
 
+@pytest.mark.usefixtures("session_store")
 @pytest.mark.parametrize("model_type", CACHE_KERNELS)
 def test_greedy_tokens_equal_the_portable_graph(model_type, tmp_path):
     model, _ = tiny_causal_lm(model_type)
-    (tmp_path / "export").mkdir()
-    exported = export_portable(model, task="causal-lm", output_dir=tmp_path / "export")
+    exported = QEFFAutoModel(model).export()
     expected = greedy(exported, PROMPTS, new_tokens=NEW_TOKENS, chunk=CHUNK, ctx_len=CTX_LEN)
     shapes = specializations(batch=len(PROMPTS), ctx_len=CTX_LEN, chunks=(CHUNK, 1))
 
