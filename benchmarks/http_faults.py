@@ -5,9 +5,10 @@
 Serves the artifact by a process of its own. Schemathesis makes requests from the server's OpenAPI document, valid and invalid
 ones; then come broken JSON, wrong UTF-8, numbers and nesting that JSON parsers stumble over, bodies above the limit (with their
 length and in chunks), lengths that are not kept, broken request lines, clients that hang up, and clients that send a body one
-byte at a time and stop. The same completion is asked for before and after. The exit code is 1 when an answer had a status of 500
-or above, when the completion changed, when the server ended, or when it kept files, or more than 5 % of memory. Memory is counted
-from a warm-up on, with a request of every malformed kind. The server runs with a fixed `MALLOC_MMAP_THRESHOLD_`: otherwise glibc
+byte at a time and stop. A program of images also gets messages whose images are none, a program of speech gets forms whose files
+are none. The same completion is asked for before and after. The exit code is 1 when an answer had a status of 500 or above, when
+the completion changed, when the server ended, or when it kept files, or more than 5 % of memory. Memory is counted from a warm-up
+on, with a request of every malformed kind. The server runs with a fixed `MALLOC_MMAP_THRESHOLD_`: otherwise glibc
 raises the threshold at each large body that is freed, puts the next ones on its heap, and returns them to the system when the top
 of the heap happens to be free, so that the resident size swings by the largest bodies (24 to 37 MiB of heap were seen) without
 anything being held. Needs the extra `serve`, and the packages schemathesis and psutil.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -25,22 +27,39 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
+from http_fault_files import FORM, data_url, form, message_with, picture, speech, wrong_images, wrong_sounds
 from serve_load import serving
 
-LIMIT = 4 * 2**20
 COMPLETION = {"model": "model", "prompt": [5, 6, 7], "max_tokens": 8}
 PATHS = ("/v1/completions", "/v1/chat/completions")
+SPEECH = "/v1/audio/transcriptions"
+JSON = "application/json"
 Statuses = collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wrong:
+    """What a server of one kind of program is sent."""
+
+    #: Path, type and body of a request in order.
+    good: tuple[str, str, bytes]
+    paths: Sequence[str]
+    kind: str
+    bodies: Callable[[random.Random], bytes]
+    #: Of a body, in MiB.
+    limit: int
 
 
 def main() -> int:
     """Sends, counts, reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("artifact", help="a compiled causal language model with a tokenizer")
+    parser.add_argument(
+        "artifact", help="a compiled language model with a tokenizer, vision-language model or speech model"
+    )
     parser.add_argument("--requests", type=int, default=1000, help="requests of each of the two kinds (default 1000)")
     parser.add_argument("--slow", type=int, default=50, help="slow senders at once (default 50)")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,18 +68,19 @@ def main() -> int:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
     with serving(arguments.artifact) as (url, process):
         server = psutil.Process(process.pid)
-        before = completion(url)
+        wrong = wrong_for(url)
+        before = completion(url, wrong)
         rng = random.Random(arguments.seed)
         # Modules that are imported, and messages that are built, at the first fault of each kind.
-        statuses = {"warm-up": warm_up(url, arguments.seed)}
+        statuses = {"warm-up": warm_up(url, arguments.seed, wrong)}
         files, memory = settled(server)
         sizes = []
         statuses["from the OpenAPI document"] = from_document(url, arguments.requests, arguments.seed)
         for part in ("first half", "second half"):
-            statuses[f"malformed, {part}"] = malformed(url, arguments.requests // 2, rng)
+            statuses[f"malformed, {part}"] = malformed(url, arguments.requests // 2, rng, wrong)
             sizes.append(settled(server)[1])
-        statuses["slow senders"] = slow(url, arguments.slow, before)
-        same = completion(url) == before
+        statuses["slow senders"] = slow(url, arguments.slow, before, wrong)
+        same = completion(url, wrong) == before
         left, size = settled(server)
         sizes.append(size)
         kept, growth = left - files, max(sizes) / memory - 1
@@ -83,12 +103,36 @@ def settled(server: psutil.Process) -> tuple[int, int]:
     return server.num_fds(), server.memory_info().rss
 
 
-def completion(url: str) -> Any:
+def wrong_for(url: str) -> Wrong:
+    """What the server's program must refuse: told by its pages, and by whether it answers about an image."""
+    with urllib.request.urlopen(f"{url}/openapi.json", timeout=60) as answer:
+        pages = json.load(answer)["paths"]
+    if SPEECH in pages:
+        good = form({"model": b"model"}, speech())
+        return Wrong(good=(SPEECH, FORM, good), paths=(SPEECH,), kind=FORM, bodies=wrong_sounds, limit=25)
+    text = Wrong(good=(PATHS[0], JSON, json.dumps(COMPLETION).encode()), paths=PATHS, kind=JSON, bodies=bodies, limit=4)
+    asked = message_with(data_url(picture()))
+    image = Wrong(
+        good=(PATHS[1], JSON, asked),
+        paths=PATHS,
+        kind=JSON,
+        bodies=lambda rng: rng.choice((bodies, wrong_images))(rng),
+        limit=25,
+    )
+    try:
+        completion(url, image)
+    except urllib.error.HTTPError:
+        return text
+    return image
+
+
+def completion(url: str, wrong: Wrong) -> Any:
     """The text of one request in order."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(COMPLETION).encode(), headers)
+    path, kind, body = wrong.good
+    request = urllib.request.Request(f"{url}{path}", body, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["choices"][0]["text"]
+        told = json.load(answer)
+    return told["choices"][0].get("text", told["choices"][0].get("message")) if "choices" in told else told["text"]
 
 
 def from_document(url: str, requests: int, seed: int) -> Statuses:
@@ -168,31 +212,33 @@ def bodies(rng: random.Random) -> bytes:
     )
 
 
-def warm_up(url: str, seed: int) -> Statuses:
+def warm_up(url: str, seed: int, wrong: Wrong) -> Statuses:
     """Some requests of both kinds, and one with a grammar, whose library reads the vocabulary once."""
     form = {"response_format": {"type": "json_object"}}
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/completions", json.dumps(COMPLETION | form).encode(), headers)
     with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=60) as answer:
         answer.read()
-    return from_document(url, 60, seed + 1) + malformed(url, 200, random.Random(seed + 1))
+    return from_document(url, 60, seed + 1) + malformed(
+        url, 200 if wrong.bodies is bodies else 600, random.Random(seed + 1), wrong
+    )
 
 
-def malformed(url: str, requests: int, rng: random.Random) -> Statuses:
+def malformed(url: str, requests: int, rng: random.Random, wrong: Wrong) -> Statuses:
     """Requests that no client library sends, each over a connection of its own."""
     statuses: Statuses = collections.Counter()
     for _ in range(requests):
-        for kind, status in exchange(url, rng):
+        for kind, status in exchange(url, rng, wrong):
             statuses[status] += 1
             if status.startswith("5"):
                 print("status", status, kind)
     return statuses
 
 
-def exchange(url: str, rng: random.Random) -> Iterator[tuple[str, str]]:
+def exchange(url: str, rng: random.Random, wrong: Wrong) -> Iterator[tuple[str, str]]:
     """One request and the status of its answer."""
-    body = bodies(rng)
-    head = f"POST {rng.choice(PATHS)} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n".encode()
+    body = wrong.bodies(rng)
+    head = f"POST {rng.choice(wrong.paths)} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {wrong.kind}\r\n".encode()
     sized = head + b"Content-Length: %d\r\n\r\n"
     kind = rng.choices(
         ["body", "too large", "too large in chunks", "shorter", "longer", "line", "header", "hung up"],
@@ -200,10 +246,10 @@ def exchange(url: str, rng: random.Random) -> Iterator[tuple[str, str]]:
     )[0]
     raw = {
         "body": sized % len(body) + body,
-        "too large": sized % (LIMIT + 1) + b"x" * 100_000,
+        "too large": sized % (wrong.limit * 2**20 + 1) + b"x" * 100_000,
         "too large in chunks": head
         + b"Transfer-Encoding: chunked\r\n\r\n"
-        + b"100000\r\n%s\r\n" % (b"x" * 2**20) * 5
+        + b"100000\r\n%s\r\n" % (b"x" * 2**20) * (wrong.limit + 1)
         + b"0\r\n\r\n",
         "shorter": sized % (len(body) + 10) + body,
         "longer": sized % max(len(body) - 10, 0) + body,
@@ -229,10 +275,11 @@ def exchange(url: str, rng: random.Random) -> Iterator[tuple[str, str]]:
     yield f"{kind}: {raw[:300]!r}", status
 
 
-def slow(url: str, count: int, expected: Any) -> Statuses:
+def slow(url: str, count: int, expected: Any, wrong: Wrong) -> Statuses:
     """Clients that stop in the middle of a body; another client is answered meanwhile."""
     statuses: Statuses = collections.Counter()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    path, kind, _ = wrong.good
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\n".encode()
     port = int(url.rpartition(":")[2])
     connections = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(count)]
     for each in connections:
@@ -242,7 +289,7 @@ def slow(url: str, count: int, expected: Any) -> Statuses:
         for each in connections:
             each.sendall(b"{")
         time.sleep(1)
-        if completion(url) != expected:
+        if completion(url, wrong) != expected:
             statuses["another text beside slow senders"] += 1
     for each in connections:
         words = each.recv(65536).split(b" ", 2)

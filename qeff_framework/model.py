@@ -152,6 +152,8 @@ class QEFFBaseModel:
             )
         self._source: ModelSource = ModuleSource(model) if hasattr(model, "state_dict") else model  # type: ignore[arg-type]
         self._runner: CompiledRunner | None = None
+        #: What the running `compile` or `export` has warned about.
+        self._told: set[str] = set()
         self.compiled: CompiledModel | None = None
         #: The backend that was passed to `compile` as an object, which no name leads to.
         self._backend: Backend | type[Backend] | None = None
@@ -252,6 +254,7 @@ class QEFFBaseModel:
             ArtifactError: the store or `export_dir` cannot be used.
         """
         check_switches("export", use_onnx_subfunctions=use_onnx_subfunctions)
+        self._told.clear()
         plan = self._plan_export(
             registry.core(extensions=extensions), None, use_onnx_subfunctions=use_onnx_subfunctions
         )
@@ -368,11 +371,15 @@ class QEFFBaseModel:
         finally:
             self._source.release()
         exported = ExportedModel.load(stored.path)
-        # Told on every run: what is wrong stays wrong when the export is found again.
-        for note in exported.metadata.get("notes", ()):
-            logger.warning("%s", note)
-        if problem:
-            logger.warning("the artifact carries no tokenizer: %s", problem)
+        # Told on every run: what is wrong stays wrong when the export is found again. Once, however many programs there are.
+        notes = [
+            *exported.metadata.get("notes", ()),
+            *([f"the artifact carries no tokenizer: {problem}"] if problem else []),
+        ]
+        for note in notes:
+            if note not in self._told:
+                logger.warning("%s", note)
+                self._told.add(note)
         return exported
 
     def _program_inputs(self) -> Mapping[str, Any]:
@@ -424,6 +431,7 @@ class QEFFBaseModel:
             CompileError: the compiler refused.
         """
         check_switches("compile", dry_run=dry_run, rebuild=rebuild)
+        self._told.clear()
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)

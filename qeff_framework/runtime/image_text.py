@@ -452,9 +452,13 @@ class CompiledImageTextToText(CompiledRunner):
         if program is None:
             name = PIXELS if PIXELS in unit else VIDEO_PIXELS
             told = ", ".join(program.told for program in self._vision if name in program.names)
+            if name == PIXELS:
+                what, advice = "an image", "resize the image, or compile with its height and width"
+            else:
+                what = "a video"
+                advice = "resize the video or choose as many frames, or compile with its height, width and num_frames"
             raise InputError(
-                f"an image has {name} {list(unit[name].shape)}, the programs were compiled for {told}; resize the image, or "
-                "compile with its height and width"
+                f"{what} has {name} {list(unit[name].shape)}, the programs were compiled for {told}; {advice}"
             )
         return program
 

@@ -46,7 +46,7 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
     module, image = built(model_of_two_parts)
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def wanted(rows: torch.Tensor, *prompt: int) -> list[list[int]]:
+    def wanted(rows: torch.Tensor, *prompt: int, **settings: Any) -> list[list[int]]:
         started = torch.tensor([[2, *prompt]] * len(rows))
         with torch.no_grad():
             output = module.generate(
@@ -55,6 +55,7 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
                 eos_token_id=None,
+                **settings,
             )
         return output[:, started.shape[1] :].tolist()
 
@@ -71,6 +72,10 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
         prompted = program.generate({"pixel_values": pixels[:2], "decoder_input_ids": [[7, 8]] * 2}, **settings)
         assert prompted.generated_ids == wanted(pixels[:2], 7, 8)
         assert prompted.prompt_lengths == [3, 3]
+        # The rows of an image's texts have its keys and values in common, which stay where they are.
+        beams: dict[str, Any] = {"num_beams": 2, "length_penalty": 0.5}
+        found = program.generate({"pixel_values": pixels, "decoder_input_ids": [[7, 8]] * 3}, **settings, **beams)
+        assert found.generated_ids == wanted(pixels, 7, 8, **beams) != wanted(pixels, 7, 8)
         (hidden,) = program.image_embeddings({"pixel_values": pixels[:1]})
         with torch.no_grad():
             np.testing.assert_allclose(
@@ -80,6 +85,7 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
             "size": ({"pixel_values": pixels[..., :8]}, r"pixel_values \[1, 3, 16, 8\], the program was compiled for"),
             "room": ({"pixel_values": pixels, "generation_len": 16}, "1 start tokens and 16 new ones"),
             "rows": ({"pixel_values": pixels, "decoder_input_ids": [[2]]}, "1 rows for 3 images"),
+            "beams": ({"pixel_values": pixels, "num_beams": 3}, "compile with batch_size=3"),
             "sampling": ({"pixel_values": pixels, "do_sample": True}, "do_sample=True is not supported"),
             "none": ({"images": [None]}, "one image for each text"),
         }

@@ -19,6 +19,7 @@ from qeff_framework import (
 )
 from qeff_framework.cli.app import main
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.sources import CheckpointSource
 from tests.image_models import clip_of_words, picture, resnet
 
 
@@ -66,13 +67,21 @@ def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "it works on images alone; leave the prompts out" in capsys.readouterr().err
 
 
-def test_images_and_texts_in_one_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_and_texts_in_one_space(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two programs; what is to be said about their checkpoint is said once."""
+    monkeypatch.setattr(CheckpointSource, "notes", lambda self: ("its weights are odd",))
     module, processor = clip_of_words()
     module.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     assert isinstance(model, QEFFAutoModelForZeroShotImageClassification)
     compiled = model.compile("ort_sim", batch_size=2)
+    assert [each.getMessage() for each in caplog.records].count("its weights are odd") == 1
     files, texts = _pictures(tmp_path), ["w3 w4 w5 w19", "w7 w19", "w9 w2 w19"]
     inputs = processor(text=texts, images=[Image.open(file) for file in files], padding=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)

@@ -57,6 +57,7 @@ def test_a_photograph_stands_upright() -> None:
         (image("file:///etc/passwd"), "the server fetches nothing from elsewhere"),
         (image("data:text/html;base64,AAAA"), "must be a data URL, data:image"),
         (image("data:image/png;base64,A*=="), "is not valid base64"),
+        (image("data:image/png;base64,A\u00e4=="), "is not valid base64"),
         (image(url("BMP")), "cannot be read: cannot identify image file; send PNG, JPEG, WEBP, GIF"),
         (image(url("JPEG", size=(64, 64))[:422]), "cannot be read"),
         (image(url(size=(33_554_433, 1))), "33554433 x 1 pixels, and those of a request may have 33554432 in all"),

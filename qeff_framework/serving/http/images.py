@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from io import BytesIO
@@ -81,7 +80,7 @@ def _opened(given: Any, place: str, most_pixels: int) -> Image:
         )
     try:
         content = base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of characters that are not ASCII too
         raise InputError(f"{place}: the image is not valid base64: {error}") from error
     try:
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
