@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 import onnx_ir
 import pytest
 import soundfile
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -132,6 +133,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "one.jpg", "two.png", "cat.png"):
         picture(tmp_path / name, shade=100)
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "in.png")
     for seed, name in enumerate(("speech.wav", "other.wav", "one.wav", "two.flac", "talk.flac")):
         soundfile.write(tmp_path / name, clip(2, seed), RATE)
 
