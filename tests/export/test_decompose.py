@@ -7,8 +7,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from qeff_framework.dialect.names import ONNX_OPSET
 from qeff_framework.export.decompose import decompose_only_where_needed
 from qeff_framework.export.trace import quiet_exporter
+from qeff_framework.export.translations import to_onnx
 
 
 def _add_to_a_product(x: torch.Tensor) -> torch.Tensor:
@@ -180,8 +182,7 @@ def test_the_translation_computes_the_same(function: Callable[[torch.Tensor], to
     program = _traced(function, x)
     decompose_only_where_needed(program)
     with quiet_exporter():
-        converted = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
-    assert converted is not None
+        converted = to_onnx(program, ONNX_OPSET)
     session = ort.InferenceSession(onnx_ir.to_proto(converted.model).SerializeToString())
     (result,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), function(x.clone()))
