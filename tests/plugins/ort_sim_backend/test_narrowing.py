@@ -123,6 +123,19 @@ def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_
     assert bits(tmp_path / "w4")[:3] == [("rough", 4), ("fine", 4), ("fine", 4)]
 
 
+def test_programs_that_check_drafts_and_read_parts_of_the_cache_are_calibrated(tmp_path):
+    inputs = "int64[num_logits_to_keep, 1] num_logits_to_keep, int64[comp_ctx_lengths] comp_ctx_lengths"
+    exported = export(
+        model(LAYERS.replace("input_ids,", f"input_ids, {inputs},")), tmp_path / "export", task="encoder", states=()
+    )
+    more = {"num_logits_to_keep": 4, "comp_ctx_lengths": 6}
+    shapes = [replace(item, dims={**item.dims, **more}) for item in SHAPES]
+
+    compiled = compile_program(exported, tmp_path / "w4", shapes, precision="w4")
+
+    assert [compiled.program[name] for name in ("products_4_bits", "calibrated")] == [1, True]
+
+
 @pytest.mark.parametrize(("calibrate", "calibrated"), [(False, False), (None, False), (True, True)])
 def test_a_large_model_is_calibrated_where_that_is_asked_for(calibrate, calibrated, tmp_path, monkeypatch):
     monkeypatch.setattr("ort_sim_backend.narrowing.CALIBRATED_WEIGHTS", 1000)

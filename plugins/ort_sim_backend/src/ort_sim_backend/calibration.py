@@ -30,8 +30,9 @@ SUMS_BYTES = 1 << 30
 
 #: Inputs that `_feeds` fills; others stay zero when they are named here, and a model with any other input is not calibrated.
 _TOKENS, _POSITIONS, _MASK, _LENGTHS = "input_ids", "position_ids", "attention_mask", "prompt_lengths"
-_ZERO = frozenset({"token_type_ids", "batch_index", "lora_ids"})
-_ONE_ROW = ("batch_size", "full_batch_size")
+_ZERO = frozenset({"token_type_ids", "batch_index", "lora_ids", "num_logits_to_keep", "comp_ctx_lengths"})
+#: Sizes of a run: one row, of whose logits one token's are asked for.
+_ONE = ("batch_size", "full_batch_size", "num_logits_to_keep")
 
 
 def calibration_rows(exported: ExportedModel, file: Path | None) -> list[list[int]]:
@@ -141,7 +142,9 @@ def _feeds(request: CompileRequest, row: Sequence[int]) -> dict[str, NDArray[Any
     specs = lowered_specs(request.model.graph.inputs, request.exported.inputs)
     dims = dict(request.specializations[0].dims)
     row = row[: dims.get("ctx_len", len(row))]
-    dims.update(dict.fromkeys((name for name in _ONE_ROW if name in dims), 1), seq_len=len(row))
+    dims.update(dict.fromkeys((name for name in _ONE if name in dims), 1), seq_len=len(row))
+    if "comp_ctx_lengths" in dims:
+        dims["comp_ctx_lengths"] = dims["ctx_len"]
     feeds = allocate(specs, dims)
     for name, content in (
         (_TOKENS, row),
