@@ -1,6 +1,6 @@
 """Time of each program of a pipeline beside diffusers on the same processor, in interleaved rounds.
 
-python -m benchmarks.pipelines [--rounds N] [STRUCTURE ...]
+python -m benchmarks.pipelines [--rounds N] [--threads N] [STRUCTURE ...]
 
 Denoisers and autoencoders have the widths of real ones and fewer layers: kernels take the time, as with a whole model. A round
 makes one picture with each; the ratio of a round is that of the mean times of a call. Beside the time on the clock stands that of
@@ -201,7 +201,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("structures", nargs="*", choices=[*STRUCTURES, []], metavar="STRUCTURE")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of both; by default those that torch takes")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     print("| Structure | Component | Weights | ms a call | diffusers, ms | Ratio, clock | Ratio, processors |")
     print(f"|{'---|' * 7}", flush=True)
     for structure in options.structures or STRUCTURES:
