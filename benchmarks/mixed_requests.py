@@ -16,6 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 REQUESTS = 32
@@ -56,14 +57,12 @@ def main() -> int:
             )
             program = load_compiled(compiled.directory, num_threads=arguments.threads)
             run = continuous if name == "continuous" else static
-            contenders[f"{name}, {rows} rows"] = lambda run=run, program=program, rows=rows: run(
-                program, requests, rows
-            )
+            contenders[f"{name}, {rows} rows"] = partial(run, program, requests, rows)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
-        for name, run in contenders.items():
+        for name, answer in contenders.items():
             begun, processor = time.perf_counter(), time.process_time()
-            run()
+            answer()
             seconds[name].append((time.perf_counter() - begun, time.process_time() - processor))
     medians = {name: [statistics.median(kind) for kind in zip(*found, strict=True)] for name, found in seconds.items()}
     statics = [median for name, median in medians.items() if name.startswith("static")]
