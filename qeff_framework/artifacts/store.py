@@ -28,6 +28,7 @@ from qeff_framework.artifacts.manifest import Manifest, Problem, verify
 from qeff_framework.artifacts.root import store_root
 from qeff_framework.artifacts.staging import staging_directory, sweep
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
+from qeff_framework.progress import report
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _STAGING = "staging"
 _LOCKS = "locks"
 _KEY_DIGITS = 16
 _LABEL_LENGTH = 64
+#: So many take a second to be read.
+_LARGE_BYTES = 500_000_000
 #: Stands for the times of an artifact whose manifest cannot be read.
 _NEVER = datetime.fromtimestamp(0, UTC)
 #: Staging directories beside a destination that the user chose.
@@ -399,6 +402,9 @@ def _moved_aside(paths: Sequence[Path], parent: Path, prefix: str, remedy: str) 
 
 
 def _described_by(recipe: _Recipe, staging: Path, shared: Mapping[str, str] | None) -> Manifest:
+    size = sum(size for name, size in _sizes(staging).items() if name not in (shared or {}))
+    if size >= _LARGE_BYTES:
+        report(f"computing the digests of {size / 1e9:.1f} GB")
     try:
         return Manifest.describe(
             staging, kind=recipe.kind, key=recipe.key, key_parts=recipe.key_parts, label=recipe.label, shared=shared

@@ -12,6 +12,7 @@ the names of weights and states. Whatever a record cannot hold makes a layer a k
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -21,7 +22,8 @@ from typing import Any, Final, Protocol
 import onnx_ir
 import torch
 import torch.onnx.ops  # it registers what `torch.onnx.ops.symbolic` calls
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -274,6 +276,7 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         #: Of the layers that are running, each inside of the one before.
         self.frames: list[_Frame] = []
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._results = _KnownResults()
 
     def without_numbers(self, leaves: Sequence[Any]) -> list[Any]:
         """The same arguments, those of floating point without data. Torch takes long over operators on tensors of both sorts."""
@@ -312,10 +315,73 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         del types
         result = _zeros_of_symbolic(function, args, kwargs)
         if result is None:
-            result = function(*args, **(kwargs or {}))
+            result = self._results.of(function, args, kwargs or {})
         for frame in self.frames:
             frame.note(function, args, kwargs or {}, result)
         return result
+
+
+class _KnownResults:
+    """What operators return for tensors without data of forms that were there before: layers that are alike repeat each other.
+
+    Torch remembers it too, at several times the cost, which is most of a run of many layers.
+    """
+
+    def __init__(self) -> None:
+        #: `None`: torch has to say it each time.
+        self._known: dict[Any, tuple[FakeTensorMode, torch.device, _Form] | None] = {}
+
+    def of(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """The result of the operator."""
+        key = _form_of((function, args, kwargs)) if _is_pure(function) else None
+        if key is None:
+            return function(*args, **kwargs)
+        known = self._known.get(key)
+        if known is not None:
+            mode, device, (dtype, shape, stride) = known
+            data = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            return FakeTensor(mode, data, device)
+        result = function(*args, **kwargs)
+        if key not in self._known:
+            form = _form_of(result) if isinstance(result, FakeTensor) and not result.storage_offset() else None
+            self._known[key] = None if form is None else (result.fake_mode, result.fake_device, form[1:-1])
+        return result
+
+
+#: dtype, sizes and strides of a tensor.
+_Form = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
+
+
+def _form_of(value: Any) -> Any:
+    """What the form of an operator's result depends on; `None` where that is more than forms and numbers of Python."""
+    if isinstance(value, torch.Tensor):
+        is_known = type(value) is FakeTensor and value.constant is None and not value.dtype.is_complex
+        if not is_known or not all(type(size) is int for size in (*value.shape, *value.stride())):
+            return None
+        return ("tensor", value.dtype, tuple(value.shape), value.stride(), value.storage_offset())
+    if isinstance(value, (list, tuple)):
+        parts = [_form_of(item) for item in value]
+        return None if None in parts else (type(value), *parts)
+    if isinstance(value, dict):
+        return _form_of(tuple(item for pair in value.items() for item in pair))
+    if value is None or type(value) in _HASHABLE or isinstance(value, OpOverload):
+        return (type(value), value)
+    return None
+
+
+_HASHABLE: Final = frozenset({bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
+@functools.cache
+def _is_pure(function: Any) -> bool:
+    """Whether an operator of torch returns one tensor, and leaves its arguments as they are."""
+    schema = function._schema  # noqa: SLF001
+    return (
+        function.namespace == "aten"
+        and function not in _LIFTING
+        and not schema.is_mutable
+        and [str(value.type) for value in schema.returns] == ["Tensor"]
+    )
 
 
 def _is_real_floats(leaf: Any) -> bool:

@@ -424,7 +424,6 @@ class CheckpointSource:
         """Writes the tokenizer, unless it is there or cannot be loaded."""
         if (directory / files.TOKENIZER).exists() or self.tokenizer_problem() is not None:
             return
-        report(f"reading the tokenizer of {self.name}")
         try:
             self._tokenizer.save(directory / files.TOKENIZER)
         except Exception as error:
@@ -465,6 +464,7 @@ class CheckpointSource:
     def _load_tokenizer(self) -> Any:
         import transformers
 
+        report(f"reading the tokenizer of {self.name}")
         if self._adapter is not None and self._adapter.tokenizer_files():
             # Tokens were added for the adapter, or it was trained with another template.
             fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}

@@ -166,19 +166,24 @@ def bytes_to_write(module: torch.nn.Module) -> int:
 _EXPORT_BYTES, _TENSOR_BYTES = 400_000_000, 7_000
 #: Copies of a weight that is computed as a whole: its numbers, what they are computed from, and what is written.
 _COPIES = 3
+#: Where weights are computed row by row: what a piece is computed from, its numbers, and what is written.
+_PIECES_BYTES = 64_000_000
 
 
 def export_memory(module: torch.nn.Module) -> int:
     """Estimate of the peak of exporting a module of deferred weights, in bytes: they are written one after the other."""
-    from qeff_framework.seam.deferred import DeferredTensor, beginnings, is_computed_whole
+    from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, beginnings, is_computed_whole
 
-    tensors = whole = 0
+    tensors = whole = pieces = 0
     for parameter in module.parameters():
         if isinstance(parameter, DeferredTensor):
-            tensors += sum(1 for _ in beginnings(parameter.recipe))
+            leaves = list(beginnings(parameter.recipe))
+            tensors += len(leaves)
+            if any(isinstance(leaf, ComputedTensor) for leaf in leaves):
+                pieces = _PIECES_BYTES
             if is_computed_whole(parameter.recipe):
                 whole = max(whole, parameter.numel() * parameter.element_size())
-    return _EXPORT_BYTES + _TENSOR_BYTES * tensors + _COPIES * whole
+    return _EXPORT_BYTES + _TENSOR_BYTES * tensors + max(pieces, _COPIES * whole)
 
 
 def loading_memory(paths: Iterable[Path], *, itemsize: int) -> int:
