@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,10 @@ def sync_tree(directory: Path) -> None:
     """Forces every file and directory below `directory`, and itself, to the disk."""
     for parent, _, names in os.walk(directory):
         for name in names:
-            sync(Path(parent, name))
+            file = Path(parent, name)
+            # Opening a pipe waits for its other end; what is no file is refused when the files are described.
+            if stat.S_ISREG(file.lstat().st_mode):
+                sync(file)
         sync(Path(parent))
 
 
