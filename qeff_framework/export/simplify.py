@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Container
 from typing import Any
 
 import onnx_ir
@@ -67,7 +68,21 @@ class _RootedRule:
 
     def try_rewrite(self, model: onnx_ir.Model, graph: Any, node: onnx_ir.Node, **options: Any) -> Any:
         """Returns the replacement, or `None` where the rule does not apply."""
-        return self._rule.try_rewrite(model, graph, node, **options) if node.op_identifier() == self._root else None
+        if node.op_identifier() != self._root:
+            return None
+        found = self._rule.try_rewrite(model, graph, node, **options)
+        if found is not None and found.new_initializers:
+            # Rules name a constant by what they read: that of a second reader would take the place of the first one's.
+            taken = {*getattr(graph, "initializers", ()), *model.graph.initializers}
+            for value in found.new_initializers:
+                value.name = value.const_value.name = _free_name(value.name, taken)
+                taken.add(value.name)
+        return found
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import onnx
 import onnx_ir
 import onnxscript.optimizer
 import torch
@@ -28,6 +29,21 @@ def test_the_graph_is_that_of_the_whole_optimizer() -> None:
     onnxscript.optimizer.optimize_ir(theirs, inline=False)
     assert _nodes(ours) == _nodes(theirs)
     assert len(_nodes(ours)) < before
+
+
+def test_two_readers_of_a_tensor_that_become_reshapes_keep_their_shapes() -> None:
+    """The optimizer's rule names both shapes alike, and the second took the place of the first: no runtime read the graph."""
+    model = onnx_ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 20]>
+        flattened (float[2, 3, 4] x) => (float[2, 12] y, float[6, 4] z) {
+            relu = Relu (x)
+            y = Flatten <axis = 1> (relu)
+            z = Flatten <axis = 2> (relu)
+        }"""
+    )
+    simplify(model, should_fold=lambda node: None)
+    onnx.checker.check_model(onnx_ir.to_proto(model), full_check=True)
+    assert [node.op_type for node in model.graph] == ["Relu", "Reshape", "Reshape"]
 
 
 class _SmallNumbers(torch.nn.Module):
