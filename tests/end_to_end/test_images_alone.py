@@ -72,6 +72,7 @@ def test_images_and_texts_in_one_space(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    store_root: Path,
 ) -> None:
     """Two programs; what is to be said about their checkpoint is said once."""
     monkeypatch.setattr(CheckpointSource, "notes", lambda self: ("its weights are odd",))
