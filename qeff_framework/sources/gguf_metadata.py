@@ -72,8 +72,9 @@ class _Field:
 
 
 _FIELDS: Mapping[str, _Field] = {
-    "attention.head_count": _Field(("num_attention_heads",), is_set=False),
-    "attention.head_count_kv": _Field(("num_key_value_heads", "num_attention_heads"), is_set=False),
+    # 0 where there is no attention, as in Mamba.
+    "attention.head_count": _Field(("num_attention_heads",), absent=(0,), is_set=False),
+    "attention.head_count_kv": _Field(("num_key_value_heads", "num_attention_heads"), absent=(0,), is_set=False),
     "attention.layer_norm_rms_epsilon": _Field(("rms_norm_eps", "norm_eps", "layer_norm_epsilon", "layer_norm_eps")),
     "attention.layer_norm_epsilon": _Field(("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")),
     "attention.sliding_window": _Field(("sliding_window",), absent=(0,)),
@@ -96,6 +97,8 @@ _FIELDS: Mapping[str, _Field] = {
     "expert_weights_norm": _Field(("norm_topk_prob",), absent=()),
     "expert_weights_scale": _Field(("routed_scaling_factor",), absent=(0.0, 1.0)),
     "leading_dense_block_count": _Field(("first_k_dense_replace",), absent=(0,)),
+    # FalconMamba, whose files call themselves Mamba.
+    "ssm.dt_b_c_rms": _Field((), absent=(False,)),
     "full_attention_interval": _Field(("full_attention_interval",), is_set=False),
 }
 
@@ -115,7 +118,10 @@ def complete_config(config: Any, file: Path, *, given: Iterable[str] = ()) -> No
     header = GGUFHeader(file)
     _refuse_parts(header, file)
     found = _Comparison(config, header, file, frozenset(given))
-    found.compare()
+    try:
+        found.compare()
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the metadata of {file} is damaged: {error}; download it again") from error
     if found.problems:
         raise CheckpointError(
             f"{file.name} cannot be computed as it says: {'; '.join(found.problems)}; give the model as safetensors, or correct "

@@ -150,6 +150,7 @@ def test_long_factors_windows_and_parts_of_heads(tmp_path: Path) -> None:
             r"factors that are of no rule",
         ),
         (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)), r"no place for: blk\.0\.attn_q\.bias"),
+        (lambda w: w.add_string("llama.logit_scale", "x"), r"the metadata of .*a\.gguf is damaged: "),
         (lambda w: w.add_uint16("split.count", 2), r"part 1 of 2 of a model; join the parts"),
         (lambda w: w.add_type("adapter"), r"no model but a part of one \('adapter'\)"),
     ],
@@ -161,6 +162,23 @@ def test_what_cannot_be_carried_is_refused(
     file = write_gguf(tmp_path / "a.gguf", module, say=say)
     with pytest.raises(CheckpointError, match=message):
         CheckpointSource(file, {}).load("AutoModelForCausalLM")
+
+
+def test_a_model_without_attention(tmp_path: Path) -> None:
+    """Converters say 0 heads of Mamba; FalconMamba, with norms of its own, calls itself Mamba as well."""
+
+    def say(writer: gguf.GGUFWriter) -> None:
+        writer.add_head_count(0)
+        writer.add_layer_norm_rms_eps(1e-3)
+        writer.add_ssm_state_size(16)
+        writer.add_ssm_dt_b_c_rms(False)
+
+    config = transformers.MambaConfig()
+    complete_config(config, header(tmp_path / "a.gguf", "mamba", say))
+    assert config.layer_norm_epsilon == pytest.approx(1e-3)
+    falcon = header(tmp_path / "b.gguf", "mamba", lambda writer: writer.add_ssm_dt_b_c_rms(True))
+    with pytest.raises(CheckpointError, match=r"mamba\.ssm\.dt_b_c_rms is True"):
+        complete_config(config, falcon)
 
 
 def test_a_field_that_the_user_gives_stays(tmp_path: Path, store_root: Path) -> None:
