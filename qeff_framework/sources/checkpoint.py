@@ -135,6 +135,10 @@ class CheckpointSource:
         self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self._files_identity)
         if self._overrides:
             self._check_overrides()
+        if arguments.get("quantization_config"):
+            quantisation.check_given(
+                self._config_object(), arguments["quantization_config"], self.name, gguf=self._gguf
+            )
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
@@ -706,6 +710,12 @@ class CheckpointSource:
 
     def _config_object(self) -> Any:
         """A config of Transformers that the loader may keep and change."""
+        config = self._plain_config_object()
+        if not self._gguf:
+            quantisation.state_quantisation(config, self._optional_file, self._fetched_weight_files)
+        return config
+
+    def _plain_config_object(self) -> Any:
         if "config" in self._arguments:
             return copy.deepcopy(self._arguments["config"])
         if self._gguf:
