@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from qeff_framework.artifacts import content_digest
 from qeff_framework.auto.causal_lm import QEFFAutoModelForCausalLM
 from qeff_framework.contracts import BASE_ADAPTER, AdapterRoom
-from qeff_framework.errors import OptionError
+from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.shapes import PeftShapes
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.adapters import base_of_folder, is_adapter_folder, open_adapter
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from qeff_framework.model import Program
     from qeff_framework.relay import Relay
     from qeff_framework.runtime import CompiledRunner
+
+logger = logging.getLogger(__name__)
 
 
 class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
@@ -64,19 +67,23 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
     ) -> Self:
         """Takes the folder of an adapter, whose config names the base model; or a base model, and its first adapter as `adapter`.
 
-        The adapter is loaded as `adapter_name`, and active. The other arguments are those of
-        `QEFFBaseModel.from_pretrained`, for the base model.
+        The adapter is loaded as `adapter_name`, and active. A tokenizer that was saved with it is taken in place of the model's.
+        The other arguments are those of `QEFFBaseModel.from_pretrained`, for the base model.
 
         Raises:
             CheckpointError: see `QEFFBaseModel.from_pretrained`; or the base of the adapter is not there.
         """
         path = os.fspath(pretrained_model_name_or_path)
-        if is_adapter_folder(path):
+        named_by = path if is_adapter_folder(path) else None
+        if named_by is not None:
             (path, revision), adapter = base_of_folder(path, given=adapter), path
             if revision is not None and not os.path.isdir(path):  # noqa: PTH112 - it may be the id of a hub
                 hf_kwargs.setdefault("revision", revision)
         source = CheckpointSource(path, hf_kwargs)
         source.refers_to_files = False
+        first = None if adapter is None else open_adapter(adapter, hf_kwargs)
+        if first is not None:
+            source.take_tokenizer_of(first, named_by=named_by)
         cls._check_architecture(source)
         model = cls(source)
         model._hf_kwargs = hf_kwargs
@@ -100,16 +107,30 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
 
         Raises:
             OptionError: the name is taken, or the program has room for adapters but not for this one.
-            CheckpointError: it is no LoRA adapter.
+            CheckpointError: it is no LoRA adapter, or one of a classifier.
         """
+        if not isinstance(adapter_name, str) or not adapter_name.strip():
+            raise OptionError(f"load_adapter: {adapter_name!r} is no name for an adapter; give a text")
         if adapter_name == BASE_ADAPTER or adapter_name in self._adapters:
             what = "is the model alone" if adapter_name == BASE_ADAPTER else "is loaded already; unload it first"
             raise OptionError(f"load_adapter: '{adapter_name}' {what}; choose another name")
         adapter = open_adapter(model_id, self._hf_kwargs)
+        if adapter.architecture_mapping is not None:
+            raise CheckpointError(
+                f"the adapter {adapter.name} is for a classifier (task_type {adapter.config['task_type']}), and rows of a "
+                "language model cannot choose it; give it alone: QEFFAutoModel.from_pretrained(ADAPTER, num_labels=...)"
+            )
         if self._room is not None:
             factors = adapter.factors(self._loaded_module())
             self._check_room(adapter_name, factors, self._room, count=len(self._adapters) + 1)
             self._factors[adapter_name] = factors
+        if isinstance(self._source, CheckpointSource) and not self._source.reads_texts_as(adapter):
+            logger.warning(
+                "the tokenizer that was saved with the adapter %s has other tokens, or another chat template, than that of "
+                "the program, which reads all texts: give its prompts as token ids, or give it to from_pretrained as the first "
+                "adapter",
+                adapter_name,
+            )
         self._adapters[adapter_name] = adapter
 
     def set_adapter(self, adapter_name: str) -> None:

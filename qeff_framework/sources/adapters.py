@@ -48,11 +48,17 @@ def base_of_folder(path: str | os.PathLike[str], *, given: object) -> tuple[str,
             "with the model that the adapter was made for"
         )
     if _looks_local(base) and not Path(base).expanduser().is_dir():
-        raise CheckpointError(
-            f"the adapter {path} is for the model '{base}', which is not there; give both: from_pretrained(BASE, "
-            f"adapter={str(path)!r}), with the model that the adapter was made for"
-        )
+        raise base_is_missing(path, base)
     return base, adapter.base_revision
+
+
+def base_is_missing(path: str | os.PathLike[str], base: str, reason: str = "") -> CheckpointError:
+    """What to raise where the base model that the config of an adapter names cannot be read."""
+    told = f": {reason.partition('; check the spelling')[0]}" if reason else ""
+    return CheckpointError(
+        f"the adapter {path} is for the model '{base}', which is not there{told}; give both: from_pretrained(BASE, "
+        f"adapter={str(path)!r}), with the model that the adapter was made for"
+    )
 
 
 def open_adapter(name_or_path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> LoraAdapter:

@@ -38,6 +38,7 @@ _WEIGHTS_GIVEN = "load the module with Transformers and pass it: QEFFAutoModel(m
 _ONE_HOST = "the weights are read by this process alone; leave it out"
 _KERNELS = "the graph is made from Transformers' own code; leave it out"
 _ADAPTER = "give the adapter's folder or hub id: adapter=..."
+_PRECISION = "the graph is float32, and a backend's options choose its own precision when it compiles; leave it out"
 _OLD = "Transformers has no such argument any more; leave it out"
 #: Arguments of Transformers' loader that have no place here, with the remedy.
 REFUSED: Mapping[str, str] = {
@@ -47,6 +48,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("use_kernels", "kernel_config", "allow_all_kernels", "fusion_config"), _KERNELS),
     **dict.fromkeys(("adapter_kwargs", "adapter_name"), _ADAPTER),
     **dict.fromkeys(("from_tf", "from_flax", "offload_state_dict", "mirror"), _OLD),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), _PRECISION),
     "use_auth_token": "its name is token=...",
     "return_unused_kwargs": "leave it out",
 }

@@ -39,6 +39,7 @@ from qeff_framework.sources.loading_report import (
     judge_loading,
     refuse_integer_weights,
 )
+from qeff_framework.sources.lora import LoraAdapter
 from qeff_framework.sources.module import ModuleSource
 from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
@@ -83,11 +84,15 @@ class CheckpointSource:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
         adapter = arguments.get(known.ADAPTER)
+        #: The adapter whose config names this model; `None` where the caller does.
+        self._named_by: str | None = None
         if adapters.is_adapter_folder(text):
+            self._named_by = text
             (text, revision), adapter = adapters.base_of_folder(text, given=adapter), text
             if revision is not None and not os.path.isdir(text):  # noqa: PTH112 - it may be the id of a hub
                 arguments.setdefault("revision", revision)
         self._adapter = None if adapter is None else adapters.open_adapter(adapter, arguments)
+        self._tokenizer_of = self._adapter
         path = Path(text).expanduser()
         if path.suffix == ".gguf" and path.is_file():
             arguments.setdefault("gguf_file", path.name)
@@ -130,6 +135,10 @@ class CheckpointSource:
         self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self._files_identity)
         if self._overrides:
             self._check_overrides()
+        if arguments.get("quantization_config"):
+            quantisation.check_given(
+                self._config_object(), arguments["quantization_config"], self.name, gguf=self._gguf
+            )
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
@@ -153,8 +162,9 @@ class CheckpointSource:
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if self._gguf:
             parts["completion"] = COMPLETION
-        if self._adapter is not None:
-            read = (*self._adapter.files(), *self._adapter.tokenizer_files().values())
+        read = () if self._adapter is None else self._adapter.files()
+        read = read if self._tokenizer_of is None else (*read, *self._tokenizer_of.tokenizer_files().values())
+        if read:
             parts["adapter"] = {path.name: content_digest(path) for path in read}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
@@ -435,6 +445,26 @@ class CheckpointSource:
 
     # --- tokenizer ----------------------------------------------------------------------------------------------------
 
+    def take_tokenizer_of(self, adapter: LoraAdapter, *, named_by: str | None) -> None:
+        """Reads texts with the tokenizer that was saved with `adapter`, if any. `named_by`: the adapter that names this model."""
+        self._tokenizer_of, self._named_by = adapter, named_by
+
+    def reads_texts_as(self, adapter: LoraAdapter) -> bool:
+        """Whether its tokenizer has the tokens and the chat template of the one that was saved with `adapter`.
+
+        One that cannot be loaded here is no other one: what reads texts says so.
+        """
+        import transformers
+
+        if adapter is self._tokenizer_of or not adapter.tokenizer_files():
+            return True
+        with contextlib.suppress(Exception), quiet_transformers():
+            fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
+            fetching |= {known.TRUST: self.trusted, **adapter.tokenizer_arguments()}
+            ours, other = self._tokenizer.tokenizer(), transformers.AutoTokenizer.from_pretrained(**fetching)
+            return bool(ours.get_vocab() == other.get_vocab() and ours.chat_template == other.chat_template)
+        return True
+
     def tokenizer_problem(self) -> str | None:
         """Why the tokenizer that the checkpoint comes with cannot be loaded here; `None` if it can, or there is none.
 
@@ -465,10 +495,10 @@ class CheckpointSource:
         import transformers
 
         report(f"reading the tokenizer of {self.name}")
-        if self._adapter is not None and self._adapter.tokenizer_files():
+        if self._tokenizer_of is not None and self._tokenizer_of.tokenizer_files():
             # Tokens were added for the adapter, or it was trained with another template.
             fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
-            fetching = {**fetching, known.TRUST: self.trusted, **self._adapter.tokenizer_arguments()}
+            fetching = {**fetching, known.TRUST: self.trusted, **self._tokenizer_of.tokenizer_arguments()}
             return transformers.AutoTokenizer.from_pretrained(**fetching)
         arguments = self._loader_arguments(self._tokenizer_config())
         if self._gguf:
@@ -509,7 +539,7 @@ class CheckpointSource:
         return {} if path is None else files.read_json(path)
 
     def _has_tokenizer_files(self) -> bool:
-        if self._adapter is not None and self._adapter.tokenizer_files():
+        if self._tokenizer_of is not None and self._tokenizer_of.tokenizer_files():
             return True
         if self._gguf or not isinstance(self._place, LocalFolder):
             return True
@@ -598,7 +628,7 @@ class CheckpointSource:
         folder = self._place.folder()
         if not self._gguf and folder is not None:
             files.check_companions(folder)
-        tokenizer = {} if self._adapter is None else self._adapter.tokenizer_files()
+        tokenizer = {} if self._tokenizer_of is None else self._tokenizer_of.tokenizer_files()
         if tokenizer:
             files.check_companions(tokenizer[files.TOKENIZER_CONFIG].parent)
 
@@ -619,7 +649,9 @@ class CheckpointSource:
             if name == files.CONFIG:
                 adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
             raise CheckpointError(f"{error}; give a checkpoint as Transformers saves it") from error
-        except CheckpointError:
+        except CheckpointError as error:
+            if self._named_by is not None:
+                raise adapters.base_is_missing(self._named_by, self._place.location, str(error)) from error
             # Without the network the hub cannot say that there is no config.json; an adapter in the cache says why.
             adapter = self._place.cached(adapters.CONFIG) if isinstance(self._place, HubRepository) else None
             if name == files.CONFIG and adapter is not None:
@@ -678,6 +710,12 @@ class CheckpointSource:
 
     def _config_object(self) -> Any:
         """A config of Transformers that the loader may keep and change."""
+        config = self._plain_config_object()
+        if not self._gguf:
+            quantisation.state_quantisation(config, self._optional_file, self._fetched_weight_files)
+        return config
+
+    def _plain_config_object(self) -> Any:
         if "config" in self._arguments:
             return copy.deepcopy(self._arguments["config"])
         if self._gguf:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
@@ -52,6 +53,8 @@ _READ = frozenset(
             "target_modules",
             "exclude_modules",
             "modules_to_save",
+            "ensure_weight_tying",
+            "trainable_token_indices",
             "layers_to_transform",
             "layers_pattern",
             "fan_in_fan_out",
@@ -67,6 +70,10 @@ _TOKENIZER_FILES = (
 #: Ways of starting a training that leave the weights of the base as they are.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PREFIX = "base_model.model."
+#: Where a weight that is held whole stands: what was trained wins over what it was made from.
+_WRAPPED = re.compile(r"(\.token_adapter)?\.(?P<kind>modules_to_save|base_layer|original_module)(?=\.)")
+_WINNERS = ("modules_to_save", None, "base_layer", "original_module")
+_TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
 _FACTORS = re.compile(
     r"^(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.(?P<kind>weight|bias))?$"
 )
@@ -160,10 +167,15 @@ class LoraAdapter:
         import torch
 
         with torch.no_grad():
+            self._resize(module)
             replaced, deltas = self.replaced(module), self.deltas(module)
             self._check_complete(module, deltas, replaced)
+            self._check_tied(module, {*deltas, *(name.rpartition(".")[0] for name in replaced)})
+            rows = self._token_rows(module)
             for name, value in replaced.items():
                 _own_parameter(module, name).copy_(value)
+            for name, (indices, values) in rows.items():
+                module.get_parameter(name)[indices] = values
             for name, delta in deltas.items():
                 _merge(module, name, delta)
         return frozenset(replaced)
@@ -175,17 +187,14 @@ class LoraAdapter:
             CheckpointError: `module` has no such parameter, or one of another shape.
         """
         found = {}
-        for key, tensor in self._tensors().items():
-            if _FACTORS.match(key):
-                continue
-            module_name, _, last = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".").rpartition(".")
-            name = f"{self._resolved(module, module_name)}.{last}"
-            parameter = dict(module.named_parameters(remove_duplicate=False)).get(name)
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        for name, (key, tensor) in self._whole(module).items():
+            parameter = parameters.get(name)
             if parameter is None or parameter.shape != tensor.shape:
                 ours = "none" if parameter is None else list(parameter.shape)
                 raise CheckpointError(
-                    f"the adapter {self.name} holds {key} {list(tensor.shape)}, and the model has {ours} in its place; is "
-                    f"{self.base or 'the model that was given'} its base, with as many tokens as it was trained with?"
+                    f"the adapter {self.name} holds {key} {list(tensor.shape)}, and the model has {ours} in its place; "
+                    f"{self._remedy(name, tensor, parameter)}"
                 )
             found[name] = tensor.float()
         return found
@@ -216,6 +225,11 @@ class LoraAdapter:
         """
         import torch
 
+        shapes = {name: parameter.shape for name, parameter in module.named_parameters(remove_duplicate=False)}
+        for name, (_, tensor) in self._whole(module).items():
+            ours = shapes.get(name, tensor.shape)
+            if ours != tensor.shape and ours[1:] == tensor.shape[1:]:
+                self._refuse_rows(f"{name}, which has {tensor.shape[0]} rows in place of {ours[0]}")
         deltas, replaced, more = self.deltas(module), self.replaced(module), []
         self._check_complete(module, deltas, replaced)
         for name, delta in deltas.items():
@@ -225,15 +239,19 @@ class LoraAdapter:
         more += [
             name for name, value in replaced.items() if not torch.equal(value, module.get_parameter(name).detach())
         ]
+        more += [f"rows of {name}" for name in self._token_rows(module)]
         if more:
-            raise CheckpointError(
-                f"the adapter {self.name} changes {more[0]}, and rows can choose among sums of low rank alone; merge this one: "
-                "from_pretrained(BASE, adapter=...)"
-            )
+            self._refuse_rows(more[0])
         return {
             f"{name}.weight": LowRankDelta(down=delta.down.numpy(), up=(delta.up * delta.scale).numpy())
             for name, delta in deltas.items()
         }
+
+    def _refuse_rows(self, changed: str) -> NoReturn:
+        raise CheckpointError(
+            f"the adapter {self.name} changes {changed}, and rows can choose among sums of low rank alone; merge this one: "
+            "from_pretrained(BASE, adapter=...)"
+        )
 
     # --- the config ---------------------------------------------------------------------------------------------------
 
@@ -275,6 +293,107 @@ class LoraAdapter:
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     # --- the weights --------------------------------------------------------------------------------------------------
+
+    def _whole(self, module: torch.nn.Module, *, original: bool = False) -> dict[str, tuple[str, torch.Tensor]]:
+        """What the file holds whole, with its key there, by the names of parameters that `module` may have.
+
+        `original`: as it was before the training, where the file holds that too.
+        """
+        found: dict[str, tuple[int, str, torch.Tensor]] = {}
+        for key, tensor in self._tensors().items():
+            if _FACTORS.match(key) or key.endswith(_TRAINED_ROWS):
+                continue
+            wrapped = _WRAPPED.search(key)
+            module_name, _, last = _WRAPPED.sub("", key, count=1).rpartition(".")
+            name = f"{self._resolved(module, module_name)}.{last}"
+            order = _WINNERS.index(None if wrapped is None else wrapped["kind"]) * (-1 if original else 1)
+            if name not in found or order < found[name][0]:
+                found[name] = (order, key, tensor)
+        return {name: (key, tensor) for name, (_, key, tensor) in found.items()}
+
+    def _resize(self, module: torch.nn.Module) -> None:
+        """Gives `module` as many tokens as the embedding has that the adapter holds whole.
+
+        Raises:
+            CheckpointError: it does not hold all that has a row for each token.
+        """
+        model: Any = module
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        weight = getattr(embedding, "weight", None)
+        whole, names = self._whole(module), _names_of(module, embedding)
+        held = [tensor for name, (_, tensor) in whole.items() if name in {f"{owner}.weight" for owner in names}]
+        if weight is None or not held or held[0].dim() != 2 or held[0].shape[1] != weight.shape[1]:
+            return
+        tokens = held[0].shape[0]
+        if tokens == weight.shape[0]:
+            return
+        head = model.get_output_embeddings()
+        needed = [] if head is None or head.weight is weight else ["weight"]
+        needed += [] if getattr(head, "bias", None) is None else ["bias"]
+        owner = next(iter(sorted(_names_of(module, head))), "")
+        absent = [part for part in needed if f"{owner}.{part}" not in whole]
+        if absent:
+            raise CheckpointError(
+                f"the adapter {self.name} holds an embedding of {tokens} tokens for a model of {weight.shape[0]}, and no "
+                f"{owner}.{absent[0]} of as many; give the base model with the embeddings that it was trained with, or merge it "
+                "with peft (merge_and_unload) and give the result"
+            )
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+        # Modules that share the embedding are not all replaced (T5), and peft's have these rows then.
+        for name, (_, tensor) in self._whole(module, original=True).items():
+            if name.rpartition(".")[0] in names | {owner}:
+                module.get_parameter(name).copy_(tensor)
+
+    def _token_rows(self, module: torch.nn.Module) -> dict[str, tuple[list[int], torch.Tensor]]:
+        """Rows of embeddings that were trained alone: the ids of their tokens, and their values, by the names of parameters.
+
+        Raises:
+            CheckpointError: the config does not say which rows of `module` they are.
+        """
+        stated, found = self.config.get("trainable_token_indices"), {}
+        for key, tensor in self._tensors().items():
+            if not key.endswith(_TRAINED_ROWS):
+                continue
+            name = self._resolved(module, key.removesuffix(_TRAINED_ROWS))
+            weight = module.get_submodule(name).get_parameter("weight")
+            indices = stated
+            if isinstance(stated, Mapping):
+                tied = {other for other, part in module.named_modules() if getattr(part, "weight", None) is weight}
+                indices = next(
+                    (ids for ending, ids in stated.items() if any(_is_one_of(n, [ending]) for n in tied)), None
+                )
+            fits = isinstance(indices, list) and all(
+                isinstance(index, int) and 0 <= index < weight.shape[0] for index in indices
+            )
+            if not isinstance(indices, list) or not fits or tensor.shape != (len(indices), weight.shape[1]):
+                raise CheckpointError(
+                    f"the adapter {self.name} holds {key} {list(tensor.shape)} for {name} {list(weight.shape)}, and the "
+                    f"trainable_token_indices of its {CONFIG} name no such rows; give the base model that it was trained with"
+                )
+            found[f"{name}.weight"] = (indices, tensor.float())
+        return found
+
+    def _check_tied(self, module: torch.nn.Module, changed: Collection[str]) -> None:
+        """Raises `CheckpointError` where embedding and head are to stay tied, and the adapter holds one of them."""
+        model: Any = module
+        if not self.config.get("ensure_weight_tying") or not hasattr(model, "get_output_embeddings"):
+            return
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if head is None or getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+            return
+        both = [bool(_names_of(module, part).intersection(changed)) for part in (embedding, head)]
+        if any(both) and not all(both):
+            raise CheckpointError(
+                f"the adapter {self.name} states ensure_weight_tying and changes {'the embedding' if both[0] else 'the head'} "
+                "alone; save it again with the newest peft, or merge it with peft (merge_and_unload) and give the result"
+            )
+
+    def _remedy(self, name: str, tensor: torch.Tensor, parameter: torch.Tensor | None) -> str:
+        """What to give where a weight of the adapter has no place in the model."""
+        is_head = parameter is not None and tensor.dim() == parameter.dim() and tensor.shape[1:] == parameter.shape[1:]
+        if is_head and self.architecture_mapping is not None:
+            return f"if {name} is the head of a classifier, give num_labels={tensor.shape[0]} as in its training"
+        return f"is {self.base or 'the model that was given'} its base, with as many tokens as it was trained with?"
 
     def _check_complete(self, module: torch.nn.Module, deltas: Collection[str], replaced: Iterable[str]) -> None:
         """Warns of modules that the config names and of which the file holds nothing, as peft does.
@@ -379,6 +498,11 @@ def _is_one_of(name: str, endings: object) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in names)
 
 
+def _names_of(module: torch.nn.Module, part: object) -> set[str]:
+    """The names under which a module holds another one."""
+    return {name for name, other in module.named_modules(remove_duplicate=False) if other is part}
+
+
 def _has_weights(part: torch.nn.Module) -> bool:
     return next(part.parameters(), None) is not None
 
@@ -412,6 +536,12 @@ def _own_parameter(module: torch.nn.Module, name: str) -> torch.Tensor:
 
     owner_name, _, last = name.rpartition(".")
     owner = module.get_submodule(owner_name)
+    if len(_names_of(module, owner)) > 1:
+        # One module under several names (T5's embedding after it was resized); peft replaces the one that it names.
+        parent, _, attribute = owner_name.rpartition(".")
+        owner = copy.copy(owner)
+        owner._parameters = dict(owner._parameters)  # noqa: SLF001 - a copy shares them
+        setattr(module.get_submodule(parent), attribute, owner)
     parameter: torch.nn.Parameter = owner.get_parameter(last)
     shared = [other for other, value in module.named_parameters(remove_duplicate=False) if value is parameter]
     if len(shared) > 1:

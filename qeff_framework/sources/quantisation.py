@@ -3,13 +3,70 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, OptionError
+from qeff_framework.sources.files import read_json, safetensors_header
 from qeff_framework.sources.quantized.formats import METHODS
 
 _READABLE = f"{', '.join(sorted(METHODS))}, or a GGUF file"
+
+#: Files in which quantisers stated what ``config.json`` does not; the method, and how a tensor is named that is packed so.
+_BESIDE = {
+    "quantize_config.json": ("gptq", ".qweight"),
+    "quant_config.json": ("awq", ".qweight"),
+    "hf_quant_config.json": ("modelopt", ".weight_scale"),
+}
+#: The field of older compressed-tensors, in place of ``quantization_config``.
+_OLD_FIELD = "compression_config"
+#: What MLX states beside, or in place of, that field.
+_MLX_FIELD = "quantization"
+
+
+def state_quantisation(config: Any, find: Callable[[str], Path | None], files: Callable[[], Iterable[Path]]) -> None:
+    """Sets the ``quantization_config`` of a Transformers `config` where another field or file of the checkpoint states it.
+
+    Such a file may be left over beside weights that are not packed: those of `files` decide.
+    """
+    if is_stated(config):
+        return
+    old = getattr(config, _OLD_FIELD, None)
+    if isinstance(old, Mapping):
+        config.quantization_config = {"quant_method": "compressed-tensors", **old}
+        return
+    if isinstance(getattr(config, _MLX_FIELD, None), Mapping):
+        config.quantization_config = {"quant_method": "mlx"}
+        return
+    for name, (method, ending) in _BESIDE.items():
+        path = find(name)
+        if path is None:
+            continue
+        headers = (safetensors_header(file) for file in files() if file.suffix == ".safetensors")
+        if not any(key.endswith(ending) for header in headers for key in header):
+            continue
+        content = read_json(path)
+        content = content.get("quantization", content) if method == "modelopt" else content
+        config.quantization_config = {"quant_method": "awq" if "w_bit" in content else method, **content}
+        return
+
+
+def check_given(config: Any, given: Any, name: str, *, gguf: str | None) -> None:
+    """Raises `OptionError` for a ``quantization_config`` of the caller that is not the checkpoint's."""
+    if not given:
+        return
+    method = _method(_content(given)).removesuffix("_4bit").removesuffix("_8bit") or "none"
+    parts = (config, config.get_text_config())
+    found = next((stated for part in parts if (stated := getattr(part, "quantization_config", None))), None)
+    ours = "gguf" if gguf else None if not found else str(_value(_content(found).get("quant_method")))
+    if method == ours:
+        return
+    told = "is not quantised" if ours is None else f"is quantised by {ours}"
+    raise OptionError(
+        f"from_pretrained: quantization_config= asks for {method}, and {name} {told}; leave it out: weights are read as what "
+        "they stand for in float32, and a backend's options choose the precision of a program (precision= of ort_sim)"
+    )
 
 
 def dequantise(config: Any, name: str) -> None:

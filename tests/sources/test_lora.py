@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from qeff_framework import QEFFAutoModel
+from qeff_framework import QEFFAutoModel, QEFFAutoPeftModelForCausalLM
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
@@ -93,6 +93,50 @@ def test_merged_is_what_peft_computes(case: str, tmp_path: Path, store_root: Pat
     assert source.identity() != keys[1]
 
 
+#: How many tokens the base gets before the training, and fields of the base and of the adapter.
+GROWN: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "saved whole": (136, {}, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "saved because the vocabulary grew": (136, {}, {}),
+    "an embedding that was tied": (136, {"tie_word_embeddings": True}, {"modules_to_save": ["embed_tokens"]}),
+    "tied for good": (
+        136,
+        {"tie_word_embeddings": True},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "rows of tied embeddings": (136, {"tie_word_embeddings": True}, {"trainable_token_indices": [127, 133, 135]}),
+    "rows alone": (128, {}, {"trainable_token_indices": {"embed_tokens": [23, 127]}}),
+    "fewer": (128 - 8, {}, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_tokens_that_were_added_for_an_adapter(case: str, tmp_path: Path, store_root: Path) -> None:
+    """The base has no rows for them; peft's own loader makes some, and the adapter replaces all."""
+    tokens, of_base, of_adapter = GROWN[case]
+    module, _ = tiny_causal_lm("llama", num_hidden_layers=1, **of_base)
+    module.save_pretrained(tmp_path / "base")
+    module.resize_token_embeddings(tokens)
+    read = torch.tensor([[5, tokens - 1, 23, tokens - 3]])
+    with torch.no_grad():
+        adapted = save_adapter(tmp_path / "base", module, tmp_path / "lora", target_modules=["q_proj"], **of_adapter)
+        loaded: Any = CheckpointSource(tmp_path / "lora", {}).load("AutoModelForCausalLM")
+        torch.testing.assert_close(loaded(read).logits, adapted(read).logits, rtol=1e-4, atol=2e-4)
+    assert loaded.config.vocab_size == tokens
+
+
+def test_an_embedding_without_its_head(tmp_path: Path, store_root: Path) -> None:
+    module, _ = tiny_causal_lm("llama", num_hidden_layers=1)
+    module.save_pretrained(tmp_path / "base")
+    module.resize_token_embeddings(136)
+    save_adapter(tmp_path / "base", module, tmp_path / "lora", modules_to_save=["embed_tokens"])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "lm_head" not in name}, file)
+    with pytest.raises(
+        CheckpointError, match="embedding of 136 tokens for a model of 128, and no lm_head.weight of as many"
+    ):
+        CheckpointSource(tmp_path / "lora", {}).load("AutoModelForCausalLM")
+
+
 @pytest.fixture
 def adapter(checkpoint: Path, tmp_path: Path) -> Path:
     """A folder with an adapter for `checkpoint`."""
@@ -116,6 +160,16 @@ def test_what_is_not_read_is_named(adapter: Path, fields: dict[str, Any], stated
     change_json(adapter / "adapter_config.json", **fields)
     with pytest.raises(CheckpointError, match=stated):
         CheckpointSource(adapter, {})
+
+
+def test_a_base_that_lay_beside_the_training(adapter: Path) -> None:
+    """Such a name may as well be an id of the hub, which is asked when the model is read."""
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="output/base")
+    stated = r"lora is for the model 'output/base', which is not there: .*from_pretrained\(BASE, adapter="
+    with pytest.raises(CheckpointError, match=stated):
+        CheckpointSource(adapter, {"local_files_only": True}).config()
+    with pytest.raises(CheckpointError, match=stated):
+        QEFFAutoPeftModelForCausalLM.from_pretrained(adapter, local_files_only=True)
 
 
 def test_an_adapter_of_another_model(adapter: Path, tmp_path: Path) -> None:
@@ -173,7 +227,9 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
 
 
-def test_a_tokenizer_that_was_saved_with_an_adapter_is_taken(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_was_saved_with_an_adapter_is_taken(
+    adapter: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The base's reads an added token as others, and renders conversations by a template that the adapter was not trained with."""
     alone = CheckpointSource(adapter, {})
     before = alone.identity()
@@ -189,6 +245,13 @@ def test_a_tokenizer_that_was_saved_with_an_adapter_is_taken(adapter: Path, chec
         source.save_companions(tmp_path / "artifact")
         [saved] = (tmp_path / "artifact").rglob("tokenizer.json")
         assert "<tool>" in saved.read_text()
+    # Rows that choose among adapters: the first one's, and a warning for those that were trained with another.
+    rows = QEFFAutoPeftModelForCausalLM.from_pretrained(adapter)
+    assert rows._source.has_chat_template()
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(adapter)
+    rows.load_adapter(adapter, "second")
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "saved with the adapter second has other tokens, or another chat template" in told
     change_json(adapter / "adapter_config.json", base_model_name_or_path="org/base", revision="v2")
     assert CheckpointSource(adapter, {})._arguments["revision"] == "v2"
 
@@ -206,8 +269,10 @@ def test_a_classifier_is_a_language_model_with_an_adapter(tmp_path: Path, store_
         expected = adapted(TOKENS).logits
         torch.testing.assert_close(model.module(TOKENS).logits, expected, rtol=1e-4, atol=2e-4)
     assert model._source.unloaded() == frozenset()
-    with pytest.raises(CheckpointError, match=r"holds score.weight \[3, 32\], and the model has \[2, 32\]"):
+    with pytest.raises(CheckpointError, match=r"holds score.weight \[3, 32\], and .* \[2, 32\].*give num_labels=3"):
         assert QEFFAutoModel.from_pretrained(tmp_path / "lora").module
+    with pytest.raises(CheckpointError, match=r"is for a classifier \(task_type SEQ_CLS\)"):
+        QEFFAutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora")
 
 
 def test_an_adapter_on_the_hub(adapter: Path, checkpoint: Path, tmp_path: Path) -> None:

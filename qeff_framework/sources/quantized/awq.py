@@ -9,7 +9,13 @@ from typing import Any
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
+from qeff_framework.sources.quantized.weights import (
+    GroupedLevels,
+    GroupLayout,
+    StoredWeight,
+    adjacent_block_size,
+    stated_size,
+)
 
 #: Which of eight columns stands at which place of a word, in the layout for matrix products.
 _GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -33,7 +39,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             "quantisation"
         )
     reader = _READERS[version]
-    group_size = int(settings.get("group_size", settings.get("q_group_size", 128)))
+    group_size = stated_size(settings.get("group_size", settings.get("q_group_size", 128)), -1)
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "qweight":

@@ -44,12 +44,23 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         if last == "weight_packed":
             yield _packed(stored, module, schemes)
         elif last == "weight" and f"{module}.weight_scale" in stored:
+            if stored.dtype(key) in ("F64", "F32", "F16", "BF16"):
+                raise CheckpointError(
+                    f"{stored.name} is quantised by compressed-tensors, and holds {key} as floating-point numbers beside its "
+                    "scale, to be rounded while the model runs; save it compressed (save_compressed=True), or give the "
+                    "model without quantisation"
+                )
             yield StoredWeight(
                 name=key,
                 sources=_sources(stored, module),
                 read=partial(_plain, stored, module, schemes),
                 shape=stored.shape(key),
             )
+
+
+def leaves_weights(settings: Mapping[str, Any]) -> bool:
+    """Whether the config says that no weights are quantised, but only the cache."""
+    return bool(settings.get("kv_cache_scheme")) and not _schemes(settings)
 
 
 def _schemes(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -120,7 +131,12 @@ def _levels(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]
     zero_points = torch.full(scales.shape, middle, dtype=torch.uint8)
     if f"{name}_zero_point" in stored:
         zeros = stored.read(f"{name}_zero_point")
-        zero_points = unpack_words(zeros.T.contiguous(), bits, outputs).T.contiguous()
+        if zeros.dtype == torch.int32:
+            zero_points = unpack_words(zeros.T.contiguous(), bits, outputs).T.contiguous()
+        else:
+            # As older versions saved them: signed numbers, not packed.
+            zeros = zeros.expand(outputs, 1) if zeros.numel() == 1 else zeros.reshape(outputs, -1)
+            zero_points = (zeros.int() + middle).to(torch.uint8)
     block_size, groups = _groups(stored, name, schemes, inputs, scales.shape[1])
     return GroupedLevels(
         levels=unpack_words(packed, bits, inputs),
@@ -149,7 +165,8 @@ def _groups(
     groups = stored.read(indices).long() if indices in stored else None
     # Without an order of activations every entry is -1.
     ordered = groups is not None and bool((groups >= 0).all())
-    stated = next((int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")), -1)
+    sizes = [int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")] or [-1]
+    stated = next((size for size in sizes if size > 0 and -(-inputs // size) == count), sizes[0])
     return adjacent_block_size(inputs, count, stated, name), groups if ordered else None
 
 

@@ -20,6 +20,9 @@ _SIBLINGS = ("scale", "qscale_weight", "scale_inv")
 #: For the activations, which the portable graph computes as floating-point numbers.
 _ACTIVATIONS = ("activation_scale", "input_scale", "qscale_act")
 
+#: Transformers' own default.
+_BLOCK = (128, 128)
+
 
 def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
     """The weights of 8-bit floating-point numbers. `settings`: the ``quantization_config``.
@@ -60,4 +63,9 @@ def _scales_of(key: str, stored: StoredTensors) -> str | None:
 def _weight(stored: StoredTensors, key: str, scales: str, block: tuple[int, int] | None) -> torch.Tensor:
     numbers = stored.read(key)
     numbers = unpack_e2m1(numbers) if numbers.dtype == torch.int8 else numbers.float()
-    return scaled(numbers, float_scales(stored.read(scales)), name=key, block=block)
+    factors = float_scales(stored.read(scales))
+    if block is None and tuple(factors.shape[-2:]) == tuple(
+        -(-length // size) for length, size in zip(numbers.shape[-2:], _BLOCK, strict=True)
+    ):
+        block = _BLOCK
+    return scaled(numbers, factors, name=key, block=block)

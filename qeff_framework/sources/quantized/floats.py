@@ -58,8 +58,11 @@ def _expanded(scales: torch.Tensor, shape: torch.Size, name: str, block: tuple[i
         length, count = shape[axis], scales.shape[axis]
         if count in (1, length):
             continue
-        width = size if size is not None and -(-length // size) == count else max(1, length // count)
-        if -(-length // width) != count:
+        if size is not None and -(-length // size) == count:
+            width = size
+        elif size is None and length % count == 0:
+            width = length // count
+        else:
             raise _unfit(scales, shape, name)
         scales = scales.index_select(axis, torch.arange(length) // width)
     return scales

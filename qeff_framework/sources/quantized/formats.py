@@ -49,7 +49,8 @@ class QuantizedCheckpoint:
         module = importlib.import_module(f"{__package__}.{METHODS[self.method]}")
         read: Callable[[Mapping[str, Any], StoredTensors], Iterator[StoredWeight]] = module.weights
         self._weights = {weight.name: weight for weight in read(settings, self._stored)}
-        if not self._weights:
+        is_plain: Callable[[Mapping[str, Any]], bool] = getattr(module, "leaves_weights", lambda _: False)
+        if not self._weights and not is_plain(settings):
             raise CheckpointError(
                 f"the config.json of {name} states quant_method '{self.method}', and none of its weights is packed; if they "
                 "are the dequantised ones, take quantization_config out of the config.json, else download the weights again"

@@ -11,7 +11,13 @@ import torch
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
 from qeff_framework.sources.quantized.stored import StoredTensors
-from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
+from qeff_framework.sources.quantized.weights import (
+    GroupedLevels,
+    GroupLayout,
+    StoredWeight,
+    adjacent_block_size,
+    stated_size,
+)
 
 #: What is added to the zero points in the files.
 _ZERO_POINT_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -35,7 +41,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "qweight":
-            group_size = int(settings.get("group_size", -1))
+            group_size = stated_size(settings.get("group_size"), -1)
             _refuse_lost_order(settings, stored, module)
             levels = partial(_levels, stored, module, offset, group_size)
             yield StoredWeight(

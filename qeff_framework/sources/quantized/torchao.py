@@ -37,8 +37,14 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             )
         module, _, last = name.rpartition(".")
         prefix = f"{module}._{last}_"
-        sources = tuple(prefix + part for part in kind["_tensor_data_names"])
-        block = tuple(int(size) for size in kind["_data"]["block_size"])
+        try:
+            sources = tuple(prefix + part for part in kind["_tensor_data_names"])
+            block = tuple(int(size) for size in kind["_data"]["block_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{stored.name} is quantised by torchao, and the header of its file does not say how {name} lies there; save it "
+                "again with a current torchao, or give the model without quantisation"
+            ) from error
         yield StoredWeight(
             name=name,
             sources=sources,

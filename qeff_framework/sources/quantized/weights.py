@@ -64,6 +64,11 @@ class GroupedLevels:
         return weight
 
 
+def stated_size(value: object, unstated: int) -> int:
+    """A size of groups in a ``quantization_config``, where it may be a text or null."""
+    return int(str(value)) if value is not None else unstated
+
+
 def adjacent_block_size(inputs: int, groups: int, stated: int, name: str) -> int:
     """Adjacent inputs in each of `groups` blocks: as `stated` by the config, -1 for all; else equal parts.
 

@@ -120,6 +120,46 @@ def test_scales_of_float8(
     assert torch.equal(weight, numbers.float() * factors)
 
 
+def test_blocks_of_float8_that_do_not_divide_the_matrix(tmp_path: Path) -> None:
+    """Equal parts of 150 rows would be 75: the size that Transformers has by default is taken, or the stated one alone."""
+    numbers = torch.randn(150, 4, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    save_file(
+        {"proj.weight": numbers, "proj.weight_scale_inv": torch.tensor([[2.0], [5.0]])}, tmp_path / "a.safetensors"
+    )
+    factors = torch.tensor([2.0] * 128 + [5.0] * 22).unsqueeze(1)
+    assert torch.equal(read_weight(tmp_path / "a.safetensors", {"quant_method": "fp8"}), numbers.float() * factors)
+    with pytest.raises(CheckpointError, match=r"proj\.weight is \[150, 4\] and its scales are \[2, 1\]"):
+        read_weight(tmp_path / "a.safetensors", {"quant_method": "fp8", "weight_block_size": [64, 64]})
+
+
+def test_groups_and_zero_points_of_compressed_tensors(tmp_path: Path) -> None:
+    """Zero points as older versions saved them, a second group of another size, and a last block that is shorter."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(16, (8, 20), generator=generator)
+    scales, zeros = torch.rand(8, 3, generator=generator), torch.randint(-8, 8, (8, 3), generator=generator)
+    words = torch.nn.functional.pad(levels, (0, 4)).unflatten(1, (3, 8)) << (4 * torch.arange(8))
+    tensors = {
+        "proj.weight_packed": words.sum(2).to(torch.int32),
+        "proj.weight_scale": scales,
+        "proj.weight_zero_point": zeros.to(torch.int8),
+        "proj.weight_shape": torch.tensor([8, 20]),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    groups = {name: {"weights": {"num_bits": 4, "group_size": size}} for name, size in (("a", 4), ("b", 8))}
+    settings = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    spread = torch.arange(20) // 8
+    expected = (levels - 8 - zeros[:, spread]) * scales[:, spread]
+    torch.testing.assert_close(read_weight(tmp_path / "a.safetensors", settings), expected)
+    # What is to be rounded while the model runs is no packed weight.
+    save_file(
+        {"proj.weight": torch.ones(8, 20), "proj.weight_scale": scales[:, :1].clone()}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"proj\.weight as floating-point numbers beside its scale.*save_compressed"
+    ):
+        read_weight(tmp_path / "b.safetensors", {**settings, "format": "dense"})
+
+
 @pytest.mark.parametrize(
     ("settings", "stated"),
     [

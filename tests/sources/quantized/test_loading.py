@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qeff_framework.dialect.reference import quantized_experts
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.seam.deferred import DeferredTensor, pieces
 from qeff_framework.sources import CheckpointSource
 from tests.sources.conftest import change_json
@@ -69,6 +69,51 @@ def test_the_module_is_the_dequantised_one(kind: str, model_type: str, tmp_path:
     (tmp_path / "companions").mkdir()
     source.save_companions(tmp_path / "companions")
     assert "quantization_config" not in json.loads((tmp_path / "companions/config.json").read_text())
+
+
+#: How a checkpoint says by what it is quantised, where not by its ``quantization_config``.
+STATED_ELSEWHERE: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "AutoGPTQ": ("gptq", "quantize_config.json", {"bits": 4, "group_size": 16, "desc_act": False, "sym": True}),
+    "AutoAWQ": ("awq", "quant_config.json", {"w_bit": 4, "q_group_size": 16, "zero_point": True, "version": "GEMM"}),
+    "older compressed-tensors": ("w4a16", None, packing.W4A16),
+}
+
+
+@pytest.mark.parametrize("quantiser", STATED_ELSEWHERE)
+def test_what_is_stated_elsewhere(quantiser: str, tmp_path: Path, store_root: Path) -> None:
+    kind, file, content = STATED_ELSEWHERE[quantiser]
+    folder = tmp_path / "tiny"
+    tiny_causal_lm("llama", num_hidden_layers=1)[0].save_pretrained(folder)
+    plain = load_file(folder / "model.safetensors")
+    twin = pack(folder, content, getattr(packing, kind))
+    config = json.loads((folder / "config.json").read_text())
+    stated = config.pop("quantization_config")
+    if file is None:
+        config["compression_config"] = stated
+    else:
+        (folder / file).write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = CheckpointSource(folder, {}).load("AutoModelForCausalLM").state_dict()
+    expected = load_file(twin / "model.safetensors")
+    assert all(torch.allclose(loaded[key], value, rtol=1e-6) for key, value in expected.items())
+    if file is not None:
+        # Beside weights that are not packed it means nothing.
+        save_file(plain, folder / "model.safetensors", {"format": "pt"})
+        loaded = CheckpointSource(folder, {}).load("AutoModelForCausalLM").state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in plain.items())
+
+
+def test_a_quantisation_that_is_asked_for(checkpoint: Path) -> None:
+    """Weights are not quantised here, and Transformers would ask for the quantiser's package and a GPU."""
+    given = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(OptionError, match="asks for bitsandbytes, and tiny is not quantised; leave it out.*precision="):
+        CheckpointSource(checkpoint, {"quantization_config": given})
+    with pytest.raises(OptionError, match="load_in_8bit= cannot be given: the graph is float32"):
+        CheckpointSource(checkpoint, {"load_in_8bit": True})
+    pack(checkpoint, packing.AWQ, packing.awq)
+    with pytest.raises(OptionError, match="asks for bitsandbytes, and tiny is quantised by awq"):
+        CheckpointSource(checkpoint, {"quantization_config": given})
+    CheckpointSource(checkpoint, {"quantization_config": packing.AWQ}).load("AutoModelForCausalLM")
 
 
 def test_a_weight_that_is_not_there_is_told(checkpoint: Path) -> None:
