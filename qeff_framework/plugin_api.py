@@ -64,6 +64,8 @@ from qeff_framework.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     # Not in `__all__`: ``import *`` must stay light.
     from qeff_framework import lowering as lowering  # noqa: PLC0414 -- re-exported
     from qeff_framework import sessions as sessions  # noqa: PLC0414 -- re-exported
@@ -164,6 +166,24 @@ def announce_memory(what: str, needed: float, *, least: float = 0, remedy: str =
     announce(what, needed, least=least, remedy=remedy)
 
 
+def require_space(directory: Path, needed: int, what: str) -> None:
+    """Refuses to start what would fill the disk.
+
+    `lowering.write_weights` and `lowering.write_tensors` do so themselves.
+
+    Args:
+        directory: where it is written.
+        needed: bytes.
+        what: the work, as the subject of a sentence, such as ``"writing the table of embeddings"``.
+
+    Raises:
+        ArtifactError: the file system of `directory` has fewer bytes left.
+    """
+    from qeff_framework.artifacts.disk import require_space as require
+
+    require(directory, needed, what)
+
+
 def prompt_ids(exported: ExportedModel, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as `generate` reads prompts, for calibration.
 
@@ -231,4 +251,5 @@ __all__ = [
     "hookimpl",
     "option",
     "prompt_ids",
+    "require_space",
 ]

@@ -70,6 +70,7 @@ from qeff_framework.lowering.weight_blocks import BlockFit, WeightBlocks
 from qeff_framework.lowering.weight_files import (
     link_stored_weights,
     narrow_stored_weights,
+    write_tensors,
     write_weights,
     writing_memory,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "take_out_angles",
     "weight_of",
     "weights",
+    "write_tensors",
     "write_weights",
     "writing_memory",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -132,30 +133,48 @@ def write_weights(
     ]
     if not pending:
         return []
-    needed = sum(tensor.filled_bytes if isinstance(tensor, StoredWeight) else tensor.nbytes for _, tensor in pending)
-    require_space(
-        directory, copies * int(needed), f"writing {len(pending)} weights{f' {copies} times' if copies > 1 else ''}"
-    )
     groups = list(_groups(pending, max_file_bytes))
     stem, _, suffix = file_name.partition(".")
     names = [f"{stem}-{number:05}-of-{len(groups):05}.{suffix}" for number in range(1, len(groups) + 1)]
     if len(groups) == 1:
         names = [file_name]
-    done = reported_parts(f"writing {len(pending)} weights, {needed / 1e9:.1f} GB", len(pending))
-    count = 0
-
-    def tell(tensor: ir.TensorProtocol, info: object) -> None:
-        nonlocal count
-        del tensor, info
-        done(count)
-        count += 1
-
+    tell = _announced([tensor for _, tensor in pending], directory, copies)
     for name, group in zip(names, groups, strict=True):
-        tensors = [tensor for _, tensor in group]
-        written = ir.external_data.convert_tensors_to_external(tensors, directory, name, callback=tell)
+        written = ir.external_data.convert_tensors_to_external(
+            [tensor for _, tensor in group], directory, name, callback=tell
+        )
         for (value, _), tensor in zip(group, written, strict=True):
             value.const_value = tensor
     return names
+
+
+def write_tensors(
+    tensors: Sequence[ir.TensorProtocol], directory: Path, file_name: str, *, copies: int = 1
+) -> list[ir.TensorProtocol]:
+    """Writes tensors to a new file of `directory`, one at a time, and returns them as they lie there; without any, no file.
+
+    For weights that `write_weights` does not write: those that several models share, or that a model has for a while only.
+    `copies` as there.
+
+    Raises:
+        ArtifactError: the disk has too little space, before anything is written.
+    """
+    if not tensors:
+        return []
+    tell = _announced(tensors, directory, copies)
+    return list(ir.external_data.convert_tensors_to_external(tensors, directory, file_name, callback=tell))
+
+
+def _announced(
+    tensors: Sequence[ir.TensorProtocol], directory: Path, copies: int
+) -> Callable[[ir.TensorProtocol, object], None]:
+    """Refuses to write where there is too little space; else says what begins. The result is called before each tensor."""
+    needed = int(sum(tensor.filled_bytes if isinstance(tensor, StoredWeight) else tensor.nbytes for tensor in tensors))
+    what = f"writing {len(tensors)} weights"
+    require_space(directory, copies * needed, f"{what} {copies} times" if copies > 1 else what)
+    done = reported_parts(f"{what}, {needed / 1e9:.1f} GB", len(tensors))
+    count = itertools.count()
+    return lambda tensor, info: done(next(count))
 
 
 def _stays(tensor: ir.TensorProtocol, directory: Path, inline_bytes: int) -> bool:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
-from qeff_framework.lowering import lowered_specs
+from qeff_framework.lowering import lowered_specs, write_weights
 from qeff_framework.plugin_api import CompileError, CompileRequest, ExportedModel, prompt_ids
 from qeff_framework.sessions import allocate
 
@@ -60,6 +60,7 @@ class Calibration:
 
     Raises:
         CompileError: ONNX Runtime refuses the model.
+        ArtifactError: the disk has too little space for its weights.
     """
 
     def __init__(self, request: CompileRequest, rows: Sequence[Sequence[int]], values: Mapping[str, int]) -> None:
@@ -68,6 +69,8 @@ class Calibration:
         self._values = values
         model, self._file = request.model, request.output_dir / "calibration.onnx"
         outputs = list(model.graph.outputs)
+        weights = [value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()]
+        contents = [value.const_value for value in weights]
         known = {value.name for value in outputs}
         by_name = {value.name: value for node in model.graph for value in node.outputs}
         by_name |= {value.name: value for value in model.graph.inputs}
@@ -76,8 +79,11 @@ class Calibration:
                 if name not in known:
                     by_name[name].type = by_name[name].type or ir.TensorType(ir.DataType.FLOAT)
                     model.graph.outputs.append(by_name[name])
-            ir.save(model, self._file, external_data=f"{self._file.name}.data", size_threshold_bytes=1024)
+            write_weights(model, self._file.parent, f"{self._file.name}.data")
+            ir.save(model, self._file)
         finally:
+            for value, content in zip(weights, contents, strict=True):
+                value.const_value = content
             del model.graph.outputs[len(outputs) :]
         options = session_options(optimization_level="basic", threads=available_cpus(), pack_weights=True)
         try:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qeff_framework.lowering import content_key
+from qeff_framework.lowering import content_key, write_tensors
 
 #: Smaller initializers stay inside the model file; the compiler's shape inference reads shapes and axes there.
 _INLINE_BYTES = 1024
 
 
 def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path]:
-    """Writes ``<name>.onnx`` for each graph, and weights that are not in `folder` yet. The graphs read them there afterwards."""
+    """Writes ``<name>.onnx`` for each graph, and weights that are not in `folder` yet. The graphs read them there afterwards.
+
+    Raises:
+        ArtifactError: the disk has too little space, before anything is written.
+    """
     large = {
         content_key(value.const_value): value.const_value
         for model in graphs.values()
@@ -26,7 +30,7 @@ def write_graphs(graphs: Mapping[str, ir.Model], folder: Path) -> dict[str, Path
     }
     # One tensor may have a name in each graph; external data needs one.
     weights = f"weights_{len(list(folder.glob('weights_*.bin')))}.bin"
-    external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, weights) if large else []
+    external = write_tensors(list(large.values()), folder, weights)
     by_identity = dict(zip(large, external, strict=True))
     files = {}
     for name, model in graphs.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.plugin_api import ExecutionError, InputError
+from qeff_framework.plugin_api import ExecutionError, InputError, require_space
 from qeff_framework.sessions import HostGraph
 
 if TYPE_CHECKING:
@@ -78,9 +78,15 @@ class HostTables:
 
 
 def save_table(path: Path, content: Array) -> None:
-    """Writes a table, in float16 unless its numbers are too large for that: the NPU computes in float16 anyway."""
+    """Writes a table, in float16 unless its numbers are too large for that: the NPU computes in float16 anyway.
+
+    Raises:
+        ArtifactError: the disk has too little space, before anything is written.
+    """
     fits = np.abs(content).max(initial=0.0) <= np.finfo(np.float16).max
-    np.save(path, content.astype(np.float16 if fits else np.float32))
+    table = content.astype(np.float16 if fits else np.float32)
+    require_space(path.parent, table.nbytes, f"writing the table {path.name}")
+    np.save(path, table)
 
 
 def _opened(directory: Path, table: HostTable) -> _Table | HostGraph:
