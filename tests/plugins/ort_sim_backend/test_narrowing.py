@@ -123,17 +123,32 @@ def test_an_input_that_no_text_fills_is_named_and_weights_are_rounded_without_a_
     assert bits(tmp_path / "w4")[:3] == [("rough", 4), ("fine", 4), ("fine", 4)]
 
 
-def test_programs_that_check_drafts_and_read_parts_of_the_cache_are_calibrated(tmp_path):
-    inputs = "int64[num_logits_to_keep, 1] num_logits_to_keep, int64[comp_ctx_lengths] comp_ctx_lengths"
-    exported = export(
-        model(LAYERS.replace("input_ids,", f"input_ids, {inputs},")), tmp_path / "export", task="encoder", states=()
+#: Inputs of programs that check drafts and read parts of the cache, and of those that end in a sampler with masks.
+DRAFTS = "int64[num_logits_to_keep, 1] num_logits_to_keep, int64[comp_ctx_lengths] comp_ctx_lengths"
+FACTORS = ("repetition_penalties", "presence_penalties", "temperatures", "top_ps", "min_ps")
+SAMPLER = ", ".join(
+    (
+        "int64[batch_size, seq_len] last_accepted_output_tokens",
+        *(f"float[batch_size, 1] {name}" for name in FACTORS),
+        "int32[batch_size, 1] top_ks, float[batch_size, 8] random_numbers, bool[batch_size, 8] token_bitmasks",
     )
+)
+
+
+@pytest.mark.parametrize("inputs", [DRAFTS, SAMPLER])
+def test_programs_that_check_drafts_or_sample_are_calibrated(inputs, tmp_path):
+    text = LAYERS.replace("input_ids,", f"input_ids, {inputs},")
+    if inputs is SAMPLER:  # it returns no logits
+        text = text.replace("float[batch_size, seq_len, 8] logits", "int64[batch_size, seq_len, 1] next_tokens")
+        text = text.replace("(d, head)", "(d, head) next_tokens = ArgMax <axis = -1> (logits)")
+    exported = export(model(text), tmp_path / "export", task="encoder", states=())
     more = {"num_logits_to_keep": 4, "comp_ctx_lengths": 6}
     shapes = [replace(item, dims={**item.dims, **more}) for item in SHAPES]
 
     compiled = compile_program(exported, tmp_path / "w4", shapes, precision="w4")
 
     assert [compiled.program[name] for name in ("products_4_bits", "calibrated")] == [1, True]
+    assert bits(tmp_path / "w4")[-1] == ("head", 8)
 
 
 @pytest.mark.parametrize(("calibrate", "calibrated"), [(False, False), (None, False), (True, True)])

@@ -28,9 +28,16 @@ _RANDOM_ROWS = 8
 #: Most bytes of sums at a time; the model is run as often as that takes.
 SUMS_BYTES = 1 << 30
 
-#: Inputs that `_feeds` fills; others stay zero when they are named here, and a model with any other input is not calibrated.
+#: Inputs that `_feeds` fills, or that may stay zero; a model with any other input is not calibrated.
 _TOKENS, _POSITIONS, _MASK, _LENGTHS = "input_ids", "position_ids", "attention_mask", "prompt_lengths"
-_ZERO = frozenset({"token_type_ids", "batch_index", "lora_ids", "num_logits_to_keep", "comp_ctx_lengths"})
+_ZERO = frozenset(
+    {"token_type_ids", "batch_index", "lora_ids", "num_logits_to_keep", "comp_ctx_lengths", "random_numbers"}
+)
+#: What a sampler is told: nothing that it chooses is looked at.
+_SETTINGS = frozenset(
+    {"repetition_penalties", "presence_penalties", "temperatures", "top_ks", "top_ps", "min_ps", "token_bitmasks"}
+)
+_ANSWER = "last_accepted_output_tokens"
 #: Sizes of a run: one row, of whose logits one token's are asked for.
 _ONE = ("batch_size", "full_batch_size", "num_logits_to_keep")
 
@@ -140,7 +147,8 @@ def _of_one_size(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def unknown_inputs(request: CompileRequest) -> list[str]:
     """Inputs of the model that a calibration has nothing for."""
-    filled = {_TOKENS, _POSITIONS, _MASK, _LENGTHS, *_ZERO, *(state.input for state in request.exported.states)}
+    states = (state.input for state in request.exported.states)
+    filled = {_TOKENS, _POSITIONS, _MASK, _LENGTHS, _ANSWER, *_ZERO, *_SETTINGS, *states}
     return [spec.name for spec in request.exported.inputs if spec.name not in filled]
 
 
@@ -157,6 +165,9 @@ def _feeds(request: CompileRequest, row: Sequence[int]) -> dict[str, NDArray[Any
         (_POSITIONS, range(len(row))),
         (_MASK, [1] * len(row)),
         (_LENGTHS, [len(row)]),
+        # None of them is one of an answer.
+        (_ANSWER, [-1] * len(row)),
+        *((name, [1]) for name in _SETTINGS),
     ):
         if name in feeds:
             feeds[name][...] = np.array(content)

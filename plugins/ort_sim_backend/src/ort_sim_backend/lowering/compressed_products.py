@@ -33,6 +33,8 @@ from qeff_framework.lowering import (
 PRODUCT = "ort_sim.product"
 #: What `CompressedLastProducts` leaves in the `meta` of a node that may become a ranked product: what it was.
 LAST_PRODUCT = "ort_sim.last_product"
+#: What a program makes of its logits where it does not return them: a sampler's results.
+_RESULTS = ("logits", "next_tokens", "probs")
 #: Smaller vocabularies are not ranked.
 _LARGE_VOCABULARY = 1 << 14
 
@@ -59,7 +61,7 @@ class CompressedLastProducts(CompressedProducts):
     """Compresses the products that give logits, and remembers what those were that may be ranked."""
 
     name = "CompressedLastProducts"
-    version = "4"
+    version = "5"
 
     def lower(self, edit: GraphEditor, product: ConstantProduct, blocks: WeightBlocks) -> ir.Value:
         """See `CompressedProducts.lower`."""
@@ -116,8 +118,8 @@ def _routers(model: ir.Model) -> set[ir.Node]:
 
 def _all_but_last(model: ir.Model) -> set[ir.Node]:
     """Every product whose result another one reads."""
-    logits = [value for value in model.graph.outputs if value.name == "logits"]
-    return {product.node for product in constant_products(model)} - _nearest_products(logits)
+    results = [value for value in model.graph.outputs if value.name in _RESULTS]
+    return {product.node for product in constant_products(model)} - _nearest_products(results)
 
 
 def _nearest_products(values: Sequence[ir.Value]) -> set[ir.Node]:
