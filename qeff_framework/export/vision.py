@@ -19,7 +19,7 @@ from qeff_framework.export.single_pass import SinglePassGraph, probe_layers, tra
 from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe
 from qeff_framework.export.weights import graph_weights
-from qeff_framework.images.units import pixel_names
+from qeff_framework.images.units import TIMES, pixel_names
 from qeff_framework.seam.adapt import adapt
 from qeff_framework.seam.image_features import DerivedTensors, FeatureForm, OneUnit, encoder_arguments, image_encoder
 from qeff_framework.seam.image_inputs import has_rope_axes, image_token_id
@@ -70,7 +70,12 @@ def vision_graph(module: PreTrainedModel, request: GraphRequest) -> PortableGrap
     metadata: dict[str, Any] = {
         "image_tokens": int(embeds.shape[0]),
         "image_features": form,
-        "image": {name: _described(tensor, constant=name not in pixels) for name, tensor in given.items()},
+        "image": {
+            name: {"shape": list(tensor.shape), "values": None}
+            if name in TIMES
+            else _described(tensor, constant=name not in pixels)
+            for name, tensor in given.items()
+        },
     }
     if modality != "image":
         metadata["modality"] = modality

@@ -24,8 +24,8 @@ _LOCAL, _LOCAL_COUNTS = "pixel_values_local", "num_local_patches"
 #: of the whole image and of its crops in tokens.
 _POOLED, _POOLED_GRIDS = "image_token_pooling", "image_grids"
 _SIZES = "image_sizes"
-#: Numbers that say where the frames of a video stand in time.
-_TIMES = "second_per_grid_ts"
+#: Numbers that say how far the times of a video are apart: they have a part in positions alone, so that any fit a program.
+TIMES = ("second_per_grid_ts",)
 #: Which of the shapes that a model knows an image has, ``[B, M]``, 0 for none, and which of its tiles are filled, ``[B, M, T]``:
 #: contents, since all images have the size of the largest shape.
 _SHAPES, _FILLED = "aspect_ratio_ids", "aspect_ratio_mask"
@@ -38,7 +38,7 @@ def pixel_names(unit: Unit) -> tuple[str, ...]:
     contents = [
         name
         for name, value in unit.items()
-        if (np.issubdtype(value.dtype, np.floating) and name not in (_SIZES, _TIMES)) or name in (_SHAPES, _FILLED)
+        if (np.issubdtype(value.dtype, np.floating) and name not in (_SIZES, *TIMES)) or name in (_SHAPES, _FILLED)
     ]
     return tuple(sorted(contents, key=lambda name: (name != PIXELS, name)))
 

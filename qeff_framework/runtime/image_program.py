@@ -10,7 +10,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.images.rope_positions import RopeLayout
 from qeff_framework.images.rows import VISION_EMBEDS
-from qeff_framework.images.units import PIXELS
+from qeff_framework.images.units import PIXELS, TIMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class ImageProgram:
 
     def __init__(self, session: ExecutionSession) -> None:
         self.session = session
-        #: What the unit that it was made for looked like.
+        #: What the unit that it was made for looked like. Values of `None`: any.
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
         #: What it encodes: ``image`` or ``video``.
@@ -35,8 +35,7 @@ class ImageProgram:
         self.groups = int(session.compiled.metadata.get("groups", 1))
         #: Numbers of an image token.
         self.features = sum(int(size) for size in session.compiled.metadata["image_features"]["widths"])
-        #: Where the tokens of an image stand, for models whose positions have several axes.
-        self.layout = RopeLayout.from_json(layout) if layout else None
+        self._layout = RopeLayout.from_json(layout) if layout else None
         self._pixels = sorted(
             (name for name, described in self._example.items() if "values" not in described),
             key=lambda name: (name != PIXELS, name),
@@ -46,6 +45,13 @@ class ImageProgram:
     def told(self) -> str:
         """The size, for messages."""
         return str(self._example[self._pixels[0]]["shape"])
+
+    def layout(self, unit: Unit) -> RopeLayout | None:
+        """Where the tokens of an image stand, for models whose positions have several axes."""
+        if self._layout is None:
+            return None
+        seconds = next((float(unit[name].reshape(-1)[0]) for name in TIMES if name in unit), 1.0)
+        return self._layout.at(seconds)
 
     def takes(self, unit: Unit) -> bool:
         """Whether the unit differs from the example in its pixels only."""
@@ -66,7 +72,7 @@ class ImageProgram:
 
 def _equals(example: Mapping[str, Any], value: Any) -> bool:
     if value is None or list(value.shape) != example["shape"]:
-        return False
+        return value is None and "values" in example and example["values"] is None
     if (values := example.get("values")) is None:
         return True
     return bool((np.asarray(value) == values).all()) if not isinstance(values, list) else value.tolist() == values

@@ -392,9 +392,9 @@ class CompiledImageTextToText(CompiledRunner):
             np.zeros((0, self._features), dtype=np.float32),
             list(self._tokens.values()),
             layouts=[
-                program.layout
-                for program in map(self._program_for, units)
-                if program.layout is not None
+                layout
+                for program, unit in ((self._program_for(unit), unit) for unit in units)
+                if (layout := program.layout(unit)) is not None
                 for _ in range(program.groups)
             ],
             rope_axes=self._rope_axes,

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.images.units import VIDEO_PIXELS
+from qeff_framework.images.units import TIMES, VIDEO_PIXELS
 from qeff_framework.seam.attended_images import (
     TILE_TOKENS,
     attended_encoder,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 ENCODER_OUTPUTS = "mm_encoder_outputs"
 #: Method that encodes what is seen, by modality.
 _ENCODE = {"image": "get_image_features", "video": "get_video_features"}
-#: Tensors of videos that encoders have no part in: they are for positions.
-_OF_POSITIONS = ("second_per_grid_ts",)
 #: Fields of the output object that hold a row for each image token; the first one there is the features themselves.
 _FIELDS = ("pooler_output", "last_hidden_state")
 _DEEPSTACK = "deepstack_features"
@@ -122,7 +120,7 @@ def encoder_arguments(
     return {
         renamed.get(name, name): value.tolist() if as_list(name) else value
         for name, value in tensors.items()
-        if name not in _OF_POSITIONS
+        if name not in TIMES
     }
 
 
@@ -134,7 +132,7 @@ def video_inputs(model_class: Any) -> tuple[str, ...]:
         if owner is not None
         for name in inspect.signature(owner.forward).parameters
     }
-    return tuple(name for name in (VIDEO_PIXELS, "video_grid_thw", *_OF_POSITIONS) if name in known)
+    return tuple(name for name in (VIDEO_PIXELS, "video_grid_thw", *TIMES) if name in known)
 
 
 def encoder_inputs(model_class: Any) -> tuple[str, ...]:

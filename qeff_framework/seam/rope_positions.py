@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.images.rope_positions import BASES, RopeLayout, rope_positions
+from qeff_framework.images.units import TIMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +31,10 @@ _EXAMPLES = ((2,), (5,), (2, 3), (4, 2, 3))
 _TEXT = 3
 #: Names of tokens that have no part in a prompt of images and text.
 _OTHER_MODALITIES = ("audio", "video")
+#: Distances of the times of a video, in seconds, that a layout is checked with: such as clips have whose frames were chosen, and
+#: ones whose products with whole numbers are rounded. The long one is a power of two, which leaves the digits of a rate.
+_SECONDS = (1.0, 0.5, 1.5, 1 / 3, 0.0833, 0.7, 2.9, 12.34, 61.7)
+_LONG = 4096.0
 #: Values of ``mm_token_type_ids``.
 _KINDS = {"image": 1, "video": 2}
 
@@ -52,7 +58,7 @@ def rope_layout(
     Args:
         model: the whole model.
         token_id: the id of an image token.
-        sizes: the tensors that tell an image's size, by name; of one image.
+        sizes: the tensors that tell an image's size, by name; of one image. The layout is for any distance of times.
         tokens: the tokens of such an image.
         modality: what it is, if not an image.
         groups: its tokens stand in so many groups of equal length, with text between them; the layout is that of a group.
@@ -60,6 +66,39 @@ def rope_layout(
     Raises:
         UnsupportedModelError: no such layout gives the model's own positions.
     """
+    timed = [name for name in sizes if name in TIMES]
+    if not timed:
+        return _layout_of_size(model, token_id, sizes, tokens, modality, groups)
+
+    def at(seconds: float) -> RopeLayout:
+        given = {**sizes, **{name: torch.full_like(sizes[name], seconds) for name in timed}}
+        return _layout_of_size(model, token_id, given, tokens, modality, groups)
+
+    layout = _follows_seconds(at(_LONG), at(0.0))
+    for seconds in _SECONDS:
+        own, told = at(seconds), layout.at(seconds)
+        if not np.array_equal(own.offsets, told.offsets) or own.advance != told.advance:
+            raise UnsupportedModelError(_OTHER_RULE)
+    return layout
+
+
+def _follows_seconds(far: RopeLayout, near: RopeLayout) -> RopeLayout:
+    """The layout in which positions grow with the distance of times, from that of a long distance and that of none."""
+    gone = far.offsets - near.offsets
+    if not gone.any() or not np.array_equal(far.bases, near.bases):
+        return near
+    step = int(gone[gone > 0].min())
+    return replace(near, times=gone // step, per_second=step / _LONG)
+
+
+def _layout_of_size(
+    model: PreTrainedModel,
+    token_id: int,
+    sizes: Mapping[str, torch.Tensor],
+    tokens: int,
+    modality: str,
+    groups: int,
+) -> RopeLayout:
     tokens //= groups
     rule = _Rule(model, token_id, sizes, tokens, modality)
     examples = [tuple(counts[place % len(counts)] for place in range(groups * len(counts))) for counts in _EXAMPLES]

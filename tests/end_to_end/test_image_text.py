@@ -276,7 +276,14 @@ def test_a_video_beside_images() -> None:
     }
     pictures = [shaded(image, seed) for seed in (1, 2)]
     films = [{**video, "pixel_values_videos": torch.randn(32, 96, generator=torch.Generator().manual_seed(3))}]
-    films.append({**video, "pixel_values_videos": films[0]["pixel_values_videos"].flip(0)})
+    films.append(
+        {
+            **video,
+            "pixel_values_videos": films[0]["pixel_values_videos"].flip(0),
+            # Frames of another clip, further apart: the same program.
+            "second_per_grid_ts": torch.tensor([2.3]),
+        }
+    )
     seen, film = [IMAGE_TOKEN] * 6, [VIDEO_TOKEN] * 8
     prompts = [[5, *film, 6, 7, *seen, 8], [11, 12, 13], [5, *seen, 9, 7, *film, 9, 4]]
     wanted = [
@@ -298,9 +305,13 @@ def test_a_video_beside_images() -> None:
         **{name: torch.cat([each[name] for each in films]) for name in video},
     }
     assert model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
-    slower = {**inputs, "second_per_grid_ts": torch.tensor([1.5, 2.0])}
+    shorter = {
+        **inputs,
+        "pixel_values_videos": torch.zeros(48, 96),
+        "video_grid_thw": torch.tensor([[1, 4, 4], [2, 4, 4]]),
+    }
     with pytest.raises(InputError, match="pixel_values_videos .*, the programs were compiled for"):
-        model.generate(slower)
+        model.generate(shorter)
 
 
 def test_layers_that_attend_to_images(tmp_path: Path) -> None:
