@@ -39,11 +39,11 @@ from qeff_framework.contracts import (
 from qeff_framework.errors import ExecutionError, OptionError
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
-from qeff_framework.plugin_source import core_digest, source_digest
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
+from qeff_framework.sources.code_digests import core_digest, source_digest
 from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
 from qeff_framework.sources.uncached import identity_or_nonce
 from qeff_framework.window_programs import compile_windows, layers_per_program

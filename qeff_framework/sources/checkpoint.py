@@ -22,16 +22,12 @@ from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
+from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.gguf_merges import lean_merges
-from qeff_framework.sources.gguf_metadata import (
-    COMPLETION,
-    complete_config,
-    refuse_unknown_split,
-    refuse_unread_tensors,
-)
+from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split, refuse_unread_tensors
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -151,8 +147,6 @@ class CheckpointSource:
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
-        if self._gguf:
-            parts["completion"] = COMPLETION
         if self._adapter is not None:
             read = (*self._adapter.files(), *self._adapter.tokenizer_files().values())
             parts["adapter"] = {path.name: content_digest(path) for path in read}
@@ -674,7 +668,15 @@ class CheckpointSource:
         return content
 
     def _config_memo(self) -> Path:
-        return store_root() / "configs" / f"{cache_key(self._files_identity())[:16]}.json"
+        import importlib_metadata
+
+        # What is made of the files depends on both as well.
+        parts = {
+            "model": self._files_identity(),
+            "core": core_digest(),
+            "transformers": importlib_metadata.version("transformers"),
+        }
+        return store_root() / "configs" / f"{cache_key(parts)[:16]}.json"
 
     def _config_object(self) -> Any:
         """A config of Transformers that the loader may keep and change."""
