@@ -98,7 +98,7 @@ class PlacedShards:
             placed.path.unlink(missing_ok=True)
 
     def _link(self, source: Path, target: Path) -> bool:
-        """Whether the file could be linked: not to another file system, one without hard links, nor often what another user owns."""
+        """Whether the file could be linked: not to another file system, nor on one without hard links."""
         before = _facts(source)
         if not hard_link(source, target):
             return False
