@@ -4,6 +4,7 @@ execute.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -280,7 +281,7 @@ class QEFFBaseModel:
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
-            "libraries": _versions(_EXPORT_LIBRARIES),
+            "libraries": _versions((*_EXPORT_LIBRARIES, *_libraries_of(self.config))),
             **(_part_of_backend(relay, options) if takes_part else {}),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
@@ -656,10 +657,20 @@ def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _model_types(part)
 
 
+def _libraries_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Further libraries whose code is a part of a model of Transformers."""
+    return ("timm",) if any(model_type.startswith("timm") for model_type in _model_types(config)) else ()
+
+
 def _versions(distributions: Sequence[str]) -> dict[str, str]:
     import importlib_metadata
 
-    return {name: importlib_metadata.version(name) for name in distributions}
+    found: dict[str, str] = {}
+    for name in distributions:
+        # A model whose library is not there ends when it is loaded.
+        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
+            found[name] = importlib_metadata.version(name)
+    return found
 
 
 def _key_of(options: object) -> dict[str, object]:

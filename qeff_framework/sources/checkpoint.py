@@ -147,6 +147,8 @@ class CheckpointSource:
         deciding = {name: value for name, value in self._arguments.items() if name in known.DECIDING}
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
+        if self._gguf:
+            parts["gguf"] = _version_of_gguf()
         if self._adapter is not None:
             read = (*self._adapter.files(), *self._adapter.tokenizer_files().values())
             parts["adapter"] = {path.name: content_digest(path) for path in read}
@@ -790,6 +792,16 @@ class CheckpointSource:
         if self._gguf:
             return Path(self._gguf).stem
         return self._place.top.name if isinstance(self._place, LocalFolder) else text
+
+
+def _version_of_gguf() -> str:
+    """Of the package that computes the numbers of blocks; newer releases of Transformers read some files without it."""
+    import importlib_metadata
+
+    try:
+        return importlib_metadata.version("gguf")
+    except importlib_metadata.PackageNotFoundError:
+        return "none"
 
 
 def _is_tied(module: torch.nn.Module) -> bool:
