@@ -4,13 +4,14 @@ execute.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -39,11 +40,11 @@ from qeff_framework.contracts import (
 from qeff_framework.errors import ExecutionError, OptionError
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
-from qeff_framework.plugin_source import source_digest
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
+from qeff_framework.sources.code_digests import core_digest, source_digest
 from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
 from qeff_framework.sources.uncached import identity_or_nonce
 from qeff_framework.window_programs import compile_windows, layers_per_program
@@ -56,11 +57,6 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 logger = logging.getLogger(__name__)
-
-#: Part of every export's key. Change it whenever the same model exports to another graph.
-EXPORT_FORMAT = 9
-#: Part of every program's key. Change it whenever the core puts something else into a compiled artifact.
-COMPILE_FORMAT = 2
 
 #: Libraries whose versions change the exported graph.
 _EXPORT_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -280,13 +276,13 @@ class QEFFBaseModel:
         problem = self._source.tokenizer_problem()
         identity = self._source.identity()
         parts = {
-            "format": EXPORT_FORMAT,
+            "core": core_digest(),
             "task": self.task,
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
             "transforms": [_transform_identity(transform) for transform in transforms],
-            "libraries": _versions(_EXPORT_LIBRARIES),
-            **(_source_identity(relay) if takes_part else {}),
+            "libraries": _versions((*_EXPORT_LIBRARIES, *_libraries_of(self.config))),
+            **(_part_of_backend(relay, options) if takes_part else {}),
             **_extension_identities(relay, "export"),
             **_patches(self.config),
             **self._export_key(),
@@ -456,7 +452,7 @@ class QEFFBaseModel:
         }
         identities = {program.name: _identity_of(program, transforms[program.name]) for program in programs}
         parts = {
-            "format": COMPILE_FORMAT,
+            "core": core_digest(),
             "backend": relay.name,
             # Two packages may give their backends one name.
             "package": relay.package,
@@ -627,6 +623,19 @@ def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
     return {"extensions": found} if found else {}
 
 
+def _part_of_backend(relay: Relay, options: object) -> dict[str, Any]:
+    """What stands in an export's key for a backend that takes part in it: whatever its hooks can make the result depend on."""
+    if relay.descriptor is None:
+        return {}  # Only extensions do, which stand there by themselves.
+    return {
+        "backend": relay.name,
+        "package": relay.package,
+        "fingerprint": relay.fingerprint(),
+        "options": _key_of(options),
+        **_source_identity(relay),
+    }
+
+
 def _source_identity(relay: Relay) -> dict[str, str]:
     """What stands in a key for the backend's code where its version says nothing about it."""
     modules = relay.source_modules
@@ -635,15 +644,33 @@ def _source_identity(relay: Relay) -> dict[str, str]:
 
 def _patches(config: Mapping[str, Any]) -> dict[str, str]:
     """What stands in a key for functions that the process has put in place of those of the libraries."""
-    model_type = str(config.get("model_type", ""))
-    found = identity_or_nonce(lambda: patches_fingerprint(model_type) or "", "the model")
+    found = identity_or_nonce(lambda: patches_fingerprint(_model_types(config)) or "", "the model")
     return {"patches": found} if found else {}
+
+
+def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """The types of a model and of the models that it is made of, whose configs stand in its own."""
+    if "model_type" in config:
+        yield str(config["model_type"])
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from _model_types(part)
+
+
+def _libraries_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Further libraries whose code is a part of a model of Transformers."""
+    return ("timm",) if any(model_type.startswith("timm") for model_type in _model_types(config)) else ()
 
 
 def _versions(distributions: Sequence[str]) -> dict[str, str]:
     import importlib_metadata
 
-    return {name: importlib_metadata.version(name) for name in distributions}
+    found: dict[str, str] = {}
+    for name in distributions:
+        # A model whose library is not there ends when it is loaded.
+        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
+            found[name] = importlib_metadata.version(name)
+    return found
 
 
 def _key_of(options: object) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import cache_key
+from qeff_framework.contracts import ExportedModel, ExportRequest
 from qeff_framework.errors import ArtifactError, BackendError, BackendNotInstalledError, OptionError
+from qeff_framework.export.hooks import CoreHooks
 from qeff_framework.extensions.timing import TimingExtension
-from qeff_framework.model import _extension_identities, _transform_identity
+from qeff_framework.model import _extension_identities, _patches, _transform_identity
 from qeff_framework.plugin_api import hookimpl
 from qeff_framework.relay import Relay
 from qeff_framework.runtime import load_compiled
@@ -164,6 +167,14 @@ def test_what_cannot_be_told_apart_is_never_found_again(caplog: pytest.LogCaptur
         assert "mlp.stream is a _io.TextIOWrapper, whose state cannot be read" in caplog.text
 
 
+def test_a_replaced_function_of_a_part_is_in_the_key_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_causal_lm("llama")
+    config = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": {"model_type": "clip"}}
+    assert _patches(config) == {}
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", lambda self, x: x)
+    assert set(_patches(config)) == {"patches"}
+
+
 def test_extensions_count_unless_they_only_look_on() -> None:
     class Rewriting:
         @hookimpl(wrapper=True)
@@ -213,6 +224,43 @@ def test_a_replaced_field_of_a_checkpoint_is_in_the_config_of_the_artifact(tmp_p
     (tmp_path / "artifact").mkdir()
     source.save_companions(tmp_path / "artifact")
     assert json.loads((tmp_path / "artifact/config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_a_backend_with_a_part_in_the_export_shares_it_with_nobody(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an installed package, whose source is in no key: its export must not be taken for the core's, or for that of another
+    of its versions or options, on which what its hooks do may depend.
+    """
+
+    class Exporting(RecordingHooks):
+        @hookimpl
+        def export(self, request: ExportRequest) -> ExportedModel:
+            exported = CoreHooks().export(request)
+            return replace(exported, metadata={**exported.metadata, "exported_by": "it"})
+
+    monkeypatch.setattr("tests.recording_backend.RecordingHooks", Exporting)
+    monkeypatch.setattr("qeff_framework.model._source_identity", lambda relay: {})
+    shared = model.export().directory
+
+    def export_of(**options: object) -> str:
+        compiled = model.compile(RecordingBackend, **SIZES, **options)
+        assert compiled.metadata["exported_by"] == "it"
+        return json.loads((compiled.directory / "qconfig.json").read_text())["qpc_config"]["QEff_config"]["export_dir"]
+
+    exports = [str(shared), export_of(), export_of(num_cores=4)]
+    RecordingBackend.versions = {"sdk": "2"}
+    exports.append(export_of())
+    assert len(set(exports)) == len(exports)
+
+
+def test_other_code_of_the_core_is_another_export_and_another_program(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = model.compile(RecordingBackend, **SIZES).directory, model.export().directory
+    monkeypatch.setattr("qeff_framework.model.core_digest", lambda: "of other files")
+    assert model.compile(RecordingBackend, **SIZES).directory != before[0]
+    assert model.export().directory != before[1]
 
 
 def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:

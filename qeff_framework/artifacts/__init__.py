@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from qeff_framework.artifacts.keys import cache_key, canonical_json, content_digest, renew_digest
+from qeff_framework.artifacts.keys import cache_key, canonical_json, content_digest
 from qeff_framework.artifacts.links import hard_link, link_equal_files, shared_digests
 from qeff_framework.artifacts.manifest import Manifest, Problem, ProblemKind, verify
 from qeff_framework.artifacts.qconfig import create_and_dump_qconfigs
@@ -26,7 +26,6 @@ __all__ = [
     "hard_link",
     "link_equal_files",
     "open_artifact",
-    "renew_digest",
     "shared_digests",
     "store_root",
     "verify",

@@ -126,13 +126,6 @@ class DigestMemo:
             self._new[name] = [*identity, result]
         return result
 
-    def renew(self, path: Path, digest: str) -> None:
-        """Takes `digest` for the file as it is now, if it is known under this digest already."""
-        name = os.path.realpath(path)
-        entry = self._known.get(name)
-        if entry and entry[-1] == digest:
-            self._new[name] = [*_identity(path.stat()), digest]
-
     def renew_links(self, before: os.stat_result, after: os.stat_result) -> None:
         """Takes what is known of the file with the facts `before`, under all its names, for the one with the facts `after`."""
         old = _identity(before)

@@ -60,13 +60,6 @@ def content_digest(path: Path, *, memo: Path | None = None) -> str:
     return result
 
 
-def renew_digest(path: Path, digest: str, *, memo: Path | None = None) -> None:
-    """Remembers the `digest` of a file under its present time stamps, for callers that have moved these and nothing else."""
-    digests = DigestMemo(memo or store_root() / MEMO_FILE)
-    digests.renew(path, digest)
-    digests.save()
-
-
 def _files(directory: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     real = os.path.realpath(directory)
     if real in above:

@@ -31,9 +31,11 @@ def hard_link(source: Path, target: Path) -> bool:
     except OSError as error:
         _log.info("%s is not linked: %s", source, error)
         return False
-    memo = DigestMemo(store_root() / MEMO_FILE)
-    memo.renew_links(before, source.stat())
-    memo.save()
+    after = source.stat()
+    if (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+        memo = DigestMemo(store_root() / MEMO_FILE)
+        memo.renew_links(before, after)
+        memo.save()
     return True
 
 

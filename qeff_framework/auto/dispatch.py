@@ -20,6 +20,7 @@ from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import ModelSource
+from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.remote_code import references, refuse_untrusted
 from qeff_framework.tasks import task_names, task_spec, task_specs
 
@@ -296,7 +297,7 @@ def _memo_key(config: Mapping[str, Any]) -> str:
 
     asked = {name: config.get(name) for name in ("model_type", "architectures", "is_encoder_decoder", "auto_map")}
     asked["transformers"] = importlib_metadata.version("transformers")
-    asked["tasks"] = task_names()
+    asked["core"] = core_digest()
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

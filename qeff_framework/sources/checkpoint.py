@@ -22,16 +22,12 @@ from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
+from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.gguf_merges import lean_merges
-from qeff_framework.sources.gguf_metadata import (
-    COMPLETION,
-    complete_config,
-    refuse_unknown_split,
-    refuse_unread_tensors,
-)
+from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split, refuse_unread_tensors
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -161,7 +157,7 @@ class CheckpointSource:
         deciding |= {known.KEEP: True} if self._arguments.get(known.KEEP) else {}
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if self._gguf:
-            parts["completion"] = COMPLETION
+            parts["gguf"] = _version_of_gguf()
         read = () if self._adapter is None else self._adapter.files()
         read = read if self._tokenizer_of is None else (*read, *self._tokenizer_of.tokenizer_files().values())
         if read:
@@ -706,7 +702,15 @@ class CheckpointSource:
         return content
 
     def _config_memo(self) -> Path:
-        return store_root() / "configs" / f"{cache_key(self._files_identity())[:16]}.json"
+        import importlib_metadata
+
+        # What is made of the files depends on both as well.
+        parts = {
+            "model": self._files_identity(),
+            "core": core_digest(),
+            "transformers": importlib_metadata.version("transformers"),
+        }
+        return store_root() / "configs" / f"{cache_key(parts)[:16]}.json"
 
     def _config_object(self) -> Any:
         """A config of Transformers that the loader may keep and change."""
@@ -826,6 +830,16 @@ class CheckpointSource:
         if self._gguf:
             return Path(self._gguf).stem
         return self._place.top.name if isinstance(self._place, LocalFolder) else text
+
+
+def _version_of_gguf() -> str:
+    """Of the package that computes the numbers of blocks; newer releases of Transformers read some files without it."""
+    import importlib_metadata
+
+    try:
+        return importlib_metadata.version("gguf")
+    except importlib_metadata.PackageNotFoundError:
+        return "none"
 
 
 def _is_tied(module: torch.nn.Module) -> bool:

@@ -57,6 +57,8 @@ CONFIG_BOOKKEEPING = _words(
     "_name_or_path name_or_path transformers_version _commit_hash architectures dtype torch_dtype _attn_implementation "
     "_attn_implementation_internal attn_implementation _experts_implementation _experts_implementation_internal"
 )
+#: Where Transformers has a package for each family of models.
+_MODELS = "transformers.models."
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
@@ -93,28 +95,50 @@ def tensors_fingerprint(module: Any) -> str:
     return digest.hexdigest()
 
 
-def patches_fingerprint(model_type: str) -> str | None:
-    """SHA-256 of the functions of one's own that stand in imported classes and modules of Transformers and of ``torch.nn``.
+def patches_fingerprint(model_types: Iterable[str]) -> str | None:
+    """SHA-256 of what is one's own in imported classes and modules of Transformers and of ``torch.nn``: functions, also behind
+    decorators of a library, classes, and entries of tables such as ``ACT2FN``.
 
-    Those of other model types do not count. `None` where nothing was replaced, as in a process that has not imported them.
+    Of Transformers' models those of `model_types` count, and those that their code imports. `None` where nothing was replaced, as
+    in a process that has not imported them.
 
     Raises:
         NotIdentifiableError: a replacement refers to something that cannot be followed.
     """
     if "transformers" not in sys.modules:
         return None
-    from transformers.models.auto.configuration_auto import model_type_to_module_name
-
-    family = f"transformers.models.{model_type_to_module_name(model_type)}."
+    modules = {
+        name: module
+        for name, module in sys.modules.items()
+        if (name.startswith("transformers.") and not name.startswith(_MODELS))
+        or name.startswith("torch.nn.modules.")
+        or name == "torch.nn.functional"
+    }
+    modules |= _modeling_modules(model_types)
     digester = _Digester(module_tensors=True)
     found: list[bytes] = []
-    for name, module in sorted(sys.modules.items()):
-        of_transformers = name.startswith("transformers.") and not name.startswith("transformers.models.")
-        if not (of_transformers or name.startswith((family, "torch.nn.modules.")) or name == "torch.nn.functional"):
-            continue
+    for name, module in sorted(modules.items()):
         if library_of(name) is not None:
             found.extend(digester.replaced(name, module))
     return _hash(*found).hex() if found else None
+
+
+def _modeling_modules(model_types: Iterable[str]) -> dict[str, types.ModuleType]:
+    """The imported modules of Transformers with the code of these models, by name."""
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    families = {f"{_MODELS}{model_type_to_module_name(each)}" for each in model_types}
+    found: dict[str, types.ModuleType] = {}
+    while families:
+        family = families.pop()
+        for name, module in list(sys.modules.items()):
+            if name.startswith(f"{family}.") and name not in found:
+                found[name] = module
+                homes = [str(getattr(value, "__module__", "")) for value in list(vars(module).values())]
+                families |= {home.rpartition(".")[0] for home in homes if home.startswith(_MODELS)}
+                # It holds no code of a model, and its classes stand in the code of many.
+                families.discard(f"{_MODELS}auto")
+    return found
 
 
 def _run(digester: _Digester, value: object, place: str) -> str:
@@ -159,19 +183,19 @@ class _Digester:
         return result
 
     def replaced(self, name: str, module: types.ModuleType) -> Iterator[bytes]:
-        """What is one's own in a Python module of a library and in the classes that it defines."""
-        for entry, found in sorted(vars(module).items(), key=lambda item: str(item[0])):
-            if not isinstance(found, types.FunctionType | type):
-                continue
-            if is_own_code(found):
-                yield from (f"{name}.{entry}".encode(), self.digest(found, f"{name}.{entry}"))
+        """What is one's own in a Python module of a library, in the classes that it defines, and in its tables."""
+        own: dict[str, object] = {}
+        for entry, found in list(vars(module).items()):
+            if isinstance(found, types.FunctionType | type) and _holds_own_code(found):
+                own[entry] = found
             elif isinstance(found, type) and found.__module__ == name:
-                for attribute, function in sorted(vars(found).items(), key=lambda item: str(item[0])):
-                    if is_own_code(function):
-                        yield from (
-                            f"{name}.{entry}.{attribute}".encode(),
-                            self.digest(function, f"{entry}.{attribute}"),
-                        )
+                # The standard library writes the constructor of a named tuple.
+                skipped = "__new__" if issubclass(found, tuple) else ""
+                own |= {f"{entry}.{key}": value for key, value in _own_values(vars(found)) if key != skipped}
+            elif isinstance(found, dict) and entry != "__builtins__":
+                own |= {f"{entry}[{key}]": value for key, value in _own_values(found)}
+        for entry, found in sorted(own.items()):
+            yield from (f"{name}.{entry}".encode(), self.digest(found, f"{name}.{entry}"))
 
     # --- by kind ------------------------------------------------------------------------------------------------------
 
@@ -532,6 +556,26 @@ _OBJECT: Any = object
 
 
 # --- small parts ----------------------------------------------------------------------------------------------------------
+
+
+def _own_values(values: Mapping[Any, Any]) -> Iterator[tuple[Any, object]]:
+    # Not through methods of its class: a table that imports a model when one asks for it is not asked.
+    items = dict.items(values) if isinstance(values, dict) else values.items()
+    return ((key, value) for key, value in list(items) if _holds_own_code(value))
+
+
+def _holds_own_code(value: object, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether `value` is code of one's own, or a function of a library around such code, as decorators return it."""
+    if isinstance(value, property):
+        return any(_holds_own_code(part, seen) for part in (value.fget, value.fset, value.fdel))
+    if isinstance(value, functools.partial):
+        return _holds_own_code(value.func, seen)
+    function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+    if is_own_code(function):
+        return True
+    if not isinstance(function, types.FunctionType) or id(function) in seen:
+        return False
+    return any(_holds_own_code(part, seen | {id(function)}) for part in _wrapped(function))
 
 
 def _wrapped(function: types.FunctionType) -> Iterator[object]:

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.gguf_header import GGUFHeader, GGUFValue
 
-#: Part of the identity of a GGUF file: raised when another config is made of the same header.
-COMPLETION = 1
 #: Factors of the wavelengths of rotary positions, one for each pair of numbers of a head: Llama 3.1, LongRoPE.
 ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 #: Tensors that are no weights of a module. `attn_rot_embd` are the frequencies themselves, which old files have.
@@ -101,6 +99,12 @@ _FIELDS: Mapping[str, _Field] = {
     "ssm.dt_b_c_rms": _Field((), absent=(False,)),
     "full_attention_interval": _Field(("full_attention_interval",), is_set=False),
 }
+
+
+#: Fields that a config has no value in where the header says 0.
+_OFF_WITHOUT_VALUE = frozenset(
+    {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping", "clip_qkv"}
+)
 
 
 def complete_config(config: Any, file: Path, *, given: Iterable[str] = ()) -> None:
@@ -212,6 +216,8 @@ class _Comparison:
                 self._compare_field(key, value)
             elif not key.startswith("rope.") and not any(fnmatch.fnmatchcase(key, name) for name in _WITHOUT_EFFECT):
                 self._refuse(key, "which is unknown here")
+        if hasattr(self._config, "feed_forward_proj") and "feed_forward_proj" not in self._given:
+            self._set_gate_of_t5()
         if "query_pre_attn_scalar" not in self._given and hasattr(self._config, "query_pre_attn_scalar"):
             self._config.query_pre_attn_scalar = self._attention_scalar()
         if not self._given & {"rope_parameters", "rope_scaling", "rope_theta"}:
@@ -237,6 +243,8 @@ class _Comparison:
             return
         if not field.is_set:
             self._refuse(key, f"and {name} is {has}")
+        elif name in _OFF_WITHOUT_VALUE and not value:
+            setattr(self._config, name, None)
         elif name == "sliding_window" and getattr(self._config, "use_sliding_window", True) is False:
             self._refuse(key, "and the config has no layers with a window")
         else:
@@ -271,6 +279,12 @@ class _Comparison:
         has = getattr(self._config, "scoring_func", None) or getattr(self._config, "score_func", None) or "softmax"
         if _GATES.get(value) != has:
             self._refuse(key, f"and the experts are chosen by {has}")
+
+    def _set_gate_of_t5(self) -> None:
+        """No key has it: llama.cpp knows T5 1.1 by the tensors of its gates. Transformers takes each T5 for gated, by ReLU."""
+        is_gated = any(".ffn_gate." in name for name in self._header.tensors)
+        self._config.feed_forward_proj = "gated-gelu" if is_gated else "relu"
+        self._config.is_gated_act, self._config.dense_act_fn = is_gated, "gelu_new" if is_gated else "relu"
 
     def _attention_scalar(self) -> Any:
         """What attention is divided by the root of: no key has it, llama.cpp knows it by the architecture and its size."""

@@ -7,7 +7,6 @@ loader does, it does as always: names, conversions, ties, the report of what is 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from qeff_framework.artifacts import content_digest, renew_digest
+from qeff_framework.artifacts import content_digest, hard_link
 from qeff_framework.artifacts.disk import require_space
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import safetensors_data_start, safetensors_header
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ class PlacedShards:
         pending = dict(shards)
         for shard, digest in shards.items():
             source, target = Path(os.path.realpath(shard)), directory / shard.name
-            is_link = self._link(source, target, digest)
+            is_link = self._link(source, target)
             if not is_link:
                 require_space(
                     directory, sum(path.stat().st_size for path in pending), f"a copy of the weights of {name}"
@@ -100,19 +97,13 @@ class PlacedShards:
         for placed in self._placed.values():
             placed.path.unlink(missing_ok=True)
 
-    def _link(self, source: Path, target: Path, digest: str) -> bool:
-        """Whether the file could be linked, as it was when its digest was computed."""
+    def _link(self, source: Path, target: Path) -> bool:
+        """Whether the file could be linked: not to another file system, nor on one without hard links."""
         before = _facts(source)
-        try:
-            os.link(source, target)
-        except OSError as error:
-            # Another file system, one without hard links, a file of another user, too many links.
-            logger.info("%s is copied, not linked: %s", source, error)
+        if not hard_link(source, target):
             return False
         if _facts(target) != before:
             raise changed_meanwhile(source, self._name)
-        # The new name has moved the time of the last change, by which digests are remembered.
-        renew_digest(source, digest)
         return True
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from qeff_framework.artifacts.json_files import read_json_object
 from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.tokenization.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
+from qeff_framework.tokenization.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -98,6 +99,14 @@ class SerializableTokenizer(Protocol):
         """Every token and its id, added tokens included."""
 
 
+@runtime_checkable
+class ByteTokenizer(Protocol):
+    """A tokenizer that may know the bytes of its tokens."""
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """What `token` stands for inside of a text; `None` where that depends on its neighbours."""
+
+
 class FastTokenizer:
     """A ``tokenizers.Tokenizer`` with the conventions of Transformers around it.
 
@@ -128,6 +137,7 @@ class FastTokenizer:
         self._templates = chat_template
         self.chat_template = _default_template(chat_template)
         self._special_tokens = _named_tokens(config)
+        self._bytes = TokenBytes(tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
@@ -171,6 +181,10 @@ class FastTokenizer:
         """See `SerializableTokenizer`."""
         return self._tokenizer.to_str()
 
+    def token_bytes(self, token: int) -> bytes | None:
+        """See `ByteTokenizer`."""
+        return self._bytes(token)
+
     def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
         """See `ChatTokenizer`."""
         text = render_chat(chosen_template(self._templates, options), messages, options, self._special_tokens)
@@ -189,6 +203,8 @@ class TransformersTokenizer:
         self.has_token_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
         template = getattr(tokenizer, "chat_template", None)
         self.chat_template: str | None = _default_template(template)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._bytes = None if backend is None else TokenBytes(backend)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
@@ -225,6 +241,10 @@ class TransformersTokenizer:
         """See `SerializableTokenizer`."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else str(backend.to_str())
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """See `ByteTokenizer`."""
+        return None if self._bytes is None else self._bytes(token)
 
     def encode_chat(self, messages: Conversation, options: ChatOptions) -> tuple[str, list[int]]:
         """See `ChatTokenizer`."""

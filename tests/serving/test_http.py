@@ -150,13 +150,22 @@ def test_log_probabilities(served: Served) -> None:
         # Greedy: the chosen token is the most likely one.
         assert entry.logprob == entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
         assert 0 < np.exp(entry.logprob) <= 1
-        assert bytes(entry.bytes or ()).decode() == entry.token
+    joined = b"".join(bytes(entry.bytes or ()) for entry in entries.content)
+    assert (chat.choices[0].message.content or "") in joined.decode(errors="replace")
     text = served.client.completions.create(prompt="The fox", logprobs=3, **GREEDY).choices[0].logprobs
     assert text is not None
     assert text.tokens is not None
     assert text.token_logprobs is not None
     assert text.top_logprobs is not None
     assert [top[token] for token, top in zip(text.tokens, text.top_logprobs, strict=True)] == text.token_logprobs
+    assert text.text_offset == sorted(text.text_offset or ())
+    # Of a token that is chosen although it is not among the most likely ones as well, and on through the pieces of a stream.
+    biased = {"prompt": "The fox", "logprobs": 0, "logit_bias": {"70": 100}, **GREEDY}
+    whole = served.client.completions.create(**biased).choices[0].logprobs
+    assert whole is not None
+    assert [list(top or ()) for top in whole.top_logprobs or ()] == [[token] for token in whole.tokens or ()]
+    pieces = [piece.choices[0].logprobs for piece in served.client.completions.create(stream=True, **biased)]
+    assert [offset for piece in pieces if piece for offset in piece.text_offset or ()] == whole.text_offset
 
 
 def test_models_health_metrics_and_the_page(served: Served) -> None:

@@ -333,12 +333,23 @@ def test_replaced_functions_of_a_family_are_known_before_its_weights_are_loaded(
 ) -> None:
     tiny_causal_lm("gemma3_text"), tiny_encoder("bert")
     namespace = sys.modules["transformers.models.gemma3.modeling_gemma3"]
-    assert patches_fingerprint("gemma3_text") is None
-    monkeypatch.setattr(namespace.Gemma3MLP, "forward", lambda self, x: x)
-    first = patches_fingerprint("gemma3_text")
-    monkeypatch.setattr(namespace, "rotate_half", lambda x: -x)
-    assert len({None, first, patches_fingerprint("gemma3_text")}) == 3
-    assert patches_fingerprint("bert") is None
+    found = [patches_fingerprint(["gemma3_text"])]
+    for owner, name, replacement in (
+        (namespace.Gemma3MLP, "forward", lambda self, x: x),
+        (namespace.Gemma3RMSNorm, "forward", torch.no_grad()(lambda self, x: x)),
+        (namespace, "rotate_half", lambda x: -x),
+    ):
+        monkeypatch.setattr(owner, name, replacement)
+        found.append(patches_fingerprint(["gemma3_text"]))
+    assert found[0] is None
+    assert len(set(found)) == len(found)
+    assert patches_fingerprint(["llava", "bert"]) is None
+    assert patches_fingerprint(["llava", "gemma3_text"]) == found[-1], "a part of a larger model"
+
+    monkeypatch.setitem(sys.modules["transformers.activations"].ACT2FN, "silu", torch.nn.Identity)
+    assert patches_fingerprint(["bert"]) is None, "a class of the library"
+    monkeypatch.setitem(sys.modules["transformers.activations"].ACT2FN, "silu", type("Own", (torch.nn.Identity,), {}))
+    assert patches_fingerprint(["bert"]) is not None
 
 
 def test_what_a_library_does_with_a_module_does_not_change_its_structure(tmp_path: Path) -> None:

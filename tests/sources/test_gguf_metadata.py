@@ -131,6 +131,33 @@ def test_long_factors_windows_and_parts_of_heads(tmp_path: Path) -> None:
     assert (rope["partial_rotary_factor"], config.sliding_window) == (0.75, 9)
 
 
+@pytest.mark.parametrize(("is_gated", "activation"), [(True, "gelu_new"), (False, "relu")])
+def test_t5_has_the_activation_that_goes_with_its_gates(tmp_path: Path, *, is_gated: bool, activation: str) -> None:
+    """Transformers reads every T5 as gated by ReLU, which none is: Flan-T5 writes other text, T5 lacks half of its weights."""
+
+    def say(writer: gguf.GGUFWriter) -> None:
+        for part in ("ffn_up", "ffn_gate") if is_gated else ("ffn_up",):
+            writer.add_tensor(f"enc.blk.0.{part}.weight", np.zeros((4, 4), np.float32))
+
+    config = transformers.T5Config(is_gated_act=True, tie_word_embeddings=False)
+    complete_config(config, header(tmp_path / "a.gguf", "t5", say))
+    remembered = transformers.T5Config.from_dict(config.to_dict())
+    for each in (config, remembered):
+        assert (each.is_gated_act, each.dense_act_fn, each.scale_decoder_outputs) == (is_gated, activation, False)
+
+
+def test_a_window_of_nothing_is_no_window(tmp_path: Path) -> None:
+    """A converter writes 0 for what a model has not; as a size it would hide every token, as a bound every score."""
+
+    def say(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window(0)
+        writer.add_final_logit_softcapping(0.0)
+
+    config = transformers.Gemma2Config(num_hidden_layers=2)
+    complete_config(config, header(tmp_path / "a.gguf", "gemma2", say))
+    assert (config.sliding_window, config.final_logit_softcapping) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("say", "message"),
     [

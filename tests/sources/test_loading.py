@@ -291,7 +291,7 @@ def test_every_type_of_gguf(tmp_path: Path, store_root: Path) -> None:
     import numpy as np
 
     #: For files of llama.cpp that no model is published in.
-    unused = {"MXFP4", "NVFP4"}
+    unused = {"NVFP4"}
     kinds = [kind for kind in gguf.GGMLQuantizationType if kind.name not in unused and _is_decoded(kind)]
     assert {"F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ4_XS", "IQ1_M"} <= {
         kind.name for kind in kinds

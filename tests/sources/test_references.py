@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -257,6 +258,23 @@ def test_a_file_that_is_replaced_meanwhile_is_kept_as_it_was(checkpoint: Path, s
 
     assert placed.keep({shard.name}) == {shard.name: wanted}
     assert content_digest(directory / shard.name) == wanted
+
+
+def test_a_file_that_changed_before_it_was_placed_is_not_known_by_its_old_digest(
+    tmp_path: Path, directory: Path, store_root: Path
+) -> None:
+    """Digests of large files are remembered: what lies there now must not be taken for what the export's key was made of."""
+
+    def write(content: bytes) -> None:
+        shard.write_bytes(content * (2 << 20))
+        os.utime(shard, (1_000_000_000, 1_000_000_000))
+
+    shard = tmp_path / "model.safetensors"
+    write(b"a")
+    digest = content_digest(shard)
+    write(b"b")
+    PlacedShards({shard: digest}, directory, name="large")
+    assert content_digest(shard) == hashlib.sha256(shard.read_bytes()).hexdigest() != digest
 
 
 def test_what_fails_leaves_the_checkpoint_alone(

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.tokenization.tokenizer import (
+    ByteTokenizer,
     FastTokenizer,
     TransformersTokenizer,
     as_text_tokenizer,
@@ -45,6 +46,21 @@ def test_encodes_and_decodes_as_transformers(kind: str, tokenizer_folders: dict[
         assert bare == theirs(text, add_special_tokens=False)["input_ids"]
         for skip in (True, False):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_tokens_have_the_bytes_of_their_text(kind: str, tokenizer_folders: dict[str, Path]) -> None:
+    """Also those that are a part of a character, and with the space in front, which decoding one token drops or replaces."""
+    folder = tokenizer_folders[kind]
+    for tokenizer in (load_tokenizer(folder), TransformersTokenizer(reference(folder))):
+        assert isinstance(tokenizer, ByteTokenizer)
+        for text in ("Größe, 北京 🦊 e\u0301", " word  word", "a<eos>b"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            joined = b"".join(tokenizer.token_bytes(token) or b"?" for token in ids)
+            assert joined.decode().strip() == tokenizer.decode(ids, skip_special_tokens=False).strip()
+    words = load_tokenizer(tokenizer_folders["word_piece"])
+    assert isinstance(words, ByteTokenizer)
+    assert words.token_bytes(words.encode("word", add_special_tokens=False)[0]) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

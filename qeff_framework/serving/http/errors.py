@@ -35,8 +35,10 @@ class ApiError(Exception):
 
     def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
         """The HTTP answer."""
-        retry = {"retry-after": "1"} if self.status in (429, 503) else {}
-        return JSONResponse(self.body, status_code=self.status, headers={**retry, **(headers or {})})
+        further = {"retry-after": "1"} if self.status in (429, 503) else {}
+        if self.status == 401:
+            further["www-authenticate"] = "Bearer"
+        return JSONResponse(self.body, status_code=self.status, headers={**further, **(headers or {})})
 
 
 def api_error(error: Exception) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import time
 import uuid
@@ -23,6 +24,7 @@ from qeff_framework.serving.http.images import with_opened_images
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from qeff_framework.tokenization.chat import ChatOptions
+from qeff_framework.tokenization.tokenizer import ByteTokenizer
 
 #: JSON has no infinity.
 _LOWEST = -9999.0
@@ -136,6 +138,8 @@ class CompletionForm:
     kind, piece_kind, prefix = "text_completion", "text_completion", "cmpl"
     #: What is sent before the first piece of each answer.
     opening: Mapping[str, str] | None = None
+    #: In front of the bytes of a token that is no text by itself.
+    byte_prefix = "bytes:"
 
     def __init__(self, engine: AsyncEngine, asked: GenerationRequest) -> None:
         self._engine = engine
@@ -145,6 +149,8 @@ class CompletionForm:
             "created": int(time.time()),
             "model": asked.model,
         }
+        #: By choice, what has read the tokens of its answer and the characters that there were.
+        self._read: dict[int, tuple[codecs.IncrementalDecoder, int]] = {}
 
     async def whole(self, streams: Sequence[AnswerStream]) -> dict[str, Any]:
         """The answer as one document."""
@@ -173,31 +179,49 @@ class CompletionForm:
     def _choice(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
         logprobs = [entry for delta in deltas for entry in delta.logprobs]
-        return {"index": number, "text": text, "logprobs": self._logprobs(logprobs), "finish_reason": _reason(deltas)}
+        return {
+            "index": number,
+            "text": text,
+            "logprobs": self._logprobs(number, logprobs),
+            "finish_reason": _reason(deltas),
+        }
 
     def _piece(self, number: int, delta: Delta) -> dict[str, Any]:
         return self._choice(number, [delta])
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    def _logprobs(self, number: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if not entries:
             return None
-        tokens = [self._token(entry.token) for entry in entries]
-        offsets, offset = [], 0
-        for token in tokens:
+        decoder, offset = self._read.get(number) or (codecs.getincrementaldecoder("utf-8")("replace"), 0)
+        offsets = []
+        for entry in entries:
             offsets.append(offset)
-            offset += len(token)
+            offset += len(decoder.decode(self._bytes(entry.token)))
+        self._read[number] = decoder, offset
         return {
-            "tokens": tokens,
+            "tokens": [self._token(entry.token) for entry in entries],
             "token_logprobs": [_finite(entry.logprob) for entry in entries],
+            # The token of the answer is listed whether it is one of the most likely ones or not.
             "top_logprobs": [
-                {self._token(token): _finite(value) for token, value in reversed(entry.top)} for entry in entries
+                {self._token(token): _finite(value) for token, value in ((entry.token, entry.logprob), *entry.top)}
+                for entry in entries
             ],
             "text_offset": offsets,
         }
 
-    def _token(self, token: int) -> str:
+    def _bytes(self, token: int) -> bytes:
         tokenizer = self._engine.engine.generator.tokenizer
-        return f"token_id:{token}" if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
+        if tokenizer is None:
+            return f"token_id:{token}".encode()
+        known = tokenizer.token_bytes(token) if isinstance(tokenizer, ByteTokenizer) else None
+        return tokenizer.decode([token], skip_special_tokens=False).encode() if known is None else known
+
+    def _token(self, token: int) -> str:
+        content = self._bytes(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return self.byte_prefix + "".join(f"\\x{byte:02x}" for byte in content)
 
 
 class ChatForm(CompletionForm):
@@ -205,6 +229,7 @@ class ChatForm(CompletionForm):
 
     kind, piece_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     opening: Mapping[str, str] | None = MappingProxyType({"role": "assistant", "content": ""})
+    byte_prefix = ""
 
     def _choice(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
         choice = super()._choice(number, deltas)
@@ -216,7 +241,8 @@ class ChatForm(CompletionForm):
         text = choice.pop("text")
         return {**choice, "delta": {"content": text} if text else {}}
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    def _logprobs(self, number: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        del number
         if not entries:
             return None
         return {
@@ -231,8 +257,7 @@ class ChatForm(CompletionForm):
         }
 
     def _scored(self, token: int, value: float) -> dict[str, Any]:
-        text = self._token(token)
-        return {"token": text, "logprob": _finite(value), "bytes": list(text.encode())}
+        return {"token": self._token(token), "logprob": _finite(value), "bytes": list(self._bytes(token))}
 
 
 def _reason(deltas: Sequence[Delta]) -> str | None:

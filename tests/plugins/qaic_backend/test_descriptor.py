@@ -61,6 +61,11 @@ def test_standin_versions_come_from_the_files(standin) -> None:
     assert fingerprint["qaic_apps_version"] == fingerprint["qaic_platform_version"] == sdk.profile.version
     (sdk.root / "versions" / "apps.xml").write_text("<versions><broken")
     assert read_version(sdk.root / "versions" / "apps.xml") is None
+    # A compiler that does not say its version is another one when its file is.
+    before = QaicBackend().fingerprint()
+    with (sdk.root / "exec" / "qaic-compile").open("a") as compiler:
+        compiler.write("\n")
+    assert QaicBackend().fingerprint() != before
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,22 @@ class QaicBackend(Backend):
         return probe()
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Versions of this package and of both SDKs; ``none`` for an SDK that is not there or does not say its version."""
+        """Versions of this package and of both SDKs; ``none`` for an SDK that is not there or does not say its version.
+
+        A compiler without a version is known by its file: after an upgrade it must not find the programs of the old one.
+        """
+        import hashlib
         from importlib.metadata import version
 
         from qaic_backend.sdk import find_sdk
 
         sdk = find_sdk()
+        unnamed = {}
+        if sdk.apps_version is None and sdk.compiler is not None:
+            with sdk.compiler.open("rb") as file:
+                unnamed["qaic_compiler_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         return {
+            **unnamed,
             "qeff-qaic-backend": version("qeff-qaic-backend"),
             "qaic_apps_version": sdk.apps_version or "none",
             "qaic_platform_version": sdk.platform_version or "none",

@@ -93,9 +93,9 @@ def _part(edit: GraphEditor, product: ConstantProduct, start: int, end: int) -> 
         whole = source.numpy()
         return np.ascontiguousarray(whole[start:end].T if transposed else whole[:, start:end])
 
-    name = f"{product.weight.name}_columns_{start}_{end}"
+    name = f"{product.weight.name}_{'rows' if transposed else 'columns'}_{start}_{end}"
     tensor = computed_tensor(name, (product.sizes[0], end - start), np.float32, content)
-    weight = edit.once((name, transposed), lambda: add_initializer(edit.model, name, tensor))
+    weight = edit.once(name, lambda: add_initializer(edit.model, name, tensor))
     result = edit.op("MatMul", product.left, weight)
     if product.bias is None:
         return result

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qeff_framework.plugin_source import source_digest
 from qeff_framework.registry import Registry
+from qeff_framework.sources.code_digests import source_digest
 from qeff_framework.sources.fingerprint import NotIdentifiableError
 from tests.fake_distributions import echo_backend
 from tests.recording_backend import RecordingBackend
