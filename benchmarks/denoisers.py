@@ -28,7 +28,7 @@ from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.coverage.pipelines import PROMPTS, make_picture
 from qeff_framework.coverage.tiny_pipelines import TinyPipeline, is_built, pipeline_classes, tiny_pipeline
 from qeff_framework.diffusion.arguments import call_parameters
-from qeff_framework.diffusion.calls import Call, call_of, described, rebuilt, tensor_specs
+from qeff_framework.diffusion.calls import Call, call_of, described, rebuilt, tensor_specs, with_real_times
 from qeff_framework.model import QEFFBaseModel
 from qeff_framework.runtime.program_sessions import ProgramSessions
 
@@ -133,10 +133,13 @@ def on_backend(tiny: TinyPipeline, steps: Sequence[Step], backend: str) -> float
         programs = [*session.sessions.values()] if isinstance(session, ProgramSessions) else [session]
 
         def compute(step: Step) -> list[Any]:
-            told = step.call.as_json()
-            (program,) = [each for each in programs if each.compiled.metadata["call"] == told]
-            paths = [path for path, _ in tensor_specs(step.call.arguments)]
-            outputs = program.run({path: each.numpy() for path, each in zip(paths, step.tensors, strict=True)})
+            # A program for time steps between whole numbers takes whole ones as well.
+            forms = [(step.call, step.tensors), with_real_times(step.call, step.tensors)]
+            told = [form.as_json() for form, _ in forms]
+            (program,) = [each for each in programs if each.compiled.metadata["call"] in told]
+            call, tensors = forms[told.index(program.compiled.metadata["call"])]
+            paths = [path for path, _ in tensor_specs(call.arguments)]
+            outputs = program.run({path: each.numpy() for path, each in zip(paths, tensors, strict=True)})
             names = [path for path, _ in tensor_specs({"result": program.compiled.metadata["result"]})]
             return [np.array(outputs[name]) for name in names]
 

@@ -394,6 +394,13 @@ class QEFFBaseModel:
         """Adds to an export what a task needs when it runs; returns entries of its metadata."""
         return {}
 
+    def _artifact_key(self) -> Mapping[str, object]:
+        """What a task adds to the key of a compiled artifact beside its exports."""
+        return {}
+
+    def _complete_artifact(self, directory: Path) -> None:
+        """Adds to a compiled artifact what a task needs when it runs and no export carries."""
+
     # --- compile ------------------------------------------------------------------------------------------------------
 
     def compile(
@@ -461,6 +468,7 @@ class QEFFBaseModel:
             **_extension_identities(relay, "compile"),
             "options": key_of_options,
             "dry_run": dry_run,
+            **self._artifact_key(),
             **identities.get("", {"programs": identities}),
         }
         label, key = f"{relay.name}-{self.name}", cache_key(parts)
@@ -501,7 +509,8 @@ class QEFFBaseModel:
                 compiled = _joined(programs, compile_program, relay.name, self.task, output_dir)
             # The last program is the one that the others work for.
             main = programs[-1]
-            _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir)
+            self._complete_artifact(output_dir)
+            _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir, name=self.name)
             equal = link_equal_files(output_dir) if len(programs) > 1 else {}
             return {**equal, **shared_digests(output_dir, [exported.directory for exported in exports.values()])}
 
@@ -810,16 +819,20 @@ def _finish_artifact(
     specializations: tuple[Specialization, ...],
     relay: Relay,
     final_dir: Path,
+    *,
+    name: str,
 ) -> None:
     """Adds what every artifact carries, whatever backend made it."""
     directory = compiled.directory
-    for name in COMPANIONS:
-        origin = exported.directory / name
+    for companion in COMPANIONS:
+        origin = exported.directory / companion
         if origin.is_dir():
-            shutil.copytree(origin, directory / name)
+            shutil.copytree(origin, directory / companion)
         elif origin.is_file():
-            shutil.copy2(origin, directory / name)
-    dataclasses.replace(compiled, metadata={**compiled.metadata, PACKAGE: relay.package}).save()
+            shutil.copy2(origin, directory / companion)
+    # The export may have been made for another model that shares it.
+    metadata = {**compiled.metadata, "model_name": name, PACKAGE: relay.package}
+    dataclasses.replace(compiled, metadata=metadata).save()
     fingerprint = relay.fingerprint()
     create_and_dump_qconfigs(
         directory,

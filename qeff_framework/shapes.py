@@ -592,6 +592,9 @@ class PipelineShapes:
             raise ValueError(f"guidance_runs=2 does not go with {other}; leave one of them out")
         if (self.height is None) != (self.width is None):
             raise ValueError("height and width belong together; give both, or none for the pipeline's own size")
+        small = [size for size in (*_several(self.height), *_several(self.width)) if size < 1]
+        if small:
+            raise ValueError(f"height and width are pixels, and {small[0]} is none; give at least 1")
         if len(_several(self.height)) != len(_several(self.width)):
             raise ValueError(
                 f"height has {len(_several(self.height))} sizes and width has {len(_several(self.width))}; give one width for "

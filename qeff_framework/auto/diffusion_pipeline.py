@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from qeff_framework.auto.joined_programs import joined
 from qeff_framework.contracts import BASE_ADAPTER, AdapterRoom, CompiledModel, ExportedModel, Specialization, Task
 from qeff_framework.diffusion.arguments import (
     PICTURES,
+    PICTURES_OF_A_PROMPT,
     SIZES,
     call_parameters,
     guidance_argument,
@@ -50,6 +52,11 @@ _FORMS = {
     "text-to-image": "AutoPipelineForText2Image",
     "image-to-image": "AutoPipelineForImage2Image",
     "inpainting": "AutoPipelineForInpainting",
+}
+#: Attention of components that no program has, by a part of their processors' names.
+_PROCESSORS = {
+    "IPAdapter": ("has an IP-Adapter", "call pipe.unload_ip_adapter()"),
+    "Sliced": ("computes attention in slices", "call pipe.disable_attention_slicing(): the pictures are the same"),
 }
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
 _OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
@@ -107,6 +114,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._rooms: dict[str, AdapterRoom] | None = None
         #: The runner and the adapters that were written last.
         self._written: tuple[Any, ...] = ()
+        #: The adapters that the programs hold, and what the components were when they were compiled, see `_note_contents`.
+        self._held: dict[str, PipelineAdapter] = {}
+        self._facts: dict[str, Mapping[str, Any]] = {}
+        #: The schedulers that programs begin with, and a runner with those that it was given last.
+        self._schedulers: dict[str, Any] = {}
+        self._handed: tuple[Any, dict[str, Any]] = (None, {})
 
     @classmethod
     def from_pretrained(
@@ -192,6 +205,15 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         """Runs the compiled pipeline; see `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`."""
         return self.generate(*args, **kwargs)
 
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler of diffusers; another one is for the next picture, and nothing is compiled again."""
+        return self._pipeline.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._pipeline.scheduler = scheduler
+
     # --- adapters -----------------------------------------------------------------------------------------------------
 
     @property
@@ -241,7 +263,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         Raises:
             OptionError: there is no such adapter, or there are fewer or more numbers than names.
         """
-        self._scales = scales_of(adapter_names, adapter_weights, self._adapters)
+        self._scales = scales_of(adapter_names, adapter_weights, self._adapters, self.component_names)
 
     def get_active_adapters(self) -> list[str]:
         """The adapters that take part."""
@@ -253,7 +275,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         Raises:
             OptionError: there is no such adapter.
         """
-        for name in scales_of(adapter_names, None, self._adapters):
+        for name in scales_of(adapter_names, None, self._adapters, ()):
             del self._adapters[name]
             self._scales.pop(name, None)
 
@@ -262,8 +284,23 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._adapters, self._scales = {}, {}
 
     def generate(self, *args: Any, adapter: Any = None, adapter_weights: Any = None, **kwargs: Any) -> Any:
-        """See `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`; by default with the adapters of `set_adapters`."""
-        scales = self._scales if adapter is None else scales_of(adapter, adapter_weights, self._adapters)
+        """See `qeff_framework.runtime.pipeline.CompiledDiffusionPipeline`; by default with the adapters of `set_adapters`.
+
+        Raises:
+            InputError: beside what it is raised for there, a component was changed since ``compile``.
+            OptionError: the programs hold no such adapter.
+        """
+        if adapter is None and adapter_weights is not None:
+            raise OptionError(
+                "adapter_weights is for the adapters that are named: give adapter as well, or call set_adapters"
+            )
+        scales = (
+            self._scales
+            if adapter is None
+            else scales_of(adapter, adapter_weights, self._adapters, self.component_names)
+        )
+        self._check_contents(scales)
+        self._hand_over_schedulers()
         if not scales:
             return super().generate(*args, **kwargs)
         return super().generate(*args, adapter=[*scales], adapter_weights=[*scales.values()], **kwargs)
@@ -282,6 +319,51 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             runner.write_adapters(tuple(self._adapters), factors, rank)  # type: ignore[attr-defined]
             self._written = wanted
         return runner
+
+    def _note_contents(self) -> None:
+        """Remembers what the programs were made of."""
+        from qeff_framework.diffusion.components import facts_of
+        from qeff_framework.diffusion.folder import schedulers_of
+
+        schedulers = schedulers_of(self._pipeline)
+        self._held = dict(self._adapters)
+        self._facts = {
+            name: facts_of(each) for name, each in self._pipeline.components.items() if name not in schedulers
+        }
+        self._schedulers = schedulers
+
+    def _check_contents(self, scales: Mapping[str, Any]) -> None:
+        """Refuses what the programs were not made of."""
+        from qeff_framework.diffusion.components import facts_of
+
+        other = [name for name in scales if self._rooms is None and self._held.get(name) is not self._adapters[name]]
+        if self.compiled is not None and other:
+            raise OptionError(
+                f"the adapter '{other[0]}' was loaded after compile, and the programs hold those of before: compile again, or "
+                "with max_loras=N, which leaves room for adapters that come later"
+            )
+        for name, before in self._facts.items():
+            now = facts_of(getattr(self._pipeline, name))
+            changed = [place for place in {**before, **now} if before.get(place) != now.get(place)]
+            if changed:
+                raise InputError(
+                    f"the {name} of the pipeline was changed since compile ({changed[0]}), and its programs do not know that; "
+                    "compile again"
+                )
+
+    def _hand_over_schedulers(self) -> None:
+        """Gives the programs' pipeline the schedulers that this one has by now."""
+        from qeff_framework.diffusion.folder import schedulers_of
+
+        if self.compiled is None:
+            return
+        runner: Any = self.runner
+        given = self._handed[1] if self._handed[0] is runner else self._schedulers
+        now = schedulers_of(self._pipeline)
+        for name, scheduler in now.items():
+            if scheduler is not given.get(name):
+                setattr(runner.pipeline, name, copy.deepcopy(scheduler))
+        self._handed = (runner, now)
 
     def _prepare_rooms(self, shapes: PipelineShapes) -> None:
         self._rooms, self._written = None, ()
@@ -389,10 +471,27 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         self._call = dict(call or {})
         common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
-        if not isinstance(backend, Mapping):
-            return super().compile(backend, compile_dir=compile_dir, **common, **options)
+        before = self._rooms, self._written
+        try:
+            if isinstance(backend, Mapping):
+                compiled = self._compile_for_several(backend, compile_dir, common, options)
+            else:
+                compiled = super().compile(backend, compile_dir=compile_dir, **common, **options)
+        except BaseException:
+            self._rooms, self._written = before
+            raise
+        self._note_contents()
+        return compiled
+
+    def _compile_for_several(
+        self,
+        backend: Mapping[str, str],
+        compile_dir: str | os.PathLike[str] | None,
+        common: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> CompiledModel:
         groups = self._groups(backend)
-        relays = {name: registry.get(name, extensions=extensions, stage="compile") for name in groups}
+        relays = {name: registry.get(name, extensions=common["extensions"], stage="compile") for name in groups}
         known = {
             name: {each.name for each in dataclasses.fields(relay.backend.options)} for name, relay in relays.items()
         }
@@ -412,7 +511,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             self.name,
             destination=Path(compile_dir) if compile_dir is not None else None,
             on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
-            rebuild=rebuild,
+            rebuild=common["rebuild"],
         )
         return self.compiled
 
@@ -454,6 +553,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._pipeline_source.exported = plan.program_inputs["call"]["component"]
         return super()._export(plan, export_dir, rebuild=rebuild)
 
+    def _artifact_key(self) -> Mapping[str, object]:
+        return {"pipeline": self._pipeline_source.host_identity()}
+
+    def _complete_artifact(self, directory: Path) -> None:
+        self._pipeline_source.save_host_part(directory)
+
     def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
         self._pipeline_source.look_again()
         self._prepare_rooms(shapes)
@@ -463,7 +568,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         if shapes.enable_first_block_cache:
             calls = self._cut(calls)
         if shapes.guidance_runs > 1:
-            calls = self._in_halves(calls, shapes.batch_size)
+            each = next((int(self._call[name]) for name in PICTURES_OF_A_PROMPT if name in self._call), 1)
+            calls = self._in_halves(calls, shapes.batch_size * each)
         for call, number in calls:
             if self._chosen is not None and call.component not in self._chosen:
                 continue
@@ -581,8 +687,25 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         if guidance is not None:
             fixed[guidance] = _GUIDED if shapes.guidance else _UNGUIDED
         if pictures and height is not None and width is not None:
-            fixed |= _example_pictures(height, width, shapes.batch_size)
+            fixed |= self._example_pictures(height, width, shapes.batch_size)
         return {name: value for name, value in {**given, **fixed, **self._call}.items() if name in taken}
+
+    def _example_pictures(self, height: int, width: int, batch_size: int) -> dict[str, Any]:
+        from PIL import Image
+
+        from qeff_framework.diffusion.folder import networks_of
+
+        picture = Image.new("RGB", (width, height), "grey")
+        # White is what an inpainting pipeline paints.
+        mask = Image.new("L", (width, height), "white")
+        made: dict[str, Any] = {name: mask if "mask" in name else picture for name in PICTURES}
+        made = {name: each if batch_size == 1 else [each] * batch_size for name, each in made.items()}
+        several = networks_of(getattr(self._pipeline, "controlnet", None))
+        if several:
+            # Each of several ControlNets reads a picture.
+            read = "control_image" if "control_image" in call_parameters(self._pipeline) else "image"
+            made[read] = [made[read]] * len(several)
+        return made
 
 
 class QEFFFluxPipeline(QEFFDiffusionPipeline):
@@ -653,23 +776,22 @@ def _components_in(
     return {name: found[name] for name in made}, made
 
 
-def _example_pictures(height: int, width: int, batch_size: int) -> dict[str, Any]:
-    from PIL import Image
-
-    picture = Image.new("RGB", (width, height), "grey")
-    # White is what an inpainting pipeline paints.
-    mask = Image.new("L", (width, height), "white")
-    made = {name: mask if "mask" in name else picture for name in PICTURES}
-    return {name: each if batch_size == 1 else [each] * batch_size for name, each in made.items()}
-
-
 def _check_components(pipeline: Any) -> None:
     """Refuses what an artifact cannot carry, before any work."""
     kind = type(pipeline).__name__
     components: dict[str, Any] = pipeline.components
     if components.get("safety_checker") is not None:
         raise UnsupportedModelError(_safety_checker_of(kind))
+    for name, part in components.items():
+        processors = {type(each).__name__ for each in getattr(part, "attn_processors", {}).values()}
+        for kind_of_them, (what, instead) in _PROCESSORS.items():
+            if any(kind_of_them in each for each in processors):
+                raise UnsupportedModelError(f"the {name} of {kind} {what}, which has no form as a program; {instead}")
     optional = set(pipeline._optional_components)  # noqa: SLF001 - the library has no public name for it
+    # Of several text encoders some pipelines do without one, and say themselves if they do not.
+    if sum(name.startswith("text_encoder") and each is not None for name, each in components.items()):
+        several = sum(name.startswith("text_encoder") for name in components) > 1
+        optional |= {name for name in components if several and name.startswith(("text_encoder", "tokenizer"))}
     missing = [name for name, each in components.items() if each is None and name not in optional]
     if missing:
         raise InputError(f"{kind} lacks its {' and '.join(missing)}; load it with all its components")

@@ -44,7 +44,7 @@ def clip_text(kind: str = "CLIPTextModel", **changed: Any) -> Any:
     return getattr(transformers, kind)(config)
 
 
-def letters_tokenizer(length: int = 16, *, parts_of_messages: bool = False, **special: str) -> Any:
+def letters_tokenizer(length: int = 16, *, parts_of_messages: bool = False, **special: Any) -> Any:
     """Reads letters, and has a chat template that is nothing but the contents."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -80,9 +80,14 @@ def decoder_text(kind: str, config: str, **changed: Any) -> Any:
     return getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, **changed}))
 
 
-def qwen25_vl() -> Any:
-    """A text encoder that could also read pictures."""
+def qwen25_vl(tokens_of: Any = None) -> Any:
+    """A text encoder that could also read pictures, and does where `tokens_of` a tokenizer stand for them."""
     import transformers
+
+    special = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    if tokens_of is not None:
+        names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        special = dict(zip(special, tokens_of.convert_tokens_to_ids(list(names)), strict=True))
 
     config = transformers.Qwen2_5_VLConfig(
         text_config={
@@ -91,13 +96,13 @@ def qwen25_vl() -> Any:
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
         },
         vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT},
-        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
+        **special,
     )  # fmt: skip
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def qwen3_vl(layers: int) -> Any:
-    """A text encoder that could also read pictures, without a head."""
+def qwen3_vl(layers: int, kind: str = "Qwen3VLModel") -> Any:
+    """A text encoder that could also read pictures, by default without a head."""
     import transformers
 
     config = transformers.Qwen3VLConfig(
@@ -112,7 +117,7 @@ def qwen3_vl(layers: int) -> Any:
         },
         image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63,
     )  # fmt: skip
-    return transformers.Qwen3VLModel(config)
+    return getattr(transformers, kind)(config)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from qeff_framework.coverage import tiny_newer_pipelines, tiny_reading_pipelines, tiny_staged_pipelines
 from qeff_framework.coverage.tiny_components import (
     TEXT,
     clip_text,
@@ -29,7 +30,6 @@ from qeff_framework.coverage.tiny_components import (
     video_vae,
 )
 from qeff_framework.coverage.tiny_newer_pipelines import (
-    ARGUMENTS,
     cascade,
     flux2,
     flux2_vae,
@@ -39,6 +39,15 @@ from qeff_framework.coverage.tiny_newer_pipelines import (
     z_image_controlnet,
     z_image_omni,
 )
+from qeff_framework.coverage.tiny_reading_pipelines import (
+    anyflow_far,
+    glm_image,
+    krea2,
+    nucleus_moe,
+    qwen_image_21,
+    qwen_image_edit,
+)
+from qeff_framework.coverage.tiny_staged_pipelines import kandinsky, kandinsky22, wuerstchen
 from qeff_framework.diffusion.arguments import PICTURES
 
 Parts = dict[str, Any]
@@ -99,12 +108,14 @@ def tiny_pipeline(name: str) -> TinyPipeline:
                 _fill(module)
     pipeline.set_progress_bar_config(disable=True)
     called = inspect.signature(kind.__call__).parameters
-    further = {**_FURTHER, **ARGUMENTS.get(name.partition("/")[0], {})}
+    further = {**_FURTHER, **_ARGUMENTS.get(name.partition("/")[0], {})}
     arguments = {key: value for key, value in further.items() if key in called}
     if "max_area" in called:
         arguments["max_area"] = sizes["height"] * sizes["width"]
     if "/" in name or "control" in name:
         arguments |= {key: picture(sizes) for key in PICTURES if key in called}
+    if "/" in name and "video" in called:
+        arguments["video"] = _frame(picture(sizes))
     given = {key: value for key, value in sizes.items() if key in (*called, *_PICTURE_SIZES, "guidance")}
     return TinyPipeline(pipeline=pipeline, sizes=given, arguments=arguments)
 
@@ -117,6 +128,15 @@ def picture(sizes: Mapping[str, Any]) -> Any:
     pixels = np.random.default_rng(0).integers(0, 255, (sizes["height"], sizes["width"], 3), dtype=np.uint8)
     pixels[:, : sizes["width"] // 2] //= 8
     return Image.fromarray(pixels)
+
+
+def _frame(picture: Any) -> Any:
+    """A video of one frame."""
+    import numpy as np
+    import torch
+
+    pixels = np.asarray(picture, dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None, None]
 
 
 def _fill(module: Any) -> None:
@@ -614,11 +634,29 @@ _BUILT: Final[Mapping[str, tuple[Callable[[], Parts], Mapping[str, Any]]]] = {
     "anyflow": (partial(_wan, "AnyFlowTransformer3DModel", "FlowMapEulerDiscreteScheduler"), _VIDEO),
     "ltx": (_ltx, {**_VIDEO, "num_frames": 9}),
     "wan-i2v/image-to-video": (_wan_of_pictures, _VIDEO),
+    "kandinsky": (kandinsky, _USUAL),
+    "kandinsky/inpainting": (partial(kandinsky, channels=9), _USUAL),
+    "kandinsky22": (kandinsky22, _USUAL),
+    "kandinsky22/inpainting": (partial(kandinsky22, channels=9), _USUAL),
+    "wuerstchen": (wuerstchen, {"height": 128, "width": 128}),
+    "qwenimage-edit": (qwen_image_edit, {"height": 64, "width": 64}),
+    "qwenimage-edit-plus": (qwen_image_edit, {"height": 64, "width": 64}),
+    "qwenimage-layered": (partial(qwen_image_edit, use_additional_t_cond=True, use_layer3d_rope=True), _USUAL),
+    "qwenimage21": (qwen_image_21, {**_USUAL, **_TOKENS}),
+    "krea2": (krea2, {**_SMALL, "max_sequence_length": 64}),
+    "nucleusmoe-image": (nucleus_moe, _SMALL),
+    "glm_image": (glm_image, _USUAL),
+    "anyflow-far": (anyflow_far, _VIDEO),
 }
 #: Arguments without which a picture has a size of a table, or a prompt an introduction of hundreds of words.
 _FURTHER: Final[Mapping[str, Any]] = {
     "use_resolution_binning": False,
     "_auto_resize": False,
     "complex_human_instruction": None,
+}
+_ARGUMENTS: Final = {
+    **tiny_newer_pipelines.ARGUMENTS,
+    **tiny_staged_pipelines.ARGUMENTS,
+    **tiny_reading_pipelines.ARGUMENTS,
 }
 _PICTURE_SIZES: Final = ("height", "width")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
 
+from qeff_framework.diffusion.arguments import TIME_STEPS
 from qeff_framework.errors import ArtifactError, UnsupportedModelError
 from qeff_framework.seam.host_contents import ContentsOnTheHost
 
@@ -76,6 +77,22 @@ def call_of(
         name: _argument(value, tensors, f"{component}.{method}({name}=...)") for name, value in sorted(named.items())
     }
     return Call(component=component, method=method, arguments=arguments), tensors
+
+
+def with_real_times(call: Call, tensors: Sequence[torch.Tensor]) -> tuple[Call, list[torch.Tensor]]:
+    """The call with time steps that may lie between whole numbers: of schedulers some count them and others do not."""
+    paths = [path for path, _ in tensor_specs(call.arguments)]
+    whole = {path for path, each in zip(paths, tensors, strict=True) if path in TIME_STEPS and _is_whole(each)}
+    arguments = {
+        name: {"tensor": {**item["tensor"], "dtype": "float32"}} if name in whole else item
+        for name, item in call.arguments.items()
+    }
+    real = [each.float() if path in whole else each for path, each in zip(paths, tensors, strict=True)]
+    return replace(call, arguments=arguments), real
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _argument(value: Any, tensors: list[torch.Tensor], place: str) -> Any:

@@ -87,10 +87,20 @@ def _detached(read: Callable[[str], torch.Tensor], name: str) -> torch.Tensor:
 
 def structure(component: torch.nn.Module) -> dict[str, Any]:
     """What decides about what the parts of a component compute, beside their weights: their classes, settings and processors."""
-    return {
-        path: (type(part), {name: _setting(value) for name, value in vars(part).items() if not name.startswith("_")})
-        for path, part in component.named_modules()
-    }
+    return {path: (type(part), {**_settings(part), **_hooks(part)}) for path, part in component.named_modules()}
+
+
+def _settings(part: torch.nn.Module) -> dict[str, Any]:
+    # What is switched off again leaves a None where there was nothing.
+    settings = {name: _setting(value) for name, value in vars(part).items() if not name.startswith("_")}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _hooks(part: torch.nn.Module) -> dict[str, int]:
+    """How many functions change what a part takes or returns. Those of Transformers collect outputs, and stay."""
+    hooks = [*vars(part)["_forward_hooks"].values(), *vars(part)["_forward_pre_hooks"].values()]
+    count = sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+    return {"forward hooks": count} if count else {}
 
 
 def _setting(value: Any) -> Any:
@@ -98,6 +108,19 @@ def _setting(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_setting(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else type(value)
+
+
+def facts_of(component: Any) -> dict[str, Any]:
+    """What tells whether somebody has changed a component since, by the place where; no numbers are read."""
+    facts: dict[str, Any] = {"all of it": id(component)}
+    if not isinstance(component, torch.nn.Module):
+        return {**facts, "its tokens": len(component) if hasattr(component, "__len__") else 0}
+    for path, (kind, settings) in structure(component).items():
+        # Hooks that move a component between devices stand in the place of its method.
+        facts[path or "its settings"] = kind, {name: value for name, value in settings.items() if name != "forward"}
+    for path, weight in component.named_parameters():
+        facts[path] = id(weight), weight._version, weight.dtype  # noqa: SLF001 - torch has no public name for it
+    return facts
 
 
 def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from qeff_framework.diffusion.calls import LIBRARIES, library_class
 from qeff_framework.diffusion.components import Handler, hand_over, read_on_demand, set_numbers, without_weights
 from qeff_framework.errors import ArtifactCorruptError, InputError, UnsupportedModelError
 
-INDEX, NUMBERS = "pipeline.json", "numbers.safetensors"
+INDEX, NUMBERS, NETWORKS = "pipeline.json", "numbers.safetensors", "networks.json"
 
 
 def components_with_weights(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -23,17 +23,31 @@ def components_with_weights(pipeline: Any) -> dict[str, torch.nn.Module]:
     return {name: each for name, each in pipeline.components.items() if isinstance(each, torch.nn.Module)}
 
 
+def schedulers_of(pipeline: Any) -> dict[str, Any]:
+    """The schedulers among the components, by name."""
+    from diffusers import SchedulerMixin
+
+    return {name: each for name, each in pipeline.components.items() if isinstance(each, SchedulerMixin)}
+
+
 def further_arguments(pipeline: Any) -> dict[str, Any]:
-    """What the class of the pipeline was made with beside its components: numbers and switches."""
+    """What the class of the pipeline was made with beside its components: numbers, switches, lists of these."""
     taken = inspect.signature(type(pipeline).__init__).parameters
     config = dict(pipeline.config)
     return {
         name: config[name]
         for name in taken
-        if name in config
-        and name not in pipeline.components
-        and isinstance(config[name], (bool, int, float, str, type(None)))
+        if name in config and name not in pipeline.components and not _names_component(config[name])
     }
+
+
+def _names_component(value: Any) -> bool:
+    """Whether a config has a component there: its library and its class."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(each, (str, type(None))) for each in value)
+    )
 
 
 def with_components(pipeline: Any, replaced: Mapping[str, Any]) -> Any:
@@ -67,7 +81,18 @@ def save_without_weights(
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def networks_of(component: Any) -> list[torch.nn.Module]:
+    """The networks of a component that is nothing but several of one kind, such as several ControlNets."""
+    networks = getattr(component, "nets", None)
+    return [*networks] if isinstance(networks, torch.nn.ModuleList) and not hasattr(component, "config") else []
+
+
 def _save_config(component: Any, place: Path) -> None:
+    if networks := networks_of(component):
+        (place / NETWORKS).write_text(json.dumps([_name_of(each) for each in networks]) + "\n", encoding="utf-8")
+        for number, network in enumerate(networks):
+            _save_config(network, place / str(number))
+        return
     save = component.save_config if hasattr(component, "save_config") else component.config.save_pretrained
     save(place)
 
@@ -94,16 +119,21 @@ def _loaded(kind: Any, place: Path, name: str, handler: Handler) -> Any:
         return kind.from_pretrained(place)
     numbers = load_file(place / NUMBERS) if (place / NUMBERS).is_file() else {}
 
-    def build() -> torch.nn.Module:
-        if hasattr(kind, "load_config"):
-            module: torch.nn.Module = kind.from_config(kind.load_config(place))
-        else:
-            module = kind(kind.config_class.from_pretrained(place))
-        return module
-
-    module = read_on_demand(without_weights(build, {}), partial(_refuse_reading, name))
+    module = read_on_demand(without_weights(partial(_made, kind, place), {}), partial(_refuse_reading, name))
     set_numbers(module, numbers)
     return hand_over(module, name, handler)
+
+
+def _made(kind: Any, place: Path) -> torch.nn.Module:
+    module: torch.nn.Module
+    if (place / NETWORKS).is_file():
+        kinds = json.loads((place / NETWORKS).read_text(encoding="utf-8"))
+        module = kind([_made(library_class(each), place / str(number)) for number, each in enumerate(kinds)])
+    elif hasattr(kind, "load_config"):
+        module = kind.from_config(kind.load_config(place))
+    else:
+        module = kind(kind.config_class.from_pretrained(place))
+    return module
 
 
 def _refuse_reading(component: str, weight: str) -> torch.Tensor:

@@ -11,6 +11,12 @@ import torch
 from qeff_framework.diffusion.calls import Call, tensor_specs
 
 
+def rows_of_halves(call: Call) -> list[int]:
+    """The numbers of rows that half of the call may have."""
+    found = {spec["shape"][0] // 2 for _, spec in tensor_specs(call.arguments) if spec["shape"]}
+    return sorted((rows for rows in found if rows), reverse=True)
+
+
 def half_of(call: Call, rows: int) -> Call | None:
     """The call for `rows` rows; `None` for one that is not of twice as many. Tensors of other sizes belong to both halves."""
     if not any(_is_double(spec, rows) for _, spec in tensor_specs(call.arguments)):

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from qeff_framework.diffusion.calls import Call, CallGraph, call_of, rebuilt, tensor_specs
+from qeff_framework.diffusion.calls import Call, CallGraph, call_of, rebuilt, tensor_specs, with_real_times
 from qeff_framework.diffusion.components import changed_parts, hand_over, read_on_demand, structure
 from qeff_framework.diffusion.folder import components_with_weights, with_components
-from qeff_framework.errors import OptionError, QEFFError, UnsupportedModelError
+from qeff_framework.errors import ExportError, OptionError, QEFFError, UnsupportedModelError
 from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.thread_quiet import muted_loggers
 
@@ -64,10 +64,19 @@ class Recorder:
         self, name: str, method: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The handler of all components."""
-        call, tensors = call_of(name, method, function, args, kwargs)
-        if call not in self.calls:
+        exact, tensors = call_of(name, method, function, args, kwargs)
+        real, real_tensors = with_real_times(exact, tensors)
+        call = next((each for each in (real, exact) if each in self.calls), None)
+        if call is None:
             self._refuse_changed(name, getattr(function, "__self__", None))
-            self._results.append(self._result(call, tensors))
+            try:
+                call, result = real, self._result(real, real_tensors)
+            except (ExportError, UnsupportedModelError):
+                if real == exact:
+                    raise
+                # It counts its time steps, so that none lies between two of them.
+                call, result = exact, self._result(exact, tensors)
+            self._results.append(result)
             self.calls.append(call)
             self.runs.append(self.run)
         result = self._results[self.calls.index(call)]

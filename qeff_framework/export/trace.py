@@ -21,6 +21,7 @@ from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export.decompose import decompose_only_where_needed
 from qeff_framework.export.interface import strip_module_prefix
 from qeff_framework.export.references import keeps_layout
+from qeff_framework.export.resizing import replace_smoothed_resizes
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
@@ -154,6 +155,7 @@ def translate(
                 stamp_layers(model, kinds, weights, states)
 
             simplify(model, should_fold=_should_fold, between=stamp)
+        replace_smoothed_resizes(model)
     return model
 
 

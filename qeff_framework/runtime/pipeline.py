@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.contracts import LORA_SCALES, ExecutionSession
-from qeff_framework.diffusion.arguments import guidance_argument, scales_of
-from qeff_framework.errors import InputError
+from qeff_framework.diffusion.arguments import guidance_argument, picture_sizes, scales_of
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
 
@@ -38,9 +38,10 @@ class CompiledDiffusionPipeline(CompiledRunner):
         #: The numbers of adapters that were written into the programs, by name.
         self._written: Mapping[str, int] = {}
         #: Of the components as they were loaded, see `diffusion.components.structure`; and those that were looked at since the
-        #: picture was begun.
+        #: picture was begun: `None` where somebody calls the pipeline itself.
         self._structures: Mapping[str, Any] = {}
-        self._looked_at: set[str] = set()
+        self._components: Mapping[str, Any] = {}
+        self._looked_at: set[str] | None = None
         #: See `cached_steps`.
         self._computed = self._reused = 0
 
@@ -61,8 +62,18 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.diffusion.folder import components_with_weights, load_with_handler
 
         loaded = load_with_handler(directory, self._run)
-        self._structures = {name: structure(each) for name, each in components_with_weights(loaded).items()}
+        self._components = components_with_weights(loaded)
+        self._structures = {name: structure(each) for name, each in self._components.items()}
         return loaded
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler of diffusers; another one is for the next picture."""
+        return self.pipeline.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.pipeline.scheduler = scheduler
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As calling it."""
@@ -122,20 +133,58 @@ class CompiledDiffusionPipeline(CompiledRunner):
             raise InputError("cache_threshold needs programs that were compiled with enable_first_block_cache=True")
         if cache_threshold is not None and not cache_threshold >= 0:
             raise InputError(f"cache_threshold={cache_threshold} is out of range: it is at least 0")
-        self._scales = scales_of([] if adapter is None else adapter, adapter_weights, self.adapters)
-        self._threshold, self._computed, self._reused = cache_threshold, 0, 0
-        self._forget_blocks()
-        self._looked_at.clear()
+        if adapter is None and adapter_weights is not None:
+            raise OptionError("adapter_weights is for the adapters that are named: give adapter as well")
         signature = inspect.signature(self.pipeline.__call__)
+        scales = scales_of([] if adapter is None else adapter, adapter_weights, self.adapters, self._components)
+        self._refuse_replaced()
         given = signature.bind_partial(*args, **kwargs).arguments
-        defaults: dict[str, Any] = {**self.sizes}
+        defaults: dict[str, Any] = {**self.sizes, **self._size_of_pictures(given)}
         guidance = guidance_argument(dict(signature.parameters))
         if not self._dims["guidance"] and guidance is not None:
             defaults[guidance] = 1.0
+            ignored = [name for name in given if name.startswith("negative_prompt") and given[name] is not None]
+            if ignored and guidance not in given:
+                raise InputError(
+                    f"{ignored[0]} has no part in a picture without guidance, and the programs have guidance=False; "
+                    f"leave it out, or give {guidance} above 1"
+                )
         further = {
             name: value for name, value in defaults.items() if name in signature.parameters and name not in given
         }
-        return self.pipeline(*args, **kwargs, **further)
+        self._computed = self._reused = 0
+        self._scales, self._threshold, self._looked_at = scales, cache_threshold, set()
+        try:
+            return self.pipeline(*args, **kwargs, **further)
+        finally:
+            # What a call has chosen is not for those who call the pipeline itself.
+            self._scales, self._threshold, self._looked_at = {}, None, None
+            self._forget_blocks()
+
+    def _size_of_pictures(self, given: Mapping[str, Any]) -> dict[str, int]:
+        """The default of a call that begins with pictures, which would be made smaller or larger for another one."""
+        dims = [item.dims for each in self._programs for item in each.compiled.specializations]
+        known = {(each["height"], each["width"]) for each in dims if "height" in each and "width" in each}
+        found = sorted(picture_sizes(given))
+        if not known or not found or "height" in given or "width" in given:
+            return {}
+        for height, width in found:
+            if (height, width) not in known:
+                programs = ", ".join(f"{rows} x {columns}" for rows, columns in sorted(known))
+                raise InputError(
+                    f"a picture has {height} x {width} pixels (height x width), and the programs are for {programs}: resize it, "
+                    "give the height and width that diffusers is to resize it to, or compile for its size"
+                )
+        return {"height": found[0][0], "width": found[0][1]} if len(found) == 1 else {}
+
+    def _refuse_replaced(self) -> None:
+        """A component that somebody puts in the place of one that runs programs would be computed by torch."""
+        replaced = [name for name in self._components if getattr(self.pipeline, name) is not self._components[name]]
+        if replaced:
+            raise InputError(
+                f"the {replaced[0]} was replaced since the artifact was loaded, and its programs are those of another one; put "
+                "it into the pipeline of diffusers and compile that"
+            )
 
     @property
     def cached_steps(self) -> tuple[int, int]:
@@ -170,23 +219,24 @@ class CompiledDiffusionPipeline(CompiledRunner):
     def _run(
         self, name: str, method: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        import torch
-
-        from qeff_framework.diffusion.calls import call_of, rebuilt, tensor_specs
+        from qeff_framework.diffusion.calls import call_of, rebuilt, tensor_specs, with_real_times
         from qeff_framework.diffusion.components import kept_blocks
-        from qeff_framework.diffusion.halves import half_of, halves
+        from qeff_framework.diffusion.halves import half_of, rows_of_halves
 
         self._refuse_changed(name, getattr(function, "__self__", None))
-        call, tensors = call_of(name, method, function, args, kwargs)
+        exact, tensors = call_of(name, method, function, args, kwargs)
+        # Another scheduler than that of the recorded run may count its time steps.
+        forms = [(exact, tensors), with_real_times(exact, tensors)]
+        call, tensors = next((form for form in forms if self._parts_of(form[0])), forms[0])
         parts = self._parts_of(call)
         if not parts:
-            half = half_of(call, self.batch_size)
-            session = None if half is None else self._parts_of(half).get("")
-            if half is None or session is None:
-                raise InputError(self._not_compiled(name, method, call.told, call.as_json()["arguments"]))
-            runs = [self._returned(session, half, each) for each in halves(tensors, self.batch_size)]
-            pairs = zip(*(each for each, _ in runs), strict=True)
-            return rebuilt(runs[0][1], (torch.cat(pair) for pair in pairs))
+            for form, its_tensors in forms:
+                for rows in rows_of_halves(form):
+                    half = half_of(form, rows)
+                    session = None if half is None else self._parts_of(half).get("")
+                    if half is not None and session is not None:
+                        return self._in_halves(session, half, its_tensors, rows)
+            raise InputError(self._not_compiled(name, method, [form for form, _ in forms]))
         if "" in parts:
             returned, result = self._returned(parts[""], call, tensors)
             return rebuilt(result, iter(returned))
@@ -195,13 +245,25 @@ class CompiledDiffusionPipeline(CompiledRunner):
         outputs, result = self._run_parts(parts, feeds, kept_blocks(getattr(function, "__self__", None)))
         return rebuilt(result, iter(_tensors(outputs, result)))
 
+    def _in_halves(self, session: ExecutionSession, half: Call, tensors: Sequence[torch.Tensor], rows: int) -> Any:
+        """The result of a call of twice as many rows as `half`, which has `rows`."""
+        import torch
+
+        from qeff_framework.diffusion.calls import rebuilt
+        from qeff_framework.diffusion.halves import halves
+
+        runs = [self._returned(session, half, each) for each in halves(tensors, rows)]
+        pairs = zip(*(each for each, _ in runs), strict=True)
+        return rebuilt(runs[0][1], (torch.cat(pair) for pair in pairs))
+
     def _refuse_changed(self, name: str, component: Any) -> None:
         """Programs compute what they were compiled for, whatever becomes of the component that stands for them."""
         from qeff_framework.diffusion.components import changed_parts, structure
 
-        if name in self._looked_at:
-            return
-        self._looked_at.add(name)
+        if self._looked_at is not None:
+            if name in self._looked_at:
+                return
+            self._looked_at.add(name)
         changed = changed_parts(self._structures[name], structure(component))
         if changed:
             raise InputError(
@@ -265,24 +327,27 @@ class CompiledDiffusionPipeline(CompiledRunner):
             scales[self.adapters[name] - 1] = scale.get(component, 1.0) if isinstance(scale, Mapping) else scale
         return {LORA_SCALES: scales}
 
-    def _not_compiled(self, name: str, method: str, told: str, arguments: Mapping[str, Any]) -> str:
+    def _not_compiled(self, name: str, method: str, forms: Sequence[Call]) -> str:
+        """`forms`: of a call that no program computes."""
         from qeff_framework.diffusion.calls import Call
 
         calls = [each.compiled.metadata["call"] for each in self._programs]
         same = [call for call in calls if (call["component"], call["method"]) == (name, method)]
         known = "; ".join(Call(**call).told for call in same) or "none of it"
-        differ = {
-            argument
-            for call in same
-            for argument in {*call["arguments"], *arguments}
-            if call["arguments"].get(argument) != arguments.get(argument)
-        }
-        told_apart = f" (different: {', '.join(sorted(differ))})" if differ else ""
+        # Of the program that is nearest: several sizes differ from each other in more than this call from one of them.
+        differ: list[str] = min((_different(call, form) for call in same for form in forms), key=len, default=[])
+        told_apart = f" (different: {', '.join(differ)})" if differ else ""
         return (
-            f"the pipeline calls {told}, and the artifact has programs for {known}"
+            f"the pipeline calls {forms[0].told}, and the artifact has programs for {known}"
             f"{told_apart}; call it with the height, width, number of prompts and guidance that it was compiled with, or compile "
-            "it for these"
+            "it for these; what else this call has is told with compile(call={...})"
         )
+
+
+def _different(told: Mapping[str, Any], form: Call) -> list[str]:
+    """The arguments that a program's call does not have in common with another one."""
+    ours, arguments = told["arguments"], form.as_json()["arguments"]
+    return sorted(name for name in {*ours, *arguments} if ours.get(name) != arguments.get(name))
 
 
 def _tensors(outputs: Mapping[str, Any], result: Mapping[str, Any]) -> list[torch.Tensor]:

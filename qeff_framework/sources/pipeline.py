@@ -32,7 +32,7 @@ class PipelineSource(InMemorySource):
         self.pipeline = pipeline
         self.name = name
         self.stored = dict(stored or {})
-        self._known: Mapping[str, Any] | None = None
+        self._known: dict[str, Mapping[str, Any]] = {}
         #: Weights of each component that the pipeline's own code computes with; see `diffusion.recording`.
         self.host_weights: Mapping[str, Mapping[str, torch.Tensor]] = {}
         #: The component whose program is exported; "" for all of them.
@@ -41,33 +41,37 @@ class PipelineSource(InMemorySource):
 
     def look_again(self) -> None:
         """Forgets what the pipeline was: its owner may have changed it since."""
-        self._known = None
+        self._known = {}
 
-    def _identity(self) -> Mapping[str, Any]:
-        from qeff_framework.diffusion.folder import components_with_weights, further_arguments
-
-        modules = components_with_weights(self.pipeline)
+    def _identity(self, name: str) -> Mapping[str, Any]:
+        component = getattr(self.pipeline, name)
         return {
-            "class": type(self.pipeline).__qualname__,
-            "arguments": further_arguments(self.pipeline),
-            "components": {
-                name: {
-                    "class": type(each).__qualname__,
-                    "code": identity_or_nonce(partial(structure_fingerprint, each, self.name), self.name),
-                    "weights": sorted(self.stored[name].digests().values())
-                    if name in self.stored
-                    else identity_or_nonce(partial(tensors_fingerprint, each), self.name),
-                }
-                for name, each in modules.items()
-            },
-            "host": self._digest_of_host_part(),
+            "class": type(component).__qualname__,
+            "code": identity_or_nonce(partial(structure_fingerprint, component, self.name), self.name),
+            "weights": sorted(self.stored[name].digests().values())
+            if name in self.stored
+            else identity_or_nonce(partial(tensors_fingerprint, component), self.name),
         }
 
     def identity(self) -> Mapping[str, Any]:
-        """Class and content of each component, of those without weights by what they save."""
-        if self._known is None:
-            self._known = self._identity()
-        return self._known
+        """Class and content of the component that is exported: pipelines that share one share its programs."""
+        from qeff_framework.diffusion.folder import components_with_weights
+
+        names = [self.exported] if self.exported else [*components_with_weights(self.pipeline)]
+        for name in names:
+            if name not in self._known:
+                self._known[name] = self._identity(name)
+        return {"components": {name: self._known[name] for name in names}}
+
+    def host_identity(self) -> Mapping[str, Any]:
+        """Of the part that is no program: class, schedulers, tokenizers, configs."""
+        from qeff_framework.diffusion.folder import further_arguments
+
+        return {
+            "class": type(self.pipeline).__qualname__,
+            "arguments": further_arguments(self.pipeline),
+            "host": self._digest_of_host_part(),
+        }
 
     def config(self) -> Mapping[str, Any]:
         """A pipeline has a config for each component, and none of its own."""
@@ -102,6 +106,9 @@ class PipelineSource(InMemorySource):
         return {} if self._placed is None else self._placed.keep(used)
 
     def save_companions(self, directory: Path) -> None:
+        """Writes nothing: an export is of one component, which other pipelines may share; see `save_host_part`."""
+
+    def save_host_part(self, directory: Path) -> None:
         """Writes ``pipeline/``: all but the weights."""
         from qeff_framework.diffusion.folder import save_without_weights
 
@@ -115,13 +122,13 @@ class PipelineSource(InMemorySource):
         return False
 
     def _digest_of_host_part(self) -> str:
-        """SHA-256 of what `save_companions` writes: schedulers, tokenizers, configs."""
+        """SHA-256 of what `save_host_part` writes: schedulers, tokenizers, configs."""
         import hashlib
         import tempfile
 
         digest = hashlib.sha256()
         with tempfile.TemporaryDirectory() as scratch:
-            self.save_companions(Path(scratch))
+            self.save_host_part(Path(scratch))
             for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
                 digest.update(f"{file.relative_to(scratch)}|{file.stat().st_size}|".encode())
                 digest.update(file.read_bytes())

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+import onnxruntime
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import EulerDiscreteScheduler, FirstBlockCacheConfig
 from PIL import Image
 
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
@@ -57,6 +58,7 @@ def runner(compiled: CompiledModel) -> Iterator[CompiledDiffusionPipeline]:
         yield loaded
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_picture_is_that_of_diffusers(eager: Any, runner: CompiledDiffusionPipeline) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     seen: list[int] = []
@@ -65,7 +67,7 @@ def test_a_picture_is_that_of_diffusers(eager: Any, runner: CompiledDiffusionPip
         seen.append(step)
         return tensors
 
-    asked = {
+    asked: dict[str, Any] = {
         "negative_prompt": "fog",
         "guidance_scale": 7.5,
         "num_inference_steps": STEPS,
@@ -80,6 +82,13 @@ def test_a_picture_is_that_of_diffusers(eager: Any, runner: CompiledDiffusionPip
     assert seen == list(range(STEPS))
     other = runner("a tower by night", **asked).images
     assert np.abs(other - found.images).max() > 1e-5  # the prompt has an influence
+    # A scheduler with time steps between whole numbers takes the place of one that counts them.
+    own = runner.scheduler
+    eager.scheduler = EulerDiscreteScheduler.from_config(own.config)
+    runner.scheduler = EulerDiscreteScheduler.from_config(own.config)
+    expected = eager("a lighthouse", **asked)
+    assert np.abs(runner("a lighthouse", **asked).images - expected.images).max() < 1e-3
+    eager.scheduler = runner.scheduler = own
 
 
 def test_the_attention_of_every_component_is_an_op_of_the_dialect(compiled: CompiledModel, eager: Any) -> None:
@@ -127,7 +136,16 @@ def test_a_call_that_no_program_fits_is_refused_with_what_there_is(runner: Compi
     runner.pipeline.vae.enable_tiling()
     with pytest.raises(InputError, match=r"vae was changed \(use_tiling\).*compile that"):
         runner("a lighthouse", num_inference_steps=1)
+    with pytest.raises(InputError, match=r"vae was changed \(use_tiling\)"):
+        runner.pipeline("a lighthouse", num_inference_steps=1, height=64, width=64)  # those who call it itself as well
     runner.pipeline.vae.disable_tiling()
+    own = runner.pipeline.unet
+    runner.pipeline.unet = tiny_stable_diffusion().unet
+    with pytest.raises(InputError, match="unet was replaced since the artifact was loaded"):
+        runner("a lighthouse", num_inference_steps=1)
+    runner.pipeline.unet = own
+    with pytest.raises(OptionError, match="give adapter as well"):
+        runner("a lighthouse", adapter_weights=0.5)
 
 
 def test_what_cannot_be_compiled_is_refused_before_any_work(
@@ -140,6 +158,8 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
         pipeline.compile("ort_sim", height=60, width=64)
     with pytest.raises(OptionError, match="height and width belong together"):
         pipeline.compile("ort_sim", height=64)
+    with pytest.raises(OptionError, match="height and width are pixels, and 0 is none"):
+        pipeline.compile("ort_sim", height=0, width=64)
     with pytest.raises(OptionError, match="guidance_runs=2 does not go with guidance=False"):
         pipeline.compile("ort_sim", guidance_runs=2, guidance=False)
     with pytest.raises(OptionError, match="takes no num_frames; leave it out"):
@@ -155,6 +175,10 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
         patch.setattr(eager, "safety_checker", torch.nn.Linear(1, 1))
         with pytest.raises(UnsupportedModelError, match="safety_checker=None"):
             QEFFDiffusionPipeline(eager)
+    eager.enable_attention_slicing()
+    with pytest.raises(UnsupportedModelError, match=r"computes attention in slices.*disable_attention_slicing"):
+        QEFFDiffusionPipeline(eager)
+    eager.disable_attention_slicing()
     with pytest.raises(CheckpointError, match="cannot be loaded as a pipeline"):
         QEFFDiffusionPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text(
@@ -282,6 +306,9 @@ def test_weights_that_were_changed_make_another_pipeline(eager: Any) -> None:
         after = source.identity()["components"]
         bias[0] -= 1
     assert [name for name in before if before[name] != after[name]] == ["unet"]
+    # Pipelines that have a component in common share its export.
+    source.exported = "vae"
+    assert source.identity() == {"components": {"vae": before["vae"]}}
 
 
 def test_a_picture_is_encoded_by_a_program_and_guidance_is_two_runs(eager: Any, session_store: Path) -> None:
@@ -299,6 +326,13 @@ def test_a_picture_is_encoded_by_a_program_and_guidance_is_two_runs(eager: Any, 
         return run("a lighthouse", generator=torch.Generator().manual_seed(1), **asked).images
 
     assert np.abs(painted(model) - painted(tiny.pipeline)).max() < 1e-3
+    larger = {name: each.resize((96, 96)) for name, each in tiny.arguments.items() if hasattr(each, "resize")}
+    with pytest.raises(InputError, match=r"96 x 96 pixels .*programs are for 64 x 64.*resize"):
+        model("a lighthouse", **larger)
+    with torch.no_grad():
+        tiny.pipeline.unet.conv_out.bias.add_(1)
+    with pytest.raises(InputError, match=r"unet of the pipeline was changed since compile \(conv_out.bias\)"):
+        painted(model)
 
 
 def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, session_store: Path) -> None:
@@ -315,6 +349,10 @@ def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, ses
     def made(run: Any, **more: Any) -> Any:
         return run("a lighthouse", generator=torch.Generator().manual_seed(1), **asked, **more).images
 
+    model.delete_adapters("style")
+    model.load_lora_weights({name: each * 2 for name, each in style.items()}, "style")
+    with pytest.raises(OptionError, match="'style' was loaded after compile"):
+        made(model)
     with load_compiled(compiled.directory) as loaded:
         assert isinstance(loaded, CompiledDiffusionPipeline)
         assert loaded.adapters == {"style": 1}
@@ -329,6 +367,10 @@ def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, ses
         assert np.abs(found - made(tiny.pipeline)).max() < 1e-3 < np.abs(found - expected).max()
         with pytest.raises(InputError, match="cache_threshold=-1 is out of range"):
             loaded("a lighthouse", cache_threshold=-1)
+        with pytest.raises(OptionError, match="there is no 'unet'; there are: .*transformer"):
+            loaded("a lighthouse", adapter="style", adapter_weights={"unet": 1.0})
+        with pytest.raises(InputError, match="negative_prompt has no part in a picture without guidance"):
+            loaded("a lighthouse", negative_prompt="fog")
     with pytest.raises(UnsupportedModelError, match="diffusers has no caches for UNet2DConditionModel"):
         QEFFDiffusionPipeline(eager).compile("ort_sim", height=64, width=64, enable_first_block_cache=True)
 
@@ -427,3 +469,17 @@ def test_norms_of_queries_and_keys_are_ops_of_the_dialect() -> None:
     call, _ = call_of("net", "forward", Net().forward, [torch.ones(1, 3, 8)], {})
     graph = pipeline_graph(PipelineModules({"net": Net()}), GraphRequest(program_inputs={"call": call.as_json()}))
     assert [node.op_type for node in graph.model.graph if node.domain] == ["RMSNorm"]
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_smoothing_with_aligned_corners_is_that_of_torch(mode: str, tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def forward(self, picture: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(picture, size=(8, 2), mode=mode, antialias=True, align_corners=True)
+
+    picture = torch.randn(1, 2, 3, 5, generator=torch.Generator().manual_seed(1))
+    call, _ = call_of("net", "forward", Net().forward, [picture], {})
+    request = GraphRequest(program_inputs={"call": call.as_json()})
+    onnx_ir.save(pipeline_graph(PipelineModules({"net": Net()}), request).model, tmp_path / "net.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"picture": picture.numpy()})
+    np.testing.assert_allclose(found, Net()(picture), atol=1e-5)
