@@ -177,6 +177,9 @@ def test_templates_lie_in_several_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has the chat templates a, b and no default"):
         named.encode_chat([USER], ChatOptions())
     assert named.encode_chat([USER], ChatOptions(chat_template="b"))[0] == "2"
+    # A misspelt name is no template: it would be the text of every prompt.
+    with pytest.raises(InputError, match="chat_template='c' is no Jinja template, and the tokenizer has a, b; give"):
+        named.encode_chat([USER], ChatOptions(chat_template="c"))
 
 
 # --- as prompts -------------------------------------------------------------------------------------------------------
