@@ -132,7 +132,11 @@ def test_an_answer_that_has_begun_is_continued(tokenizer: ChatTokenizer) -> None
         ([USER], {"chat_template": "secret"}, "cannot store '_x' in a namespace"),
         ([USER], {"chat_template": "broken"}, "cannot render the messages: "),
         ([USER], {"chat_template": "no {{ text"}, "cannot render the messages: "),
-        ([USER, {"role": "assistant", "content": ""}], {"chat_template": "{{ bos_token }}"}, "has no 'content' that the chat"),
+        (
+            [USER, {"role": "assistant", "content": ""}],
+            {"chat_template": "{{ bos_token }}"},
+            "has no 'content' that the chat",
+        ),
     ],
 )
 def test_what_cannot_be_rendered_says_why(
