@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
@@ -28,3 +30,23 @@ class QEFFAutoModelForSequenceClassification(TaskModel):
     task: ClassVar[Task] = "sequence-classification"
     transformers_class = "AutoModelForSequenceClassification"
     shapes = EncoderShapes
+
+    def _export_key(self) -> Mapping[str, object]:
+        return {**super()._export_key(), **self._activation()}
+
+    def _complete_export(self, directory: Path) -> Mapping[str, Any]:
+        return {**super()._complete_export(directory), **self._activation()}
+
+    def _activation(self) -> dict[str, str]:
+        """What sentence-transformers' CrossEncoder does with the logits of this checkpoint, where it says so.
+
+        Older versions say it in the config itself.
+        """
+        folder = self._source.sentence_transformers()
+        older = self.config.get("sentence_transformers")
+        stated = (
+            (folder.score_activation() if folder else None)
+            or (older.get("activation_fn") if isinstance(older, Mapping) else None)
+            or self.config.get("sbert_ce_default_activation_function")
+        )
+        return {"score_activation": str(stated).rpartition(".")[2]} if stated else {}

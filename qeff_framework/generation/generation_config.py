@@ -213,7 +213,7 @@ def _settled(
 
 def _keywords(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """The given keywords under their own names, and the names of those that are `None`."""
-    known = {*_KEYWORDS, *UNDONE, *_ARGUMENTS}
+    known = {*_KEYWORDS, *UNDONE, *_ARGUMENTS, *WITHOUT_EFFECT}
     unknown = [name for name in overrides if name not in known]
     if unknown:
         raise OptionError("generate: " + "; ".join(map(_unknown, unknown)))

@@ -286,6 +286,11 @@ class TextGenerator:
         `queued`: the prompts may wait for a place in the program, see `admitted_rows`.
         """
         settings = settings if settings is not None else self.settings()
+        for name, functions in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
+            if functions is not None and not isinstance(functions, Sequence):
+                raise OptionError(
+                    f"generate: {name} takes a list, and a {type(functions).__name__} was given; put it into one: {name}=[...]"
+                )
         beams = settings.num_beams
         if beams > 1:
             has_draft = draft is not None or settings.prompt_lookup_num_tokens is not None

@@ -27,6 +27,12 @@ class CompiledClassifier(CompiledRunner):
         stated = carried_config(self.compiled.directory).get("problem_type")
         return None if stated is None else str(stated)
 
+    @property
+    def score_activation(self) -> str | None:
+        """What a CrossEncoder of sentence-transformers does with the logits (``"Identity"``, ``"Sigmoid"``), if it says so."""
+        stated = self.compiled.metadata.get("score_activation")
+        return None if stated is None else str(stated)
+
     def generate(self, inputs: Mapping[str, Any] | None = None, **tensors: Any) -> Array:
         """Classifies tokenizer output.
 

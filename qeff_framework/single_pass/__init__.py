@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qeff_framework.single_pass.classification import class_scores
+from qeff_framework.single_pass.classification import class_scores, ranking_scores
 from qeff_framework.single_pass.embedding_texts import check_tokens, tokenise_texts
 from qeff_framework.single_pass.encoder_runner import EncoderRunner
 from qeff_framework.single_pass.question_answering import Answer, SpanLogits, find_answer
@@ -14,5 +14,6 @@ __all__ = [
     "check_tokens",
     "class_scores",
     "find_answer",
+    "ranking_scores",
     "tokenise_texts",
 ]

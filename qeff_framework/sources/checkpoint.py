@@ -53,6 +53,7 @@ from qeff_framework.sources.references import (
 from qeff_framework.sources.sentence_transformers import (
     MODULES_FILE,
     SentenceTransformersFolder,
+    first_module,
     transformer_subfolder,
 )
 from qeff_framework.sources.tokenizers import CheckpointTokenizer
@@ -864,7 +865,9 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
     ggufs = sorted(path.name for path in root.glob("*.gguf"))
     hint = f"; it holds {', '.join(ggufs)}: pass gguf_file={ggufs[0]!r}" if ggufs else ": it is not a checkpoint"
     if (root / MODULES_FILE).is_file():
-        hint = f", and its {MODULES_FILE} names no Transformer in a folder of its own"
+        first = first_module(root)
+        told = f"begins with '{first}', with no" if first else "names no"
+        hint = f", and its {MODULES_FILE} {told} Transformer in a folder of its own"
     raise CheckpointError(f"model folder {root} has no config.json{hint}")
 
 

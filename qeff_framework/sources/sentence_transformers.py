@@ -99,6 +99,8 @@ class TextPreparation:
     max_tokens: int | None = None
     #: Whether pooling may see the tokens of a prompt. If not, no prompt can be used: the graph does not know its length.
     prompt_in_pooling: bool = True
+    #: How embeddings are compared: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``.
+    similarity: str = "cosine"
 
     def as_json(self) -> dict[str, Any]:
         """For the artifact's metadata and for cache keys."""
@@ -108,6 +110,7 @@ class TextPreparation:
             "lower_case": self.lower_case,
             "max_tokens": self.max_tokens,
             "prompt_in_pooling": self.prompt_in_pooling,
+            **({"similarity": self.similarity} if self.similarity != "cosine" else {}),
         }
 
 
@@ -205,7 +208,14 @@ class SentenceTransformersFolder:
             lower_case=bool(transformer.get("do_lower_case", False)),
             max_tokens=self._max_tokens(transformer, config),
             prompt_in_pooling=all(pooling.get("include_prompt", True) for pooling in poolings),
+            similarity=str(model.get("similarity_fn_name") or "cosine"),
         )
+
+    def score_activation(self) -> str | None:
+        """What a CrossEncoder does with its logits, as the path of a class of torch; `None` where it does not say so."""
+        model = self._model_config()
+        stated = model.get("activation_fn") if model.get("model_type") == "CrossEncoder" else None
+        return None if stated is None else str(stated)
 
     # --- modules ------------------------------------------------------------------------------------------------------
 
@@ -394,6 +404,14 @@ def transformer_subfolder(folder: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError):
         return ""
     return path if _stays_inside(path) else ""
+
+
+def first_module(folder: Path) -> str:
+    """The class of the first module that a local ``modules.json`` names; "" where there is none, or it is damaged."""
+    try:
+        return str(json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))[0]["type"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 _NAME_KEYS = ("module_input_name", "module_output_name")

@@ -127,6 +127,13 @@ def chosen_template(templates: str | Mapping[str, str] | None, options: ChatOpti
                 f"the tokenizer has the chat templates {', '.join(sorted(templates))} and no default; name one with "
                 "chat_template=..."
             )
+    if asked is not None and "{" not in asked:
+        # A name, as Transformers would render it for every conversation.
+        names = ", ".join(sorted(templates)) if isinstance(templates, Mapping) else ""
+        told = f"the tokenizer has {names}" if names else "the tokenizer has no templates with names"
+        raise InputError(
+            f"chat_template={asked!r} is no Jinja template, and {told}; give one of its names, or a template"
+        )
     if asked is not None:
         return asked
     if templates is None:

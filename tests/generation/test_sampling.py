@@ -121,6 +121,8 @@ def test_stopping_criteria_end_their_row_only(generator: TextGenerator) -> None:
     theirs = [hf_generate(p, criteria=StoppingCriteriaList([StopAfter(stop)]), max_new_tokens=10) for p in PROMPTS]
     assert output.generated_ids == theirs
     assert output.finish_reasons[0] == "stopping_criteria"
+    with pytest.raises(OptionError, match=r"stopping_criteria takes a list, and a StopAfter was given; .*=\[\.\.\.\]"):
+        generator.generate(PROMPTS, stopping_criteria=StopAfter(stop))
 
 
 class Recorder(BaseStreamer):

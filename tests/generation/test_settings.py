@@ -192,6 +192,8 @@ def test_rules_of_the_checkpoint_without_which_the_tokens_are_wrong_are_refused(
 def test_harmless_values_of_those_modes_are_taken() -> None:
     assert resolve_settings({}, num_beams=1, num_return_sequences=1) == GenerationSettings()
     assert resolve_settings({}, GenerationConfig(num_beams=1, use_cache=True)) == GenerationSettings()
+    # As keywords of scripts that call Transformers' ``generate`` as well.
+    assert resolve_settings({}, use_cache=False, cache_implementation="static", bos_token_id=1) == GenerationSettings()
 
 
 def test_every_field_of_a_generation_config_has_its_place() -> None:

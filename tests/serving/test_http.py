@@ -351,6 +351,14 @@ def test_embeddings_and_rerank(artifact: Path) -> None:
         long = served.send("POST", "/v1/embeddings", {"model": "tiny", "input": "fox " * 60})
         assert long[0] == 400
         assert served.send("POST", "/v1/classify", {"model": "tiny", "input": "a"})[0] == 404
+    # A checkpoint of sentence-transformers has prompts for both, and may compare embeddings otherwise.
+    stated = {"prompts": {"query": "It's ", "document": "The "}, "default_prompt": "fox ", "similarity": "dot"}
+    session.compiled = replace(session.compiled, metadata={"texts": stated})
+    runner = CompiledEncoder(session)
+    query, document = runner.generate(["It's what", "The fox"], prompt="")
+    with serving(runner) as served:
+        ranked = served.send("POST", "/v1/rerank", {"model": "tiny", "query": "what", "documents": ["fox"]})[2]
+    assert ranked["results"][0]["relevance_score"] == pytest.approx(float(query @ document), rel=1e-5)
 
 
 def _vectors(answer: Any, form: str) -> Any:
@@ -397,6 +405,18 @@ def test_a_classifier_with_one_label_reads_query_and_document_together(artifact:
     assert [result["index"] for result in results] == order == [1, 2]
     assert [result["relevance_score"] for result in results] == pytest.approx([scores[index] for index in order])
     assert results[0]["document"] == {"text": documents[1]}
+    # A CrossEncoder of sentence-transformers may say that its scores are the logits.
+    session.compiled = replace(session.compiled, metadata={"score_activation": "Identity"})
+    with serving(CompiledClassifier(session)) as served:
+        results = served.send("POST", "/v1/rerank", body)[2]["results"]
+        assert [result["relevance_score"] for result in results] == pytest.approx(
+            [counts[index] - 12 for index in order]
+        )
+    session.compiled = replace(session.compiled, metadata={"score_activation": "Tanh"})
+    with serving(CompiledClassifier(session)) as served:
+        refused = served.send("POST", "/v1/rerank", body)
+    assert refused[0] == 400
+    assert "ranks by the activation Tanh" in refused[2]["error"]["message"]
 
 
 JSON = st.recursive(

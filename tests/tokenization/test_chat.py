@@ -132,7 +132,11 @@ def test_an_answer_that_has_begun_is_continued(tokenizer: ChatTokenizer) -> None
         ([USER], {"chat_template": "secret"}, "cannot store '_x' in a namespace"),
         ([USER], {"chat_template": "broken"}, "cannot render the messages: "),
         ([USER], {"chat_template": "no {{ text"}, "cannot render the messages: "),
-        ([USER, {"role": "assistant", "content": ""}], {"chat_template": "x"}, "has no 'content' that the chat"),
+        (
+            [USER, {"role": "assistant", "content": ""}],
+            {"chat_template": "{{ bos_token }}"},
+            "has no 'content' that the chat",
+        ),
     ],
 )
 def test_what_cannot_be_rendered_says_why(
@@ -177,6 +181,9 @@ def test_templates_lie_in_several_places(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has the chat templates a, b and no default"):
         named.encode_chat([USER], ChatOptions())
     assert named.encode_chat([USER], ChatOptions(chat_template="b"))[0] == "2"
+    # A misspelt name is no template: it would be the text of every prompt.
+    with pytest.raises(InputError, match="chat_template='c' is no Jinja template, and the tokenizer has a, b; give"):
+        named.encode_chat([USER], ChatOptions(chat_template="c"))
 
 
 # --- as prompts -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -14,7 +14,7 @@ from qeff_framework.serving.http.errors import ApiError
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.protocol import ClassifyRequest, EmbeddingRequest, RerankRequest
 from qeff_framework.serving.http.worker import SessionWorker
-from qeff_framework.single_pass import class_scores, tokenise_texts
+from qeff_framework.single_pass import class_scores, ranking_scores, tokenise_texts
 from qeff_framework.tokenization import encode_prompt
 from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
 
@@ -120,19 +120,42 @@ class EncoderPages:
             return rows, self._service.outputs(rows, [list(encoding.type_ids) for encoding in encodings])
 
         rows, logits = await self._service.run(run)
-        return rows, [float(score) for score in class_scores(logits, runner.problem_type)[:, 0]]
+        return rows, ranking_scores(logits, runner.problem_type, runner.score_activation).tolist()
 
     async def _similarities(self, asked: RerankRequest) -> tuple[list[list[int]], list[float]]:
         import numpy as np
 
-        rows, vectors = await self._service.run(lambda: self._embedded([asked.query, *asked.documents]))
+        preparation = self._service.runner.compiled.metadata.get("texts") or {}
+
+        def run() -> tuple[list[list[int]], NDArray[Any]]:
+            # As sentence-transformers' encode_query and encode_document.
+            query = self._prepared([asked.query], preparation, ("query",))
+            rows = [*query, *self._prepared(asked.documents, preparation, ("document", "passage", "corpus"))]
+            return rows, self._service.outputs(rows)
+
+        rows, vectors = await self._service.run(run)
         if vectors.ndim != 2:
             raise ApiError(
                 400, "the program returns a vector for each token; compile it with pooling to rank documents"
             )
-        lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
-        scores = (vectors[1:] @ vectors[0]) / (lengths[1:] * lengths[0])
+        query, documents = vectors[0], vectors[1:]
+        match preparation.get("similarity", "cosine"):
+            case "dot":
+                scores = documents @ query
+            case "euclidean":
+                scores = -np.linalg.norm(documents - query, axis=1)
+            case "manhattan":
+                scores = -np.abs(documents - query).sum(axis=1)
+            case _:
+                lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
+                scores = (documents @ query) / (lengths[1:] * lengths[0])
         return rows, [float(score) for score in scores]
+
+    def _prepared(self, texts: Sequence[str], preparation: Mapping[str, Any], names: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts with the first of the checkpoint's prompts that are named, else with its default prompt."""
+        # An empty prompt of such a name replaces the default one.
+        name = next((name for name in names if name in preparation.get("prompts", {})), None)
+        return list(tokenise_texts(texts, self._service.tokenizer, preparation, prompt_name=name)["input_ids"])
 
     def _embedded(self, given: Sequence[Any]) -> tuple[list[list[int]], NDArray[Any]]:
         """Tokens and outputs of texts, prepared as the checkpoint says, or of token ids, which are taken as they are."""
