@@ -38,6 +38,7 @@ from qeff_framework.contracts import (
     has_changed,
 )
 from qeff_framework.errors import ExecutionError, OptionError
+from qeff_framework.guarded_hooks import hook_name, marked_methods
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
@@ -618,7 +619,8 @@ def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
     found = {
         name: identity_or_nonce(functools.partial(fingerprint, type(extension), name), f"extension '{name}'")
         for name, extension in relay.extensions.items()
-        if getattr(extension, "changes_program", True) and any(hasattr(extension, hook) for hook in hooks)
+        if getattr(extension, "changes_program", True)
+        and not hooks.isdisjoint(hook_name(*method) for method in marked_methods(extension))
     }
     return {"extensions": found} if found else {}
 

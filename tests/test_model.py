@@ -177,8 +177,8 @@ def test_a_replaced_function_of_a_part_is_in_the_key_of_the_whole(monkeypatch: p
 
 def test_extensions_count_unless_they_only_look_on() -> None:
     class Rewriting:
-        @hookimpl(wrapper=True)
-        def export(self, request: object) -> Iterator[object]:
+        @hookimpl(wrapper=True, specname="export")
+        def rewrite(self, request: object) -> Iterator[object]:
             return (yield)
 
     def keys(extension: object) -> list[object]:
