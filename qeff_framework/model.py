@@ -4,26 +4,23 @@ execute.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qeff_framework.artifacts import (
     Store,
     cache_key,
-    content_digest,
     create_and_dump_qconfigs,
     link_equal_files,
     shared_digests,
 )
-from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     COMPANIONS,
     PACKAGE,
@@ -38,15 +35,23 @@ from qeff_framework.contracts import (
     has_changed,
 )
 from qeff_framework.errors import ExecutionError, OptionError
+from qeff_framework.key_parts import (
+    backend_part,
+    extensions_part,
+    inputs_part,
+    libraries_part,
+    options_part,
+    replacements_part,
+    source_part,
+    transform_part,
+)
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
-from qeff_framework.sources.code_digests import core_digest, source_digest
-from qeff_framework.sources.fingerprint import fingerprint, patches_fingerprint
-from qeff_framework.sources.uncached import identity_or_nonce
+from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.window_programs import compile_windows, layers_per_program
 
 if TYPE_CHECKING:
@@ -57,9 +62,6 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 logger = logging.getLogger(__name__)
-
-#: Libraries whose versions change the exported graph.
-_EXPORT_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
 class Shapes(Protocol):
@@ -280,16 +282,16 @@ class QEFFBaseModel:
             "task": self.task,
             "model": identity,
             **({"tokenizer": "not loaded"} if problem else {}),
-            "transforms": [_transform_identity(transform) for transform in transforms],
-            "libraries": _versions((*_EXPORT_LIBRARIES, *_libraries_of(self.config))),
-            **(_part_of_backend(relay, options) if takes_part else {}),
-            **_extension_identities(relay, "export"),
-            **_patches(self.config),
+            "transforms": [transform_part(transform) for transform in transforms],
+            "libraries": libraries_part(self.config),
+            **(backend_part(relay, options) if takes_part else {}),
+            **extensions_part(relay, "export"),
+            **replacements_part(self.config),
             **self._export_key(),
             **({"extra_inputs": list(extra_inputs)} if extra_inputs else {}),
             **({"extra_outputs": list(extra_outputs)} if extra_outputs else {}),
             **({"program": program} if program else {}),
-            **({"program_inputs": _key_of_inputs(program_inputs)} if program or program_inputs else {}),
+            **({"program_inputs": inputs_part(program_inputs)} if program or program_inputs else {}),
             **({"use_onnx_subfunctions": True} if use_onnx_subfunctions else {}),
         }
         return ExportPlan(
@@ -441,7 +443,7 @@ class QEFFBaseModel:
         layers = layers_per_program(compile_options)
         if layers is not None and (problem := self._cut_problem(shapes)):
             raise OptionError(f"num_layers_per_program={layers} {problem}; leave it out")
-        key_of_options, fingerprint_of_backend = _key_of(compile_options), relay.fingerprint()
+        key_of_options, fingerprint_of_backend = options_part(compile_options), relay.fingerprint()
         store = Store()
         if compile_dir is not None:
             store.check_destination("compiled", Path(compile_dir))
@@ -464,8 +466,8 @@ class QEFFBaseModel:
             # Two packages may give their backends one name.
             "package": relay.package,
             "fingerprint": fingerprint_of_backend,
-            **_source_identity(relay),
-            **_extension_identities(relay, "compile"),
+            **source_part(relay),
+            **extensions_part(relay, "compile"),
             "options": key_of_options,
             "dry_run": dry_run,
             **self._artifact_key(),
@@ -615,86 +617,6 @@ def _plain_size(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _transform_identity(transform: Transform) -> str:
-    """Name and version of a transform, and the package that it is from: names are unique within a package only."""
-    module: str = getattr(transform, "__module__", None) or type(transform).__module__
-    return f"{module.partition('.')[0]}:{transform.name}@{transform.version}"
-
-
-def _extension_identities(relay: Relay, stage: str) -> dict[str, Any]:
-    """What stands in a key for extensions that may change the result of `stage`: all that hook into it and do not deny it."""
-    hooks = {"transform", stage}
-    found = {
-        name: identity_or_nonce(functools.partial(fingerprint, type(extension), name), f"extension '{name}'")
-        for name, extension in relay.extensions.items()
-        if getattr(extension, "changes_program", True) and any(hasattr(extension, hook) for hook in hooks)
-    }
-    return {"extensions": found} if found else {}
-
-
-def _part_of_backend(relay: Relay, options: object) -> dict[str, Any]:
-    """What stands in an export's key for a backend that takes part in it: whatever its hooks can make the result depend on."""
-    if relay.descriptor is None:
-        return {}  # Only extensions do, which stand there by themselves.
-    return {
-        "backend": relay.name,
-        "package": relay.package,
-        "fingerprint": relay.fingerprint(),
-        "options": _key_of(options),
-        **_source_identity(relay),
-    }
-
-
-def _source_identity(relay: Relay) -> dict[str, str]:
-    """What stands in a key for the backend's code where its version says nothing about it."""
-    modules = relay.source_modules
-    return {"source": identity_or_nonce(lambda: source_digest(modules), f"backend '{relay.name}'")} if modules else {}
-
-
-def _patches(config: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in a key for functions that the process has put in place of those of the libraries."""
-    found = identity_or_nonce(lambda: patches_fingerprint(_model_types(config)) or "", "the model")
-    return {"patches": found} if found else {}
-
-
-def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """The types of a model and of the models that it is made of, whose configs stand in its own."""
-    if "model_type" in config:
-        yield str(config["model_type"])
-    for part in config.values():
-        if isinstance(part, Mapping):
-            yield from _model_types(part)
-
-
-def _libraries_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Further libraries whose code is a part of a model of Transformers."""
-    return ("timm",) if any(model_type.startswith("timm") for model_type in _model_types(config)) else ()
-
-
-def _versions(distributions: Sequence[str]) -> dict[str, str]:
-    import importlib_metadata
-
-    found: dict[str, str] = {}
-    for name in distributions:
-        # A model whose library is not there ends when it is loaded.
-        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
-            found[name] = importlib_metadata.version(name)
-    return found
-
-
-def _key_of(options: object) -> dict[str, object]:
-    """Options for a cache key, those that change the program; a path is replaced by what the file contains."""
-    values = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(options)  # type: ignore[arg-type]
-        if field.metadata.get("changes_program", True)
-    }
-    return {
-        name: key_value({"sha256": content_digest(value)} if isinstance(value, Path) else value, f"option '{name}'")
-        for name, value in values.items()
-    }
-
-
 def _check_capabilities(relay: Relay, task: Task, shapes: object, options: CompileOptions, *, dry_run: bool) -> None:
     """Refuses, before any work, what the backend says it cannot do."""
     can = relay.capabilities_for(options)
@@ -739,7 +661,7 @@ def _identity_of(program: Program, transforms: Sequence[Transform]) -> dict[str,
     """What stands in a key for one program."""
     return {
         "export": program.plan.key,
-        "transforms": [_transform_identity(transform) for transform in transforms],
+        "transforms": [transform_part(transform) for transform in transforms],
         "specializations": [dataclasses.asdict(item) for item in program.specializations],
     }
 
@@ -853,23 +775,6 @@ def _finish_artifact(
         sdk_versions=fingerprint,
         qpc_config=compiled.qconfig,
     )
-
-
-def _key_of_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a graph is made for, for its key: contents of tensors but for those that are inputs of the graph."""
-    return {
-        name: {"shape": list(value.shape), "dtype": str(value.dtype), "values": _digest_of_constant(name, value)}
-        if hasattr(value, "shape")
-        else key_value(value, name)
-        for name, value in inputs.items()
-    }
-
-
-def _digest_of_constant(name: str, tensor: Any) -> str:
-    import hashlib
-
-    # Pixels are an input: only their shape is part of the graph.
-    return "" if name == "pixel_values" else hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _read_config(directory: Path) -> Mapping[str, Any]:

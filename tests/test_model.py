@@ -16,7 +16,7 @@ from qeff_framework.contracts import ExportedModel, ExportRequest
 from qeff_framework.errors import ArtifactError, BackendError, BackendNotInstalledError, OptionError
 from qeff_framework.export.hooks import CoreHooks
 from qeff_framework.extensions.timing import TimingExtension
-from qeff_framework.model import _extension_identities, _patches, _transform_identity
+from qeff_framework.key_parts import extensions_part, replacements_part, transform_part
 from qeff_framework.plugin_api import hookimpl
 from qeff_framework.relay import Relay
 from qeff_framework.runtime import load_compiled
@@ -170,20 +170,20 @@ def test_what_cannot_be_told_apart_is_never_found_again(caplog: pytest.LogCaptur
 def test_a_replaced_function_of_a_part_is_in_the_key_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_causal_lm("llama")
     config = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": {"model_type": "clip"}}
-    assert _patches(config) == {}
+    assert replacements_part(config) == {}
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", lambda self, x: x)
-    assert set(_patches(config)) == {"patches"}
+    assert set(replacements_part(config)) == {"patches"}
 
 
 def test_extensions_count_unless_they_only_look_on() -> None:
     class Rewriting:
-        @hookimpl(wrapper=True)
-        def export(self, request: object) -> Iterator[object]:
+        @hookimpl(wrapper=True, specname="export")
+        def rewrite(self, request: object) -> Iterator[object]:
             return (yield)
 
     def keys(extension: object) -> list[object]:
         relay = Relay(None, implementation=None, extensions={"x": extension}, origin="core")
-        return [_extension_identities(relay, stage) for stage in ("export", "compile")]
+        return [extensions_part(relay, stage) for stage in ("export", "compile")]
 
     assert keys(TimingExtension()) == [{}, {}]
     assert set(keys(Rewriting())[0]["extensions"]) == {"x"}
@@ -193,8 +193,8 @@ def test_extensions_count_unless_they_only_look_on() -> None:
 def test_transforms_of_one_name_from_two_packages_are_two() -> None:
     mine, theirs = Pass("Fuse"), Pass("Fuse")
     theirs.__module__ = "another_backend.passes"
-    assert _transform_identity(mine) == "tests:Fuse@1"
-    assert _transform_identity(theirs) == "another_backend:Fuse@1"
+    assert transform_part(mine) == "tests:Fuse@1"
+    assert transform_part(theirs) == "another_backend:Fuse@1"
 
 
 # --- what an artifact says about itself -----------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_a_backend_with_a_part_in_the_export_shares_it_with_nobody(
             return replace(exported, metadata={**exported.metadata, "exported_by": "it"})
 
     monkeypatch.setattr("tests.recording_backend.RecordingHooks", Exporting)
-    monkeypatch.setattr("qeff_framework.model._source_identity", lambda relay: {})
+    monkeypatch.setattr("qeff_framework.key_parts.source_part", lambda relay: {})
     shared = model.export().directory
 
     def export_of(**options: object) -> str:
@@ -281,7 +281,7 @@ def test_an_edited_hook_does_not_return_yesterdays_program(
     first = model.compile(RecordingBackend, **SIZES).directory
     assert model.compile(RecordingBackend, **SIZES).directory == first
     exported = model.export().directory
-    monkeypatch.setattr("qeff_framework.model.source_digest", lambda modules: "of an edited file")
+    monkeypatch.setattr("qeff_framework.key_parts.source_digest", lambda modules: "of an edited file")
     assert model.compile(RecordingBackend, **SIZES).directory != first
     assert model.export().directory == exported
 

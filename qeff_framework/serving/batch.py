@@ -228,8 +228,8 @@ def input_rows(source: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_rows(source: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each row; empty lines do not count."""
-    with source.open(encoding="utf-8") as lines:
+    """Number and text of each row; empty lines, and a byte order mark, do not count."""
+    with source.open(encoding="utf-8-sig") as lines:
         number = 0
         try:
             for line in lines:
@@ -276,12 +276,15 @@ def _finished(source: Path, target: Path, shared: Mapping[str, Any]) -> tuple[in
             failed += has_failed
             end += len(line)
         os.ftruncate(lines.fileno(), end)
+    strangers = set(done)
     for number, text in input_rows(source):
-        if number in done and done[number] != _key(text, shared):
-            raise InputError(
-                f"{target} holds an answer to row {number} of another input, or with other settings; give another output, or "
-                "remove it"
-            )
+        if done.get(number) == _key(text, shared):
+            strangers.remove(number)
+    if strangers:
+        raise InputError(
+            f"{target} holds an answer to row {min(strangers)} of another input, or with other settings; give another output, or "
+            "remove it"
+        )
     return failed, set(done)
 
 

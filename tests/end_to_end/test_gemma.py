@@ -48,12 +48,11 @@ def gemma(session_store: Path) -> Iterator[Gemma]:
     from qeff_framework.tokenization import load_tokenizer
 
     model = QEFFAutoModelForCausalLM.from_pretrained(assemble())
-    module: Any = model.module
-    exported_config = model.config
-    assert exported_config["model_type"] == "gemma3_text"
-    # The tokenizer is taken from the export, where it was read out of the GGUF file once; so the reference comes after it.
-    # Exporting gives the weights back, hence the reference holds its own.
+    assert model.config["model_type"] == "gemma3_text"
+    # As for a user: blocks become weights one at a time. The tokenizer is read out of the GGUF file once, for the export.
     exported = model.export()
+    # The reference is loaded by Transformers' own reader; what a source has lent would be exported in place of the file.
+    module: Any = QEFFAutoModelForCausalLM.from_pretrained(assemble()).module
     tokenizer = load_tokenizer(exported.directory / "tokenizer")
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     long_prompt = (tokenizer.encode("Once upon a time there was a compiler. " * 40))[:200]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -87,8 +87,23 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
     )
 
 
+#: Of the most likely tokens most end the text, so that continuations must be looked for behind them.
+MANY_ENDS = SimpleNamespace(
+    prompts=[[1, 2, 3]],
+    asked={
+        "num_beams": 2,
+        "num_return_sequences": 2,
+        "length_penalty": 2.5,
+        "early_stopping": "never",
+        "max_new_tokens": 8,
+        "eos_token_id": np.argsort(-close_logits([1, 2, 3]))[:4].tolist(),
+    },
+)
+
+
 @settings(deadline=None, max_examples=60)
 @given(cases())
+@example(MANY_ENDS)
 def test_texts_are_those_of_transformers(case: SimpleNamespace) -> None:
     config = GenerationConfig(do_sample=False, pad_token_id=0, use_cache=False, **case.asked)
     expected = []

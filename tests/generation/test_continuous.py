@@ -96,6 +96,20 @@ def test_a_spare_slot_spares_the_prefill_of_what_prompts_have_in_common() -> Non
     assert counts == {1: 3 + 1 + 3 + 3, 2: 3 + 1 + 1 + 1}
 
 
+@pytest.mark.parametrize("end", ["length", "eos"])
+def test_a_prompt_that_goes_on_behind_a_whole_answer_reads_the_last_token_of_it(end: str) -> None:
+    """As the next turn of a conversation does: the last token of an answer was chosen and never fed, so no slot holds it."""
+    first = [1, 2, 3]
+    answer = expected_tokens(first, 4)
+    prompts = [first, [*first, *answer, 5]]
+    eos = answer[-1:] if end == "eos" else []
+    assert end == "length" or answer.index(answer[-1]) == 3
+    output = TextGenerator(FakeContinuous(batch_size=1, slots=2, prefill=3, ctx_len=20)).generate_ids(
+        prompts, GenerationSettings(max_new_tokens=4, eos_token_ids=tuple(eos))
+    )
+    assert output.generated_ids == [answer, expected_tokens(prompts[1], 4, eos)]
+
+
 def test_steps_read_no_more_of_the_cache_than_they_need() -> None:
     session = FakeContinuous(2, 2, prefill=4, ctx_len=32, contexts=((8, 16), (10, 20)))
     prompts = [[1, 2, 3], [4] * 15, [7] * 6]

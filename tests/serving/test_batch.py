@@ -36,7 +36,8 @@ FAILING = {5, 6, 7, 8, 10, 11}
 
 
 def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    # As some editors write it: a byte order mark in front.
+    path.write_text("\n\n".join(json.dumps(row) for row in rows), encoding="utf-8-sig")
     return path
 
 
@@ -75,6 +76,9 @@ def test_each_row_gets_what_generate_gives_and_a_bad_row_its_error(
     assert target.read_bytes() == before
     with pytest.raises(InputError, match="an answer to row 0 of another input, or with other settings"):
         run_batch(engine, source, target, settings={"max_new_tokens": 7})
+    shorter = write(tmp_path / "shorter.jsonl", ROWS[:-2])
+    with pytest.raises(InputError, match="an answer to row 11 of another input"):
+        run_batch(engine, shorter, target, settings={"max_new_tokens": 6})
     with pytest.raises(InputError, match="is no output of `qeff batch`"):
         run_batch(engine, target, source)
 

@@ -133,6 +133,10 @@ def test_a_full_queue_refuses(artifact: Path) -> None:
     ids = [engine.add("a", max_new_tokens=2) for _ in range(3)]
     with pytest.raises(QueueFullError, match="3 answers are waiting.*max_queue=2; try again later"):
         engine.add("a", max_new_tokens=2)
+    # One of them runs, and nothing has left the queue for good.
+    engine.step()
+    with pytest.raises(QueueFullError, match="2 answers are waiting"):
+        engine.add("a", max_new_tokens=2)
     while engine.step():
         pass
     assert [len(joined(list(engine.stream(number)))[1]) for number in ids] == [2, 2, 2]
