@@ -27,9 +27,17 @@ def require_space(directory: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ArtifactError(
-            f"{what} needs {needed / 1e9:.1f} GB, and the disk of {directory} has {free / 1e9:.1f} GB left. Free some space, or "
-            "use a larger disk (QEFF_HOME, or the output directory)"
+            f"{what} needs {told_bytes(needed)}, and the disk of {directory} has {told_bytes(free)} left. Free some space, or "
+            f"use a larger disk {_PLACES}"
         )
+
+
+def told_bytes(count: float) -> str:
+    """So many bytes, in words for people."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size / 10:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 @contextmanager

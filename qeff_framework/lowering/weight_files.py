@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qeff_framework.artifacts import hard_link
-from qeff_framework.artifacts.disk import require_space
+from qeff_framework.artifacts.disk import require_space, told_bytes
 from qeff_framework.lowering.stored_weights import (
     STORED,
     StoredWeight,
@@ -172,7 +172,7 @@ def _announced(
     needed = int(sum(tensor.filled_bytes if isinstance(tensor, StoredWeight) else tensor.nbytes for tensor in tensors))
     what = f"writing {len(tensors)} weights"
     require_space(directory, copies * needed, f"{what} {copies} times" if copies > 1 else what)
-    done = reported_parts(f"{what}, {needed / 1e9:.1f} GB", len(tensors))
+    done = reported_parts(f"{what}, {told_bytes(needed)}", len(tensors))
     count = itertools.count()
     return lambda tensor, info: done(next(count))
 
