@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Most bytes of a weight that exist a second time while it is converted or transposed for writing.
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 
 
 class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
