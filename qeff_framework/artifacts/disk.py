@@ -46,11 +46,16 @@ def os_errors_explained(asked: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            remedy = f"Raise the limit of file sizes (ulimit -f), or use a disk that takes such files {_PLACES}"
-        elif is_disk_full(error):
-            remedy = f"Free some space, or use a larger disk {_PLACES}"
-        raise ArtifactError(f"{asked}: {error}. {remedy}") from error
+        raise explained(error, asked, remedy) from error
+
+
+def explained(error: OSError, asked: str, remedy: str = "") -> ArtifactError:
+    """An error that says what was asked and what to do; `remedy` where the disk is not full."""
+    if error.errno == errno.EFBIG:
+        remedy = f"Raise the limit of file sizes (ulimit -f), or use a disk that takes such files {_PLACES}"
+    elif is_disk_full(error):
+        remedy = f"Free some space, or use a larger disk {_PLACES}"
+    return ArtifactError(f"{asked}: {error}. {remedy}")
 
 
 def sync_tree(directory: Path) -> None:

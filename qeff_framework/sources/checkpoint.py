@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
-from qeff_framework.artifacts.disk import require_space, told_bytes
+from qeff_framework.artifacts.disk import is_disk_full, require_space, told_bytes
 from qeff_framework.artifacts.memory import announce_memory
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
@@ -427,6 +427,8 @@ class CheckpointSource:
         try:
             self._tokenizer.save(directory / files.TOKENIZER)
         except Exception as error:
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
             if self._has_tokenizer_files():
                 raise CheckpointError(
                     f"the tokenizer of {self.name} could be loaded before and cannot any more: {first_line(error)}; run again"
