@@ -63,7 +63,8 @@ def blamed(told: str | None, action: str, error_type: type[QEFFError]) -> Iterat
     """Lets every exception of a plugin name the plugin and its package.
 
     An error of ours keeps its type, and the plugin is put in front of its message. Anything else, ``SystemExit`` and panics of
-    native code included, becomes an `error_type` with the original as its cause. An interruption by the user passes.
+    native code included, becomes an `error_type` with the original as its cause; where the disk was full, which is no fault of
+    the plugin, an `ArtifactError` that says what to do. An interruption by the user passes.
 
     Args:
         told: ``"backend 'acme' (qeff-acme-backend 1.0)"``; `None` for the core's own code, whose errors stay as they are.
@@ -80,9 +81,20 @@ def blamed(told: str | None, action: str, error_type: type[QEFFError]) -> Iterat
             raise
         if hasattr(error, _OWNED):
             raise
+        if (full := _disk_full(error, f"{told} {action}")) is not None:
+            setattr(full, _OWNED, True)
+            raise full from error
         wrapped = error_type(f"{told} {action}: {error_line(error)}")
         setattr(wrapped, _OWNED, _CRASH)
         raise wrapped from error
+
+
+def _disk_full(error: BaseException, asked: str) -> QEFFError | None:
+    if not isinstance(error, OSError):
+        return None
+    from qeff_framework.artifacts.disk import explained, is_disk_full
+
+    return explained(error, asked) if is_disk_full(error) else None
 
 
 def name_plugin(error: BaseException, told: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ from qeff_framework.contracts import (
     TensorSpec,
 )
 from qeff_framework.errors import (
+    ArtifactError,
     BackendBrokenError,
     BackendError,
     BackendIncompatibleError,
@@ -174,6 +177,13 @@ def test_every_exception_names_the_plugin_and_an_interruption_passes() -> None:
     ):
         _ = 1 / 0
     assert isinstance(wrapped.value.__cause__, ZeroDivisionError)
+    with (
+        pytest.raises(
+            ArtifactError, match=r"^backend 'acme' .* failed to compile: .*\. Free some space, or use a larger"
+        ),
+        blamed(TOLD, "failed to compile", CompileError),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(CompileError, match=r"^backend 'acme' .*: out of cores$"), blamed(TOLD, "failed", BackendError):
         raise CompileError("out of cores")
     with pytest.raises(KeyboardInterrupt), blamed(TOLD, "failed", CompileError):

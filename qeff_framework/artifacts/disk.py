@@ -27,9 +27,17 @@ def require_space(directory: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ArtifactError(
-            f"{what} needs {needed / 1e9:.1f} GB, and the disk of {directory} has {free / 1e9:.1f} GB left. Free some space, or "
-            "use a larger disk (QEFF_HOME, or the output directory)"
+            f"{what} needs {told_bytes(needed)}, and the disk of {directory} has {told_bytes(free)} left. Free some space, or "
+            f"use a larger disk {_PLACES}"
         )
+
+
+def told_bytes(count: float) -> str:
+    """So many bytes, in words for people."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size / 10:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 @contextmanager
@@ -38,11 +46,16 @@ def os_errors_explained(asked: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            remedy = f"Raise the limit of file sizes (ulimit -f), or use a disk that takes such files {_PLACES}"
-        elif is_disk_full(error):
-            remedy = f"Free some space, or use a larger disk {_PLACES}"
-        raise ArtifactError(f"{asked}: {error}. {remedy}") from error
+        raise explained(error, asked, remedy) from error
+
+
+def explained(error: OSError, asked: str, remedy: str = "") -> ArtifactError:
+    """An error that says what was asked and what to do; `remedy` where the disk is not full."""
+    if error.errno == errno.EFBIG:
+        remedy = f"Raise the limit of file sizes (ulimit -f), or use a disk that takes such files {_PLACES}"
+    elif is_disk_full(error):
+        remedy = f"Free some space, or use a larger disk {_PLACES}"
+    return ArtifactError(f"{asked}: {error}. {remedy}")
 
 
 def sync_tree(directory: Path) -> None:

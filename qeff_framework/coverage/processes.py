@@ -74,7 +74,11 @@ class Report:
 
 
 #: What an export imports on its way, beside the framework.
-_LIBRARIES: Final = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "torch.onnx._internal.exporter._core")
+_LIBRARIES: Final = (
+    *("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxscript.optimizer", "importlib_metadata"),
+    *("torch.onnx._internal.exporter._core", "torch.export._trace", "torch.export._unlift"),
+    *("torch._functorch.aot_autograd", "torch._export.non_strict_utils", "sympy.tensor.tensor"),
+)
 
 
 #: In the folder of a process: all that it printed.
@@ -160,9 +164,20 @@ class _Running:
 
 
 def _load_libraries() -> None:
-    """Imports once, in the parent, what every forked process would import for itself: 3 s each."""
+    """Imports once, in the parent, what every forked process would import for itself: 3 s each.
+
+    The exporter's tables are as good as imports: whole libraries are read for them, and they are read only.
+    """
     for name in _LIBRARIES:
-        importlib.import_module(name)
+        # Where a version keeps its parts elsewhere, each process imports them for itself.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from qeff_framework.dialect.names import ONNX_OPSET
+    from qeff_framework.export.trace import quiet_exporter
+    from qeff_framework.export.translations import translations
+
+    with quiet_exporter():
+        translations(ONNX_OPSET)
     from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, modeling_utils  # noqa: F401
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ from qeff_framework.images.rows import (
     VISION_EMBEDS,
 )
 from qeff_framework.seam.adapt import adapt, fall_back_to_eager
-from qeff_framework.seam.arange_positions import PositionalArangeMode
+from qeff_framework.seam.arange_positions import CountWatch, PositionalArangeMode, PositionMode
 from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.image_inputs import (
     EXAMPLE_SLOTS,
@@ -201,7 +201,7 @@ def _layer_kinds(
 def _trace(
     weightless: PreTrainedModel, plan: _Plan, extra_inputs: tuple[str, ...], kinds: LayerKinds, images: ImageInputs
 ) -> torch.export.ExportedProgram:
-    """Traces the step. A model that numbers tokens by their index is traced again with its count replaced by positions."""
+    """Traces the step. A model that numbers tokens by their index is traced with its count replaced by positions."""
 
     def stamped(cache: SeamCache) -> AbstractContextManager[object]:
         return stamping(weightless, kinds, cache)
@@ -210,13 +210,19 @@ def _trace(
     plan = replace(plan, states=tuple(shape for shape in plan.states if shape.id not in kinds.stamped_states))
     example, axes = _example(plan.states, extra_inputs, images)
     with without_stamped_weights(weightless, kinds):
+        counting = _CausalLMGraph(weightless, plan, extra_inputs, images, stamped, PositionalArangeMode)
+        if plan.counts_tokens:
+            # The index may have no part in the result, and the mode may not get along with what is made of it.
+            with suppress(Exception):
+                program = trace(counting, example, axes)
+                require_no_text_length(program)
+                require_given_positions(program)
+                return program
         program = trace(_CausalLMGraph(weightless, plan, extra_inputs, images, stamped), example, axes)
         require_no_text_length(program)
         if token_counting(program) is None:
             return program
-        program = trace(
-            _CausalLMGraph(weightless, plan, extra_inputs, images, stamped, PositionalArangeMode), example, axes
-        )
+        program = trace(counting, example, axes)
         require_given_positions(program)
         return program
 
@@ -230,6 +236,8 @@ class _Plan:
     loops: tuple[LoopSite, ...]
     #: The layers that are alike in the probe run.
     kinds: LayerKinds
+    #: The model has asked for the indices of the step's tokens.
+    counts_tokens: bool
 
 
 class _CausalLMGraph(torch.nn.Module):
@@ -317,6 +325,8 @@ class _ProbeGraph(torch.nn.Module):
         self.kinds = kinds
         self.masks = MaskPlan()
         self.cache = SeamCache(_CTX, loops=recorder, cross_layers=images.attending)
+        #: What the model counts tokens by.
+        self.counts: set[PositionMode] = set()
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Returns logits ``[B, 1, V]``."""
@@ -327,7 +337,8 @@ class _ProbeGraph(torch.nn.Module):
             extra[TOKEN_TYPES] = torch.tensor([*self.kinds, *[1 - self.kinds[-1]] * (_CTX - tokens)]).expand(batch, -1)
         images = self.images.of_step(extra, input_ids, self.model)
         scope = Scope(masks=self.masks, step=step, memory=images.memory, token_lengths=position_ids + 1)
-        return _last_logits(self.model, scope, input_ids, self.cache, images=images)
+        watch = CountWatch(position_ids, found=self.counts)
+        return _last_logits(self.model, scope, input_ids, self.cache, arange_mode=watch, images=images)
 
 
 def _last_logits(
@@ -408,7 +419,8 @@ def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
     loops = _probe_loops(weightless, recorder.owners(weightless), states, images)
-    return _Plan(masks=graph.masks, states=states, loops=loops, kinds=layers.kinds())
+    counts = PositionalArangeMode in graph.counts
+    return _Plan(masks=graph.masks, states=states, loops=loops, kinds=layers.kinds(), counts_tokens=counts)
 
 
 def _probe_loops(

@@ -52,6 +52,7 @@ def decompose_only_where_needed(program: torch.export.ExportedProgram) -> None:
     _replace_by_equivalents(program.graph)
     _drop_unread(program.graph)
     functionalize(program.graph)
+    _replace_by_equivalents(program.graph)
     if not any(_changes(node) for node in program.graph.nodes):
         _copy_results(program.graph)
     program.graph.lint()
@@ -116,7 +117,17 @@ def _replace_by_equivalents(graph: torch.fx.Graph) -> None:
             _replace_reversed_difference(graph, node)
         elif node.target is _ATEN.var.dim:
             _replace_variance(graph, node)
-        elif node.target is _ATEN.slice.Tensor and _is_whole(node):
+        elif node.target is _ATEN.index_add.default and _arguments(node)["alpha"] == 1:
+            given = _arguments(node)
+            index: list[Any] = [None] * (given["dim"] % max(node.meta["val"].dim(), 1))
+            node.target, node.args, node.kwargs = (
+                _ATEN.index_put.default,
+                (given["self"], [*index, given["index"]], given["source"], True),
+                {},
+            )
+        elif node.target is _ATEN.batch_norm.default:
+            _replace_batch_norm(graph, node)
+        elif _is_its_argument(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -195,11 +206,28 @@ def _replace_variance(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     node.target, node.args, node.kwargs = _ATEN.div.Tensor, (total, float(count)), {}
 
 
-def _is_whole(node: torch.fx.Node) -> bool:
-    """Tells whether a slice is its whole argument: ``x[:]`` along a dimension. Both are the same memory."""
+def _replace_batch_norm(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Replaces a norm with the statistics that it was trained to by the operator for that."""
     given = _arguments(node)
-    whole = given["start"] in (0, None) and given["end"] in (_END, None) and given["step"] == 1
-    return whole and all(user.op != "output" for user in node.users)
+    names = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+    if given["training"] or given["running_mean"] is None or given["running_var"] is None:
+        return
+    value = node.meta["val"]
+    with graph.inserting_before(node):
+        norm = graph.call_function(_ATEN._native_batch_norm_legit_no_training.default, tuple(map(given.get, names)))  # noqa: SLF001
+    # What it returns beside the result belongs to training, and is empty.
+    norm.meta["val"] = (value, value.new_empty(0), value.new_empty(0))
+    node.target, node.args, node.kwargs = operator.getitem, (norm, 0), {}
+
+
+def _is_its_argument(node: torch.fx.Node) -> bool:
+    """Tells whether a node is its argument, in the same memory: ``x[:]`` along a dimension, and ``x.detach_()``."""
+    if any(user.op == "output" for user in node.users):
+        return False  # The program's signature names its results.
+    if node.target is not _ATEN.slice.Tensor:
+        return node.target is _ATEN.detach_.default
+    given = _arguments(node)
+    return given["start"] in (0, None) and given["end"] in (_END, None) and given["step"] == 1
 
 
 def _arguments(node: torch.fx.Node) -> dict[str, Any]:

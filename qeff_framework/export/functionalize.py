@@ -24,8 +24,12 @@ _OUT_OF_PLACE: Mapping[Any, Any] = {
     _ATEN.scatter_.value: _ATEN.scatter.value,
     _ATEN.scatter_.src: _ATEN.scatter.src,
     _ATEN.masked_fill_.Scalar: _ATEN.masked_fill.Scalar,
+    _ATEN.index_put_.default: _ATEN.index_put.default,
+    _ATEN.index_add_.default: _ATEN.index_add.default,
     _ATEN.copy_.default: _ATEN.copy.default,
 }
+#: Those whose other arguments are indices.
+_INDEXED = frozenset({_ATEN.scatter_.value, _ATEN.scatter_.src, _ATEN.index_put_.default, _ATEN.index_add_.default})
 #: Operators that write what an operator for a part of a tensor would read.
 _SCATTER: Mapping[Any, Any] = {
     _ATEN.slice.Tensor: _ATEN.slice_scatter.default,
@@ -45,6 +49,7 @@ _DISGUISED_VIEWS = frozenset(
 
 def functionalize(graph: torch.fx.Graph) -> None:
     """Changes `graph` in place."""
+    _copy_fills(graph)
     _broadcast_copies(graph)
     order: dict[torch.fx.Node, float] = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -102,6 +107,20 @@ def _write_part(
         _replace_after(view, written, order)
 
 
+def _copy_fills(graph: torch.fx.Graph) -> None:
+    """Makes a fill with a number a copy of such a tensor."""
+    for node in graph.nodes:
+        if node.target is not _ATEN.fill_.Scalar:
+            continue
+        changed, number = node.args
+        with graph.inserting_before(node):
+            # A part that only the copy reads can be written in place of the whole: the shape is that of another one.
+            pattern = graph.node_copy(changed) if changed.target in _SCATTER else changed
+            filled = graph.call_function(_ATEN.full_like.default, (pattern, number))
+        filled.meta["val"] = changed.meta["val"].new_empty(changed.meta["val"].shape)
+        node.target, node.args = _ATEN.copy_.default, (changed, filled)
+
+
 def _broadcast_copies(graph: torch.fx.Graph) -> None:
     """Gives each copied value the shape of what it replaces: torch's translation of ``copy`` does not broadcast."""
     for node in graph.nodes:
@@ -133,8 +152,8 @@ def _keeps_dtype(node: torch.fx.Node) -> bool:
     """Tells whether the out-of-place form returns the type that the in-place form keeps."""
     values = [arg.meta.get("val") for arg in node.all_input_nodes]
     dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
-    indices = {torch.int64} if node.target in (_ATEN.scatter_.value, _ATEN.scatter_.src) else set()
-    masks = {torch.bool} if node.target is _ATEN.masked_fill_.Scalar else set()
+    indices = {torch.int64} if node.target in _INDEXED else set()
+    masks = {torch.bool} if node.target in (_ATEN.masked_fill_.Scalar, _ATEN.index_put_.default) else set()
     return len(dtypes - indices - masks) <= 1
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qeff_framework.artifacts.disk import require_space
+from qeff_framework.artifacts.disk import require_space, told_bytes
 from qeff_framework.contracts import AdapterRoom, ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
 from qeff_framework.errors import CheckpointError, ExportError, QEFFError, UnsupportedModelError
 from qeff_framework.export.adapter_products import add_adapter_room, add_adapters
@@ -149,7 +149,7 @@ def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) ->
         return
     size = sum(tensor.nbytes for tensor in tensors)
     require_space(directory, int(size), "writing the weights of the model")
-    done = reported_parts(f"writing {len(tensors)} weights, {size / 1e9:.1f} GB", len(tensors), announce=progress)
+    done = reported_parts(f"writing {len(tensors)} weights, {told_bytes(size)}", len(tensors), announce=progress)
     count = itertools.count()
     written = onnx_ir.external_data.convert_tensors_to_external(
         tensors, directory, WEIGHTS_FILE, callback=lambda tensor, info: done(next(count))

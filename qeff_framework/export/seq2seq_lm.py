@@ -11,10 +11,11 @@ A backend that can branch need not run the encoder over that one token: all it c
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ from qeff_framework.export.stages import stage
 from qeff_framework.export.trace import finish, probe, trace, translate
 from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.adapt import adapt, bypasses_attention_interface, fall_back_to_eager
-from qeff_framework.seam.arange_positions import PositionalArangeMode, PositionalCountMode
+from qeff_framework.seam.arange_positions import CountWatch, PositionalArangeMode, PositionalCountMode, PositionMode
 from qeff_framework.seam.cache import CrossCache, SeamCache
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder, stamping, without_stamped_weights
 from qeff_framework.seam.mask_plan import MaskPlan
@@ -134,6 +135,8 @@ class _Plan:
     reads_pooled: bool = False
     #: The decoder takes positions, and its model passes none on.
     gives_positions: bool = False
+    #: Those that have something to answer in the probe run.
+    modes: frozenset[PositionMode] = frozenset()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -196,7 +199,7 @@ class _Seq2SeqGraph(torch.nn.Module):
         self,
         model: PreTrainedModel,
         plan: _Plan,
-        position_modes: Sequence[type[PositionalArangeMode | PositionalCountMode]] = (),
+        position_modes: Sequence[Callable[[torch.Tensor], AbstractContextManager[object]]] = (),
         around_layers: Callable[[_Caches], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
@@ -337,7 +340,8 @@ def _probe(
         gives_memory_mask=gives_memory_mask,
         reads_pooled=reads_pooled,
     )
-    graph = _Seq2SeqGraph(weightless, plan)
+    found: set[PositionMode] = set()
+    graph = _Seq2SeqGraph(weightless, plan, [functools.partial(CountWatch, found=found)])
     layers = LayerRecorder()
     try:
         with layers.watching(weightless, graph.caches, graph.caches):
@@ -377,7 +381,7 @@ def _probe(
         return _probe(weightless, adds_encoder_masks=True)
     if logits.dim() != 3 or logits.shape[1] != 1:
         raise UnsupportedModelError(f"its logits have the shape {tuple(logits.shape)}")
-    return replace(plan, states=graph.shapes, kinds=layers.kinds())
+    return replace(plan, states=graph.shapes, kinds=layers.kinds(), modes=frozenset(found))
 
 
 def _own_masks() -> UnsupportedModelError:
@@ -385,7 +389,7 @@ def _own_masks() -> UnsupportedModelError:
 
 
 def _trace(weightless: PreTrainedModel, plan: _Plan) -> torch.export.ExportedProgram:
-    """Traces the step. A decoder that counts or numbers its tokens is traced again with positions instead."""
+    """Traces the step. A decoder that counts or numbers its tokens is given positions instead."""
 
     def stamped(caches: _Caches) -> AbstractContextManager[object]:
         return stamping(weightless, plan.kinds, caches)
@@ -400,14 +404,25 @@ def _trace_layers(
     weightless: PreTrainedModel, plan: _Plan, stamped: Callable[[_Caches], AbstractContextManager[object]]
 ) -> torch.export.ExportedProgram:
     example, axes = _example(plan)
-    program = trace(_Seq2SeqGraph(weightless, plan, (), stamped), example, axes)
-    modes: list[type[PositionalArangeMode | PositionalCountMode]] = []
-    if running_count(program) is not None:
-        modes.append(PositionalCountMode)
-    if token_counting(program) is not None:
-        modes.append(PositionalArangeMode)
+
+    def traced(modes: Collection[PositionMode]) -> torch.export.ExportedProgram:
+        ordered = [mode for mode in (PositionalCountMode, PositionalArangeMode) if mode in modes]
+        return trace(_Seq2SeqGraph(weightless, plan, ordered, stamped), example, axes)
+
+    program, modes = None, plan.modes
     if modes:
-        program = trace(_Seq2SeqGraph(weightless, plan, modes, stamped), example, axes)
+        # What they answer for may have no part in the result, and they may not get along with what is made of it.
+        with suppress(Exception):
+            program = traced(modes)
+    if program is None:
+        program, modes = traced(()), frozenset()
+    missing: set[PositionMode] = set()
+    if running_count(program) is not None:
+        missing.add(PositionalCountMode)
+    if token_counting(program) is not None:
+        missing.add(PositionalArangeMode)
+    if missing - modes:
+        program = traced(modes | missing)
     require_no_running_count(program)
     require_no_text_length(program)
     try:

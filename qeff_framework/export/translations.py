@@ -1,17 +1,19 @@
 """The exporter of torch, without the work that it repeats at every export.
 
 Three things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
-torchlib, and the signature of each is read from its annotations: here it is built once. The table of decompositions asks torch
-for each of its operators how it is decomposed: here once for as many operators as there are. And the pass that makes promotions
-of types explicit runs every node of the program again on fake tensors: here only the nodes whose arguments are promoted.
-Where another version of torch keeps these things elsewhere, `torch.onnx.export` does all of it.
+torchlib, and the signature of each is read from its annotations: here it is built once, of signatures that torchlib has read. The
+table of decompositions asks torch for each of its operators how it is decomposed: here once for as many operators as there are,
+and only where something may be decomposed. And the pass that makes promotions of types explicit runs every node of the program
+again on fake tensors: here only the nodes whose arguments are promoted. Where another version of torch keeps these things
+elsewhere, `torch.onnx.export` does all of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,9 +42,40 @@ def translations(opset: int) -> Any:
         from torch.onnx._internal.exporter import _core
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        return ONNXRegistry.from_torchlib(opset_version=opset) if callable(_core.export) else None
+        with _signatures_read_once():
+            return ONNXRegistry.from_torchlib(opset_version=opset) if callable(_core.export) else None
     except (ImportError, AttributeError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _signatures_read_once() -> Iterator[None]:
+    """Gives the exporter the signatures that torchlib has read of its functions, which it would read twice again.
+
+    Once more from the annotations, and once from the source of each function, of which it takes the name of the domain.
+    """
+    schemas: Any
+    traced: Any
+    try:
+        from onnxscript import values
+        from torch.onnx._internal.exporter import _schemas as schemas
+
+        traced = values.TracedOnnxFunction
+        read, from_source = schemas.op_signature_from_function, traced.function_ir
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def known(function: Any, *args: Any, **kwargs: Any) -> Any:
+        found = getattr(function, "_signature", None) if isinstance(function, traced) else None
+        return read(function, *args, **kwargs) if found is None else found
+
+    schemas.op_signature_from_function = known
+    traced.function_ir = property(lambda function: SimpleNamespace(domain=function.opset.domain))
+    try:
+        yield
+    finally:
+        schemas.op_signature_from_function, traced.function_ir = read, from_source
 
 
 @contextlib.contextmanager
@@ -59,11 +92,7 @@ def _known_decompositions() -> Iterator[None]:
         return
 
     def table(translated: set[Any]) -> Any:
-        key = (operators, frozenset(translated))
-        if key not in _DECOMPOSITIONS:
-            _DECOMPOSITIONS.clear()
-            _DECOMPOSITIONS[key] = original(translated)
-        return dict(_DECOMPOSITIONS[key])
+        return _Decompositions((operators, frozenset(translated)), original)
 
     decompositions.create_onnx_friendly_decomposition_table = table
     try:
@@ -72,8 +101,37 @@ def _known_decompositions() -> Iterator[None]:
         decompositions.create_onnx_friendly_decomposition_table = original
 
 
-#: The last table, by the number of operators of this process and those that have a translation.
-_DECOMPOSITIONS: dict[tuple[int, frozenset[Any]], dict[Any, Any]] = {}
+#: The number of operators of this process, and those that have a translation.
+_Key = tuple[int, frozenset[Any]]
+#: The last table.
+_DECOMPOSITIONS: dict[_Key, dict[Any, Any]] = {}
+
+
+class _Decompositions(Mapping[Any, Any]):
+    """The exporter's table of decompositions, which is made where something is looked up that may be in it."""
+
+    def __init__(self, key: _Key, make: Callable[[set[Any]], dict[Any, Any]]) -> None:
+        self._key, self._make = key, make
+
+    @property
+    def _made(self) -> dict[Any, Any]:
+        if self._key not in _DECOMPOSITIONS:
+            made = self._make(set(self._key[1]))
+            _DECOMPOSITIONS.clear()
+            _DECOMPOSITIONS[self._key] = made
+        return _DECOMPOSITIONS[self._key]
+
+    def __contains__(self, operator: object) -> bool:
+        return operator not in self._key[1] and operator in self._made
+
+    def __getitem__(self, operator: Any) -> Any:
+        return self._made[operator]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 @contextlib.contextmanager

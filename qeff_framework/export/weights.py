@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Most bytes of a weight that exist a second time while it is converted or transposed for writing.
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 
 
 class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
@@ -58,7 +59,7 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
 
     def _chunks(self) -> Iterator[memoryview]:
         if isinstance(self.raw, DeferredTensor):
-            for part in pieces(self.raw, _CHUNK_BYTES):
+            for part in _ahead(pieces(self.raw, _CHUNK_BYTES)):
                 yield from self._chunks_of(part)
         else:
             yield from self._chunks_of(self.raw)
@@ -78,6 +79,15 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
             self._mapped_files.release(source)
         if not tensor.is_contiguous() and tensor.mT.is_contiguous():
             self._mapped_files.release(tensor.mT)
+
+
+def _ahead(parts: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same parts. Each is computed in another thread while the one before is written, which takes as long."""
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = other.submit(next, parts, None)
+            yield part
 
 
 def _read(tensor: torch.Tensor) -> torch.Tensor:

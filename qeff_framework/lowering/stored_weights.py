@@ -405,14 +405,22 @@ class _FormWriter:
 
 def files_of(weight: StoredWeight) -> set[Path]:
     """The files that the numbers of a weight are read from."""
-    found, waiting = set(), [weight.key]
+    return {source.path for source in _beginnings(weight)}
+
+
+def count_parts(weight: StoredWeight) -> int:
+    """Of how many tensors of files it is made."""
+    return sum(1 for _ in _beginnings(weight))
+
+
+def _beginnings(weight: StoredWeight) -> Iterator[_File]:
+    waiting = [weight.key]
     while waiting:
         source = waiting.pop()
         if isinstance(source, _File):
-            found.add(source.path)
+            yield source
         else:
             waiting.extend(source.parts if isinstance(source, _Joined) else [source.source])
-    return found
 
 
 def file_has_hole(path: Path, start: int, stop: int) -> bool:

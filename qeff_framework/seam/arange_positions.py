@@ -32,12 +32,15 @@ class PositionalArangeMode(TorchFunctionMode):
         """Sees every call of the library while the mode is on."""
         del types
         given = dict(kwargs or {})
-        if func is torch.arange and self._counts_tokens(args, given):
+        if self.answers(func, args, given):
             dtype = given.get("dtype")
             return PerRow(self._positions if dtype is None else self._positions.to(dtype))
         return func(*args, **given)
 
-    def _counts_tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def answers(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the call counts the tokens of the step."""
+        if func is not torch.arange:
+            return False
         bounds = [*args, *(kwargs[name] for name in ("start", "end", "step") if name in kwargs)]
         start, end = (0, bounds[0]) if len(bounds) == 1 else (bounds[0], bounds[1])
         counting = len(bounds) < 3 or bounds[2] == 1
@@ -61,17 +64,41 @@ class PositionalCountMode(TorchFunctionMode):
         """Sees every call of the library while the mode is on."""
         del types
         given = dict(kwargs or {})
-        if func in (torch.cumsum, torch.Tensor.cumsum) and self._counts_tokens(args, given):
+        if self.answers(func, args, given):
             return self._counts.to(given.get("dtype") or torch.int64)
         return func(*args, **given)
 
-    def _counts_tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def answers(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the call counts the tokens of the step."""
+        if func not in (torch.cumsum, torch.Tensor.cumsum):
+            return False
         counted = args[0] if args else kwargs["input"]
         axis = args[1] if len(args) > 1 else kwargs["dim"]
         if not isinstance(counted, torch.Tensor) or counted.is_floating_point() or counted.dim() != 2:
             return False
         sizes = zip(counted.shape, self._counts.shape, strict=True)
         return axis in (1, -1) and all(_same_size(size, other) for size, other in sizes)
+
+
+PositionMode = type[PositionalArangeMode] | type[PositionalCountMode]
+
+
+class CountWatch(TorchFunctionMode):
+    """Notes in `found` which of the modes would answer a call, and answers none."""
+
+    def __init__(self, position_ids: torch.Tensor, *, found: set[PositionMode]) -> None:
+        super().__init__()
+        self._modes = (PositionalCountMode(position_ids), PositionalArangeMode(position_ids))
+        self._found = found
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Sees every call of the library while the mode is on."""
+        del types
+        given = dict(kwargs or {})
+        self._found.update(type(mode) for mode in self._modes if mode.answers(func, args, given))
+        return func(*args, **given)
 
 
 class PerRow:

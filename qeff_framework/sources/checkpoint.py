@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.artifacts import cache_key, content_digest, store_root
-from qeff_framework.artifacts.disk import require_space
+from qeff_framework.artifacts.disk import is_disk_full, require_space, told_bytes
 from qeff_framework.artifacts.memory import announce_memory
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
@@ -269,7 +269,7 @@ class CheckpointSource:
         if isinstance(placed, WatchedFiles) and not self._arguments.get(known.KEEP):
             # Before the model is traced, which takes long. What stays packed is known when the graph is there.
             needed = bytes_to_write(module)
-            report(f"the export of {self.name} takes {needed / 1e9:.1f} GB of disk")
+            report(f"the export of {self.name} takes {told_bytes(needed)} of disk")
             require_space(directory, needed, f"writing the weights of {self.name} as numbers")
         self._referring, self._placed = checked_module(module), placed
         return self._referring
@@ -434,6 +434,8 @@ class CheckpointSource:
         try:
             self._tokenizer.save(directory / files.TOKENIZER)
         except Exception as error:
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
             if self._has_tokenizer_files():
                 raise CheckpointError(
                     f"the tokenizer of {self.name} could be loaded before and cannot any more: {first_line(error)}; run again"

@@ -7,6 +7,7 @@ of the vocabulary the bytes of the file without a NumPy array for each word.
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import struct
@@ -78,6 +79,12 @@ class GGUFHeader:
             except (struct.error, IndexError, KeyError) as error:
                 raise ValueError(f"the header of {path} is cut or damaged: {error}") from error
 
+    @classmethod
+    def of(cls, path: Path) -> GGUFHeader:
+        """Without the vocabulary, and read once: an export asks for it again and again. Raises as the class does."""
+        found = path.stat()
+        return _known_header(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
     def _read(self) -> None:
         version, tensor_count, value_count = self._take("IQQ")
         if version & 0xFFFF == 0:
@@ -137,9 +144,14 @@ class GGUFHeader:
         return self._content[self._place - length : self._place]
 
 
+@functools.lru_cache(maxsize=1)
+def _known_header(path: Path, _facts: tuple[int, int, int]) -> GGUFHeader:
+    return GGUFHeader(path)
+
+
 def holds_blocks(path: Path) -> bool:
     """Whether a matrix of the file is stored in blocks. Raises `ValueError` where the header cannot be read."""
-    return any(place.kind not in PLAIN for place in GGUFHeader(path).tensors.values() if len(place.shape) > 1)
+    return any(place.kind not in PLAIN for place in GGUFHeader.of(path).tensors.values() if len(place.shape) > 1)
 
 
 class _QuickReader:
@@ -149,7 +161,7 @@ class _QuickReader:
         import numpy as np
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, ReaderField
 
-        header = GGUFHeader(Path(path), with_vocabulary=with_vocabulary)
+        header = GGUFHeader(Path(path), with_vocabulary=True) if with_vocabulary else GGUFHeader.of(Path(path))
         size = Path(path).stat().st_size
         for place in header.tensors.values():
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(place.kind)]

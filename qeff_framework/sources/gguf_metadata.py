@@ -119,7 +119,7 @@ def complete_config(config: Any, file: Path, *, given: Iterable[str] = ()) -> No
         CheckpointError: the file is a part of a split one or holds no model, or says something that the config cannot carry.
             Names every key.
     """
-    header = GGUFHeader(file)
+    header = GGUFHeader.of(file)
     _refuse_parts(header, file)
     found = _Comparison(config, header, file, frozenset(given))
     try:
@@ -158,7 +158,7 @@ def refuse_unknown_split(file: Path) -> None:
         from transformers.integrations.gguf import gguf_tokenizer_mapping as library
     except ImportError:
         return  # An older release, which has converters of its own.
-    values = GGUFHeader(file).values
+    values = GGUFHeader.of(file).values
     kind, rule = _plain(values.get("tokenizer.ggml.model")), _plain(values.get("tokenizer.ggml.pre")) or "default"
     if kind == "gpt2" and rule not in {*library.GGUF_PRE_TOKENIZER_SPLITS, *_GPT2_SPLITS}:
         raise CheckpointError(

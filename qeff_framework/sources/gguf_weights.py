@@ -173,7 +173,7 @@ def unread_tensors(path: Path, model: Any) -> list[str]:
 
     Those of an architecture that Transformers reads in its newer way are told by its loader.
     """
-    header = GGUFHeader(path)
+    header = GGUFHeader.of(path)
     architecture = header.values["general.architecture"].items[0].decode()
     if _has_newer_loader(architecture):
         return []
@@ -195,7 +195,7 @@ def _blank(place: GGUFTensorPlace) -> Array:
 
 
 def _weights(path: Path, config: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
-    header = GGUFHeader(path)
+    header = GGUFHeader.of(path)
     architecture = header.values["general.architecture"].items[0].decode()
     processor = _Processor(config, architecture, model)
     found: dict[str, DeferredTensor] = {}

@@ -187,7 +187,7 @@ def loading_memory(paths: Iterable[Path], *, itemsize: int) -> int:
         if path.suffix == ".safetensors":
             total += sum(4 * math.prod(entry["shape"]) for entry in safetensors_header(path).values())
         elif path.suffix == ".gguf":
-            total += sum(4 * math.prod(place.shape) for place in GGUFHeader(path).tensors.values())
+            total += sum(4 * math.prod(place.shape) for place in GGUFHeader.of(path).tensors.values())
         elif path.suffix != ".json":
             total += path.stat().st_size * 4 // itemsize
     return _EXPORT_BYTES + total

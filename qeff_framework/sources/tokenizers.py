@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,15 @@ class CheckpointTokenizer:
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """Writes a Transformers tokenizer so that an artifact can be read with it."""
+    """Writes a Transformers tokenizer so that an artifact can be read with it. Raises `OSError` where it cannot be written."""
     # Some classes alone know which inputs their model reads; the artifact is read without them.
     tokenizer.init_kwargs["model_input_names"] = list(tokenizer.model_input_names)
-    with quiet_transformers():
-        tokenizer.save_pretrained(directory)
+    try:
+        with quiet_transformers():
+            tokenizer.save_pretrained(directory)
+    except Exception as error:
+        # The library in Rust has one type for all errors.
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(directory)) from error

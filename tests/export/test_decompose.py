@@ -66,6 +66,20 @@ def _products(x: torch.Tensor) -> torch.Tensor:
     return torch.outer(x[0], x[1]) + torch.outer(x[2], torch.arange(3)) + convolved.sum()
 
 
+def _write_by_index(x: torch.Tensor) -> torch.Tensor:
+    """As JetMoE adds what its experts make of tokens, and Longformer and BigBird lay out their masks."""
+    result = torch.zeros_like(x).index_add(1, torch.tensor([2, 0, 0]), x)
+    result[:, :1].fill_(0.5)
+    result[torch.tensor([1]), torch.tensor([2])] = x[0, :1]
+    result.index_add_(0, torch.tensor([1]), x[:1])
+    return result * x.sin().fill_(2.0)
+
+
+def _norm_with_statistics(x: torch.Tensor) -> torch.Tensor:
+    mean, variance = torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 2.0, 0.5])
+    return torch.nn.functional.batch_norm(x, mean, variance, bias=mean, eps=0.1) * 2.0
+
+
 def _fill_slices_of_a_row(x: torch.Tensor) -> torch.Tensor:
     """As Qwen3-VL lays the frequencies of three axes into the row of the first; the rows and their parts are read before and after."""
     rows = x.sin().transpose(0, 1)
@@ -95,6 +109,13 @@ def _change_seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
     view = base.reshape(-1)
     base += 1.0
     return view * 2.0
+
+
+def _fill_of_a_part_that_is_seen(x: torch.Tensor) -> torch.Tensor:
+    base = x.sin()
+    same = base[:1]
+    base[:1].fill_(3.0)
+    return same * base
 
 
 def _change_of_a_view(x: torch.Tensor) -> torch.Tensor:
@@ -146,6 +167,8 @@ _TRANSLATED = (
     _fill_slices_of_a_row,
     _change_of_what_was_read_through_a_view,
     _products,
+    _write_by_index,
+    _norm_with_statistics,
     _a_number_that_nobody_reads,
 )
 _ALIASED = (
@@ -153,6 +176,7 @@ _ALIASED = (
     _a_row_that_is_seen_after_its_change,
     _change_seen_through_a_view,
     _change_of_a_view,
+    _fill_of_a_part_that_is_seen,
     _change_through_an_equal_dtype,
     _change_through_a_dropout,
     _copy_that_broadcasts,

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from qeff_framework.contracts import TensorSpec
 from qeff_framework.coverage.tiny import tiny_model
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.export import seq2seq_lm
 from qeff_framework.export.portable import export_portable
 from qeff_framework.seam import mask_plan
 from qeff_framework.seam.arange_positions import PositionalArangeMode
@@ -28,8 +29,17 @@ def t5():
 
 
 @pytest.fixture(scope="module")
-def export(t5, tmp_path_factory):
-    return export_portable(t5, task="seq2seq-lm", output_dir=tmp_path_factory.mktemp("t5"))
+def traces():
+    """An entry for each trace of `export`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def export(t5, traces, tmp_path_factory):
+    trace = seq2seq_lm.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seq2seq_lm, "trace", lambda *args: traces.append(args) or trace(*args))
+        return export_portable(t5, task="seq2seq-lm", output_dir=tmp_path_factory.mktemp("t5"))
 
 
 @pytest.fixture
@@ -90,6 +100,11 @@ def test_interface(export):
     # The first layer of a stack makes the bias on positions; of the others one was traced.
     names = {str(node.name).partition("/")[0] for node in onnx_ir.load(export.model_path).graph}
     assert {name for name in names if "block" in name} == {"decoder.block.1", "decoder.block.2"}
+
+
+def test_a_decoder_that_numbers_its_tokens_is_traced_once(export, traces):
+    assert export.states
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize("source_length", [5, 7])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.onnx._internal.exporter import _core, _fx_passes
+from onnxscript.values import TracedOnnxFunction
+from torch.onnx._internal.exporter import _core, _fx_passes, _schemas
 from torch.onnx._internal.fx.passes import type_promotion
 
 from qeff_framework.dialect.names import ONNX_OPSET
@@ -48,6 +49,22 @@ def test_the_graph_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = text(traced())
     assert "Cast" in theirs
     assert ours == theirs
+
+
+def test_signatures_are_those_that_the_exporter_reads() -> None:
+    """A release of onnxscript may read them in another way than torch does."""
+    table = translations.translations(ONNX_OPSET).functions
+    entries = [
+        entry for entries in table.values() for entry in entries if isinstance(entry.onnx_function, TracedOnnxFunction)
+    ]
+    read = [_schemas.op_signature_from_function(entry.onnx_function, "", "") for entry in entries]
+    assert len(read) > 400
+    differing = [
+        entry.signature.name
+        for entry, expected in zip(entries, read, strict=True)
+        if (entry.signature.params, entry.signature.outputs) != (expected.params, expected.outputs)
+    ]
+    assert differing == []
 
 
 def test_a_version_of_torch_without_these_parts_exports_through_its_public_function(

@@ -36,7 +36,7 @@ _KINDS = {2: _Kind(4, 8, 18), 6: _Kind(5, 16, 22), 8: _Kind(8, 128, 34)}
 def weights(path: Path) -> Iterator[StoredWeight]:
     """The matrices in such blocks, by their names in the file."""
     content: NDArray[np.uint8] = np.memmap(path, mode="r", dtype=np.uint8)
-    for name, place in GGUFHeader(path).tensors.items():
+    for name, place in GGUFHeader.of(path).tensors.items():
         kind = _KINDS.get(place.kind)
         if kind is None or len(place.shape) not in (2, 3):
             continue
