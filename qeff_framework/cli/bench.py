@@ -151,7 +151,8 @@ def _cases(args: argparse.Namespace, shape: Any, rows: int) -> list[Case]:
 
     most = shape.batch_size
     if not 1 <= rows <= most and shape.slots is None:
-        raise InputError(f"--batch-size {rows}: the program runs 1 to {most} rows together")
+        held = "one row" if most == 1 else f"1 to {most} rows together"
+        raise InputError(f"--batch-size {rows}: the program runs {held}")
     limit = max(shape.prefill.sources) if shape.has_encoder else shape.longest_prompt
     for length in args.prompt_len:
         if length > limit:
@@ -299,7 +300,10 @@ def _digits(number: float) -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return number

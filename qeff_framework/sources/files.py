@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qeff_framework.contracts import CompiledModel, ExportedModel
 from qeff_framework.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -178,7 +179,10 @@ def _with_shards(root: Path, file: Path) -> tuple[Path, ...]:
 
 
 def _other_weights(root: Path, names: list[str]) -> str:
-    """What to do instead, where the folder holds weights under other names."""
+    """What to do instead, where the folder holds weights under other names, or what was made of a model."""
+    for made, kind in ((CompiledModel, "a compiled program"), (ExportedModel, "an exported model")):
+        if (root / made.FILE).is_file():
+            return f"; it is {kind}: give the model that it was made of"
     found = sorted(
         path.name for path in root.iterdir() if path.suffix in _WEIGHT_SUFFIXES or _is_index(path) if path.is_file()
     )

@@ -82,6 +82,7 @@ def test_a_model_is_compiled_for_what_is_measured_and_ratios_are_told(model_qeff
     [
         (["--prompt-len", "40"], "--prompt-len 40: the program reads prompts of up to 32 tokens"),
         (["--prompt-len", "30", "--new-tokens", "3"], "do not fit into ctx_len=32"),
+        (["--prompt-len", "8,x"], "argument --prompt-len: 'x' is no whole number"),
         (["--batch-size", "3"], "--batch-size 3: the program runs 1 to 2 rows together"),
         (["--ctx-len", "64"], "it is compiled already"),
         (["--against", "transformers"], "needs the model's weights; give the model instead of an artifact"),

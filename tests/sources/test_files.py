@@ -154,6 +154,10 @@ def test_weights_under_another_name_are_told(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no weights.*it holds model\.fp16\.safetensors"):
         CheckpointSource(checkpoint, {}).identity()
     assert "model.fp16.safetensors" in CheckpointSource(checkpoint, {"variant": "fp16"}).identity()["files"]
+    # An artifact has a config beside its program, so it looks like a checkpoint.
+    (checkpoint / "compiled.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"it is a compiled program: give the model that it was made of"):
+        CheckpointSource(checkpoint, {}).identity()
 
 
 def test_a_file_in_place_of_its_folder(saved: Path) -> None:

@@ -53,7 +53,7 @@ def test_greedy_tokens_equal_the_portable_graph(model_type, tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "ops"),
-    [("llama", {"MatMulNBits": 15}), ("mixtral", {"MatMulNBits": 9, "QMoE": 2}), ("mamba", {"MatMulNBits": 7})],
+    [("llama", {"product": 15}), ("mixtral", {"product": 9, "QMoE": 2}), ("mamba", {"product": 7})],
 )
 def test_compressed_weights_give_nearly_the_same_logits(model_type, ops, tmp_path):
     # Weights as small as those of trained models: with wide ones a rounding error grows from layer to layer.
@@ -70,7 +70,9 @@ def test_compressed_weights_give_nearly_the_same_logits(model_type, ops, tmp_pat
         logits[precision] = execute(compiled).run(feeds)["logits"][0, 0]
 
     graph = onnx.load(tmp_path / "w8" / "model.onnx", load_external_data=False).graph
-    assert Counter(op for op in _op_types(graph) if op in ("MatMulNBits", "QMoE")) == ops
+    # Which kernel a product gets is for the CPU to say.
+    kinds = {"MatMulNBits": "product", "MatMulIntegerToFloat": "product", "QMoE": "QMoE"}
+    assert Counter(kinds[op] for op in _op_types(graph) if op in kinds) == ops
     with pytest.raises(OptionError, match="pack_weights=False does not go with a program of precision 'w4'"):
         OrtSimBackend().check_runtime(OrtSimBackend.runtime_options(pack_weights=False), compiled.options)
     similar = {name: float(np.corrcoef(each, logits["fp32"])[0, 1]) for name, each in logits.items()}

@@ -1,4 +1,4 @@
-"""What the products of a model read: the mean products of their inputs over calibration tokens.
+"""What the products of a model read: the mean products of their inputs over calibration tokens, and the largest inputs.
 
 The lowered model is run with the inputs of its products as further outputs, row by row, each from an empty cache.
 """
@@ -6,7 +6,7 @@ The lowered model is run with the inputs of its products as further outputs, row
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,31 @@ class Calibration:
         for path in (self._file, self._file.with_name(f"{self._file.name}.data")):
             path.unlink(missing_ok=True)
 
-    def covariances(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Each value's name with the mean products ``[K, K]`` over all tokens."""
-        for names in self._groups():
+    def covariances(self, wanted: Collection[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The name of each of the `wanted` values with the mean products ``[K, K]`` over all tokens."""
+        for names in self._groups(wanted, lambda length: 4 * length**2):
             sums = {name: np.zeros((self._values[name],) * 2, np.float32) for name in names}
             counts = dict.fromkeys(names, 0)
-            for row in self._rows:
-                feeds = _feeds(self._request, row)
-                for name, found in zip(names, self._run(names, feeds), strict=True):
-                    tokens = _of_one_size(found.reshape(-1, self._values[name]))
-                    sums[name] += tokens.T @ tokens
-                    counts[name] += len(tokens)
+            for name, tokens in self._tokens(names):
+                sums[name] += tokens.T @ tokens
+                counts[name] += len(tokens)
             for name in names:
                 yield name, sums.pop(name) / np.float32(counts[name])
+
+    def peaks(self, wanted: Collection[str]) -> dict[str, NDArray[np.float32]]:
+        """By name of the `wanted` values, the largest absolute number ``[K]`` of each of the K over all tokens."""
+        found = {name: np.zeros(self._values[name], np.float32) for name in wanted}
+        for names in self._groups(wanted, lambda length: 4 * length * _ROW_TOKENS):
+            for name, tokens in self._tokens(names):
+                np.maximum(found[name], np.abs(tokens).max(axis=0), out=found[name])
+        return found
+
+    def _tokens(self, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Row by row, what the values have: ``[tokens, K]``."""
+        for row in self._rows:
+            feeds = _feeds(self._request, row)
+            for name, found in zip(names, self._run(names, feeds), strict=True):
+                yield name, _of_one_size(found.reshape(-1, self._values[name]))
 
     def _run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         try:
@@ -125,15 +137,16 @@ class Calibration:
             raise CompileError(f"ONNX Runtime failed in a calibration step: {reason(error)}") from error
         return found
 
-    def _groups(self) -> Iterator[list[str]]:
+    def _groups(self, wanted: Collection[str], size_of: Callable[[int], int]) -> Iterator[list[str]]:
         group: list[str] = []
         size = 0
-        for name, length in self._values.items():
-            if group and size + 4 * length**2 > SUMS_BYTES:
+        for name in wanted:
+            more = size_of(self._values[name])
+            if group and size + more > SUMS_BYTES:
                 yield group
                 group, size = [], 0
             group.append(name)
-            size += 4 * length**2
+            size += more
         if group:
             yield group
 

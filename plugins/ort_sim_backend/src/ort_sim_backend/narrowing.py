@@ -7,7 +7,7 @@ For `w4`, those products of layers where 4 bits change the results most, relativ
 option `eight_bit_share` says.
 
 The product that gives the logits of a large vocabulary becomes a ranked one, for `w8` as well: a product with 4 bits tells the
-best `BEST` tokens of a row, and the logits of these are computed anew from their rows with 8 bits. A step reads half of what is
+`BEST` best tokens of a row, and the logits of these are computed anew from their rows with 8 bits. A step reads half of what is
 often the largest weight of a small model. The best token is the one that 8 bits give unless 4 bits rank it behind so many others;
 the other logits keep the error of 4 bits. Without a calibration that error is three times as large (KL divergence, Gemma 3 270M),
 and the product keeps 8 bits.
@@ -16,8 +16,8 @@ and the product keeps 8 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +28,16 @@ from ort_sim_backend.calibration import SUMS_BYTES, Calibration, calibration_row
 from ort_sim_backend.compensation import Compensated, compensated
 from ort_sim_backend.lowering.block_tables import rows_of_table
 from ort_sim_backend.lowering.compressed_products import LAST_PRODUCT, PRODUCT, tokens_of
-from ort_sim_backend.options import BLOCK_SIZE, CALIBRATED_WEIGHTS, RANKING_BLOCK_SIZE
+from ort_sim_backend.options import (
+    BLOCK_SIZE,
+    CALIBRATED_WEIGHTS,
+    COMPRESSED_BITS,
+    RANKING_BLOCK_SIZE,
+    SMOOTHED_BLOCK_SIZE,
+)
+from ort_sim_backend.runtime import is_exact
+from ort_sim_backend.smoothing import smooth, sources
+from ort_sim_backend.token_scales import scale_by_token, write_probe
 from qeff_framework.lowering import (
     CompressedProducts,
     ConstantProduct,
@@ -40,13 +49,18 @@ from qeff_framework.lowering import (
 )
 from qeff_framework.plugin_api import CompileError, CompileRequest
 
-#: Logits of a row that a ranked product computes with 8 bits.
-BEST: Final = 128
+#: Logits of a row that a ranked product computes with 8 bits, by `precision`. With the 256 best, KL divergence from float32 that
+#: the ranking adds is 0.0032 instead of 0.0049 (Gemma 3 270M); with `w4` the layers add more than that.
+BEST: Final = {"w8": 256, "w4": 128}
+#: What `runtime.is_exact` runs.
+PROBE_FILE: Final = "probe.onnx"
+#: Bits that all products come with.
+_EIGHT: Final = 8
 #: Numbers in a group of logits, the one that takes the least time first.
 _GROUPS: Final = (128, 256, 64, 512, 32)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Weight:
     """A weight and the products that have it."""
 
@@ -58,11 +72,8 @@ class _Weight:
     @property
     def blocks(self) -> WeightBlocks:
         """How 4 bits cut it."""
-        length = self.product.sizes[0]
         size = RANKING_BLOCK_SIZE if self.is_last else BLOCK_SIZE
-        while length % size and size > BLOCK_SIZE:
-            size //= 2
-        return WeightBlocks(bits=4, size=size, fitted=True)
+        return WeightBlocks(bits=4, size=_filled(size, self.product.sizes[0]), fitted=True)
 
     @property
     def size(self) -> int:
@@ -85,37 +96,39 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
     Raises:
         CompileError: the calibration prompts cannot be used, or ONNX Runtime refuses the model.
     """
+    narrowed_bits = COMPRESSED_BITS[request.options.precision]
     layers, last = _weights(request.model, PRODUCT), _weights(request.model, LAST_PRODUCT)
-    inside, obstacle = set(request.model.graph), _obstacle(request, [*layers.values(), *last.values()])
+    narrowable = layers if narrowed_bits < _EIGHT else {}
+    obstacle = _obstacle(request, [*(narrowable or ({} if last else layers)).values(), *last.values()])
+    inside = set(request.model.graph)
     seen = {} if obstacle else {key: weight for key, weight in layers.items() if inside.issuperset(weight.nodes)}
     ranked = {} if obstacle else last
-    measured_weights = [*seen.values(), *ranked.values()]
-    announce(_held_bytes(request.model, measured_weights) if measured_weights else 0)
-    if obstacle and layers:
+    rounded_weights = [*(weight for key, weight in seen.items() if key in narrowable), *ranked.values()]
+    announce(_held_bytes(request.model, rounded_weights) if seen or ranked else 0)
+    if obstacle and narrowable:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
-    measured = [
-        (weight, compensated(weight.rows, covariance, weight.blocks))
-        for weight, covariance in _measured(request, measured_weights)
-    ]
-    left = request.options.eight_bit_share * sum(weight.size for weight in seen.values())
+    measured, smoothed = _measured(request, list(seen.values()), rounded_weights)
+    most = BEST[request.options.precision]
+    left = request.options.eight_bit_share * sum(weight.size for key, weight in seen.items() if key in narrowable)
     kept = 0
     for weight, rounded in sorted(measured, key=lambda each: each[1].error, reverse=True):
         if weight.is_last:
-            _rank(request.model, weight, rounded)
+            _rank(request.model, weight, rounded, most)
         elif weight.size <= left:
             left -= weight.size
             kept += len(weight.nodes)
         else:
-            _give(weight, _initializers(request.model, weight, rounded))
+            _give_blocks(weight.nodes, _initializers(request.model, weight, rounded), weight.blocks)
     nearest = CompressedProducts(lambda length: None)  # the blocks come with each weight
-    for key, weight in layers.items():
+    for key, weight in narrowable.items():
         if key not in seen:
             _narrow_to_nearest(request.model, weight, nearest)
+    by_token = _scale_by_token(request, smoothed)
     _drop_unread(request.model)
-    count = sum(len(weight.nodes) for weight in layers.values())
-    counts = {"products_4_bits": count - kept, "products_8_bits": kept} if layers else {}
-    best = {"ranked_tokens": BEST} if ranked else {}
-    return {**counts, **best, "products_ranked": len(ranked), "calibrated": bool(seen or ranked)}
+    count = sum(len(weight.nodes) for weight in narrowable.values())
+    counts = {"products_4_bits": count - kept, "products_8_bits": kept} if narrowable else {}
+    best = {"ranked_tokens": most} if ranked else {}
+    return {**counts, **best, "products_ranked": len(ranked), "calibrated": bool(seen or ranked), **by_token}
 
 
 def _held_bytes(model: ir.Model, weights: Sequence[_Weight]) -> int:
@@ -160,30 +173,97 @@ def _weights(model: ir.Model, kind: str) -> dict[Hashable, _Weight]:
     }
 
 
-def _measured(request: CompileRequest, weights: Sequence[_Weight]) -> Iterator[tuple[_Weight, NDArray[np.float32]]]:
-    """Each weight with the mean products of what its products read."""
-    if not weights:
-        return
-    rows = calibration_rows(request.exported, request.options.calibration_prompts)
+def _measured(
+    request: CompileRequest, layers: Sequence[_Weight], rounded: Sequence[_Weight]
+) -> tuple[list[tuple[_Weight, Compensated]], dict[ir.Value, dict[ir.Node, ConstantProduct]]]:
+    """Runs the calibration: inputs of `layers` get other units.
+
+    Returns what becomes of the `rounded` weights, and by input that a norm makes the products that read it, as they are now.
+    """
+    products = {
+        weight.nodes[0]: weight.product
+        for weight in layers
+        if len(weight.nodes) == 1  # another use has other inputs
+    }
+    smoothed = sources(products)
     readers: dict[str, list[_Weight]] = {}
-    for weight in weights:
+    for weight in rounded:
         for node in weight.nodes:
             readers.setdefault(_input_name(node, weight), []).append(weight)
     lengths = {name: found[0].product.sizes[0] for name, found in readers.items()}
-    request.progress(f"rounding weights to 4 bits, calibrated on {sum(map(len, rows))} tokens")
+    lengths |= {str(each.value.name): products[each.readers[0]].sizes[0] for each in smoothed}
+    if not lengths:
+        return [], {}
+    rows = calibration_rows(request.exported, request.options.calibration_prompts)
+    request.progress(f"fitting weights to what they are multiplied with, on {sum(map(len, rows))} tokens")
     calibration = Calibration(request, rows, lengths)
-    #: Of weights that several products have: the sum so far, and how many are still to come.
-    shared: dict[int, tuple[NDArray[np.float32], int]] = {}
     try:
-        for name, covariance in calibration.covariances():
+        peaks = calibration.peaks([str(each.value.name) for each in smoothed])
+        divisors, changed = smooth(request.model, smoothed, products, peaks)
+        _give_larger_blocks(request.model, changed)
+        by_node = {node: weight for weight in rounded for node in weight.nodes}
+        renewed = {
+            by_node[node]: replace(by_node[node], product=product)
+            for node, product in changed.items()
+            if node in by_node
+        }
+        #: Of weights that several products have: the sum so far, and how many are still to come.
+        shared: dict[int, tuple[NDArray[np.float32], int]] = {}
+        results = []
+        for name, covariance in calibration.covariances(readers):
+            divisor = divisors.get(name, np.ones(len(covariance), np.float32))
             for weight in readers[name]:
                 total, left = shared.pop(id(weight), (np.zeros_like(covariance), len(weight.nodes)))
+                total = total + covariance / np.outer(divisor, divisor)
                 if left > 1:
-                    shared[id(weight)] = (total + covariance, left - 1)
+                    shared[id(weight)] = (total, left - 1)
                 else:
-                    yield weight, (total + covariance) / np.float32(len(weight.nodes))
+                    found = renewed.get(weight, weight)
+                    mean = total / np.float32(len(found.nodes))
+                    results.append((found, compensated(found.rows, mean, found.blocks)))
+        of_norms = {
+            each.value: {node: changed[node] for node in each.readers}
+            for each in smoothed
+            if each.maker not in products
+        }
+        return results, of_norms
     finally:
         calibration.close()
+
+
+def _scale_by_token(
+    request: CompileRequest, smoothed: Mapping[ir.Value, Mapping[ir.Node, ConstantProduct]]
+) -> dict[str, Any]:
+    """Products that have kept 8 bits and read what a norm has made get a scale for each token, where the CPU bears that."""
+    left = {
+        value: {node: product for node, product in found.items() if node.attributes.get_int("bits", 0) == _EIGHT}
+        for value, found in smoothed.items()
+    }
+    probe = request.output_dir / PROBE_FILE
+    if any(left.values()):
+        write_probe(probe)
+        if is_exact(probe):
+            for value, found in left.items():
+                scale_by_token(request.model, value, found)
+            return {"probe": PROBE_FILE}
+        probe.unlink()
+    return {}
+
+
+def _give_larger_blocks(model: ir.Model, products: Mapping[ir.Node, ConstantProduct]) -> None:
+    """Cuts 8-bit weights whose inputs are of like size into the blocks that the kernel is fast with."""
+    larger = CompressedProducts(lambda length: None)  # the blocks come with each weight
+    for node, product in products.items():
+        blocks = WeightBlocks(bits=_EIGHT, size=_filled(SMOOTHED_BLOCK_SIZE, product.sizes[0]))
+        values = larger.compressed(model, product.weight, blocks, transposed=product.transposed)
+        _give_blocks([node], values, blocks)
+
+
+def _filled(size: int, length: int) -> int:
+    """The largest size of blocks, at most `size`, that rows of this length fill; `BLOCK_SIZE` if none does."""
+    while length % size and size > BLOCK_SIZE:
+        size //= 2
+    return size
 
 
 def _input_name(node: ir.Node, weight: _Weight) -> str:
@@ -196,7 +276,7 @@ def _input_name(node: ir.Node, weight: _Weight) -> str:
     return value.name
 
 
-def _rank(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
+def _rank(model: ir.Model, weight: _Weight, rounded: Compensated, most: int) -> None:
     """Makes the products of a weight with 8 bits ranked ones."""
     blocks = _initializers(model, weight, rounded)
     for node in weight.nodes:
@@ -208,30 +288,30 @@ def _rank(model: ir.Model, weight: _Weight, rounded: Compensated) -> None:
         attributes |= {"bits": weight.blocks.bits, "block_size": weight.blocks.size}
         coarse = edit.op(node.op_type, hidden, *blocks, domain=node.domain, **attributes)
         coarse.type, coarse.shape = node.outputs[0].type, node.outputs[0].shape
-        best = _best_of(edit, coarse, weight.product.sizes[1])
+        best = _best_of(edit, coarse, weight.product.sizes[1], most)
         rows = rows_of_table(edit, levels, scales, best, bits=8, length=weight.product.sizes[0])
         axis = edit.int64s(-1)
         exact = edit.op("Squeeze", edit.op("MatMul", rows, edit.op("Unsqueeze", hidden, axis)), axis)
         edit.replace(node, edit.op("ScatterElements", coarse, best, exact, axis=-1))
 
 
-def _best_of(edit: GraphEditor, coarse: ir.Value, count: int) -> ir.Value:
-    """Places of the `BEST` largest of each row ``[B, N, count]``.
+def _best_of(edit: GraphEditor, coarse: ir.Value, count: int, most: int) -> ir.Value:
+    """Places of the `most` largest of each row ``[B, N, count]``.
 
     They are in the groups that have the largest maxima. ``TopK`` of 262,144 numbers takes 190 microseconds, and the maxima 20.
     """
-    size = next((each for each in _GROUPS if count % each == 0 and count // each >= BEST), None)
-    most = edit.int64s(BEST)
+    size = next((each for each in _GROUPS if count % each == 0 and count // each >= most), None)
+    wanted = edit.int64s(most)
     if size is None:
-        return edit.ops("TopK", (coarse, most), 2, axis=-1, sorted=0)[1]
+        return edit.ops("TopK", (coarse, wanted), 2, axis=-1, sorted=0)[1]
     grouped = edit.op("Reshape", coarse, edit.int64s(0, 0, -1, size))
     maxima = edit.op("ReduceMax", grouped, edit.int64s(-1), keepdims=0)
-    _, groups = edit.ops("TopK", (maxima, most), 2, axis=-1, sorted=0)
+    _, groups = edit.ops("TopK", (maxima, wanted), 2, axis=-1, sorted=0)
     first = edit.op("Unsqueeze", edit.op("Mul", groups, edit.int64(size)), edit.int64s(-1))
     places = edit.op(
         "Reshape", edit.op("Add", first, edit.array(np.arange(size, dtype=np.int64))), edit.int64s(0, 0, -1)
     )
-    _, among = edit.ops("TopK", (edit.op("GatherElements", coarse, places, axis=-1), most), 2, axis=-1, sorted=0)
+    _, among = edit.ops("TopK", (edit.op("GatherElements", coarse, places, axis=-1), wanted), 2, axis=-1, sorted=0)
     return edit.op("GatherElements", places, among, axis=-1)
 
 
@@ -247,16 +327,18 @@ def _initializers(model: ir.Model, weight: _Weight, rounded: Compensated) -> lis
 def _narrow_to_nearest(model: ir.Model, weight: _Weight, nearest: CompressedProducts) -> None:
     """Each number becomes the level next to it, when the weight is written."""
     product = weight.product
-    _give(weight, nearest.compressed(model, product.weight, weight.blocks, transposed=product.transposed))
+    values = nearest.compressed(model, product.weight, weight.blocks, transposed=product.transposed)
+    _give_blocks(weight.nodes, values, weight.blocks)
 
 
-def _give(weight: _Weight, blocks: Sequence[ir.Value]) -> None:
-    """Gives levels, scales and zeros of 4 bits to the products of a weight."""
-    for node in weight.nodes:
-        node.resize_inputs(max(4, len(node.inputs)))
-        for index, value in enumerate(blocks, start=1):
+def _give_blocks(nodes: Sequence[ir.Node], values: Sequence[ir.Value], blocks: WeightBlocks) -> None:
+    """Gives levels, scales and, where the blocks have them, zeros to products."""
+    for node in nodes:
+        node.resize_inputs(max(1 + len(values), len(node.inputs)))
+        for index, value in enumerate(values, start=1):
             node.replace_input_with(index, value)
-        node.attributes["bits"] = ir.AttrInt64("bits", weight.blocks.bits)
+        for name, number in (("bits", blocks.bits), ("block_size", blocks.size)):
+            node.attributes[name] = ir.AttrInt64(name, number)
 
 
 def _drop_unread(model: ir.Model) -> None:

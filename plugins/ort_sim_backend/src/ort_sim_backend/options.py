@@ -17,6 +17,9 @@ BLOCK_SIZE: Final = 32
 #: of what its 4-bit levels take in blocks of 32. Layers in larger blocks lose accuracy, as their inputs are cut in the same way:
 #: with 8 bits in blocks of 64 Gemma 3 270M has 1.018 times the perplexity of float32 instead of 1.002.
 RANKING_BLOCK_SIZE: Final = 128
+#: The same for a product of 8 bits whose inputs are of like size, see `smoothing`: 1.3 times as fast as blocks of 32 for many
+#: rows (AVX-512), and fewer bytes.
+SMOOTHED_BLOCK_SIZE: Final = 128
 #: Weights of the products of a model that is calibrated unless told otherwise. Time and memory grow faster than the model: more
 #: than seven minutes for a Llama of 1.1 billion on two cores, and hours for one of 8 billion.
 CALIBRATED_WEIGHTS: Final = 5 * 10**8
@@ -49,13 +52,13 @@ class OrtSimOptions(MicroscalingOptions, AttentionOptions, LayerWindowOptions):
     )
     calibrate: bool | None = option(
         None,
-        "with precision=w8 or w4: round weights to 4 bits for the inputs that they have on texts, for which the model is run "
-        "some times; without it w4 rounds to the nearest level, and the output layer keeps 8 bits; by default models are "
-        f"calibrated whose products have at most {CALIBRATED_WEIGHTS:,} weights",
+        "with precision=w8 or w4: fit weights to the inputs that they have on texts, for which the model is run some times; "
+        "without it w4 rounds to the nearest level, w8 has slower products, and the output layer keeps 8 bits; by default models "
+        f"are calibrated in which at most {CALIBRATED_WEIGHTS:,} weights are rounded to 4 bits",
     )
     calibration_prompts: Path | None = option(
         None,
-        "with precision=w8 or w4: text file with one prompt a line, what the rounding to 4 bits is measured on; own data is best",
+        "with precision=w8 or w4: text file with one prompt a line, what weights are calibrated on; own data is best",
     )
     eight_bit_share: float = option(
         0.8,

@@ -21,16 +21,21 @@ from qeff_framework.lowering import write_weights
 #: Smaller ones stay with the other weights.
 _SMALLEST_BYTES = 1 << 12
 #: Inputs of the ops that take blocks: levels, scales and zeros.
-_INPUTS = {"MatMulNBits": range(1, 4), "QMoE": range(2, 16), "Gather": range(1)}
+_INPUTS = {
+    "MatMulNBits": range(1, 4),
+    "MatMulIntegerToFloat": range(1, 2),
+    "QMoE": range(2, 16),
+    "Gather": range(1),
+}
 
 
 def packed_weights(model: ir.Model) -> list[ir.Value]:
-    """The initializers of the main graph that hold levels, scales or zeros of blocks, and are read as such alone."""
+    """The initializers of the main graph that hold levels, or scales or zeros of blocks, and are read as such alone."""
     found = []
     for value in model.graph.initializers.values():
         uses = list(value.uses())
         is_read_as_blocks = uses and all(index in _INPUTS.get(node.op_type, ()) for node, index in uses)
-        is_packed = value.dtype == ir.DataType.UINT8 or any(
+        is_packed = value.dtype in (ir.DataType.UINT8, ir.DataType.INT8) or any(
             node.op_type == "MatMulNBits" or LOOKUP in node.meta for node, _ in uses
         )
         tensor = value.const_value

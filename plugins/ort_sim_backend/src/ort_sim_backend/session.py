@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from ort_sim_backend.mapped_tables import MappedTables, RowReader
 from ort_sim_backend.options import OrtSimRuntimeOptions
-from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from ort_sim_backend.runtime import available_cpus, is_exact, open_session, reason, session_options
 from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization, TensorSpec
 from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs, resolve_shape
 
@@ -74,6 +74,7 @@ class OrtSession(BaseSession):
 
     def __init__(self, compiled: CompiledModel, options: OrtSimRuntimeOptions) -> None:
         super().__init__(compiled)
+        _check_exactness(compiled)
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
         self._session: Any = _load(compiled, threads, compiled.program["model"], pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
@@ -223,6 +224,17 @@ def _load(compiled: CompiledModel, threads: int, name: str, *, pack_weights: boo
         return open_session(model, options)
     except Exception as error:
         raise ExecutionError(f"ONNX Runtime cannot load {model}: {reason(error)}") from error
+
+
+def _check_exactness(compiled: CompiledModel) -> None:
+    """Refuses a program whose products this CPU would compute wrongly, without a word."""
+    # Programs without such products have no probe.
+    probe = compiled.program.get("probe")
+    if probe and not is_exact(compiled.path(probe)):
+        raise ExecutionError(
+            "this CPU's products of 8-bit numbers do not hold the sums of this program, which was compiled on another CPU: "
+            "compile the model again on this machine, with rebuild=True where the store is shared"
+        )
 
 
 def _tables(compiled: CompiledModel) -> MappedTables | None:

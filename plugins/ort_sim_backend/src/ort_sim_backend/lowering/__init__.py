@@ -45,7 +45,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
     experts = None if bits is None else WeightBlocks(bits=bits, size=BLOCK_SIZE)
     compressed: tuple[Transform, ...] = ()
     if bits is not None:
-        products = compressed_products(_EIGHT_BITS, narrowable=bits < _EIGHT_BITS.bits)
+        products = compressed_products(_EIGHT_BITS)
         compressed = (*products, CompressedTables(products[0], _EIGHT_BITS))
     return (
         SplitProducts(),

@@ -41,19 +41,11 @@ _LARGE_VOCABULARY = 1 << 14
 _ATTRIBUTES = {"accuracy_level": INT8_ACTIVATIONS}
 
 
-def compressed_products(
-    blocks: WeightBlocks, *, narrowable: bool = False
-) -> tuple[CompressedLastProducts, CompressedProducts]:
-    """The passes; they find the products that choose experts by the mixtures, so these must be there yet.
-
-    Args:
-        blocks: how weights are cut.
-        narrowable: the products of the layers may be given fewer bits later.
-    """
-    layers = LayerProducts if narrowable else CompressedProducts
+def compressed_products(blocks: WeightBlocks) -> tuple[CompressedLastProducts, LayerProducts]:
+    """The passes; they find the products that choose experts by the mixtures, so these must be there yet."""
     return (
         CompressedLastProducts(lambda length: blocks, excluded=_all_but_last, attributes=_ATTRIBUTES),
-        layers(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),
+        LayerProducts(lambda length: blocks, excluded=_routers, attributes=_ATTRIBUTES),
     )
 
 

@@ -12,27 +12,27 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
-from qeff_framework.lowering import GraphEditor, GraphPass, is_weight, made_by, operand, same_dim
+from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, is_weight, made_by, operand, same_dim
 
 _TOKENS = 1
 #: Ops whose result for a token depends on what the operands have for this token, and on constants.
 _ELEMENTWISE = {
     "": (
-        *("Add", "Cast", "Clip", "Div", "Erf", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Relu", "Sigmoid"),
+        *("Abs", "Add", "Cast", "Clip", "Div", "Erf", "Identity", "Max", "Min", "Mul", "Neg", "Pow", "Relu", "Sigmoid"),
         *("Softplus", "Sqrt", "Sub", "Tanh", "Where"),
     ),
     CONTRIB: ("BiasGelu", "FastGelu", "Gelu", "QuickGelu"),
 }
 #: The same, along the last axis.
 _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization")
-_PRODUCTS = ("MatMul", "MatMulNBits")
+_PRODUCTS = ("MatMul", "MatMulNBits", "MatMulIntegerToFloat")
 
 
 class LastTokens(GraphPass):
     """Lowers each choice of one token of each row from ``[B, S, K]``."""
 
     name = "LastTokens"
-    version = "1"
+    version = "2"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a product is left to fewer tokens."""
@@ -102,10 +102,17 @@ def _by_token(node: ir.Node, tokens: ir.Value) -> Iterator[ir.Value]:
         varying = values[:1] if all(_is_matrix(value) for value in values[1:]) else []
     elif node.op_type in _NORMS and node.attributes.get_int("axis", -1) in (-1, 2):
         varying = values[:1] if all(_is_for_all(value) for value in values[1:]) else []
+    elif node.op_type == "ReduceMax" and _constant_ints(values[1:]) in ([-1], [2]):
+        varying = values[:1]
     else:
         return
     if all(_is_by_token(value, tokens) for value in varying):
         yield from varying
+
+
+def _constant_ints(values: Sequence[ir.Value]) -> list[int] | None:
+    array = constant_array(values[0]) if values else None
+    return None if array is None else [int(number) for number in array.reshape(-1)]
 
 
 def _is_by_token(value: ir.Value, tokens: ir.Value) -> bool:
