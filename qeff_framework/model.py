@@ -118,6 +118,8 @@ class GivenInput:
     conversations: bool = False
     #: The images of each prompt.
     images: Sequence[Sequence[Any]] = ()
+    #: The videos of each prompt, opened.
+    videos: Sequence[Sequence[Any]] = ()
     #: How long each clip of sound is, in seconds.
     clips: Sequence[float] = ()
     #: What is spoken, and what to do with it.

@@ -13,6 +13,7 @@ from qeff_framework.textfiles import read_input, split_lines
 
 if TYPE_CHECKING:
     from qeff_framework.runtime.sound_files import SoundFile
+    from qeff_framework.runtime.video_files import VideoFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -53,7 +54,7 @@ def given_prompts(args: argparse.Namespace) -> list[str]:
     if not prompts and args.messages_file is None:
         raise OptionError(
             "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE; for models of images "
-            "or sound --image FILE or --audio FILE"
+            "or sound --image FILE, --video FILE or --audio FILE"
         )
     return prompts
 
@@ -94,13 +95,25 @@ def given_images(args: argparse.Namespace) -> list[list[Any]]:
     return [[opened_image(file) for file in of_prompt] for of_prompt in args.image]
 
 
+def given_videos(args: argparse.Namespace) -> list[list[VideoFile]]:
+    """The videos of each ``--video``, opened."""
+    if not args.video:
+        return []
+    from qeff_framework.runtime.video_files import read_video
+    from qeff_framework.runtime.video_prompts import check_torchvision
+
+    found = [[read_video(file) for file in of_prompt] for of_prompt in args.video]
+    check_torchvision()
+    return found
+
+
 def given_audio(args: argparse.Namespace) -> list[SoundFile]:
     """The clips of ``--audio``, read."""
     if not args.audio:
         return []
-    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image:
+    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image or args.video:
         raise OptionError(
-            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file and --image out"
+            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file, --image and --video out"
         )
     from qeff_framework.runtime.sound_files import read_sound
 

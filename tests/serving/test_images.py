@@ -63,7 +63,7 @@ def test_a_photograph_stands_upright() -> None:
         (image(url(size=(33_554_433, 1))), "33554433 x 1 pixels, and those of a request may have 33554432 in all"),
         (image(url(), detail="high"), "detail can be 'auto'"),
         (image(5), 'image_url must be {"url"'),
-        ({"type": "input_audio"}, "a part of type 'input_audio'; the program reads text and image_url"),
+        ({"type": "input_audio"}, "a part of type 'input_audio'; the program reads text, image_url and video_url"),
         ({"type": "image", "path": "/etc/passwd"}, "a part of type 'image'"),
         ("text", "a part of type None"),
     ],
