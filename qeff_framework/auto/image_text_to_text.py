@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from qeff_framework.auto.given_prompts import require_beams, require_plain_loop, require_room
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
@@ -261,13 +262,37 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             from qeff_framework.runtime.video_prompts import check_torchvision
 
             check_torchvision()
+        from qeff_framework.seam.image_features import decoder_attends
+
         super().require_input(given, sizes)
-        fields = {field.name for field in dataclasses.fields(ImageTextShapes)}
-        shapes = ImageTextShapes(**{name: value for name, value in sizes.items() if name in fields})
+        shapes = self._sizes_among(sizes)
+        if given.settings and decoder_attends(self._model_class()):
+            require_plain_loop(given.settings, self.task)
+        require_beams(given.settings, shapes)
         if given.images:
             self._require_images(given.images, shapes)
         if any(given.videos):
             self._require_videos(given.videos, shapes)
+
+    def _require_room(self, given: GivenInput, shapes: ImageTextShapes) -> None:
+        from qeff_framework.seam.image_features import decoder_attends
+
+        if decoder_attends(self._model_class()):
+            return
+        texts = [prompt for prompt in given.prompts if isinstance(prompt, str)]
+        if not given.images and not given.videos:
+            for index, ids in enumerate(self._prompt_ids(dataclasses.replace(given, prompts=texts))):
+                require_room(index, len(ids), given.settings, shapes.ctx_len)
+            return
+        from qeff_framework.runtime.image_text import prompt_with_images
+
+        none: list[Any] = []
+        for index, text in enumerate(texts):
+            images, videos = (of_all[index] if of_all else none for of_all in (given.images, given.videos))
+            processed = prompt_with_images(
+                self.processor, text, images, videos, shapes.video_lengths, shapes.num_images
+            )
+            require_room(index, len(processed["input_ids"][0]), given.settings, shapes.ctx_len)
 
     def _require_videos(self, videos: Sequence[Sequence[Any]], shapes: ImageTextShapes) -> None:
         """Refuses videos of which the processor makes what no program would take."""
@@ -287,7 +312,11 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             )
         sizes = shapes.image_sizes or (self._own_image_size(),)
         forms = [_form(self._video_unit(frames, *size)) for frames in shapes.video_lengths for size in sizes]
-        for of_prompt in videos:
+        for number, of_prompt in enumerate(videos):
+            if len(of_prompt) > 1:
+                raise InputError(
+                    f"prompt {number} has {len(of_prompt)} videos, and the program would have room for one"
+                )
             for video in of_prompt:
                 frames = chosen_length([video], shapes.video_lengths)
                 reader, options = video_options(self.processor, [video], frames)

@@ -188,6 +188,9 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         prefer=prefer,
         given=GivenInput(
             texts=bool(prompts),
+            prompts=conversations,
+            chat_template_kwargs=settings.get("chat_template_kwargs", {}),
+            settings=settings,
             images=images,
             videos=videos,
             clips=[each.seconds for each in audio],

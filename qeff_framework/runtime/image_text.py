@@ -306,17 +306,10 @@ class CompiledImageTextToText(CompiledRunner):
         self, processor: Any, text: str, images: Sequence[Any], videos: Sequence[Any]
     ) -> Mapping[str, Any]:
         """What the processor makes of a rendered text with images and videos."""
-        if not videos:
-            return processed_text(processor, text, images)
-        from qeff_framework.runtime.video_prompts import chosen_length, opened_videos, video_options
-
-        videos = opened_videos(videos)
-        frames = chosen_length(videos, self._video_lengths)
-        if frames is None and self._vision and self._language is not None:
-            # Frames that are images: as many as the prompt has room for.
-            frames = max(1, self._language.shape.prefill.vision // self._vision[0].tokens - len(images))
-        reader, options = video_options(processor, videos, frames)
-        return processed_text(reader, text, images, **options)
+        # Frames that are images: as many as the prompt has room for.
+        room = 0 if self._language is None or not self._vision else self._language.shape.prefill.vision
+        frames = room // self._vision[0].tokens - len(images) if room else 1
+        return _with_videos(processor, text, images, videos, self._video_lengths, frames)
 
     # --- rows ----------------------------------------------------------------------------------------------------------
 
@@ -525,6 +518,33 @@ def _rendered(processor: Any, text: str, images: int, videos: int = 0) -> str:
     from qeff_framework.runtime.video_prompts import tokens_of
 
     return tokens_of(processor, text, {"image": images, "video": videos})
+
+
+def prompt_with_images(
+    processor: Any,
+    text: str,
+    images: Sequence[Any],
+    videos: Sequence[Any],
+    lengths: Sequence[int],
+    most_images: int,
+) -> Mapping[str, Any]:
+    """What the processor makes of a prompt for programs that read videos of these lengths, and so many images at most."""
+    rendered = _rendered(processor, text, len(images), len(videos))
+    return _with_videos(processor, rendered, images, videos, lengths, most_images - len(images))
+
+
+def _with_videos(
+    processor: Any, text: str, images: Sequence[Any], videos: Sequence[Any], lengths: Sequence[int], frames: int
+) -> Mapping[str, Any]:
+    """What the processor makes of a rendered text; `frames` of a video are chosen where there are no programs for videos."""
+    if not videos:
+        return processed_text(processor, text, images)
+    from qeff_framework.runtime.video_prompts import chosen_length, opened_videos, video_options
+
+    videos = opened_videos(videos)
+    chosen = chosen_length(videos, lengths) if lengths else max(1, frames)
+    reader, options = video_options(processor, videos, chosen)
+    return processed_text(reader, text, images, **options)
 
 
 def processed_text(processor: Any, text: str, images: Sequence[Any], **options: Any) -> Mapping[str, Any]:
