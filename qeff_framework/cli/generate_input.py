@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_grammar, given_grammar
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.images.upright import upright_rgb
 from qeff_framework.textfiles import read_input, split_lines
 
 if TYPE_CHECKING:
@@ -123,14 +124,14 @@ def given_audio(args: argparse.Namespace) -> list[SoundFile]:
 def opened_image(file: str) -> Any:
     """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise OptionError(
             "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]'"
         ) from error
     try:
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"the image {file} cannot be read: {error}; give a PNG, JPEG or the like") from error
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.images.upright import upright_rgb
 from qeff_framework.runtime.video_files import MOST_PIXELS, VideoFile, read_video
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def with_opened_images(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 def _opened(given: Any, place: str, most_pixels: int) -> Image:
     """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(given, dict) and given.get("detail") not in _DETAILS:
         raise InputError(
@@ -81,7 +82,7 @@ def _opened(given: Any, place: str, most_pixels: int) -> Image:
                     f"{place}: an image has {image.width} x {image.height} pixels, and those of a request may have "
                     f"{_MOST_PIXELS} in all; send smaller ones"
                 )
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{place}: the image cannot be read: {_without_address(error)}; send {', '.join(_FORMATS)}"
