@@ -114,8 +114,15 @@ class GivenInput:
     texts: bool = False
     #: There are conversations, which a chat template renders.
     conversations: bool = False
+    #: The texts and conversations themselves, and variables of the chat template.
+    prompts: Sequence[Any] = ()
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: Settings of a generation config.
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     #: The images of each prompt.
     images: Sequence[Sequence[Any]] = ()
+    #: The videos of each prompt, opened.
+    videos: Sequence[Sequence[Any]] = ()
     #: How long each clip of sound is, in seconds.
     clips: Sequence[float] = ()
     #: What is spoken, and what to do with it.
@@ -152,6 +159,8 @@ class QEFFBaseModel:
         self._runner: CompiledRunner | None = None
         #: What the running `compile` or `export` has warned about.
         self._told: set[str] = set()
+        #: What `require_input` was called with, until it is checked.
+        self._given: tuple[GivenInput, Mapping[str, Any]] | None = None
         self.compiled: CompiledModel | None = None
         #: The backend that was passed to `compile` as an object, which no name leads to.
         self._backend: Backend | type[Backend] | None = None
@@ -188,7 +197,7 @@ class QEFFBaseModel:
 
             raise without_chat_template(self.name)
 
-    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:  # noqa: ARG002 - for tasks that override it
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Raises for input that the programs would refuse, or that nothing here could prepare, before anything is exported.
 
         Args:
@@ -199,6 +208,27 @@ class QEFFBaseModel:
             self.require_tokenizer()
         if given.conversations:
             self.require_chat_template()
+        self._given = given, sizes
+
+    def _check_given(self) -> None:
+        """Checks how long the given input is, when something is about to be exported or compiled for it."""
+        if self._given is None:
+            return
+        given, sizes = self._given
+        self._given = None
+        self._require_room(given, self._sizes_among(sizes))
+
+    def _sizes_among(self, options: Mapping[str, Any]) -> Any:
+        """The task's sizes among the keywords of `compile`."""
+        names = {field.name for field in dataclasses.fields(self.shapes)}
+        sizes = {name: _plain_size(value) for name, value in options.items() if name in names}
+        return parse_options(self.shapes, sizes, owner=f"task '{self.task}'")
+
+    def _require_room(self, given: GivenInput, shapes: Any) -> None:
+        """Raises `InputError` for input that is too long or too short for programs of these sizes.
+
+        Reading it may take seconds, which a program that is there already must not cost.
+        """
 
     @classmethod
     def _check_architecture(cls, source: ModelSource) -> None:
@@ -316,6 +346,7 @@ class QEFFBaseModel:
 
         @rare_collections()
         def build(output_dir: Path) -> Mapping[str, str]:
+            self._check_given()
             # A transform may do anything with a module, so that it gets one with numbers.
             source, loader = self._source, self.transformers_class
             module = source.load(loader) if transforms else source.load_for_export(loader, output_dir)
@@ -482,6 +513,7 @@ class QEFFBaseModel:
             _check_position_limits(exports[program.name], program.specializations, given=options)
 
         def build(output_dir: Path) -> Mapping[str, str]:
+            self._check_given()
             from qeff_framework.lowering.stored_weights import load_portable
 
             def compile_program(program: Program, directory: Path) -> CompiledModel:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+from qeff_framework.auto.given_prompts import require_beams, require_room
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
+from qeff_framework.model import GivenInput
 from qeff_framework.shapes import CausalLMShapes
 
 
@@ -27,3 +30,12 @@ class QEFFAutoModelForCausalLM(TaskModel):
     transformers_class = "AutoModelForCausalLM"
     shapes = CausalLMShapes
     cut_programs = frozenset({""})
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds more beams than rows and, when a program must be made, prompts that are too long for it."""
+        super().require_input(given, sizes)
+        require_beams(given.settings, self._sizes_among(sizes))
+
+    def _require_room(self, given: GivenInput, shapes: CausalLMShapes) -> None:
+        for index, ids in enumerate(self._prompt_ids(given)):
+            require_room(index, len(ids), given.settings, shapes.ctx_len)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from qeff_framework.auto.given_prompts import require_beams, require_plain_loop, require_room
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
@@ -157,7 +158,10 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
 
         processor, names = self.processor, video_inputs(self._model_class())
         if VIDEO_PIXELS not in names:
-            raise OptionError(f"{self.name} reads no videos; leave num_frames out")
+            raise OptionError(
+                f"{self.name} has no program for videos; leave num_frames out. Where the frames of a video are images to it, "
+                "num_images is the number of frames"
+            )
         video = np.zeros((frames, height, width, 3), dtype=np.uint8)
         given: dict[str, Any] = {"videos": [video], "return_tensors": "pt"}
         if (token := getattr(processor, "video_token", None)) is not None:
@@ -253,17 +257,86 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             )
 
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
-        """Adds images whose number or size does not fit."""
-        super().require_input(given, sizes)
-        if given.images:
-            self._require_images(given.images, sizes)
+        """Adds images and videos whose number or size does not fit."""
+        if any(given.videos):
+            from qeff_framework.runtime.video_prompts import check_torchvision
 
-    def _require_images(self, images: Sequence[Sequence[Any]], sizes: Mapping[str, Any]) -> None:
+            check_torchvision()
+        from qeff_framework.seam.image_features import decoder_attends
+
+        super().require_input(given, sizes)
+        shapes = self._sizes_among(sizes)
+        if given.settings and decoder_attends(self._model_class()):
+            require_plain_loop(given.settings, self.task)
+        require_beams(given.settings, shapes)
+        if given.images:
+            self._require_images(given.images, shapes)
+        if any(given.videos):
+            self._require_videos(given.videos, shapes)
+
+    def _require_room(self, given: GivenInput, shapes: ImageTextShapes) -> None:
+        from qeff_framework.seam.image_features import decoder_attends
+
+        if decoder_attends(self._model_class()):
+            return
+        texts = [prompt for prompt in given.prompts if isinstance(prompt, str)]
+        if not given.images and not given.videos:
+            for index, ids in enumerate(self._prompt_ids(dataclasses.replace(given, prompts=texts))):
+                require_room(index, len(ids), given.settings, shapes.ctx_len)
+            return
+        from qeff_framework.runtime.image_text import prompt_with_images
+
+        none: list[Any] = []
+        for index, text in enumerate(texts):
+            images, videos = (of_all[index] if of_all else none for of_all in (given.images, given.videos))
+            processed = prompt_with_images(
+                self.processor, text, images, videos, shapes.video_lengths, shapes.num_images
+            )
+            require_room(index, len(processed["input_ids"][0]), given.settings, shapes.ctx_len)
+
+    def _require_videos(self, videos: Sequence[Sequence[Any]], shapes: ImageTextShapes) -> None:
+        """Refuses videos of which the processor makes what no program would take."""
+        from qeff_framework.images.units import VIDEO_PIXELS, image_units
+        from qeff_framework.runtime.video_prompts import chosen_length, video_options
+        from qeff_framework.seam.image_features import decoder_attends, video_inputs
+
+        names = video_inputs(self._model_class())
+        if decoder_attends(self._model_class()) or getattr(self.processor, "video_processor", None) is None:
+            raise InputError(f"{self.name} reads no videos; leave them out")
+        if VIDEO_PIXELS not in names:
+            return  # frames are images, as many as there is room for
+        if not shapes.video_lengths:
+            raise OptionError(
+                f"how many frames of a video {self.name} is to read must be said; give num_frames=8, or another number "
+                "(-O num_frames=8)"
+            )
+        sizes = shapes.image_sizes or (self._own_image_size(),)
+        forms = [_form(self._video_unit(frames, *size)) for frames in shapes.video_lengths for size in sizes]
+        for number, of_prompt in enumerate(videos):
+            if len(of_prompt) > 1:
+                raise InputError(
+                    f"prompt {number} has {len(of_prompt)} videos, and the program would have room for one"
+                )
+            for video in of_prompt:
+                frames = chosen_length([video], shapes.video_lengths)
+                reader, options = video_options(self.processor, [video], frames)
+                tensors = dict(reader.video_processor(return_tensors="np", **options))
+                for unit in image_units({name: tensors[name] for name in names if tensors.get(name) is not None}):
+                    if _form(unit) not in forms:
+                        told = ", ".join(
+                            str(list(shape)) for form in forms for name, shape, _ in form if name == VIDEO_PIXELS
+                        )
+                        raise InputError(
+                            f"the video {video.file} has {video.total_frames} frames of {video.height} x {video.width} pixels, "
+                            f"of which the processor makes {VIDEO_PIXELS} {list(unit[VIDEO_PIXELS].shape)}, and the programs "
+                            f"would take {told}; give its height and width (-O height={video.height} -O width={video.width}), or "
+                            "another num_frames"
+                        )
+
+    def _require_images(self, images: Sequence[Sequence[Any]], shapes: ImageTextShapes) -> None:
         from qeff_framework.images.units import image_units, pixel_names
         from qeff_framework.seam.image_features import encoder_inputs
 
-        fields = {field.name for field in dataclasses.fields(ImageTextShapes)}
-        shapes = ImageTextShapes(**{name: value for name, value in sizes.items() if name in fields})
         for number, of_prompt in enumerate(images):
             if len(of_prompt) > shapes.num_images:
                 raise InputError(
@@ -340,11 +413,13 @@ def _tensors(unit: Unit) -> dict[str, Any]:
 
 def _form(unit: Unit) -> list[tuple[str, tuple[int, ...], Any]]:
     """What an image must have in common with the one that a program is made for: shapes, and the values that say how it lies."""
-    from qeff_framework.images.units import pixel_names
+    from qeff_framework.images.units import TIMES, pixel_names
 
     contents = pixel_names(unit)
     return [
-        (name, tuple(value.shape), None if name in contents else value.tolist()) for name, value in sorted(unit.items())
+        (name, tuple(value.shape), None if name in contents else value.tolist())
+        for name, value in sorted(unit.items())
+        if name not in TIMES
     ]
 
 

@@ -66,7 +66,7 @@ class ProcessedModel(TaskModel):
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds the processor of images and sound."""
         super().require_input(given, sizes)
-        if given.images or given.clips:
+        if given.images or given.videos or given.clips:
             _ = self.processor
 
     @property

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+from qeff_framework.auto.given_prompts import require_beams
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
+from qeff_framework.errors import InputError
+from qeff_framework.model import GivenInput
 from qeff_framework.shapes import Seq2SeqLMShapes
 
 
@@ -26,3 +30,16 @@ class QEFFAutoModelForSeq2SeqLM(TaskModel):
     task: ClassVar[Task] = "seq2seq-lm"
     transformers_class = "AutoModelForSeq2SeqLM"
     shapes = Seq2SeqLMShapes
+
+    def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
+        """Adds more beams than rows and, when a program must be made, texts that are too long for it."""
+        super().require_input(given, sizes)
+        require_beams(given.settings, self._sizes_among(sizes))
+
+    def _require_room(self, given: GivenInput, shapes: Seq2SeqLMShapes) -> None:
+        for index, ids in enumerate(self._prompt_ids(given)):
+            if len(ids) > shapes.lengths[-1]:
+                raise InputError(
+                    f"prompt {index} has {len(ids)} tokens, and the encoder would read {shapes.lengths[-1]} at most; shorten it, "
+                    f"or give encoder_seq_len={len(ids)} (-O encoder_seq_len={len(ids)})"
+                )

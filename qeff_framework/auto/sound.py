@@ -25,6 +25,8 @@ class SoundModel(ProcessedModel):
 
     #: The program returns something for each frame.
     counts_frames: ClassVar[bool] = False
+    #: A decoder reads what the encoder makes of the sound.
+    has_decoder: ClassVar[bool] = False
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         shapes = self._with_lengths(shapes)
@@ -46,8 +48,7 @@ class SoundModel(ProcessedModel):
         super().require_input(given, sizes)
         if not given.clips:
             return
-        names = {field.name for field in dataclasses.fields(self.shapes)}
-        shapes = self._with_lengths(self.shapes(**{name: value for name, value in sizes.items() if name in names}))
+        shapes = self._with_lengths(self._sizes_among(sizes))
         for number, seconds in enumerate(given.clips):
             length = self._length_of(seconds) if shapes.lengths else 0
             if length > max(shapes.lengths, default=0):
@@ -55,6 +56,38 @@ class SoundModel(ProcessedModel):
                     f"clip {number} lasts {seconds:.2f} s, which is a length of {length}, and the longest program would take "
                     f"{max(shapes.lengths)}; cut it, or compile with seq_len={length} (-O seq_len={length})"
                 )
+
+    def _require_room(self, given: GivenInput, shapes: Any) -> None:
+        """Refuses clips too short for a frame: those that the model's code cannot take, on tensors without data."""
+        if not given.clips or (not shapes.lengths and None not in self._signal[0]["shape"]):
+            return
+        number, seconds = min(enumerate(given.clips), key=lambda each: each[1])
+        if (problem := self._problem_of(self._length_of(seconds))) and not self._problem_of(self._length_of(_SECONDS)):
+            raise InputError(
+                f"clip {number} lasts {seconds:.4f} s, which is too short for a single frame of {self.name}: {problem}; give a "
+                "longer one"
+            )
+
+    def _problem_of(self, length: int) -> str:
+        """What a forward of the model without weights stumbles over; nothing where it runs or cannot be made."""
+        import torch
+        import transformers
+
+        signal = self._signal[0]
+        shape = [1, *(length if size is None else size for size in signal["shape"])]
+        try:
+            with torch.device("meta"), torch.no_grad():
+                config = transformers.AutoConfig.for_model(**self.config)
+                module = getattr(transformers, self.transformers_class).from_config(config).eval()
+                encoder = module.get_encoder() if self.has_decoder else module
+        except Exception:  # noqa: BLE001 - code of a checkpoint, or an old config: told once it is loaded
+            return ""
+        try:
+            with torch.device("meta"), torch.no_grad():
+                encoder(torch.zeros(shape))
+        except Exception as error:  # noqa: BLE001 - whatever the code raises for the length
+            return str(error).partition("\n")[0]
+        return ""
 
     def _length_of(self, seconds: float) -> int:
         """How long the processor's result is for a clip."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qeff_framework.auto.given_prompts import require_beams, require_plain_loop
 from qeff_framework.auto.sound import SoundModel, frames_of
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import OptionError
@@ -44,6 +45,7 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
     task: ClassVar[Task] = "speech-seq2seq"
     transformers_class = "AutoModelForSpeechSeq2Seq"
     shapes = SpeechSeq2SeqShapes
+    has_decoder = True
 
     def transcribe(self, audio: Any, **settings: Any) -> list[str]:
         """Texts with the compiled program; see `qeff_framework.runtime.speech.CompiledSpeechSeq2Seq.transcribe`."""
@@ -54,6 +56,8 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds languages and tasks that the checkpoint does not know."""
         super().require_input(given, sizes)
+        require_plain_loop(given.settings, self.task)
+        require_beams(given.settings, self._sizes_among(sizes))
         if isinstance(self._source, CheckpointSource):
             facts = SpeechFacts.of(self._source.generation_config(), self.config, _language_names())
             if given.language is not None:

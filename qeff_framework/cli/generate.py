@@ -24,6 +24,7 @@ from qeff_framework.cli.generate_input import (
     given_images,
     given_prompts,
     given_settings,
+    given_videos,
 )
 from qeff_framework.cli.picture_input import check_artifact, given_pictures
 from qeff_framework.cli.programs import given_artifact, load_program
@@ -53,6 +54,7 @@ def add_to(subparsers: Any) -> None:
             'qeff generate gpt2-compiled --prompt "one" "two" --json',
             'qeff generate chat-model --chat --system "Answer briefly." --prompt "Who wrote Faust?"',
             'qeff generate vision-model --image photo.jpg --prompt "What is this?"',
+            'qeff generate vision-model -O num_frames=8 --video clip.mp4 --prompt "What happens?"',
             "qeff generate whisper-model --audio speech.wav --language en",
             'qeff generate pipeline --prompt "a lighthouse" --output out.png --steps 4 --seed 1',
             'qeff generate pipeline --image in.png --strength 0.6 --prompt "a lighthouse by night" --output out.png',
@@ -89,6 +91,15 @@ def add_to(subparsers: Any) -> None:
         default=[],
         help="models of images: the images of a prompt, once for each prompt in their order; for a classifier images alone; for "
         "pictures the one to begin with",
+    )
+    prompts.add_argument(
+        "--video",
+        metavar="FILE",
+        nargs="+",
+        action="append",
+        default=[],
+        help="vision-language models: the videos of a prompt (MP4, WebM, ...), once for each prompt in their order; needs -O "
+        "num_frames=N where the model has a program for videos",
     )
     prompts.add_argument(
         "--audio",
@@ -158,10 +169,10 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     audio = given_audio(args)
     has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
     # A model of images or sound alone takes no prompts; that there are some where they are needed is checked with the task.
-    prompts = given_prompts(args) if has_texts or not (audio or args.image) else []
+    prompts = given_prompts(args) if has_texts or not (audio or args.image or args.video) else []
     context = given_context(args)
     conversations = given_conversations(args, prompts)
-    settings, images = _settings(args), given_images(args)
+    settings, images, videos = _settings(args), given_images(args), given_videos(args)
     pictures = given_pictures(args, len(prompts), images)
 
     from qeff_framework.model import GivenInput
@@ -170,14 +181,18 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         _check_task(task, args, prompts=len(prompts), has_context=context is not None, has_settings=bool(settings))
 
     # Of a model for images and text, the text model alone is less to compile, and takes every option of text generation.
-    prefer: Task = "image-text-to-text" if args.image else "causal-lm"
+    prefer: Task = "image-text-to-text" if args.image or args.video else "causal-lm"
     compiled = given_artifact(args) or compile_model(
         args,
         check_task=check_task,
         prefer=prefer,
         given=GivenInput(
             texts=bool(prompts),
+            prompts=conversations,
+            chat_template_kwargs=settings.get("chat_template_kwargs", {}),
+            settings=settings,
             images=images,
+            videos=videos,
             clips=[each.seconds for each in audio],
             language=args.language,
             speech_task=args.speech_task,
@@ -191,6 +206,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         texts=prompts,
         prompts=conversations,
         images=images,
+        videos=videos,
         audio=audio,
         context=context,
         settings=settings,
@@ -241,18 +257,21 @@ def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_contex
         )
     if args.image and not spec.reads_images and not spec.makes_pictures:
         raise OptionError(f"the program is for {task}: --image is for models of images; leave it out")
+    if args.video and not (spec.reads_images and spec.generates_text):
+        raise OptionError(f"the program is for {task}: --video is for vision-language models; leave it out")
     has_texts = args.prompt or args.prompts_file is not None or args.messages_file is not None
-    if args.image and spec.reads_images and spec.takes_prompts != bool(has_texts):
+    if (args.image or args.video) and spec.reads_images and spec.takes_prompts != bool(has_texts):
         raise OptionError(
-            "a prompt belongs to the images; give it with --prompt TEXT"
+            "a prompt belongs to the images or videos; give it with --prompt TEXT"
             if spec.takes_prompts
             else f"the program is for {task}: it works on images alone; leave the prompts out"
         )
-    if args.image and spec.generates_text and len(args.image) != prompts:
-        raise OptionError(
-            f"{prompts} prompts and {len(args.image)} times --image were given; give --image once for each prompt, with all of "
-            "its images"
-        )
+    for name, files in (("image", args.image), ("video", args.video)):
+        if files and spec.generates_text and len(files) != prompts:
+            raise OptionError(
+                f"{prompts} prompts and {len(files)} times --{name} were given; give --{name} once for each prompt, with all of "
+                f"its {name}s"
+            )
     if spec.reads_images and not spec.takes_prompts and not args.image:
         raise OptionError(f"the program is for {task}: it works on images; give them with --image FILE")
     if spec.reads_audio != bool(args.audio):

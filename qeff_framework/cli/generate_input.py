@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_grammar, given_grammar
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.images.upright import upright_rgb
 from qeff_framework.textfiles import read_input, split_lines
 
 if TYPE_CHECKING:
     from qeff_framework.runtime.sound_files import SoundFile
+    from qeff_framework.runtime.video_files import VideoFile
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -53,7 +55,7 @@ def given_prompts(args: argparse.Namespace) -> list[str]:
     if not prompts and args.messages_file is None:
         raise OptionError(
             "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE; for models of images "
-            "or sound --image FILE or --audio FILE"
+            "or sound --image FILE, --video FILE or --audio FILE"
         )
     return prompts
 
@@ -94,13 +96,25 @@ def given_images(args: argparse.Namespace) -> list[list[Any]]:
     return [[opened_image(file) for file in of_prompt] for of_prompt in args.image]
 
 
+def given_videos(args: argparse.Namespace) -> list[list[VideoFile]]:
+    """The videos of each ``--video``, opened."""
+    if not args.video:
+        return []
+    from qeff_framework.runtime.video_files import read_video
+    from qeff_framework.runtime.video_prompts import check_torchvision
+
+    found = [[read_video(file) for file in of_prompt] for of_prompt in args.video]
+    check_torchvision()
+    return found
+
+
 def given_audio(args: argparse.Namespace) -> list[SoundFile]:
     """The clips of ``--audio``, read."""
     if not args.audio:
         return []
-    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image:
+    if args.prompt or args.prompts_file is not None or args.messages_file is not None or args.image or args.video:
         raise OptionError(
-            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file and --image out"
+            "--audio takes the place of prompts; leave --prompt, --prompts-file, --messages-file, --image and --video out"
         )
     from qeff_framework.runtime.sound_files import read_sound
 
@@ -110,14 +124,14 @@ def given_audio(args: argparse.Namespace) -> list[SoundFile]:
 def opened_image(file: str) -> Any:
     """An image in RGB, turned as its EXIF data say (photographs of telephones)."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise OptionError(
             "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]'"
         ) from error
     try:
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"the image {file} cannot be read: {error}; give a PNG, JPEG or the like") from error
 

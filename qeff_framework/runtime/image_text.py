@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
-from qeff_framework.errors import InputError
+from qeff_framework.errors import InputError, QEFFError
 from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, TILES_SEEN, VISION_EMBEDS, RowImages
 from qeff_framework.images.units import PIXELS, VIDEO_PIXELS, image_units
 from qeff_framework.options import check_switches
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 HIDDEN_STATES = "encoder_hidden_states"
 _LANGUAGE, _VISION = "language", ("vision", "video")
 _OF_TEXT = ("input_ids", "attention_mask")
-_PARTS = frozenset({"text", "image"})
+#: Keys of the parts of messages that hold what is seen.
+_SEEN = ("image", "video")
+_PARTS = frozenset({"text", "image", "video"})
 #: Beginnings of the names of tensors that hold what is seen or heard.
 _CONTENTS = ("pixel_values", "input_features", "input_values")
 #: What a processor returns for any model.
@@ -63,6 +65,7 @@ class CompiledImageTextToText(CompiledRunner):
         self._vision = [
             ImageProgram(program) for name, program in sessions.items() if name.startswith(_VISION) or self._is_one
         ]
+        self._video_lengths = _video_lengths(sessions)
         #: A processor's tokenizer is for one thread.
         self._processing = threading.Lock()
         self._language: TextGenerator | None = None
@@ -115,7 +118,7 @@ class CompiledImageTextToText(CompiledRunner):
                 f"the programs of {vision.compiled.directory} return {sorted(widths)} numbers for an image token, and the "
                 f"language model takes {self._features}; compile both from one checkpoint"
             )
-        self._vision = list(vision._vision)
+        self._vision, self._video_lengths = list(vision._vision), vision._video_lengths
 
     @cached_property
     def processor(self) -> Any:
@@ -137,8 +140,9 @@ class CompiledImageTextToText(CompiledRunner):
         """Renders messages by the processor's chat template and prepares their images; any thread may call it.
 
         Args:
-            messages: the content of each is a text, or parts: ``{"type": "text", "text": ...}`` and ``{"type": "image", "image":
-                ...}`` with what the processor takes as an image.
+            messages: the content of each is a text, or parts: ``{"type": "text", "text": ...}``, ``{"type": "image",
+                "image": ...}`` with what the processor takes as an image, and ``{"type": "video", "video": ...}`` with a path or
+                frames.
             chat: how they are rendered.
 
         Raises:
@@ -150,13 +154,9 @@ class CompiledImageTextToText(CompiledRunner):
         chat = chat if chat is not None else ChatOptions()
         # Templates of such models look for the images in lists of parts, and some read nothing else.
         told = [{**message, "content": _parts(message.get("content"))} for message in messages]
-        images = [
-            part["image"]
-            for message in told
-            for part in message["content"]
-            if isinstance(part, dict) and "image" in part
-        ]
-        plain = [{**message, "content": [_without_image(part) for part in message["content"]]} for message in told]
+        parts = [part for message in told for part in message["content"] if isinstance(part, dict)]
+        images, videos = ([part[kind] for part in parts if kind in part] for kind in _SEEN)
+        plain = [{**message, "content": [_without_pixels(part) for part in message["content"]]} for message in told]
         processor = self.processor
         tokenizer = getattr(processor, "tokenizer", None)
         templates = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
@@ -164,11 +164,14 @@ class CompiledImageTextToText(CompiledRunner):
         text = render_chat(chosen_template(templates, chat), plain, chat, tokens, parts=_PARTS)
         try:
             with self._processing:
-                processed = processed_text(processor, text, images)
+                processed = self._processed_text(processor, text, images, videos)
+        except QEFFError:
+            raise
         except Exception as error:
             raise InputError(
-                f"the processor does not take the conversation with {len(images)} images: {error}"
+                f"the processor does not take the conversation with {_counted(images, videos)}: {error}"
             ) from error
+        self._refuse_other_contents(processed)
         prompt = ImagePrompt(
             ids=self._ids(processed)[0], units=self._units(processed), sees=self._sees(processed, 1)[0]
         )
@@ -191,6 +194,7 @@ class CompiledImageTextToText(CompiledRunner):
         prompts: Sequence[str] | str | None = None,
         *,
         images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         stream: bool = False,
         generation_len: int | None = None,
@@ -207,7 +211,9 @@ class CompiledImageTextToText(CompiledRunner):
             prompts: a text for each prompt.
             images: the images of each prompt: one (a PIL image, an array ``[H, W, 3]``, a path or an address), a list, or `None`.
                 Of a single prompt the images alone.
-            inputs: instead of both, what a processor returns for one prompt or several: ``input_ids``, ``attention_mask``,
+            videos: the videos of each prompt: one, a list, or `None`; a path, whose frames the processor chooses, or frames:
+                an array ``[T, H, W, 3]`` or a list of images. They stand behind the images of their prompt.
+            inputs: instead of all three, what a processor returns for one prompt or several: ``input_ids``, ``attention_mask``,
                 ``pixel_values`` and what belongs to it. It may be spread over keywords too.
             stream: print the text while it is generated.
             generation_len: new tokens per prompt at most; by default the checkpoint's limit, else what is left of ``ctx_len``.
@@ -229,8 +235,10 @@ class CompiledImageTextToText(CompiledRunner):
         given = [inputs] if inputs is not None else [tensors] if tensors else []
         if (prompts is not None) + len(given) != 1:
             raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")
+        if prompts is None and (images is not None or videos is not None):
+            raise InputError("images and videos belong to prompts=[...]; what a processor returns holds its own")
         if prompts is not None:
-            given = self._processed(processor or self.processor, prompts, images)
+            given = self._processed(processor or self.processor, prompts, images, videos)
         generator = self._generator
         rows = [row for each in given for row in self._rows(each)]
         generator.tokenizer = self.tokenizer
@@ -273,19 +281,35 @@ class CompiledImageTextToText(CompiledRunner):
 
     # --- what a processor makes of images and texts --------------------------------------------------------------------
 
-    def _processed(self, processor: Any, prompts: Sequence[str] | str, images: Any) -> list[Mapping[str, Any]]:
+    def _processed(
+        self, processor: Any, prompts: Sequence[str] | str, images: Any, videos: Any
+    ) -> list[Mapping[str, Any]]:
+        from qeff_framework.runtime.video_prompts import of_each_prompt, opened_videos
+
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         per_prompt = _images_per_prompt(images, len(texts))
+        films = [opened_videos(of_text) for of_text in of_each_prompt(videos, len(texts))]
         processed = []
-        for number, (text, of_text) in enumerate(zip(texts, per_prompt, strict=True)):
+        for number, (text, of_text, of_time) in enumerate(zip(texts, per_prompt, films, strict=True)):
             try:
-                rendered = _rendered(processor, text, len(of_text))
-                processed.append(processed_text(processor, rendered, of_text))
+                rendered = _rendered(processor, text, len(of_text), len(of_time))
+                processed.append(self._processed_text(processor, rendered, of_text, of_time))
+            except QEFFError:
+                raise
             except Exception as error:
                 raise InputError(
-                    f"the processor does not take prompt {number} with {len(of_text)} images: {error}"
+                    f"the processor does not take prompt {number} with {_counted(of_text, of_time)}: {error}"
                 ) from error
         return processed
+
+    def _processed_text(
+        self, processor: Any, text: str, images: Sequence[Any], videos: Sequence[Any]
+    ) -> Mapping[str, Any]:
+        """What the processor makes of a rendered text with images and videos."""
+        # Frames that are images: as many as the prompt has room for.
+        room = 0 if self._language is None or not self._vision else self._language.shape.prefill.vision
+        frames = room // self._vision[0].tokens - len(images) if room else 1
+        return _with_videos(processor, text, images, videos, self._video_lengths, frames)
 
     # --- rows ----------------------------------------------------------------------------------------------------------
 
@@ -483,26 +507,65 @@ def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
     return [[] if each is None else list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
 
 
-def _rendered(processor: Any, text: str, images: int) -> str:
-    """The prompt with places for its images: by the chat template, else with the processor's image token in front."""
+def _rendered(processor: Any, text: str, images: int, videos: int = 0) -> str:
+    """The prompt with places for its images and videos: by the chat template, else with the processor's tokens in front."""
     if getattr(processor, "chat_template", None):
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        seen = [*({"type": "image"} for _ in range(images)), *({"type": "video"} for _ in range(videos))]
         rendered: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+            [{"role": "user", "content": [*seen, {"type": "text", "text": text}]}], add_generation_prompt=True
         )
         return rendered
-    token = getattr(processor, "image_token", None)
-    if not images or token is None or token in text:
-        return text
-    return f"{token * images}{text}"
+    from qeff_framework.runtime.video_prompts import tokens_of
+
+    return tokens_of(processor, text, {"image": images, "video": videos})
 
 
-def processed_text(processor: Any, text: str, images: Sequence[Any]) -> Mapping[str, Any]:
+def prompt_with_images(
+    processor: Any,
+    text: str,
+    images: Sequence[Any],
+    videos: Sequence[Any],
+    lengths: Sequence[int],
+    most_images: int,
+) -> Mapping[str, Any]:
+    """What the processor makes of a prompt for programs that read videos of these lengths, and so many images at most."""
+    rendered = _rendered(processor, text, len(images), len(videos))
+    return _with_videos(processor, rendered, images, videos, lengths, most_images - len(images))
+
+
+def _with_videos(
+    processor: Any, text: str, images: Sequence[Any], videos: Sequence[Any], lengths: Sequence[int], frames: int
+) -> Mapping[str, Any]:
+    """What the processor makes of a rendered text; `frames` of a video are chosen where there are no programs for videos."""
+    if not videos:
+        return processed_text(processor, text, images)
+    from qeff_framework.runtime.video_prompts import chosen_length, opened_videos, video_options
+
+    videos = opened_videos(videos)
+    chosen = chosen_length(videos, lengths) if lengths else max(1, frames)
+    reader, options = video_options(processor, videos, chosen)
+    return processed_text(reader, text, images, **options)
+
+
+def processed_text(processor: Any, text: str, images: Sequence[Any], **options: Any) -> Mapping[str, Any]:
     """What the processor makes of a rendered text. One that begins with the start token gets no second one."""
     start = getattr(getattr(processor, "tokenizer", None), "bos_token", None)
-    options = {"add_special_tokens": False} if start and text.startswith(start) else {}
-    processed: Mapping[str, Any] = processor(text=[text], images=list(images) or None, return_tensors="np", **options)
+    if start and text.startswith(start):
+        options["add_special_tokens"] = False
+    # Some processors work on the tensors of videos, which are torch's.
+    kind = "pt" if "videos" in options else "np"
+    processed: Mapping[str, Any] = processor(text=[text], images=list(images) or None, return_tensors=kind, **options)
     return processed
+
+
+def _video_lengths(sessions: Mapping[str, Any]) -> tuple[int, ...]:
+    """Frames of the videos that programs were compiled for: their names tell."""
+    names = [name.removeprefix("video-") for name in sessions if name.startswith("video-")]
+    return tuple(sorted({int(name.partition("x")[0]) for name in names}))
+
+
+def _counted(images: Sequence[Any], videos: Sequence[Any]) -> str:
+    return f"{len(images)} images" + (f" and {len(videos)} videos" if videos else "")
 
 
 def _parts(content: Any) -> list[Any]:
@@ -511,9 +574,10 @@ def _parts(content: Any) -> list[Any]:
     return list(content) if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
 
 
-def _without_image(part: Any) -> Any:
+def _without_pixels(part: Any) -> Any:
     """What a chat template sees of a part: not the pixels."""
-    return {"type": "image"} if isinstance(part, Mapping) and "image" in part else part
+    kind = next((kind for kind in _SEEN if isinstance(part, Mapping) and kind in part), None)
+    return part if kind is None else {"type": kind}
 
 
 def image_text_runner(session: ExecutionSession) -> CompiledRunner:

@@ -62,6 +62,9 @@ class ModelSource(Protocol):
     def require_tokenizer(self) -> None:
         """Raises `QEFFError` with the reason where there is no tokenizer to read texts with."""
 
+    def tokenizer(self) -> Any:
+        """The tokenizer of Transformers. `require_tokenizer` must have passed."""
+
     def has_chat_template(self) -> bool:
         """Whether its tokenizer renders conversations. `require_tokenizer` must have passed."""
 

@@ -486,6 +486,10 @@ class CheckpointSource:
             told = problem or f"{self.name} comes with no tokenizer that Transformers can load: {reason}"
             raise CheckpointError(f"{told}; without it texts cannot be read, only token ids in Python")
 
+    def tokenizer(self) -> Any:
+        """The tokenizer of Transformers. `require_tokenizer` must have passed."""
+        return self._tokenizer.tokenizer()
+
     def has_chat_template(self) -> bool:
         """Whether its tokenizer renders conversations. `require_tokenizer` must have passed."""
         return self._tokenizer.has_chat_template()

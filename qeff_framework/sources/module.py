@@ -75,6 +75,10 @@ class ModuleSource(InMemorySource):
         """Raises `InputError`: a module carries no tokenizer."""
         raise InputError(f"{self.name} is a module in memory, which carries no tokenizer; pass one to generate()")
 
+    def tokenizer(self) -> Any:
+        """See `require_tokenizer`."""
+        raise InputError(f"{self.name} carries no tokenizer of its own")
+
     def has_chat_template(self) -> bool:
         """A module carries no tokenizer."""
         return False

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.sources.fingerprint import structure_fingerprint, tensors_fingerprint
 from qeff_framework.sources.in_memory import InMemorySource
 from qeff_framework.sources.references import PlacedShards
@@ -116,6 +116,10 @@ class PipelineSource(InMemorySource):
 
     def require_tokenizer(self) -> None:
         """A pipeline reads texts with its own tokenizers."""
+
+    def tokenizer(self) -> Any:
+        """See `require_tokenizer`."""
+        raise InputError(f"{self.name} carries no tokenizer of its own")
 
     def has_chat_template(self) -> bool:
         """A pipeline has no conversations."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import soundfile
 from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
-from qeff_framework import QEFFAutoModelForAudioClassification, QEFFAutoModelForCTC, QEFFAutoModelForSpeechSeq2Seq
+from qeff_framework import (
+    QEFFAutoModelForAudioClassification,
+    QEFFAutoModelForCTC,
+    QEFFAutoModelForImageTextToText,
+    QEFFAutoModelForSpeechSeq2Seq,
+)
 from qeff_framework.cli import main
 from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.model import GivenInput
-from tests.image_models import picture
-from tests.sound_models import LANGUAGES, RATE, TASKS, clip, speech_processor, whisper_extractor
+from tests.checkpoints import save_tiny_checkpoint
+from tests.image_models import built, llava, picture, saved_llava
+from tests.sound_models import LANGUAGES, RATE, TASKS, clip, speech_model, speech_processor, whisper_extractor
 
 
 def folder_of(path: Path, model_type: str, architecture: str) -> Path:
@@ -94,3 +102,54 @@ def test_files_for_a_model_of_something_else_or_without_a_processor(
     told = capsys.readouterr().err
     assert message in told
     assert "exporting" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--prompt", "w5 " * 40],
+            "prompt 0 has 40 tokens, which leaves no room for new ones in ctx_len=16; .* ctx_len=41",
+        ),
+        (["--prompt", "w5 w6", "--max-new-tokens", "30"], "2 tokens, and 30 new ones make 32: more than ctx_len=16"),
+        (
+            ["--prompt", "w5", "--num-beams", "3"],
+            "num_beams=3: the search takes 3 rows .* would compute 1 .* batch_size=3",
+        ),
+    ],
+    ids=["prompt", "new tokens", "beams"],
+)
+def test_texts_that_a_program_would_have_no_room_for(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "gpt2", "gpt2")
+    assert main(["generate", str(folder), "--backend", "ort_sim", "-O", "ctx_len=16", *arguments]) != 0
+    told = capsys.readouterr().err
+    assert re.search(message, told)
+    assert "exporting" not in told
+
+
+def test_a_prompt_with_images_that_is_too_long(tmp_path: Path) -> None:
+    """The tokens of its images count, and they are told before the first program is exported."""
+    module, _ = built(llava)
+    saved_llava(module, tmp_path)
+    model = QEFFAutoModelForImageTextToText.from_pretrained(tmp_path)
+    image = PIL.Image.new("RGB", (28, 28))
+    model.require_input(GivenInput(prompts=["<image> w5 w6"], images=[[image]]), {"ctx_len": 16})
+    with pytest.raises(InputError, match=r"prompt 0 has 18 tokens, .* ctx_len=16; .* \(-O ctx_len=19\)"):
+        model.compile("ort_sim", ctx_len=16, prefill_seq_len=16)
+
+
+def test_clips_and_settings_that_a_model_of_sound_would_refuse(tmp_path: Path) -> None:
+    speech_model("wav2vec2").save_pretrained(tmp_path / "ctc")
+    speech_processor(tmp_path / "ctc").save_pretrained(tmp_path / "ctc")
+    model = QEFFAutoModelForCTC.from_pretrained(tmp_path / "ctc")
+    model.require_input(GivenInput(clips=[1.0, 0.001]), {})
+    with pytest.raises(InputError, match=r"clip 1 lasts 0.0010 s, which is too short for a single frame"):
+        model.compile("ort_sim")
+    folder = folder_of(tmp_path / "whisper", "whisper", "WhisperForConditionalGeneration")
+    whisper = QEFFAutoModelForSpeechSeq2Seq.from_pretrained(folder, processor=whisper_extractor())
+    with pytest.raises(InputError, match="speech-seq2seq, whose decoder does not follow regex"):
+        whisper.require_input(GivenInput(clips=[1.0], settings={"regex": "a+"}), {})
+    with pytest.raises(InputError, match="num_beams=2: the search takes 2 rows"):
+        whisper.require_input(GivenInput(clips=[1.0], settings={"num_beams": 2}), {})

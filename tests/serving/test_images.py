@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -19,6 +20,13 @@ def url(form: str = "PNG", size: tuple[int, int] = (3, 2), kind: str = "image/pn
     file = io.BytesIO()
     PIL.Image.new("RGB", size, (250, 0, 0)).save(file, form)
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def deep_url() -> str:
+    """A grey picture of 16 bits, which would become white."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.array([[0, 4000]], dtype=np.uint16)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
@@ -58,12 +66,13 @@ def test_a_photograph_stands_upright() -> None:
         (image("data:text/html;base64,AAAA"), "must be a data URL, data:image"),
         (image("data:image/png;base64,A*=="), "is not valid base64"),
         (image("data:image/png;base64,A\u00e4=="), "is not valid base64"),
+        (image(deep_url()), r"its numbers are 0 to 4000 \(mode I;16\), and pictures have those of 8 bits"),
         (image(url("BMP")), "cannot be read: cannot identify image file; send PNG, JPEG, WEBP, GIF"),
         (image(url("JPEG", size=(64, 64))[:422]), "cannot be read"),
         (image(url(size=(33_554_433, 1))), "33554433 x 1 pixels, and those of a request may have 33554432 in all"),
         (image(url(), detail="high"), "detail can be 'auto'"),
         (image(5), 'image_url must be {"url"'),
-        ({"type": "input_audio"}, "a part of type 'input_audio'; the program reads text and image_url"),
+        ({"type": "input_audio"}, "a part of type 'input_audio'; the program reads text, image_url and video_url"),
         ({"type": "image", "path": "/etc/passwd"}, "a part of type 'image'"),
         ("text", "a part of type None"),
     ],

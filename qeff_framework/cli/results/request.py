@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qeff_framework.cli.picture_input import PictureInput
     from qeff_framework.cli.progress import ProgressHandler
     from qeff_framework.runtime.sound_files import SoundFile
+    from qeff_framework.runtime.video_files import VideoFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class ResultsRequest:
     prompts: Sequence[Any]
     #: Vision-language models: the images of each prompt; empty where none were given.
     images: Sequence[Sequence[Any]]
+    #: The videos of each prompt, opened.
+    videos: Sequence[Sequence[VideoFile]]
     #: Models of sound: the clips; empty where none were given.
     audio: Sequence[SoundFile]
     #: Question answering: the text that holds the answers.

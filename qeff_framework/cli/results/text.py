@@ -33,8 +33,9 @@ def generate_text(runner: CompiledCausalLM, request: ResultsRequest) -> CommandR
             progress.clear()
             print(label(first, prompts), end="", flush=True)
         further = dict(request.settings)
-        if request.images:
-            further["images"] = request.images[first : first + len(group)]
+        for name, given in (("images", request.images), ("videos", request.videos)):
+            if given:
+                further[name] = given[first : first + len(group)]
         outputs.append(runner.generate(prompts=group, stream=alone, **further))
         if shown and not alone:
             progress.clear()

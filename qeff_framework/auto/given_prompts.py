@@ -1,0 +1,52 @@
+"""What programs that generate text would refuse, known from their sizes before there are programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qeff_framework.errors import InputError
+
+#: Settings that only the rules of a language model's own loop follow.
+_OF_TEXT_LOOPS = ("json_schema", "regex", "prompt_lookup_num_tokens")
+
+
+def require_beams(settings: Mapping[str, Any], shapes: Any) -> None:
+    """Raises `InputError` for more beams than a program of these sizes has rows."""
+    beams = settings.get("num_beams") or 1
+    if beams < 2:
+        return
+    if getattr(shapes, "full_batch_size", None) is not None:
+        raise InputError(
+            f"num_beams={beams}: rows of continuous batching come one after the other; give batch_size={beams} instead of "
+            f"full_batch_size (-O batch_size={beams})"
+        )
+    if beams > shapes.batch_size:
+        raise InputError(
+            f"num_beams={beams}: the search takes {beams} rows for a prompt, and the program would compute {shapes.batch_size} "
+            f"at once; give batch_size={beams} (-O batch_size={beams})"
+        )
+
+
+def require_plain_loop(settings: Mapping[str, Any], task: str) -> None:
+    """Raises `InputError` for settings that a decoder of sound, or of an image, does not follow."""
+    given = [name for name in _OF_TEXT_LOOPS if settings.get(name) is not None]
+    if given:
+        raise InputError(
+            f"the program would be for {task}, whose decoder does not follow {', '.join(given)}; leave it out"
+        )
+
+
+def require_room(index: int, tokens: int, settings: Mapping[str, Any], ctx_len: int) -> None:
+    """Raises `InputError` for a prompt of so many tokens that the context leaves no room for the new ones."""
+    if tokens >= ctx_len:
+        raise InputError(
+            f"prompt {index} has {tokens} tokens, which leaves no room for new ones in ctx_len={ctx_len}; shorten it, or give "
+            f"ctx_len={tokens + 1} or more (-O ctx_len={tokens + 1})"
+        )
+    new = settings.get("max_new_tokens") or 0
+    if tokens + new > ctx_len:
+        raise InputError(
+            f"prompt {index} has {tokens} tokens, and {new} new ones make {tokens + new}: more than ctx_len={ctx_len}; ask for "
+            f"at most {ctx_len - tokens} new tokens, or give ctx_len={tokens + new} (-O ctx_len={tokens + new})"
+        )
