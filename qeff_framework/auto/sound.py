@@ -26,7 +26,7 @@ class SoundModel(ProcessedModel):
     #: The program returns something for each frame.
     counts_frames: ClassVar[bool] = False
     #: A decoder reads what the encoder makes of the sound.
-    has_decoder: ClassVar[bool] = False
+    _has_decoder: ClassVar[bool] = False
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         shapes = self._with_lengths(shapes)
@@ -79,7 +79,7 @@ class SoundModel(ProcessedModel):
             with torch.device("meta"), torch.no_grad():
                 config = transformers.AutoConfig.for_model(**self.config)
                 module = getattr(transformers, self.transformers_class).from_config(config).eval()
-                encoder = module.get_encoder() if self.has_decoder else module
+                encoder = module.get_encoder() if self._has_decoder else module
         except Exception:  # noqa: BLE001 - code of a checkpoint, or an old config: told once it is loaded
             return ""
         try:

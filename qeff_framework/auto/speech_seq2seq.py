@@ -45,7 +45,7 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
     task: ClassVar[Task] = "speech-seq2seq"
     transformers_class = "AutoModelForSpeechSeq2Seq"
     shapes = SpeechSeq2SeqShapes
-    has_decoder = True
+    _has_decoder = True
 
     def transcribe(self, audio: Any, **settings: Any) -> list[str]:
         """Texts with the compiled program; see `qeff_framework.runtime.speech.CompiledSpeechSeq2Seq.transcribe`."""

@@ -81,10 +81,15 @@ def decoder_text(kind: str, config: str, **changed: Any) -> Any:
 
 
 def qwen25_vl(tokens_of: Any = None) -> Any:
-    """A text encoder that could also read pictures, and does where `tokens_of` a tokenizer stand for them."""
+    """A text encoder that could also read pictures, and does where `tokens_of`, a tokenizer, has tokens that stand for them."""
     import transformers
 
-    special = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    special: dict[str, Any] = {
+        "image_token_id": 60,
+        "video_token_id": 61,
+        "vision_start_token_id": 62,
+        "vision_end_token_id": 63,
+    }
     if tokens_of is not None:
         names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
         special = dict(zip(special, tokens_of.convert_tokens_to_ids(list(names)), strict=True))

@@ -144,7 +144,8 @@ def glm_image() -> Parts:
         "GlmImageTransformer2DModel", in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
         num_attention_heads=2, text_embed_dim=TEXT, time_embed_dim=16, condition_dim=4, prior_vq_quantizer_codebook_size=16,
     )  # fmt: skip
-    processor = transformers.GlmImageProcessor(
+    made: Any = transformers.GlmImageProcessor
+    processor = made(
         image_processor=transformers.GlmImageImageProcessorPil(patch_size=8), tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
