@@ -38,7 +38,7 @@ def run_batch_on_ray(
         if waiting:
             yield from _answers(artifact, waiting, shared, replicas=replicas, batch_size=batch_size, load=load)
 
-    return complete(source, target, answer, settings=shared, on_progress=on_progress)
+    return complete(source, target, answer, settings=shared, program=artifact, on_progress=on_progress)
 
 
 def _answers(

@@ -1,8 +1,8 @@
 """Answers to the rows of a file: each gets one line of the output, also when the work is interrupted and started again.
 
 A line of the output is written when its answer is complete, in whatever order that happens, and names the row of the input by its
-number and by a digest of its content and settings. What a killed process leaves is at most one broken line at the end, which the
-next run removes; rows that have a line are not computed again.
+number and by a digest of its content, the settings and the program. What a killed process leaves is at most one broken line at
+the end, which the next run removes; rows that have a line are not computed again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qeff_framework.artifacts import Manifest
 from qeff_framework.errors import ExecutionError, InputError, QEFFError
 from qeff_framework.serving.answer import Delta
 from qeff_framework.serving.engine import Engine, Job
@@ -62,12 +63,17 @@ def run_batch(
     over `settings`. A line of `target` has the row's number (``row``) and ``key``, and either ``text``, ``token_ids`` and
     ``finish_reason``, or ``error``.
 
-    A row that fails does not stop the others. Raises `InputError` where `target` holds lines of another input or of other
-    settings.
+    A row that fails does not stop the others. Raises `InputError` where `target` holds lines of another input, of other settings
+    or of another program.
     """
     shared = dict(settings or {})
     return complete(
-        source, target, lambda rows: answers(engine, rows, shared), settings=shared, on_progress=on_progress
+        source,
+        target,
+        lambda rows: answers(engine, rows, shared),
+        settings=shared,
+        program=engine.generator.session.compiled.directory,
+        on_progress=on_progress,
     )
 
 
@@ -77,6 +83,7 @@ def complete(
     answer: Callable[[Iterator[tuple[int, str]]], Generator[Mapping[str, Any]]],
     *,
     settings: Mapping[str, Any],
+    program: str | os.PathLike[str],
     on_progress: Callable[[BatchProgress], None] | None = None,
 ) -> BatchProgress:
     """What `run_batch` does, with answers from wherever they are computed.
@@ -86,14 +93,16 @@ def complete(
         target: where a line for each of them is appended.
         answer: gets number and JSON text of each row without a line, and yields an answer to each, in any order.
         settings: what the answers depend on beside the rows and the program.
+        program: the directory of the artifact that answers.
         on_progress: is called behind each line.
 
     Raises:
         ExecutionError: rows were left without an answer.
-        InputError: another process writes `target`, or it holds lines of another input.
+        InputError: another process writes `target`, or it holds lines of another input or program.
     """
+    shared = {"program": Manifest.load(Path(program)).key, "settings": dict(settings)}
     with _only_writer(target):
-        return _completed(source, target, answer, settings=settings, on_progress=on_progress)
+        return _completed(source, target, answer, shared=shared, on_progress=on_progress)
 
 
 def _completed(
@@ -101,18 +110,18 @@ def _completed(
     target: Path,
     answer: Callable[[Iterator[tuple[int, str]]], Generator[Mapping[str, Any]]],
     *,
-    settings: Mapping[str, Any],
+    shared: Mapping[str, Any],
     on_progress: Callable[[BatchProgress], None] | None,
 ) -> BatchProgress:
     total = sum(1 for _ in input_rows(source))
-    failed, done = _finished(source, target, settings)
+    failed, done = _finished(source, target, shared)
     before, count, started = len(done), len(done), time.perf_counter()
     keys: dict[int, str] = {}
 
     def waiting() -> Iterator[tuple[int, str]]:
         for number, text in input_rows(source):
             if number not in done:
-                keys[number] = _key(text, settings)
+                keys[number] = _key(text, shared)
                 yield number, text
 
     def progress() -> BatchProgress:
@@ -256,7 +265,7 @@ def _parsed(content: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _key(text: str, shared: Mapping[str, Any]) -> str:
-    """A digest of what a row's answer depends on beside the program."""
+    """A digest of what a row's answer depends on."""
     return hashlib.sha256(json.dumps([text, dict(shared)], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -282,8 +291,8 @@ def _finished(source: Path, target: Path, shared: Mapping[str, Any]) -> tuple[in
             strangers.remove(number)
     if strangers:
         raise InputError(
-            f"{target} holds an answer to row {min(strangers)} of another input, or with other settings; give another output, or "
-            "remove it"
+            f"{target} holds an answer to row {min(strangers)} of another input, with other settings, or of another program; "
+            "give another output, or remove it"
         )
     return failed, set(done)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from qeff_framework.artifacts import Manifest
 from qeff_framework.runtime import CompiledCausalLM
 from tests.generation.fakes import FakeCausalLM, FakeContinuous, FakeSpeculative, worse
 from tests.tokenizer_folders import byte_level_tokenizer
@@ -29,6 +30,7 @@ def write_artifact(directory: Path) -> Path:
     )
     tokenizer.save_pretrained(directory / "tokenizer")
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
+    Manifest.describe(directory, kind="compiled", key="fake", key_parts={}, label="fake").save(directory)
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qeff_framework.artifacts import Manifest
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.serving import Engine
 from qeff_framework.serving.batch import BatchProgress, complete, run_batch
@@ -74,7 +76,9 @@ def test_each_row_gets_what_generate_gives_and_a_bad_row_its_error(
     before = target.read_bytes()
     assert run_batch(engine, source, target, settings={"max_new_tokens": 6}).failed == len(FAILING)
     assert target.read_bytes() == before
-    with pytest.raises(InputError, match="an answer to row 0 of another input, or with other settings"):
+    with pytest.raises(
+        InputError, match="an answer to row 0 of another input, with other settings, or of another program"
+    ):
         run_batch(engine, source, target, settings={"max_new_tokens": 7})
     shorter = write(tmp_path / "shorter.jsonl", ROWS[:-2])
     with pytest.raises(InputError, match="an answer to row 11 of another input"):
@@ -111,20 +115,47 @@ def test_it_goes_on_where_it_was_killed(engine: Engine, tmp_path: Path, kept: fl
     assert answers == lines(whole)
 
 
-def test_rows_that_get_no_answer_are_not_passed_over(tmp_path: Path) -> None:
+def test_answers_of_another_program_are_not_mixed_with_those_of_this_one(
+    engine: Engine, artifact: Path, tmp_path: Path
+) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    other = Manifest.load(artifact)
+    (tmp_path / "other").mkdir()
+    replace(other, key="0" * len(other.key)).save(tmp_path / "other")
+    with pytest.raises(ExecutionError, match="got no answer"):
+        complete(
+            source,
+            target,
+            lambda rows: ({"row": n, "text": ""} for n, _ in list(rows)[:2]),
+            settings={},
+            program=tmp_path / "other",
+        )
+    with pytest.raises(InputError, match="or of another program"):
+        run_batch(engine, source, target)
+
+
+def test_rows_that_get_no_answer_are_not_passed_over(artifact: Path, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     with pytest.raises(ExecutionError, match="11 of 13 rows got no answer"):
-        complete(source, target, lambda rows: ({"row": n, "text": ""} for n, _ in list(rows)[:2]), settings={})
+        complete(
+            source,
+            target,
+            lambda rows: ({"row": n, "text": ""} for n, _ in list(rows)[:2]),
+            settings={},
+            program=artifact,
+        )
     assert sorted(lines(target)) == [0, 1]
 
 
-def test_an_output_has_one_writer(engine: Engine, tmp_path: Path) -> None:
+def test_an_output_has_one_writer(engine: Engine, artifact: Path, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl"
     refused: list[str] = []
 
     def second(_: BatchProgress) -> None:
         try:
-            complete(source, target, lambda rows: ({"row": n, "text": ""} for n, _ in rows), settings={})
+            complete(
+                source, target, lambda rows: ({"row": n, "text": ""} for n, _ in rows), settings={}, program=artifact
+            )
         except InputError as error:
             refused.append(str(error))
 
