@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Attention that Transformers computes without another package.
+_PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention")
 #: The part of an identity that a module in the hands of the caller adds.
 _LENT = "module"
 
@@ -183,6 +185,9 @@ class CheckpointSource:
             content: Mapping[str, Any] = plain_config(self._arguments["config"])
         else:
             content = self._remembered_config() if self._gguf or self._overrides else self._config_file()
+        if isinstance(content.get("architectures"), str):
+            # Of a text, each letter would be one.
+            content = {**content, "architectures": [content["architectures"]]}
         mapping = None if self._adapter is None else self._adapter.architecture_mapping
         if mapping is None:
             return content
@@ -329,9 +334,14 @@ class CheckpointSource:
         self._packed = self._packed_weights(config)
         if self._packed is None:
             quantisation.dequantise(config, self.name)
+        given = {name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments}
+        attention = given.get("attn_implementation") or getattr(config, "_attn_implementation", None)
+        if isinstance(attention, str) and attention not in _PLAIN_ATTENTION:
+            # A package for GPUs, which the graph has no use for.
+            given["attn_implementation"] = "eager"
         return {
             **quantisation.loading_arguments(self._arguments),
-            **{name: self._arguments[name] for name in known.FOR_MODEL if name in self._arguments},
+            **given,
             **self._loader_arguments(),
             "config": config,
             "dtype": "float32",
@@ -829,6 +839,8 @@ class CheckpointSource:
             except CheckpointError as damage:
                 return damage
         told = conversion_failures(said) or _told(error)
+        if isinstance(error, KeyError) and (stated := _stating(self.config(), error.args[0] if error.args else None)):
+            told = f"{told}: its config.json states {stated}, which the installed Transformers does not know"
         if self._gguf:
             told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
         return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
@@ -875,6 +887,18 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
         told = f"begins with '{first}', with no" if first else "names no"
         hint = f", and its {MODULES_FILE} {told} Transformer in a folder of its own"
     raise CheckpointError(f"model folder {root} has no config.json{hint}")
+
+
+def _stating(config: Mapping[str, Any], value: object) -> str:
+    """The field of a config, or of a part of it, that holds `value`; empty where none does."""
+    for name, content in config.items():
+        if isinstance(content, Mapping):
+            inner = _stating(content, value)
+            if inner:
+                return f"{name}.{inner}"
+        elif isinstance(value, str) and content == value:
+            return f"{name}={value!r}"
+    return ""
 
 
 def _told(error: Exception) -> str:

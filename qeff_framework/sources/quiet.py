@@ -12,9 +12,10 @@ from qeff_framework.thread_quiet import muted_loggers
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the type of an error and the first line of its message."""
+    """Returns the type of an error and the first line of its message, with the next one where a colon ends it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 @contextlib.contextmanager

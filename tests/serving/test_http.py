@@ -223,6 +223,13 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
     assert "Traceback" not in json.dumps(answer)
 
 
+def test_null_is_what_is_not_set(served: Served) -> None:
+    body = {"model": "tiny", "prompt": "a"}
+    unset = {"max_tokens": None, "n": None, "stream": None, "echo": None, "stop": None}
+    answers = [served.send("POST", "/v1/completions", asked)[2] for asked in (body, body | unset)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
 def test_the_client_raises_its_own_errors(served: Served) -> None:
     with pytest.raises(openai.NotFoundError, match="not served here"):
         served.client.completions.create(model="x", prompt="a")

@@ -32,6 +32,31 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
     assert source.notes() == ()
 
 
+@pytest.mark.parametrize(
+    ("fields", "stated"),
+    [
+        ({"num_hidden_layers": "2"}, "expected int, got str"),
+        (
+            {"hidden_act": "sillu"},
+            "its config.json states hidden_act='sillu', which the installed Transformers does not know",
+        ),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "states rope_parameters.rope_type='ntk', which"),
+    ],
+)
+def test_a_config_that_transformers_does_not_take(fields: dict[str, Any], stated: str, checkpoint: Path) -> None:
+    """Its own message has two lines, or the value alone."""
+    change_json(checkpoint / "config.json", **fields)
+    with pytest.raises(CheckpointError, match=f"tiny.*{stated}"):
+        load(checkpoint)
+
+
+def test_what_a_config_says_beside_the_model(checkpoint: Path) -> None:
+    """A GPU's attention is no part of the graph, and one architecture may stand alone."""
+    change_json(checkpoint / "config.json", architectures="LlamaForCausalLM", _attn_implementation="flash_attention_2")
+    assert load(checkpoint).config()["architectures"] == ["LlamaForCausalLM"]
+    load(checkpoint, attn_implementation="flash_attention_3")
+
+
 def test_what_is_missing_is_known_by_name(edit_weights: Edit) -> None:
     """Whether it matters is decided by the graph, see ``tests/export/test_unloaded.py``."""
     source = load(edit_weights(lambda weights: weights.pop(f"{PROJECTION}.weight")))

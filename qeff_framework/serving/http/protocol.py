@@ -110,6 +110,15 @@ class GenerationRequest(ApiRequest):
     #: Seconds after which the answer ends where it is.
     timeout: Annotated[float, Field(gt=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, content: Any) -> Any:
+        """Clients send null for what their users have not set, also where OpenAI's default is none."""
+        if not isinstance(content, dict):
+            return content
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in content.items() if value is not None or name not in optional}
+
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
         if self.stream_options is not None and not self.stream:
