@@ -158,7 +158,8 @@ class ProgramShape:
             decodes=tuple(decodes),
             ctx_len=ctx_len,
             slots=slots,
-            fewer_rows=() if slots is None else tuple(sorted(fewer, key=lambda s: s.rows)),
+            # Rows move up for them, and what a sampler was told of a row stays with its lane.
+            fewer_rows=() if slots is None or "random_numbers" in fed else tuple(sorted(fewer, key=lambda s: s.rows)),
             extra_inputs=frozenset(fed) - frozenset(_TOKENS),
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,

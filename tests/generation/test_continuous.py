@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qeff_framework.contracts import SAMPLER_INPUTS
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
 from qeff_framework.generation.placement import Placement
+from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row
-from tests.generation.fakes import VOCAB, FakeCausalLM, FakeContinuous, expected_tokens
+from tests.generation.fakes import VOCAB, FakeCausalLM, FakeContinuous, FakeSampler, expected_tokens
 
 tokens = st.integers(0, VOCAB - 1)
 
@@ -57,6 +60,15 @@ def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     for positions in decodes:
         fitting = [rows for rows in (*fewer, case["rows"]) if rows >= (positions >= 0).sum()]
         assert len(positions) == min(fitting)
+
+
+def test_rows_of_a_sampler_keep_their_lanes() -> None:
+    """The program knows the settings of a row by its lane, so that no decode program of fewer rows may take it elsewhere."""
+    compiled = FakeContinuous(batch_size=3, slots=3, fewer=[1]).compiled
+    assert len(ProgramShape.of(compiled).fewer_rows) == 1
+    tokens, positions, rest = compiled.inputs[0], compiled.inputs[1], compiled.inputs[2:]
+    sampling = [each for each in FakeSampler().compiled.inputs if each.name in SAMPLER_INPUTS]
+    assert ProgramShape.of(replace(compiled, inputs=(tokens, positions, *sampling, *rest))).fewer_rows == ()
 
 
 def test_rules_hold_for_each_prompt_by_itself() -> None:

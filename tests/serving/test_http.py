@@ -111,6 +111,9 @@ def test_samples_seeds_and_stops(served: Served, alone: Any) -> None:
     assert texts[:2] == expected
     assert len(set(texts)) == 3
     whole = served.client.completions.create(prompt="The fox", **GREEDY).choices[0].text
+    # As most clients ask for the most likely tokens.
+    cold = served.client.completions.create(prompt="The fox", temperature=0, top_p=0.5, seed=1, **GREEDY)
+    assert cold.choices[0].text == whole
     cut = served.client.completions.create(prompt="The fox", stop=[whole[3:6]], **GREEDY).choices[0]
     assert (cut.text, cut.finish_reason) == (whole[:3], "stop")
     banned = served.client.completions.create(
@@ -245,7 +248,7 @@ def test_the_client_raises_its_own_errors(served: Served) -> None:
     ("method", "path", "body", "headers", "status"),
     [
         ("GET", "/v1/models", None, {"authorization": ""}, 401),
-        ("GET", "/v1/models", None, {"authorization": "Basic x"}, 401),
+        ("GET", "/v1/models", None, {"authorization": f"Basic {KEY}"}, 401),
         ("GET", "/metrics", None, {"authorization": "Bearer "}, 401),
         ("POST", "/v1/completions", {"model": "tiny", "prompt": "a"}, {"origin": "https://evil.example"}, 403),
         ("GET", "/health", None, {"host": "evil.example"}, 403),
@@ -274,6 +277,13 @@ def test_strangers_and_nonsense_are_refused(
     got, _, answer = served.send(method, path, body, headers)
     assert got == status
     assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_of_no_stated_length_is_cut_off_where_it_is_too_large(served: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection.request("POST", "/v1/completions", iter([b"x" * 9_000] * 3), HEADERS, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
 
 
 def test_a_slow_sender_is_cut_off(served: Served) -> None:

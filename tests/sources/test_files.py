@@ -13,7 +13,7 @@ import pytest
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource
-from qeff_framework.sources.files import weight_files
+from qeff_framework.sources.files import check_weight_files, weight_files
 
 NAMES = {
     None: [
@@ -111,6 +111,21 @@ def test_a_damaged_file_is_named(
     with pytest.raises(CheckpointError, match=rf"{file} {complaint}"):
         QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
     assert not list((store_root / "exports").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "a/../../model.safetensors", "/etc/hostname"])
+def test_an_index_leads_out_of_no_checkpoint(checkpoint: Path, name: str) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint.parent / "model.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match=f"names {name}, which lies outside of the checkpoint"):
+        weight_files(checkpoint)
+
+
+def test_a_file_that_lacks_its_last_byte_is_cut(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="model.safetensors is cut"):
+        check_weight_files([file])
 
 
 def test_weights_of_torch_that_were_cut(checkpoint: Path) -> None:

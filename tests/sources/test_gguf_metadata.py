@@ -17,7 +17,7 @@ import transformers
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split
-from tests.sources.test_loading import write_gguf
+from tests.gguf_files import write_file, write_gguf
 from tests.tiny_models import tiny_causal_lm
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -87,16 +87,6 @@ def test_scaled_positions_are_those_of_the_model(
     assert (unscaled - wanted).abs().max() > 1e-2
 
 
-def header(path: Path, architecture: str, say: Callable[[gguf.GGUFWriter], None]) -> Path:
-    writer = gguf.GGUFWriter(str(path), architecture)
-    say(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def test_of_gemma_3_only_the_layers_without_a_window_are_scaled(tmp_path: Path) -> None:
     """Those of 4 B parameters and more; that of 27 B divides by another root, which llama.cpp knows by its layers."""
 
@@ -106,7 +96,7 @@ def test_of_gemma_3_only_the_layers_without_a_window_are_scaled(tmp_path: Path) 
         writer.add_final_logit_softcapping(30.0)
 
     config = transformers.Gemma3TextConfig(num_hidden_layers=62, hidden_size=5376, num_attention_heads=32, head_dim=128)
-    complete_config(config, header(tmp_path / "a.gguf", "gemma3", say))
+    complete_config(config, write_file(tmp_path / "a.gguf", "gemma3", say))
     assert config.rope_parameters["full_attention"]["factor"] == 4.0
     assert config.rope_parameters["sliding_attention"]["rope_type"] == "default"
     assert (config.sliding_window, config.final_logit_softcapping, config.query_pre_attn_scalar) == (7, 30.0, 168)
@@ -124,7 +114,7 @@ def test_long_factors_windows_and_parts_of_heads(tmp_path: Path) -> None:
     config = transformers.Phi3Config(
         hidden_size=128, num_attention_heads=4, max_position_embeddings=256, pad_token_id=0
     )
-    complete_config(config, header(tmp_path / "a.gguf", "phi3", say))
+    complete_config(config, write_file(tmp_path / "a.gguf", "phi3", say))
     rope = config.rope_parameters
     assert (rope["rope_type"], rope["long_factor"][0], rope["short_factor"][0]) == ("longrope", 3.0, 2.0)
     assert (rope["original_max_position_embeddings"], rope["attention_factor"]) == (64, 1.25)
@@ -140,7 +130,7 @@ def test_t5_has_the_activation_that_goes_with_its_gates(tmp_path: Path, *, is_ga
             writer.add_tensor(f"enc.blk.0.{part}.weight", np.zeros((4, 4), np.float32))
 
     config = transformers.T5Config(is_gated_act=True, tie_word_embeddings=False)
-    complete_config(config, header(tmp_path / "a.gguf", "t5", say))
+    complete_config(config, write_file(tmp_path / "a.gguf", "t5", say))
     remembered = transformers.T5Config.from_dict(config.to_dict())
     for each in (config, remembered):
         assert (each.is_gated_act, each.dense_act_fn, each.scale_decoder_outputs) == (is_gated, activation, False)
@@ -154,7 +144,7 @@ def test_a_window_of_nothing_is_no_window(tmp_path: Path) -> None:
         writer.add_final_logit_softcapping(0.0)
 
     config = transformers.Gemma2Config(num_hidden_layers=2)
-    complete_config(config, header(tmp_path / "a.gguf", "gemma2", say))
+    complete_config(config, write_file(tmp_path / "a.gguf", "gemma2", say))
     assert (config.sliding_window, config.final_logit_softcapping) == (None, None)
 
 
@@ -201,9 +191,9 @@ def test_a_model_without_attention(tmp_path: Path) -> None:
         writer.add_ssm_dt_b_c_rms(False)
 
     config = transformers.MambaConfig()
-    complete_config(config, header(tmp_path / "a.gguf", "mamba", say))
+    complete_config(config, write_file(tmp_path / "a.gguf", "mamba", say))
     assert config.layer_norm_epsilon == pytest.approx(1e-3)
-    falcon = header(tmp_path / "b.gguf", "mamba", lambda writer: writer.add_ssm_dt_b_c_rms(True))
+    falcon = write_file(tmp_path / "b.gguf", "mamba", lambda writer: writer.add_ssm_dt_b_c_rms(True))
     with pytest.raises(CheckpointError, match=r"mamba\.ssm\.dt_b_c_rms is True"):
         complete_config(config, falcon)
 
@@ -224,7 +214,7 @@ def test_a_vocabulary_that_splits_text_by_an_unknown_rule_gives_no_tokenizer(
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(rule)
 
-    file = header(tmp_path / "a.gguf", "llama", say)
+    file = write_file(tmp_path / "a.gguf", "llama", say)
     if is_known:
         refuse_unknown_split(file)
     else:

@@ -25,7 +25,7 @@ from qeff_framework.seam.deferred import (
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.gguf_header import GGUFHeader, quick_reading
 from qeff_framework.sources.gguf_weights import deferring_gguf
-from tests.sources.test_loading import write_gguf
+from tests.gguf_files import finish, write_gguf
 from tests.tiny_models import tiny_causal_lm
 
 AUTO = "AutoModelForCausalLM"
@@ -55,10 +55,7 @@ def write_blocks(path: Path, architecture: str, model: Any) -> Path:
         # Names of experts come without the suffix that files have.
         written = f"{name}.weight" if name.endswith("_exps") else name
         writer.add_tensor(written, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -24,10 +24,10 @@ from QEfficient.generation.cloud_infer import QAICInferenceSession
 from QEfficient.utils import load_hf_tokenizer
 from tests.checkpoints import save_tiny_checkpoint
 from tests.eager import eager_greedy
+from tests.gguf_files import write_gguf
 from tests.image_models import built, greedy, llava, saved_llava
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_loading import pack
-from tests.sources.test_loading import write_gguf
 from tests.sources.test_lora import save_adapter
 from tests.tiny_models import tiny_causal_lm, tiny_classifier, tiny_encoder
 

@@ -17,6 +17,7 @@ from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.sources.quantized import QuantizedCheckpoint, keeping
 from qeff_framework.sources.quantized.gguf import weights as gguf_weights
 from qeff_framework.sources.quantized.keeping import packed_matrices
+from tests.gguf_files import finish
 from tests.sources.quantized import packing
 from tests.sources.quantized.test_formats import SAMPLES, settings_of
 
@@ -138,10 +139,7 @@ def test_blocks_of_gguf(kind: str, tmp_path: Path) -> None:
     writer.add_uint64("large", 2**40)
     writer.add_tensor("z.weight", generator.standard_normal((3, 5), dtype=np.float32))
     writer.add_tensor("a.weight", quantised, raw_dtype=gguf.GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     expected = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
     found = packed_matrices(gguf_weights(tmp_path / "a.gguf"), linear(torch.from_numpy(expected)))
     np.testing.assert_array_equal(numbers(found["other"]), expected.T)
