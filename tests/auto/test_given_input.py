@@ -153,6 +153,8 @@ def test_clips_and_settings_that_a_model_of_sound_would_refuse(tmp_path: Path) -
     whisper = QEFFAutoModelForSpeechSeq2Seq.from_pretrained(folder, processor=whisper_extractor())
     with pytest.raises(InputError, match="speech-seq2seq, whose decoder does not follow regex"):
         whisper.require_input(GivenInput(clips=[1.0], settings={"regex": "a+"}), {})
+    with pytest.raises(InputError, match="max_new_tokens=448 and a start token are more than ctx_len=448"):
+        whisper.require_input(GivenInput(clips=[1.0], settings={"max_new_tokens": 448}), {})
     with pytest.raises(InputError, match="num_beams=2: the search takes 2 rows"):
         whisper.require_input(GivenInput(clips=[1.0], settings={"num_beams": 2}), {})
 
