@@ -37,6 +37,16 @@ def require_plain_loop(settings: Mapping[str, Any], task: str) -> None:
         )
 
 
+def require_new_tokens(settings: Mapping[str, Any], ctx_len: int) -> None:
+    """Raises `InputError` for more new tokens than a decoder has room for behind a start token."""
+    new = settings.get("max_new_tokens") or 0
+    if new >= ctx_len:
+        raise InputError(
+            f"max_new_tokens={new} and a start token are more than ctx_len={ctx_len}; ask for fewer, or give a greater ctx_len "
+            f"(-O ctx_len={new + 1})"
+        )
+
+
 def require_room(index: int, tokens: int, settings: Mapping[str, Any], ctx_len: int) -> None:
     """Raises `InputError` for a prompt of so many tokens that the context leaves no room for the new ones."""
     if tokens >= ctx_len:

@@ -323,14 +323,11 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 tensors = dict(reader.video_processor(return_tensors="np", **options))
                 for unit in image_units({name: tensors[name] for name in names if tensors.get(name) is not None}):
                     if _form(unit) not in forms:
-                        told = ", ".join(
-                            str(list(shape)) for form in forms for name, shape, _ in form if name == VIDEO_PIXELS
-                        )
+                        told = " or ".join(map(_told, forms))
                         raise InputError(
                             f"the video {video.file} has {video.total_frames} frames of {video.height} x {video.width} pixels, "
-                            f"of which the processor makes {VIDEO_PIXELS} {list(unit[VIDEO_PIXELS].shape)}, and the programs "
-                            f"would take {told}; give its height and width (-O height={video.height} -O width={video.width}), or "
-                            "another num_frames"
+                            f"of which the processor makes {_told(_form(unit))}, and the programs would take {told}; give its "
+                            f"height and width (-O height={video.height} -O width={video.width}), or another num_frames"
                         )
 
     def _require_images(self, images: Sequence[Sequence[Any]], shapes: ImageTextShapes) -> None:
@@ -421,6 +418,11 @@ def _form(unit: Unit) -> list[tuple[str, tuple[int, ...], Any]]:
         for name, value in sorted(unit.items())
         if name not in TIMES
     ]
+
+
+def _told(form: list[tuple[str, tuple[int, ...], Any]]) -> str:
+    """A form, for messages: shapes of pixels, and the values that say how they lie."""
+    return ", ".join(f"{name} {list(shape) if values is None else values}" for name, shape, values in form)
 
 
 def _image_specialization(tokens: int) -> Specialization:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qeff_framework.auto.given_prompts import require_beams
+from qeff_framework.auto.given_prompts import require_beams, require_new_tokens
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
 from qeff_framework.errors import InputError
@@ -34,7 +34,9 @@ class QEFFAutoModelForSeq2SeqLM(TaskModel):
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds more beams than rows and, when a program must be made, texts that are too long for it."""
         super().require_input(given, sizes)
-        require_beams(given.settings, self._sizes_among(sizes))
+        shapes = self._sizes_among(sizes)
+        require_beams(given.settings, shapes)
+        require_new_tokens(given.settings, shapes.ctx_len)
 
     def _require_room(self, given: GivenInput, shapes: Seq2SeqLMShapes) -> None:
         for index, ids in enumerate(self._prompt_ids(given)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qeff_framework.auto.given_prompts import require_beams, require_plain_loop
+from qeff_framework.auto.given_prompts import require_beams, require_new_tokens, require_plain_loop
 from qeff_framework.auto.sound import SoundModel, frames_of
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import OptionError
@@ -57,7 +57,9 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
         """Adds languages and tasks that the checkpoint does not know."""
         super().require_input(given, sizes)
         require_plain_loop(given.settings, self.task)
-        require_beams(given.settings, self._sizes_among(sizes))
+        shapes = self._sizes_among(sizes)
+        require_beams(given.settings, shapes)
+        require_new_tokens(given.settings, shapes.ctx_len)
         if isinstance(self._source, CheckpointSource):
             facts = SpeechFacts.of(self._source.generation_config(), self.config, _language_names())
             if given.language is not None:

@@ -57,6 +57,8 @@ _OF_VISION: Final[Mapping[str, Any]] = {
 }
 #: Largest error of an image embedding, as a part of the largest one.
 IMAGE_TOLERANCE: Final = 1e-4
+#: Largest difference of a logit, in standard deviations of its step: less than what makes a choice clear.
+LOGIT_TOLERANCE: Final = CLEAR_MARGIN / 2
 #: As many times as a program may round otherwise.
 _ROUNDINGS: Final = 4
 #: Whose prompts' tokens all see each other: a processor marks them with the kind 0.
@@ -83,6 +85,8 @@ class ImageReference:
     #: The images of each prompt.
     images: list[list[Image]]
     tokens: list[list[int]]
+    #: Logits ``[steps, V]`` of each prompt.
+    logits: list[torch.Tensor]
     #: Smallest distance of the two best logits of a step, in standard deviations.
     margin: float
     #: Tokens of an image.
@@ -279,8 +283,9 @@ def image_reference(module: Any, image: Image) -> ImageReference:
         found = ImageReference(
             prompts=prompts,
             images=images,
-            tokens=[tokens for tokens, _ in decoded],
-            margin=min(margin for _, margin in decoded),
+            tokens=[tokens for tokens, _, _ in decoded],
+            logits=[logits for _, logits, _ in decoded],
+            margin=min(margin for _, _, margin in decoded),
             image_tokens=count,
         )
         best = found if best is None or found.margin > best.margin else best
@@ -358,15 +363,66 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
                 error, tolerance = _image_error(module, runner, given)
                 facts["image_error"] = max(error, facts.get("image_error", 0.0))
             plain = dict.fromkeys(SCORE_SETTINGS)
+            seen = SeenLogits()
             tokens = runner.generate(
-                inputs=inputs, generation_len=STEPS, ignore_eos=True, num_beams=1, **plain
+                inputs=inputs,
+                generation_len=STEPS,
+                ignore_eos=True,
+                num_beams=1,
+                logits_processor=[seen],
+                **plain,
             ).generated_ids
         _compare(tokens, reference, kv_offload, facts)
+        facts["logit_error"] = max(seen.error(reference), facts.get("logit_error", 0.0))
+        if not facts["logit_error"] <= LOGIT_TOLERANCE and not facts["logit_error"] <= _rounding_of_logits(
+            module, reference
+        ):
+            facts["stage"] = "logits"
+            raise CheckError(f"a logit differs by {facts['logit_error']:.1e} of the standard deviation", facts)
         if not error <= tolerance:
             facts["stage"] = "values"
             raise CheckError(f"image embeddings differ by {error:.1e} of the largest one", facts)
     facts.setdefault("note", "as two programs and as one")
     return facts
+
+
+class SeenLogits:
+    """Notes the logits from which each token is chosen."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """As a logits processor of Transformers, for one row."""
+        self._rows[tuple(input_ids[0].tolist())] = scores[0].clone()
+        return scores
+
+    def error(self, reference: ImageReference) -> float:
+        """The largest difference from the reference, in standard deviations of a step's logits."""
+        import torch
+
+        worst = 0.0
+        for prompt, tokens, logits in zip(reference.prompts, reference.tokens, reference.logits, strict=True):
+            for step, want in enumerate(logits):
+                got = self._rows[(*prompt, *tokens[:step])]
+                allowed = want > torch.finfo(want.dtype).min / 2
+                difference = (got.float() - want)[allowed].abs().max() / want[allowed].std()
+                worst = max(worst, float(difference))
+        return float(f"{worst:.1e}")
+
+
+def _rounding_of_logits(module: Any, reference: ImageReference) -> float:
+    """A multiple of how far PyTorch's own logits move where each pixel changes by its last bit, see `_image_error`."""
+    worst = 0.0
+    for prompt, images, logits in zip(reference.prompts, reference.images, reference.logits, strict=True):
+        if images:
+            _, moved, _ = _decode(module, prompt, [_changed_by_a_bit(image) for image in images])
+            worst = max(worst, float(((moved - logits).abs().amax(dim=1) / logits.std(dim=1)).max()))
+    return _ROUNDINGS * worst
+
+
+def _changed_by_a_bit(image: Image) -> Image:
+    return {name: value * (1 + 2**-23) if value.is_floating_point() else value for name, value in image.items()}
 
 
 def _compare(tokens: Sequence[list[int]], reference: ImageReference, kv_offload: bool, facts: dict[str, Any]) -> None:
@@ -471,7 +527,7 @@ def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[flo
     for image in images:
         (got,) = runner.image_embeddings(image)
         want = features(image)
-        up = {name: value * (1 + 2**-23) if value.is_floating_point() else value for name, value in image.items()}
+        up = _changed_by_a_bit(image)
         largest = want.abs().max()
         worst = max(worst, float((torch.from_numpy(got) - want).abs().max() / largest))
         effect = max(effect, float((features(up) - want).abs().max() / largest))
@@ -538,8 +594,8 @@ def tiles_seen(module: Any, prompts: list[list[int]], images: Sequence[Sequence[
     return {"cross_attention_mask": torch.as_tensor(seen)}
 
 
-def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], float]:
-    """Tokens of one prompt, and the margin of the closest choice."""
+def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[list[int], torch.Tensor, float]:
+    """Tokens of one prompt, their logits, and the margin of the closest choice."""
     import torch
     import transformers
 
@@ -565,7 +621,7 @@ def _decode(module: Any, prompt: list[int], images: Sequence[Image]) -> tuple[li
     # Tokens that a family forbids have the lowest float as logit.
     deviations = torch.stack([row[row > torch.finfo(row.dtype).min / 2].std() for row in logits])
     margin = float(((best[:, 0] - best[:, 1]) / deviations).min())
-    return result.sequences[0, len(prompt) :].tolist(), margin
+    return result.sequences[0, len(prompt) :].tolist(), logits, margin
 
 
 def _size(config: Any, *names: str, default: int) -> int:

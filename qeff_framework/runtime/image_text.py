@@ -128,8 +128,16 @@ class CompiledImageTextToText(CompiledRunner):
             raise InputError(f"{self.compiled.directory} carries no processor; pass processor=..., or what one returns")
         from transformers import AutoProcessor
 
-        load: Any = AutoProcessor.from_pretrained
-        return load(directory)
+        try:
+            load: Any = AutoProcessor.from_pretrained
+            return load(directory)
+        except ImportError as error:
+            from qeff_framework.sources.quiet import missing_library
+
+            raise InputError(
+                f"the processor in {self.compiled.directory} cannot be loaded here: {missing_library(error)}; or pass what a "
+                "processor returns"
+            ) from error
 
     def text_generator(self) -> TextGenerator:
         """The generator over the language program, with the tokenizer that the artifact carries."""

@@ -40,7 +40,7 @@ from qeff_framework.sources.module import ModuleSource
 from qeff_framework.sources.places import HubRepository, LocalFolder
 from qeff_framework.sources.quantized.formats import QuantizedCheckpoint
 from qeff_framework.sources.quantized.loading import load_dequantised
-from qeff_framework.sources.quiet import captured_transformers, first_line, quiet_transformers
+from qeff_framework.sources.quiet import captured_transformers, first_line, missing_library, quiet_transformers
 from qeff_framework.sources.references import (
     PlacedShards,
     WatchedFiles,
@@ -533,12 +533,16 @@ class CheckpointSource:
 
         problem: Exception | None = None
         for name in dict.fromkeys(("AutoProcessor", part)):
-            load: Any = getattr(transformers, name).from_pretrained
             try:
                 with quiet_transformers():
+                    load: Any = getattr(transformers, name).from_pretrained
                     return load(self._location, **self._loader_arguments())
             except Exception as error:  # noqa: BLE001  (whatever a processor raises is told)
                 problem = error
+        if isinstance(problem, ImportError):
+            raise CheckpointError(
+                f"the processor of {self.name}, which prepares its input, cannot be loaded here: {missing_library(problem)}"
+            ) from problem
         # What the library says about its hub is no help with a folder.
         told = first_line(problem).partition(". If you were trying to load it from")[0] if problem is not None else ""
         raise CheckpointError(

@@ -91,3 +91,13 @@ def _without_progress_bars(bars: _ProgressBars, library: Any) -> Iterator[None]:
             bars.quiet -= 1
             if not bars.quiet and bars.were_on:
                 library.enable_progress_bar()
+
+
+def missing_library(error: ImportError) -> str:
+    """What Transformers says of a library that is missing or does not load, without its addresses, and what to do."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    told = " ".join(str(cause).split()).partition(" Check out the ")[0]
+    advice = "install it, in the version and the build that belong to the other libraries"
+    return f"{told.removesuffix('.')}; {advice} (torchvision: pip install 'qeff-framework[video]')"

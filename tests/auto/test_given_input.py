@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import soundfile
+import transformers
 from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
 from qeff_framework import (
@@ -20,6 +21,7 @@ from qeff_framework import (
 from qeff_framework.cli import main
 from qeff_framework.errors import CheckpointError, InputError
 from qeff_framework.model import GivenInput
+from qeff_framework.sources.quiet import missing_library
 from tests.checkpoints import save_tiny_checkpoint
 from tests.image_models import built, llava, picture, saved_llava
 from tests.sound_models import LANGUAGES, RATE, TASKS, clip, speech_model, speech_processor, whisper_extractor
@@ -151,5 +153,28 @@ def test_clips_and_settings_that_a_model_of_sound_would_refuse(tmp_path: Path) -
     whisper = QEFFAutoModelForSpeechSeq2Seq.from_pretrained(folder, processor=whisper_extractor())
     with pytest.raises(InputError, match="speech-seq2seq, whose decoder does not follow regex"):
         whisper.require_input(GivenInput(clips=[1.0], settings={"regex": "a+"}), {})
+    with pytest.raises(InputError, match="max_new_tokens=448 and a start token are more than ctx_len=448"):
+        whisper.require_input(GivenInput(clips=[1.0], settings={"max_new_tokens": 448}), {})
     with pytest.raises(InputError, match="num_beams=2: the search takes 2 rows"):
         whisper.require_input(GivenInput(clips=[1.0], settings={"num_beams": 2}), {})
+
+
+def test_a_processor_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' message ends in addresses, and hides the reason of an import that fails behind one of its own."""
+    folder = folder_of(tmp_path, "whisper", "WhisperForConditionalGeneration")
+    model = QEFFAutoModelForSpeechSeq2Seq.from_pretrained(folder)
+
+    def missing(*args: object, **arguments: object) -> None:
+        reason = RuntimeError("operator torchvision::nms does not exist")
+        raise ModuleNotFoundError("Could not import module 'AutoProcessor'.") from reason
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", missing)
+    with pytest.raises(
+        CheckpointError, match="cannot be loaded here: operator torchvision::nms does not exist; install it"
+    ):
+        model.require_input(GivenInput(clips=[1.0]), {})
+    told = "\nXVideoProcessor requires the Torchvision library but it was not found in your environment. Check out the\npage: ..."
+    assert missing_library(ImportError(told)).startswith(
+        "XVideoProcessor requires the Torchvision library but it was not found in"
+    )
+    assert "Check out" not in missing_library(ImportError(told))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qeff_framework.coverage import parity
+from qeff_framework.coverage.images import ImageReference, SeenLogits
 from qeff_framework.coverage.parity import HIDDEN_TOLERANCE, check_parity
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import reference_embedding
@@ -84,3 +85,17 @@ def test_a_stage_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckError, match="UnknownBackendError") as caught:
         check_parity("distilbert", task="encoder", backend="nonesuch")
     assert caught.value.facts["stage"] == "compile"
+
+
+def test_logits_of_images_and_text_are_compared_beside_the_tokens() -> None:
+    """A logit that is off by less than what changes the tokens is found."""
+    want = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    reference = ImageReference(
+        prompts=[[5, 6]], images=[[]], tokens=[[1, 2]], logits=[want], margin=1.0, image_tokens=1
+    )
+    exact, wrong = SeenLogits(), SeenLogits()
+    for step, ids in enumerate(([5, 6], [5, 6, 1])):
+        exact(torch.tensor([ids]), want[step : step + 1])
+        wrong(torch.tensor([ids]), want[step : step + 1] + (0.02 if step else 0))
+    assert exact.error(reference) == 0
+    assert wrong.error(reference) == pytest.approx(0.02 / float(want[1].std()), rel=0.05)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from qeff_framework import QEFFAutoModelForImageTextToText
+from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
 from tests.image_models import qwen2_5_vl, qwen3_vl
+from tests.serving.running import serving
 from tests.video_clips import written_clip
 
 av = pytest.importorskip("av")
@@ -207,3 +210,16 @@ def test_the_tokens_are_those_of_transformers_for_the_same_clip(name: str, tmp_p
         prompts=["w5 w6"] * 2, videos=[str(films[0]), [films[1]]], generation_len=8, eos_token_id=None
     )
     assert output.generated_ids == wanted
+    if name != "qwen2_5_vl":
+        return
+    url = f"data:video/mp4;base64,{base64.b64encode(films[0].read_bytes()).decode()}"
+    parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "w5 w6"}]
+    runner: Any = load_compiled(model.compiled.directory)  # type: ignore[union-attr]
+    with serving(runner) as served:
+        answer = served.client.chat.completions.create(
+            model="tiny", max_tokens=8, messages=[{"role": "user", "content": parts}], extra_body={"ignore_eos": True}
+        )
+        assert answer.choices[0].message.content == runner.tokenizer.decode(wanted[0])
+        parts[0] = {"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}
+        with pytest.raises(openai.BadRequestError, match="the server fetches nothing from elsewhere"):
+            served.client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": parts}])
