@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.coverage.pipelines import PIXEL_TOLERANCE
@@ -42,6 +43,11 @@ def forms(backend: str) -> Iterator[tuple[str, float]]:
     model.compile(backend, height=[64, 96], width=[64, 128])
     yield "two sizes in one compile, the first", _difference(model, tiny, **sizes)
     yield "two sizes in one compile, the second", _difference(model, tiny, height=96, width=128)
+    own = tiny.pipeline.scheduler
+    for kind in (EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, LCMScheduler):
+        model.scheduler = kind.from_config(own.config)
+        yield f"then {kind.__name__}", _difference(model, tiny, **sizes)
+    model.scheduler = own
     guided = {**sizes, "negative_prompt": "fog", "guidance_scale": 9.0}
     yield "negative prompt and guidance as one batch of two", _difference(model, tiny, **guided)
     model.compile(backend, guidance_runs=2, **sizes)
@@ -63,6 +69,15 @@ def forms(backend: str) -> Iterator[tuple[str, float]]:
         model.compile(backend, batch_size=2, call=_doubled(other), **other.sizes)
         doubled = TinyPipeline(pipeline=other.pipeline, sizes=other.sizes, arguments=_doubled(other))
         yield f"{name}, two prompts at a time", _difference(model, doubled, prompt=_TWO)
+    model.compile(backend, call={"num_images_per_prompt": 2, "guess_mode": True}, **other.sizes)
+    more = {"num_images_per_prompt": 2, "guess_mode": True}
+    yield "ControlNet that guesses, two pictures of a prompt", _difference(model, other, **more)
+    parts = {**other.pipeline.components, "controlnet": [other.pipeline.controlnet] * 2}
+    both = type(other.pipeline)(**parts, requires_safety_checker=False)
+    model = QEFFDiffusionPipeline(both)
+    model.compile(backend, **other.sizes)
+    pictures = {"image": [other.arguments["image"], other.arguments["image"].rotate(90)]}
+    yield "two ControlNets", _difference(model, TinyPipeline(pipeline=both, sizes=other.sizes, arguments=pictures))
 
 
 def _doubled(tiny: TinyPipeline) -> dict[str, Any]:

@@ -51,6 +51,11 @@ def add_to(subparsers: Any) -> None:
         help="write every input file of the compiler, run nothing; for backends that can",
     )
     parser.add_argument("--rebuild", action="store_true", help="compile even if the program exists, and replace it")
+    parser.add_argument(
+        "--form",
+        choices=("text-to-image", "image-to-image", "inpainting"),
+        help="of a pipeline of diffusers: what its pictures begin with (default: as it is); needs -O height= and width=",
+    )
     add_compile_options(parser)
 
 
@@ -114,6 +119,11 @@ def compile_model(
     options = typed_options(texts, [model.shapes, descriptor.options])
     if given is not None:
         model.require_input(given, options)
+    form = getattr(args, "form", None)
+    if form is not None:
+        if not isinstance(model, QEFFDiffusionPipeline):
+            raise OptionError(f"--form {form} is for pipelines of diffusers, and {model.name} is none; leave it out")
+        model = model.in_form(form)
     if pictures is not None and isinstance(model, QEFFDiffusionPipeline):
         from qeff_framework.cli.picture_input import for_pictures
 

@@ -6,6 +6,7 @@ A type of diffusers' own mappings is named as there; the same components in the 
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,8 +88,11 @@ def _mapping(name: str) -> dict[str, type[Any]]:
 
 
 def is_built(name: str) -> bool:
-    """Whether there are components for the type."""
-    return name in _BUILT or name.partition("/")[0] in _BUILT
+    """Whether there are components for the type, and what these need is installed."""
+    kind = name.partition("/")[0]
+    if kind in tiny_reading_pipelines.WITH_TORCHVISION and importlib.util.find_spec("torchvision") is None:
+        return False
+    return name in _BUILT or kind in _BUILT
 
 
 def tiny_pipeline(name: str) -> TinyPipeline:

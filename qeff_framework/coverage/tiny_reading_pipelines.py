@@ -175,6 +175,10 @@ def anyflow_far() -> Parts:
     }
 
 
+#: Types whose processors Transformers makes with torchvision only.
+WITH_TORCHVISION: Final = frozenset(
+    {"nucleusmoe-image", "qwenimage21", "qwenimage-edit", "qwenimage-edit-plus", "qwenimage-layered"}
+)
 #: As `tiny_newer_pipelines.ARGUMENTS`.
 ARGUMENTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "qwenimage-layered": {"layers": 1, "resolution": 640},

@@ -12,6 +12,8 @@ from qeff_framework.export.weights import graph_weights
 from qeff_framework.seam.norms import find_rms_norms, replace_rms_norms
 from qeff_framework.seam.weightless import weightless_copy
 
+#: What torch says of a constant that is written to.
+_WRITTEN_CONSTANT = "is mutated in the forward method"
 #: Ops whose results no seed of the host decides.
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -27,16 +29,21 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
     replace_rms_norms(weightless, norms)
     graph = CallGraph(weightless, call)
     example = (example_tensors(call.inputs),)
-    with stage("probe run"):
-        probe(graph, example)
-    result = graph.result
     try:
+        with stage("probe run"):
+            probe(graph, example)
+        result = graph.result
         with stage("trace"):
             program = trace(graph, example, ([{} for _ in example[0]],))
         with stage("translation to ONNX"):
             model = translate(program, graph_weights(component, norms))
             finish(model)
     except (ExportError, UnsupportedModelError) as error:
+        if _WRITTEN_CONSTANT in str(error):
+            raise UnsupportedModelError(
+                f"its {call.component} makes a tensor of constants and writes what it computes into it, which has no form as a "
+                f"graph: {error}"
+            ) from error
         if not graph.read_contents:
             raise
         raise UnsupportedModelError(

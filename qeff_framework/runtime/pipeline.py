@@ -131,8 +131,8 @@ class CompiledDiffusionPipeline(CompiledRunner):
         """
         if cache_threshold is not None and not self._is_cut:
             raise InputError("cache_threshold needs programs that were compiled with enable_first_block_cache=True")
-        if cache_threshold is not None and not cache_threshold >= 0:
-            raise InputError(f"cache_threshold={cache_threshold} is out of range: it is at least 0")
+        if cache_threshold is not None and not (isinstance(cache_threshold, (int, float)) and cache_threshold >= 0):
+            raise InputError(f"cache_threshold={cache_threshold!r} is out of range: it is a number, at least 0")
         if adapter is None and adapter_weights is not None:
             raise OptionError("adapter_weights is for the adapters that are named: give adapter as well")
         signature = inspect.signature(self.pipeline.__call__)

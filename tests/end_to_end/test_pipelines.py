@@ -20,7 +20,7 @@ from PIL import Image
 
 from qeff_framework import QEFFDiffusionPipeline, load_compiled
 from qeff_framework.cli.app import main
-from qeff_framework.cli.picture_input import PictureInput, for_pictures
+from qeff_framework.cli.picture_input import PictureInput, class_of_artifact, for_pictures
 from qeff_framework.contracts import CompiledModel
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.diffusion.calls import PipelineModules, call_of
@@ -273,6 +273,21 @@ def test_components_of_a_folder_become_a_pipeline_that_begins_with_a_picture(fol
     assert given.arguments(form.pipeline_class, 0, 1) == {"image": given.images[0], "strength": 0.5}
     with pytest.raises(OptionError, match="there is no form 'video'"):
         model.in_form("video")
+
+
+def test_the_command_compiles_a_form_and_shares_the_exports_of_components(
+    compiled: CompiledModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exports = compiled.directory.parent.parent / "exports"
+    before = {place.name for place in exports.iterdir()}
+    sizes = ["-O", "height=64", "-O", "width=64"]
+    command = ["compile", str(folder), "--backend", "ort_sim", *sizes, "--output", str(tmp_path / "out")]
+    assert main([*command, "--form", "image-to-image"]) == 0
+    made = CompiledModel.load(tmp_path / "out")
+    assert class_of_artifact(made).__name__ == "StableDiffusionImg2ImgPipeline"  # type: ignore[union-attr]
+    assert [*made.programs] == ["text_encoder", "vae-encode", "unet", "vae"]
+    assert len({place.name for place in exports.iterdir()} - before) <= 1  # what encodes pictures
+    capsys.readouterr()
 
 
 def test_what_is_cancelled_in_the_middle_leaves_no_file(
