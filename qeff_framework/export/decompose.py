@@ -221,9 +221,11 @@ def _replace_batch_norm(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 
 def _is_its_argument(node: torch.fx.Node) -> bool:
-    """Tells whether a node is its argument, in the same memory: ``x[:]`` along a dimension, and ``x.detach_()``."""
+    """Tells whether a node is its argument, in the same memory: ``x[:]`` along a dimension, ``x.detach_()``, and a dropout."""
     if any(user.op == "output" for user in node.users):
         return False  # The program's signature names its results.
+    if node.target is _ATEN.dropout.default:
+        return not _arguments(node)["train"]
     if node.target is not _ATEN.slice.Tensor:
         return node.target is _ATEN.detach_.default
     given = _arguments(node)

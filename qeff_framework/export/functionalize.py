@@ -36,7 +36,12 @@ _SCATTER: Mapping[Any, Any] = {
     _ATEN.select.int: _ATEN.select_scatter.default,
 }
 #: Composite operators that always return new memory.
-_NEW_MEMORY = frozenset({_ATEN.linear.default, _ATEN.matmul.default, _ATEN.softmax.int})
+_NEW_MEMORY = frozenset(
+    {
+        *(_ATEN.linear.default, _ATEN.matmul.default, _ATEN.softmax.int, _ATEN.layer_norm.default),
+        *(_ATEN.where.ScalarOther, _ATEN.where.ScalarSelf, _ATEN.where.Scalar),
+    }
+)
 
 #: Views of all of a tensor.
 _TURNED = frozenset({_ATEN.transpose.int, _ATEN.permute.default})
@@ -49,7 +54,7 @@ _DISGUISED_VIEWS = frozenset(
 
 def functionalize(graph: torch.fx.Graph) -> None:
     """Changes `graph` in place."""
-    _copy_fills(graph)
+    _copy_results(graph)
     _broadcast_copies(graph)
     order: dict[torch.fx.Node, float] = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -107,18 +112,24 @@ def _write_part(
         _replace_after(view, written, order)
 
 
-def _copy_fills(graph: torch.fx.Graph) -> None:
-    """Makes a fill with a number a copy of such a tensor."""
+def _copy_results(graph: torch.fx.Graph) -> None:
+    """Makes a fill with a number a copy of such a tensor, and another change of a part a copy of what it makes of the part."""
     for node in graph.nodes:
-        if node.target is not _ATEN.fill_.Scalar:
+        is_fill = node.target is _ATEN.fill_.Scalar
+        if not is_fill and (node.target not in _OUT_OF_PLACE or node.target is _ATEN.copy_.default):
             continue
-        changed, number = node.args
+        changed = node.args[0]
+        is_part = changed.target in _SCATTER
+        if not is_fill and not (is_part and not node.users and _keeps_dtype(node)):
+            continue
         with graph.inserting_before(node):
-            # A part that only the copy reads can be written in place of the whole: the shape is that of another one.
-            pattern = graph.node_copy(changed) if changed.target in _SCATTER else changed
-            filled = graph.call_function(_ATEN.full_like.default, (pattern, number))
-        filled.meta["val"] = changed.meta["val"].new_empty(changed.meta["val"].shape)
-        node.target, node.args = _ATEN.copy_.default, (changed, filled)
+            # A part that only the copy reads can be written in place of the whole: what is read is another one.
+            read = graph.node_copy(changed) if is_part else changed
+            made = graph.call_function(
+                _ATEN.full_like.default if is_fill else _OUT_OF_PLACE[node.target], (read, *node.args[1:]), node.kwargs
+            )
+        made.meta["val"] = changed.meta["val"].new_empty(changed.meta["val"].shape)
+        node.target, node.args, node.kwargs = _ATEN.copy_.default, (changed, made), {}
 
 
 def _broadcast_copies(graph: torch.fx.Graph) -> None:

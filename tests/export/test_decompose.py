@@ -27,6 +27,14 @@ def _normalise_a_read_tensor(x: torch.Tensor) -> torch.Tensor:
     return weights * total
 
 
+def _change_behind_a_norm_and_a_dropout(x: torch.Tensor) -> torch.Tensor:
+    """As XLM hides padding."""
+    hidden = torch.nn.functional.layer_norm(x, (3,))
+    hidden = torch.nn.functional.dropout(hidden, 0.1, training=False)
+    hidden *= (x > 0).to(x.dtype)
+    return hidden * 2.0
+
+
 def _fill_two_slices(x: torch.Tensor) -> torch.Tensor:
     result = x.new_empty((*x.shape[:-1], 2 * x.shape[-1]))
     result[..., : x.shape[-1]] = x.sin()
@@ -71,8 +79,11 @@ def _write_by_index(x: torch.Tensor) -> torch.Tensor:
     result = torch.zeros_like(x).index_add(1, torch.tensor([2, 0, 0]), x)
     result[:, :1].fill_(0.5)
     result[torch.tensor([1]), torch.tensor([2])] = x[0, :1]
+    result[2][x[2] > 0.5] = 4.0
     result.index_add_(0, torch.tensor([1]), x[:1])
-    return result * x.sin().fill_(2.0)
+    hidden = torch.where(x > 0, x, -1.0)[None, None].where(x > -2.0, 0.0)
+    hidden[:, 0][:, 1][hidden[:, 0, 1] > 0.1] = 5.0
+    return result * x.sin().fill_(2.0) + hidden[0, 0]
 
 
 def _norm_with_statistics(x: torch.Tensor) -> torch.Tensor:
@@ -161,6 +172,7 @@ def _change_seen_in_a_result(x: torch.Tensor) -> torch.Tensor:
 _TRANSLATED = (
     _add_to_a_product,
     _normalise_a_read_tensor,
+    _change_behind_a_norm_and_a_dropout,
     _fill_two_slices,
     _fill_a_column,
     _conversions_and_logic,
