@@ -86,7 +86,8 @@ def test_inputs_of_unequal_size_get_units_of_their_own_and_larger_blocks_lose_le
     of_norm = 0 if programs["smoothed"].program.get("probe") else 128
     large = {"gate": of_norm, "up": of_norm, "down": 128}
     assert sizes_of_blocks(tmp_path / "smoothed") == {**large, "other": 32, "head": 32}
-    assert sizes_of_blocks(tmp_path / "narrow") != sizes_of_blocks(tmp_path / "smoothed")
+    # Weights of 4 bits do not bear it.
+    assert set(sizes_of_blocks(tmp_path / "narrow").values()) == {32}
     feeds = {"input_ids": np.arange(8, dtype=np.int64)[None]}
     found = {name: execute(program).run(feeds)["seen"].copy() for name, program in programs.items()}
     wrong = {name: float(np.abs(value - found["exact"]).mean()) for name, value in found.items()}

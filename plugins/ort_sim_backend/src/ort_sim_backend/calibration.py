@@ -91,7 +91,9 @@ class Calibration:
         finally:
             for value, content in zip(weights, contents, strict=True):
                 value.const_value = content
-            del model.graph.outputs[len(outputs) :]
+            # Deleted by their places, the values would still be called outputs.
+            while len(model.graph.outputs) > len(outputs):
+                model.graph.outputs.pop()
         options = session_options(optimization_level="basic", threads=available_cpus(), pack_weights=True)
         try:
             self._session: Any = open_session(self._file, options)

@@ -185,7 +185,9 @@ def _measured(
         for weight in layers
         if len(weight.nodes) == 1  # another use has other inputs
     }
-    smoothed = sources(products)
+    # In other units inputs are of like size and weights are not, which 4 bits do not bear: Gemma 3 270M with `w4` had 0.029
+    # instead of 0.022 of KL divergence from float32.
+    smoothed = sources(products) if COMPRESSED_BITS[request.options.precision] == _EIGHT else []
     readers: dict[str, list[_Weight]] = {}
     for weight in rounded:
         for node in weight.nodes:
