@@ -23,7 +23,13 @@ from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
 from qeff_framework.sources.code_digests import core_digest
-from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
+from qeff_framework.sources.configs import (
+    checked_module,
+    odd_field,
+    plain_config,
+    save_generation_config,
+    write_json,
+)
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.gguf_merges import lean_merges
@@ -763,7 +769,7 @@ class CheckpointSource:
                     self._location, **self._loader_arguments(), **overrides
                 )
         except Exception as error:
-            reason = f"{first_line(error)}{remote_code.trust_hint(error)}"
+            reason = odd_field(self._plain_config_file()) or f"{first_line(error)}{remote_code.trust_hint(error)}"
             if overrides:
                 names, reason = ", ".join(overrides), " ".join(str(error).split())
                 raise OptionError(f"from_pretrained: the config does not take {names} as given: {reason}") from error
@@ -910,8 +916,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         # Torch's own words advise to run whatever the file holds.
         return (
-            "a file of torch among its weights holds more than plain tensors, such as tensors of torchao's classes; save the "
-            "checkpoint as safetensors"
+            "a file of torch among its weights holds more than plain tensors, such as a whole module or tensors of torchao's "
+            "classes; load it where it was made, and save the checkpoint as safetensors (save_pretrained)"
         )
     return f"{first_line(error)}{remote_code.trust_hint(error)}"
 
