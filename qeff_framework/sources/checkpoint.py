@@ -523,7 +523,9 @@ class CheckpointSource:
         if self._gguf:
             refuse_unknown_split(self._file(self._gguf))
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), lean_merges(), rare_collections():
-            return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+        self._refuse_stale(type(tokenizer))
+        return tokenizer
 
     def processor(self, part: str = "AutoProcessor") -> Any:
         """The processor of Transformers that prepares images or sound.
@@ -590,6 +592,12 @@ class CheckpointSource:
         elif self._arguments.get("code_revision"):
             code["own"] = self._code_commit(self._place.location, remote_code.file_of(found[0]))
         return {"code": code}
+
+    def _refuse_stale(self, *kinds: type) -> None:
+        """Raises `CheckpointError` where a class is from code that has changed since: the key is that of what is there."""
+        if isinstance(self._place, LocalFolder):
+            for kind in kinds:
+                remote_code.refuse_stale(kind, self._place.top, self.name)
 
     def _code_commit(self, repository: str, file: str) -> str:
         revision = self._arguments.get("code_revision")
@@ -825,6 +833,7 @@ class CheckpointSource:
         return QuantizedCheckpoint(settings, self._fetched_weight_files(), self.name)
 
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
+        self._refuse_stale(type(module), type(getattr(module, "config", None)))
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
         self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
         if self._gguf:
