@@ -29,7 +29,7 @@ class CausalLMShapes:
         "takes the one that fits what is left of the prompt; not given: 32, or ctx_len where that is less",
         minimum=1,
     )
-    ctx_len: int = option(128, "positions of the KV cache: prompt and generated tokens together", minimum=1)
+    ctx_len: int = option(128, "positions of the KV cache: prompt and generated tokens together", minimum=2)
     batch_size: int = option(1, "prompts that are run together", minimum=1)
     full_batch_size: int | None = option(
         None, "rows of continuous batching: prompts that decode together, a finished one is replaced", minimum=1

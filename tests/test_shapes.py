@@ -6,6 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from qeff_framework.errors import OptionError
+from qeff_framework.options import parse_options
 from qeff_framework.shapes import CausalLMShapes
 
 
@@ -31,11 +33,17 @@ def test_lengths_double_and_end_with_the_context(ctx_len, prefill, decode) -> No
     assert contexts(ctx_len=ctx_len) == (prefill, decode)
 
 
-@pytest.mark.parametrize(("ctx_len", "prefill"), [(1, 1), (16, 16), (32, 32), (128, 32)])
+@pytest.mark.parametrize(("ctx_len", "prefill"), [(2, 2), (16, 16), (32, 32), (128, 32)])
 def test_the_default_prefill_fits_the_context(ctx_len, prefill) -> None:
     sizes = CausalLMShapes(ctx_len=ctx_len)
     assert sizes.prefill_seq_len == prefill
     assert sizes.specializations()[0].dims["seq_len"] == prefill
+
+
+def test_a_context_without_room_for_a_new_token_is_refused() -> None:
+    """Its program could be compiled, and would then refuse every prompt."""
+    with pytest.raises(OptionError, match=r"ctx_len.*must be at least 2, got 1"):
+        parse_options(CausalLMShapes, {"ctx_len": 1}, owner="compile")
 
 
 def test_a_prefill_that_was_asked_for_is_not_shortened() -> None:

@@ -35,10 +35,13 @@ from qeff_framework.cli import (
 )
 from qeff_framework.cli.arguments import Parser, add_common
 from qeff_framework.cli.command_result import CommandResult, to_json
+from qeff_framework.cli.environment import misspelt_variables
 from qeff_framework.cli.progress import shown_progress
 from qeff_framework.errors import OptionError, QEFFError, UnknownBackendError, UnknownExtensionError
 from qeff_framework.plugin_answers import is_crash
 from qeff_framework.plugin_metadata import printable_lines
+
+logger = logging.getLogger(__name__)
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
 
@@ -125,6 +128,9 @@ def _main(argv: Sequence[str] | None) -> int:
             _library_warnings(shown=args.verbose or args.debug),
             shown_progress(sys.stderr, level) as progress,
         ):
+            if args.command != "doctor":
+                for name, meant in misspelt_variables():
+                    logger.warning("the variable %s is read by nobody here; did you mean %s?", name, meant)
             outcome: CommandResult = args.run(args, progress)
     except BrokenPipeError:
         raise

@@ -144,11 +144,17 @@ def _store() -> Iterator[Check]:
 
 def _variables() -> Iterator[Check]:
     """Variables that are spelt almost like one of the framework's. Backends have others of their own."""
+    for name, meant in misspelt_variables():
+        remedy = f"did you mean {meant}?"
+        yield Check(name=f"variable {name}", status=Status.WARNING, detail="is read by nobody here", remedy=remedy)
+
+
+def misspelt_variables() -> Iterator[tuple[str, str]]:
+    """Variables that are set and almost spelt like one of the framework's, each with that one."""
     for name in sorted(name for name in os.environ if name.startswith("QEF") and name not in _VARIABLES):
         near = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=max(CLOSE, 0.85))
         if near:
-            remedy = f"did you mean {near[0]}?"
-            yield Check(name=f"variable {name}", status=Status.WARNING, detail="is read by nobody here", remedy=remedy)
+            yield name, near[0]
 
 
 def _devices(*, hardware_is_used: bool) -> Iterator[Check]:

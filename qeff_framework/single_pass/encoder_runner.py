@@ -156,6 +156,9 @@ class EncoderRunner:
             for name in self._specs
             if name in rows
         }
+        if _OPTIONAL in rows and _OPTIONAL not in arrays and self._counts[_OPTIONAL]:
+            # A model with one type has no input for it; another type is no less unknown to it.
+            self._known(_OPTIONAL, right_padded(rows[_OPTIONAL], width, 0), mask)
         for name in arrays.keys() & self._counts.keys():
             arrays[name] = self._known(name, arrays[name], mask)
         if "attention_mask" in self._specs:

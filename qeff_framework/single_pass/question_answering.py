@@ -60,6 +60,8 @@ def find_answer(
             raise InputError(f"the {name} is empty; give some text")
     if max_answer_len < 1:
         raise InputError(f"max_answer_len={max_answer_len} must be at least 1")
+    if doc_stride < 0:
+        raise InputError(f"doc_stride={doc_stride} must be at least 0: the tokens by which windows overlap")
     windows = _windows(tokenizer, question, context, max_tokens, doc_stride)
     logits = run(as_rows(windows))
     null_id = tokenizer.cls_token_id if isinstance(tokenizer, AligningTokenizer) else None

@@ -23,7 +23,13 @@ from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
 from qeff_framework.sources.code_digests import core_digest
-from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
+from qeff_framework.sources.configs import (
+    checked_module,
+    odd_field,
+    plain_config,
+    save_generation_config,
+    write_json,
+)
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.gguf_merges import lean_merges
@@ -517,7 +523,9 @@ class CheckpointSource:
         if self._gguf:
             refuse_unknown_split(self._file(self._gguf))
         with quick_reading(with_vocabulary=not library_reads_vocabulary()), lean_merges(), rare_collections():
-            return transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
+        self._refuse_stale(type(tokenizer))
+        return tokenizer
 
     def processor(self, part: str = "AutoProcessor") -> Any:
         """The processor of Transformers that prepares images or sound.
@@ -584,6 +592,12 @@ class CheckpointSource:
         elif self._arguments.get("code_revision"):
             code["own"] = self._code_commit(self._place.location, remote_code.file_of(found[0]))
         return {"code": code}
+
+    def _refuse_stale(self, *kinds: type) -> None:
+        """Raises `CheckpointError` where a class is from code that has changed since: the key is that of what is there."""
+        if isinstance(self._place, LocalFolder):
+            for kind in kinds:
+                remote_code.refuse_stale(kind, self._place.top, self.name)
 
     def _code_commit(self, repository: str, file: str) -> str:
         revision = self._arguments.get("code_revision")
@@ -763,7 +777,7 @@ class CheckpointSource:
                     self._location, **self._loader_arguments(), **overrides
                 )
         except Exception as error:
-            reason = f"{first_line(error)}{remote_code.trust_hint(error)}"
+            reason = odd_field(self._plain_config_file()) or f"{first_line(error)}{remote_code.trust_hint(error)}"
             if overrides:
                 names, reason = ", ".join(overrides), " ".join(str(error).split())
                 raise OptionError(f"from_pretrained: the config does not take {names} as given: {reason}") from error
@@ -819,6 +833,7 @@ class CheckpointSource:
         return QuantizedCheckpoint(settings, self._fetched_weight_files(), self.name)
 
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
+        self._refuse_stale(type(module), type(getattr(module, "config", None)))
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
         self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
         if self._gguf:
@@ -910,8 +925,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         # Torch's own words advise to run whatever the file holds.
         return (
-            "a file of torch among its weights holds more than plain tensors, such as tensors of torchao's classes; save the "
-            "checkpoint as safetensors"
+            "a file of torch among its weights holds more than plain tensors, such as a whole module or tensors of torchao's "
+            "classes; load it where it was made, and save the checkpoint as safetensors (save_pretrained)"
         )
     return f"{first_line(error)}{remote_code.trust_hint(error)}"
 

@@ -25,6 +25,28 @@ def content_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
+def odd_field(config: Mapping[str, Any], inside: str = "") -> str:
+    """Which field of a config that Transformers did not take is of a kind that it never takes; empty where none is.
+
+    Its own message is that of Python about the value, without file and field.
+    """
+    import torch
+
+    for name, value in config.items():
+        if name in ("dtype", "torch_dtype") and not isinstance(value, (Mapping, type(None))):
+            if not isinstance(value, str) or not isinstance(getattr(torch, value, None), torch.dtype):
+                known = '"float32", "bfloat16" or "float16"'
+                return f"{inside}{name}={value!r} is no type of torch; write {known}, or remove the field"
+        elif name == "quantization_config" and not isinstance(value, (Mapping, type(None))):
+            return (
+                f"{inside}{name}={value!r:.60} is no object with a quant_method; write what the quantiser wrote, or remove the "
+                "field where the weights are not quantised"
+            )
+        elif isinstance(value, Mapping) and (found := odd_field(value, f"{inside}{name}.")):
+            return found
+    return ""
+
+
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the float32 `module` in eval mode and without gradients.
 

@@ -27,6 +27,8 @@ _UNSCALED = (
 )
 #: Types of integers that blocks of quantised weights are stored as, in the terms of safetensors and of torch.
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "int8", "uint8", "int16", "uint16", "int32", "uint32"})
+#: Names under which training runs put the weights into a file of torch, beside the state of the optimizer.
+_WRAPPING = ("state_dict", "model_state_dict", "model", "module")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ def _model_key(key: str, module: torch.nn.Module) -> str:
 
 
 def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """What to do, in particular where all names begin with the same prefix."""
+    """What to do, in particular where all names begin with the same prefix, or the weights lie one level deeper."""
     for found in unexpected:
         wanted = next((name for name in missing if found.endswith(f".{name}")), None)
         if wanted is not None:
@@ -171,4 +173,10 @@ def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
             return (
                 f": its names begin with {prefix!r}; save the model without it, or pass key_mapping={{{pattern!r}: ''}}"
             )
+    wrapping = next((name for name in _WRAPPING if name in unexpected), None)
+    if wrapping is not None:
+        return (
+            f": a training run saves its weights so, in the entry {wrapping!r} beside other things; write "
+            f"torch.load(file, weights_only=True)[{wrapping!r}] into a file of its own, in the place of this one"
+        )
     return "; give the checkpoint of this architecture"

@@ -79,7 +79,7 @@ def dequantise(config: Any, name: str) -> None:
 
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         found = getattr(part, "quantization_config", None)
-        if not found:
+        if found is None:
             continue
         content = _content(found)
         method = _method(content)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from qeff_framework.errors import CheckpointError
@@ -45,3 +47,25 @@ def refuse_untrusted(name: str, config: Mapping[str, Any]) -> None:
     raise CheckpointError(
         f"{name} needs Python code that it brings along ({told}), and that is not run unasked; {HOW_TO_TRUST}"
     )
+
+
+def is_remote(kind: type) -> bool:
+    """Whether a class is from code that a checkpoint brought along."""
+    return kind.__module__.startswith("transformers_modules.")
+
+
+def refuse_stale(kind: type, top: Path, name: str) -> None:
+    """Raises `CheckpointError` where `kind` is from another state of the code in the folder `top`.
+
+    Transformers copies the code, and takes a class that it has registered in this process before the changed one.
+    """
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) if is_remote(kind) else None
+    if file is None:
+        return
+    for copy in sorted(Path(file).parent.glob("*.py")):
+        source = top / copy.name
+        if source.is_file() and source.read_bytes() != copy.read_bytes():
+            raise CheckpointError(
+                f"{source} was changed since this process loaded the code of {name}, and Transformers goes on with what it has "
+                "loaded; begin a new process"
+            )

@@ -12,7 +12,10 @@ from typing import Any
 
 from qeff_framework.artifacts import cache_key, store_root
 from qeff_framework.sources.quiet import first_line, quiet_transformers
-from qeff_framework.sources.remote_code import trust_hint
+from qeff_framework.sources.remote_code import is_remote, trust_hint
+
+#: Tokens of a vocabulary that code of a checkpoint is tried with.
+_SAMPLES = 500
 
 
 class CheckpointTokenizer:
@@ -27,12 +30,14 @@ class CheckpointTokenizer:
     def problem(self) -> str | None:
         """Why the tokenizer cannot be loaded; `None` if it can. Transformers is asked only when it never could before."""
         memo = self._memo()
-        if self._tokenizer is not None or memo.is_file():
+        if memo.is_file() or not (self._tokenizer is None or is_remote(type(self._tokenizer))):
             return None
         try:
             self.tokenizer()
         except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
             return f"{first_line(error)}{trust_hint(error)}"
+        if (reason := _own_reading(self._tokenizer)) is not None:
+            return reason
         # A memo only: where it cannot be written, the next run asks again.
         with contextlib.suppress(OSError):
             memo.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +80,25 @@ class CheckpointTokenizer:
 
         versions = [importlib_metadata.version(name) for name in ("transformers", "tokenizers")]
         return store_root() / "tokenizers" / f"{cache_key({'model': self._identity(), 'versions': versions})[:16]}.json"
+
+
+def _own_reading(tokenizer: Any) -> str | None:
+    """Why an artifact, which is read without the checkpoint's code, would read texts otherwise; `None` if it would not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not is_remote(type(tokenizer)):
+        return None
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - {*tokenizer.all_special_ids})
+    # Tokens of the whole vocabulary, and words with what code may change: case, spaces, digits, accents.
+    some = ordinary[:: max(1, len(ordinary) // _SAMPLES)]
+    texts = [backend.decode([token]) for token in some]
+    for text in (*texts, " ".join(texts), " The  Price, 12345 naïve\n\n"):
+        if list(tokenizer.encode(text)) != list(backend.encode(text).ids):
+            return (
+                f"its class {type(tokenizer).__name__}, which is code of the checkpoint, reads {text!r:.40} otherwise than its "
+                "tokenizer.json, and an artifact is read without that code; pass tokenizer=AutoTokenizer.from_pretrained(...) in "
+                "Python"
+            )
+    return None
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

@@ -35,6 +35,14 @@ def test_help_shows_an_example(qeff, name):
     assert f"  qeff {name}" in result.out.partition("example")[2]
 
 
+def test_a_misspelt_variable_is_told_by_every_command(qeff, monkeypatch):
+    """It changes nothing, and what it was meant for would go its way."""
+    monkeypatch.setenv("QEFF_HOMME", "/elsewhere")
+    monkeypatch.setenv("QEFF_OF_A_BACKEND", "x")
+    warnings = [line for line in qeff("cache", "ls").err.splitlines() if "variable" in line]
+    assert warnings == ["qeff: warning: the variable QEFF_HOMME is read by nobody here; did you mean QEFF_HOME?"]
+
+
 def test_importing_the_command_imports_nothing_heavy(environment):
     source = (
         f"import sys, qeff_framework.cli as c; c.main(['--version']); print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,16 @@ def test_inputs_that_do_not_fit_are_refused(inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         EncoderRunner(session)(inputs)
     assert session.calls == []
+
+
+def test_a_type_that_a_model_without_types_does_not_know_is_refused() -> None:
+    """The graph of a model with one type has no input for it; Transformers' lookup raises."""
+    session = FakeEncoder()
+    session.compiled = replace(session.compiled, metadata={"type_vocab_size": 1})
+    runner = EncoderRunner(session)
+    runner({"input_ids": [[5, 6]], "token_type_ids": [[0, 0]]})
+    with pytest.raises(InputError, match="holds the token type 1, the model knows 0 to 0"):
+        runner({"input_ids": [[5, 6]], "token_type_ids": [[0, 1]]})
 
 
 def test_a_graph_without_a_mask_takes_full_rows_only() -> None:

@@ -166,6 +166,8 @@ def test_what_has_no_answer_is_refused_before_the_run(
     calls: list[Any] = []
     with pytest.raises(InputError, match=message):
         find_answer(scoring({}, {}, calls), tokenizer, question, context, max_tokens=limit)
+    with pytest.raises(InputError, match="doc_stride=-1 must be at least 0"):
+        find_answer(scoring({}, {}, calls), tokenizer, QUESTION, CONTEXT, max_tokens=32, doc_stride=-1)
     assert calls == []
 
 

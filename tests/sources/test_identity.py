@@ -237,6 +237,41 @@ def test_code_counts_where_it_runs(with_code: Path) -> None:
     assert identity(with_code) == untrusted
 
 
+def test_code_that_changes_in_a_running_process_is_refused(with_code: Path) -> None:
+    """Transformers takes the class that it has registered; what it loads would be kept under the key of the new code."""
+    code = CODE.replace('"mine"', '"split"').partition("class MineForCausalLM")
+    (with_code / "conf.py").write_text(code[0])
+    heads = "from transformers import LlamaForCausalLM\n\nfrom .conf import MineConfig\n\n"
+    (with_code / "model.py").write_text(heads + "".join(code[1:]))
+    auto_map = {"AutoConfig": "conf.MineConfig", "AutoModelForCausalLM": "model.MineForCausalLM"}
+    change_json(with_code / "config.json", model_type="split", auto_map=auto_map)
+    CheckpointSource(with_code, {"trust_remote_code": True}).load("AutoModelForCausalLM")
+    with (with_code / "model.py").open("a") as file:
+        file.write("    scale = 2\n")
+    with pytest.raises(CheckpointError, match=r"model\.py was changed since this process loaded.*begin a new process"):
+        CheckpointSource(with_code, {"trust_remote_code": True}).load("AutoModelForCausalLM")
+
+
+def test_a_tokenizer_whose_code_reads_texts_in_its_own_way(checkpoint: Path, tmp_path: Path) -> None:
+    """An artifact carries its tokenizer.json alone, whose ids are other ones."""
+    code = "from transformers import PreTrainedTokenizerFast\n\nclass Mine(PreTrainedTokenizerFast):\n    pass\n"
+    change_json(
+        checkpoint / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["own_tok.Mine", "own_tok.Mine"]},
+        tokenizer_class="Mine",
+    )
+    (checkpoint / "own_tok.py").write_text(code)
+    assert CheckpointSource(checkpoint, {"trust_remote_code": True}).tokenizer_problem() is None
+
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    own = "    def encode(self, text, *args, **kwargs):\n        return super().encode(text.replace('w5', 'w6'), *args, **kwargs)\n"
+    (other / "own_tok.py").write_text(code + own)
+    source = CheckpointSource(other, {"trust_remote_code": True})
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="its class Mine.*reads 'w5' otherwise than its tokenizer.json"):
+            source.require_tokenizer()
+
+
 def test_code_of_a_tokenizer_counts(checkpoint: Path) -> None:
     (checkpoint / "tok.py").write_text("")
     plain = identity(checkpoint)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qeff_framework import QEFFAutoModel
 from qeff_framework.dialect.reference import quantized_matrix
@@ -42,6 +43,9 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
             "its config.json states hidden_act='sillu', which the installed Transformers does not know",
         ),
         ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "states rope_parameters.rope_type='ntk', which"),
+        ({"dtype": "float8"}, "dtype='float8' is no type of torch; write"),
+        ({"quantization_config": "int4"}, "quantization_config='int4' is no object with a quant_method; write"),
+        ({"quantization_config": {}}, "states a quantization_config without a quant_method"),
     ],
 )
 def test_a_config_that_transformers_does_not_take(fields: dict[str, Any], stated: str, checkpoint: Path) -> None:
@@ -153,6 +157,15 @@ def test_integers_in_a_file_of_torch(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save(states, checkpoint / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=rf"{PROJECTION}\.weight as numbers of type int8"):
+        load(checkpoint)
+
+
+def test_the_file_of_a_training_run(checkpoint: Path) -> None:
+    """Transformers loads nothing of it and gives random numbers."""
+    state = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"state_dict": state, "epoch": 3}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"torch.load\(file, weights_only=True\)\['state_dict'\] into a file"):
         load(checkpoint)
 
 
