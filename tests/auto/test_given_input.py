@@ -26,6 +26,9 @@ from tests.checkpoints import save_tiny_checkpoint
 from tests.image_models import built, llava, picture, saved_llava
 from tests.sound_models import LANGUAGES, RATE, TASKS, clip, speech_model, speech_processor, whisper_extractor
 
+# What is there already is not checked again.
+pytestmark = pytest.mark.usefixtures("store_root")
+
 
 def folder_of(path: Path, model_type: str, architecture: str) -> Path:
     """A checkpoint's config alone."""
