@@ -99,9 +99,12 @@ def _is_slow(item: pytest.Item) -> bool:
     return _name(item) in SLOW or _name(item).startswith("end_to_end/")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The store of the whole session: what one test has exported, another one finds, in whichever worker it runs."""
+    """The store of the whole session: what one test has exported, another one finds, in whichever worker it runs.
+
+    No test writes into the store of who runs it, or finds something there.
+    """
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session-qeff-home"
     with pytest.MonkeyPatch.context() as patch:
