@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qeff_framework.artifacts import cache_key, store_root
+from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.quiet import first_line, quiet_transformers
 from qeff_framework.sources.remote_code import is_remote, trust_hint
 
@@ -79,7 +80,8 @@ class CheckpointTokenizer:
         import importlib_metadata
 
         versions = [importlib_metadata.version(name) for name in ("transformers", "tokenizers")]
-        return store_root() / "tokenizers" / f"{cache_key({'model': self._identity(), 'versions': versions})[:16]}.json"
+        key = cache_key({"model": self._identity(), "versions": versions, "core": core_digest()})
+        return store_root() / "tokenizers" / f"{key[:16]}.json"
 
 
 def _own_reading(tokenizer: Any) -> str | None:
