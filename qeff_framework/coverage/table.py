@@ -66,7 +66,8 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   {PIXEL_TOLERANCE:g} from that of diffusers, with the same scheduler, latents and, where there is guidance, with it.
   `TYPE/image-to-image` and the like are the classes of diffusers' mapping for that task. *Deviation* is the largest
   difference of a pixel. Types for which no tiny components are written are not run, nor are, where torchvision is not
-  installed, or is none for this version of PyTorch, those whose processors Transformers makes with it only: {_NEED_TORCHVISION}.
+  installed, or is none for this version of PyTorch, those whose processors Transformers makes with it only:
+  {_NEED_TORCHVISION}.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
 - Types that Transformers, or diffusers, itself cannot run with a tiny configuration **have no reference**. They are listed
