@@ -645,8 +645,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                     f"{type(self._pipeline).__name__} does not run without a picture ({error}); give the height and width of "
                     f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
                 ) from error
+            without = error
         given = runs(pictures=True)
-        return given, calls(given)
+        try:
+            return given, calls(given)
+        except (OptionError, UnsupportedModelError) as error:
+            raise _clearer(without, error) from error
 
     def _with_a_generator_for_each(self, runs: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
         """The runs once more: with a generator for each picture diffusers encodes the pictures that it is given one by one."""
@@ -714,6 +718,15 @@ class QEFFFluxPipeline(QEFFDiffusionPipeline):
 
 class QEFFWanPipeline(QEFFDiffusionPipeline):
     """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
+
+
+def _clearer(
+    without: OptionError | UnsupportedModelError, error: OptionError | UnsupportedModelError
+) -> OptionError | UnsupportedModelError:
+    """Of the errors of a run without a picture and of one with it the one that somebody wrote for this; else both."""
+    # What code of diffusers stumbles over has a cause.
+    told = [each for each in (error, without) if each.__cause__ is None]
+    return told[0] if told else type(error)(f"{without}; and with a picture: {error}")
 
 
 def _short(place: str) -> str:

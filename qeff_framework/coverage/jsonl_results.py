@@ -28,16 +28,31 @@ class Run:
 
     @classmethod
     def here(cls, task: str, backend: Backend) -> Run:
-        """A run with what is installed; the backend tells the versions that change its results."""
+        """A run with what is installed; the backend names the distributions that change its results.
+
+        What else it tells, such as a digest of its files, is another one after each edit: types that are run again could never
+        take their place among those of the run before.
+        """
         import importlib_metadata
 
         names = dict.fromkeys((*_DISTRIBUTIONS, coverage_of(task).library))
         versions = {name: importlib_metadata.version(name) for name in names}
-        return cls(task=task, backend=backend.name, versions=versions | dict(backend.fingerprint()))
+        told = {name: version for name, version in backend.fingerprint().items() if _is_installed(name)}
+        return cls(task=task, backend=backend.name, versions=versions | told)
 
     def to_json(self) -> str:
         """One JSON object without line breaks."""
         return json.dumps(dataclasses.asdict(self))
+
+
+def _is_installed(name: str) -> bool:
+    import importlib_metadata
+
+    try:
+        importlib_metadata.version(name)
+    except importlib_metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def read_lines(files: Iterable[Path], task: str) -> tuple[list[Run], dict[str, Report]]:

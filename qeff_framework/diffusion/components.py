@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from qeff_framework.diffusion.first_block import KeptBlocks
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor
 
 #: ``(component, method, the method itself, positional arguments, keywords) -> result``.
@@ -30,6 +31,8 @@ def hand_over(component: torch.nn.Module, name: str, handler: Handler) -> torch.
     replaced = {
         method: _handed(name, method, getattr(own, method), handler) for method in METHODS if hasattr(own, method)
     }
+    if hasattr(own, "generate"):
+        replaced["generate"] = _refused_writing(name)
     if hasattr(own, "cache_context"):
         replaced |= {"cache_context": _cache_context, "_reset_stateful_cache": reset_kept_blocks}
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
@@ -42,6 +45,17 @@ def _handed(name: str, method: str, function: Callable[..., Any], handler: Handl
         return handler(name, method, function.__get__(self), args, kwargs)
 
     return handed
+
+
+def _refused_writing(name: str) -> Callable[..., Any]:
+    def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        del self, args, kwargs
+        raise UnsupportedModelError(
+            f"the pipeline lets its {name} write a text (generate()), token by token, for which no program of a pipeline keeps "
+            "keys and values; leave out the argument of the call that asks for it, where there is one"
+        )
+
+    return refused
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from qeff_framework.diffusion.calls import Call, CallGraph, PipelineModules, example_tensors, tensor_specs
 from qeff_framework.errors import ExportError, UnsupportedModelError
 from qeff_framework.export.interface import rename_interface
@@ -14,10 +16,26 @@ from qeff_framework.seam.weightless import weightless_copy
 
 #: What torch says of a constant that is written to.
 _WRITTEN_CONSTANT = "is mutated in the forward method"
+_WHOLE_NUMBERS = frozenset({"int32", "int64"})
 #: Ops whose results no seed of the host decides.
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
+
+
+def _probe(graph: CallGraph, example: tuple[list[torch.Tensor]], call: Call) -> None:
+    """A whole call was recorded before, with the pipeline's own tensors: what fails now has other contents alone."""
+    try:
+        with stage("probe run"):
+            probe(graph, example)
+    except ExportError as error:
+        whole = [path for path, spec in tensor_specs(call.inputs) if spec["dtype"] in _WHOLE_NUMBERS]
+        if call.part or not whole:
+            raise
+        raise UnsupportedModelError(
+            f"its {call.component} runs for the contents of {', '.join(whole)} that the pipeline gives it, and not for others: "
+            f"sizes or places follow from them, and a graph has those of one run only: {error}"
+        ) from error
 
 
 def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGraph:
@@ -30,8 +48,7 @@ def pipeline_graph(module: PipelineModules, request: GraphRequest) -> PortableGr
     graph = CallGraph(weightless, call)
     example = (example_tensors(call.inputs),)
     try:
-        with stage("probe run"):
-            probe(graph, example)
+        _probe(graph, example, call)
         result = graph.result
         with stage("trace"):
             program = trace(graph, example, ([{} for _ in example[0]],))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from qeff_framework.contracts import LowRankDelta
     from qeff_framework.diffusion.calls import Call
     from qeff_framework.diffusion.first_block import KeptBlocks
+
+#: Methods of diffusers that change several components one after the other, or their weights, which are not there.
+_CHANGES = (
+    "load_textual_inversion", "unload_textual_inversion", "load_lora_weights", "fuse_lora", "load_ip_adapter",
+    "fuse_qkv_projections",
+)  # fmt: skip
 
 
 class CompiledDiffusionPipeline(CompiledRunner):
@@ -41,6 +47,8 @@ class CompiledDiffusionPipeline(CompiledRunner):
         #: picture was begun: `None` where somebody calls the pipeline itself.
         self._structures: Mapping[str, Any] = {}
         self._components: Mapping[str, Any] = {}
+        #: Of what else the programs were made with, such as tokenizers, see `diffusion.components.facts_of`.
+        self._host_facts: Mapping[str, Mapping[str, Any]] = {}
         self._looked_at: set[str] | None = None
         #: See `cached_steps`.
         self._computed = self._reused = 0
@@ -58,12 +66,17 @@ class CompiledDiffusionPipeline(CompiledRunner):
         from qeff_framework.sources.diffusers_library import require_diffusers
 
         require_diffusers()
-        from qeff_framework.diffusion.components import structure
-        from qeff_framework.diffusion.folder import components_with_weights, load_with_handler
+        from qeff_framework.diffusion.components import facts_of, structure
+        from qeff_framework.diffusion.folder import components_with_weights, load_with_handler, schedulers_of
 
         loaded = load_with_handler(directory, self._run)
         self._components = components_with_weights(loaded)
         self._structures = {name: structure(each) for name, each in self._components.items()}
+        free = {*self._components, *schedulers_of(loaded)}
+        self._host_facts = {name: facts_of(each) for name, each in loaded.components.items() if name not in free}
+        for name in _CHANGES:
+            if hasattr(loaded, name):
+                setattr(loaded, name, partial(_refuse_change, name))
         return loaded
 
     @property
@@ -178,13 +191,27 @@ class CompiledDiffusionPipeline(CompiledRunner):
         return {"height": found[0][0], "width": found[0][1]} if len(found) == 1 else {}
 
     def _refuse_replaced(self) -> None:
-        """A component that somebody puts in the place of one that runs programs would be computed by torch."""
+        """A component that somebody puts in the place of one that runs programs would be computed by torch.
+
+        A tokenizer with other tokens would ask for embeddings that the programs do not have.
+        """
+        from qeff_framework.diffusion.components import facts_of
+
         replaced = [name for name in self._components if getattr(self.pipeline, name) is not self._components[name]]
         if replaced:
             raise InputError(
                 f"the {replaced[0]} was replaced since the artifact was loaded, and its programs are those of another one; put "
                 "it into the pipeline of diffusers and compile that"
             )
+
+        for name, before in self._host_facts.items():
+            now = facts_of(getattr(self.pipeline, name))
+            changed = [place for place in {**before, **now} if before.get(place) != now.get(place)]
+            if changed:
+                raise InputError(
+                    f"the {name} was changed ({changed[0]}) since the artifact was loaded, and its programs do not know that; "
+                    "make the change to the pipeline of diffusers and compile that"
+                )
 
     @property
     def cached_steps(self) -> tuple[int, int]:
@@ -342,6 +369,15 @@ class CompiledDiffusionPipeline(CompiledRunner):
             f"{told_apart}; call it with the height, width, number of prompts and guidance that it was compiled with, or compile "
             "it for these; what else this call has is told with compile(call={...})"
         )
+
+
+def _refuse_change(method: str, *args: Any, **kwargs: Any) -> None:
+    """Takes the place of a method that would have changed a part of what it changes before it finds no weights."""
+    del args, kwargs
+    raise InputError(
+        f"{method}() changes components, and those of an artifact are compiled: call it on the pipeline of diffusers and compile "
+        "that, or for LoRA adapters call load_lora_weights of QEFFDiffusionPipeline before compile"
+    )
 
 
 def _different(told: Mapping[str, Any], form: Call) -> list[str]:

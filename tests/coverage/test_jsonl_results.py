@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from qeff_framework.coverage.jsonl_results import Run, read_lines
 from qeff_framework.coverage.processes import Report
 from qeff_framework.errors import OptionError
+from qeff_framework.plugin_api import Backend
 
 DECODERS = Run(task="causal-lm", backend="toy", versions={"transformers": "5.24.0"})
 ENCODERS = Run(task="encoder", backend="toy", versions={"transformers": "5.24.0"})
@@ -28,6 +30,22 @@ def test_later_lines_replace_earlier_ones(tmp_path: Path) -> None:
     second = written(tmp_path / "second", DECODERS, PASSED)
     assert read_lines([first, second], "causal-lm") == ([DECODERS], {"bert": PASSED})
     assert read_lines([second, first], "causal-lm") == ([DECODERS], {"bert": FAILED})
+
+
+def test_types_that_run_again_after_an_edit_belong_to_the_same_run() -> None:
+    # A digest of the backend's files would make two runs of them, which one table refuses.
+    class Edited:
+        name = "toy"
+
+        def __init__(self, digest: str) -> None:
+            self.digest = digest
+
+        def fingerprint(self) -> dict[str, str]:
+            return {"onnxruntime": "1", "files": self.digest}
+
+    runs = [Run.here("causal-lm", cast("Backend", Edited(digest))) for digest in "ab"]
+    assert runs[0] == runs[1]
+    assert runs[0].versions["onnxruntime"] == "1"
 
 
 def test_lines_of_another_task_are_left_out(tmp_path: Path) -> None:

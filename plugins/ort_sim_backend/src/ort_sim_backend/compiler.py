@@ -13,6 +13,7 @@ from ort_sim_backend.lowering import final_passes
 from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from ort_sim_backend.spread_weights import has_transformed_weights, spread_weights
 from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest, Specialization, announce_memory
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
@@ -68,6 +69,8 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed), names, TAIL_FILE) if packed else None
     if any(has_subgraph(node) for node in request.model.graph):
         name_inner_values(directory / MODEL_FILE)
+    if has_transformed_weights(request.model):
+        spread_weights(directory / MODEL_FILE, WEIGHTS_FILE)
     program = {
         "model": MODEL_FILE,
         "in_place": states_updated_in_place(request.model, states),
