@@ -79,7 +79,7 @@ def unloadable(checkpoint: Path, tmp_path: Path, store_root: Path) -> QEFFAutoMo
         ({"mxint8_kv_cache": True}, "mxint8_kv_cache=True: the CPU does not have"),
         ({"dry_run": True}, "does not support dry_run"),
         ({"rebuild": "false"}, "rebuild='false' must be True or False"),
-        ({"ctx_len": np.int64(0)}, "'ctx_len' must be at least 1"),
+        ({"ctx_len": np.int64(0)}, "'ctx_len' must be at least 2"),
     ],
 )
 def test_options_fail_before_the_export(
