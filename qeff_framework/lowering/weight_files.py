@@ -75,7 +75,7 @@ def writing_memory(model: ir.Model) -> int:
 
 
 #: Libraries and the graph, once the same process has exported the model, for each node, and for each tensor of the checkpoint.
-#: Measured with qaic: 777 MB for Llama 3.1 8B, 795 for 70B, 1039 for Qwen3-235B-A22B, which has 36 thousand tensors.
+#: Measured: 777 MB for Llama 3.1 8B, 795 for 70B, 1039 for Qwen3-235B-A22B, which has 36 thousand tensors.
 _BASE_BYTES, _NODE_BYTES, _PART_BYTES = 460_000_000, 4_000, 6_500
 
 

@@ -65,7 +65,7 @@ def check_given(config: Any, given: Any, name: str, *, gguf: str | None) -> None
     told = "is not quantised" if ours is None else f"is quantised by {ours}"
     raise OptionError(
         f"from_pretrained: quantization_config= asks for {method}, and {name} {told}; leave it out: weights are read as what "
-        "they stand for in float32, and a backend's options choose the precision of a program (precision= of ort_sim)"
+        "they stand for in float32, and a backend's options choose the precision of a program"
     )
 
 

@@ -106,7 +106,10 @@ def test_what_is_stated_elsewhere(quantiser: str, tmp_path: Path, store_root: Pa
 def test_a_quantisation_that_is_asked_for(checkpoint: Path) -> None:
     """Weights are not quantised here, and Transformers would ask for the quantiser's package and a GPU."""
     given = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    with pytest.raises(OptionError, match="asks for bitsandbytes, and tiny is not quantised; leave it out.*precision="):
+    with pytest.raises(
+        OptionError,
+        match="asks for bitsandbytes, and tiny is not quantised; leave it out.*choose the precision of a program",
+    ):
         CheckpointSource(checkpoint, {"quantization_config": given})
     with pytest.raises(OptionError, match="load_in_8bit= cannot be given: the graph is float32"):
         CheckpointSource(checkpoint, {"load_in_8bit": True})
