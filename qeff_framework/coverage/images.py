@@ -38,9 +38,10 @@ _IMAGES_OF_PATCHES: Final = ("kimi_k25_vision", "paddleocr_vl_vision")
 #: Encoders whose patches are those of a token, channels last; their grid counts tokens.
 _IMAGES_OF_TOKENS: Final = ("inkling2_vision",)
 _SEEDS: Final = 8
-#: Height and width of an image that comes as patches, and the axes of one that does not.
+#: Height and width of an image that comes as patches; the axes of one that does not, of which channels may be the last.
 _SIDE: Final = 32
 _AXES_OF_PIXELS: Final = 4
+_CHANNELS: Final = 3
 #: Gates of layers that attend to images start closed, and training opens them.
 _OPENED: Final = 0.5
 _BLOCK: Final = 16
@@ -540,7 +541,7 @@ def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[flo
 def _size_of(image: Image) -> dict[str, int]:
     """Height and width for `compile`: what stands for the processor makes one form of every image."""
     pixels = image.get("pixel_values")
-    if pixels is None or pixels.dim() < _AXES_OF_PIXELS:
+    if pixels is None or pixels.dim() < _AXES_OF_PIXELS or pixels.shape[-1] <= _CHANNELS:
         return {"img_size": _SIDE}
     height, width = pixels.shape[-2:]
     return {"height": int(height), "width": int(width)}
