@@ -474,6 +474,9 @@ class QEFFBaseModel:
         layers = layers_per_program(compile_options)
         if layers is not None and (problem := self._cut_problem(shapes)):
             raise OptionError(f"num_layers_per_program={layers} {problem}; leave it out")
+        # What is known of the input was checked with it.
+        if self._given is None and (note := self._advice(shapes)):
+            logger.warning("%s", note)
         key_of_options, fingerprint_of_backend = options_part(compile_options), relay.fingerprint()
         store = Store()
         if compile_dir is not None:
@@ -569,6 +572,10 @@ class QEFFBaseModel:
             relay, options, extra_inputs=shapes.extra_inputs(), extra_outputs=getattr(shapes, "extra_outputs", tuple)()
         )
         return [Program(name="", plan=plan, specializations=shapes.specializations())]
+
+    def _advice(self, shapes: Any) -> str:  # noqa: ARG002 - for tasks that override it
+        """What ``generate`` would refuse of programs of these sizes unless it is told otherwise; "" where it refuses nothing."""
+        return ""
 
     def _cut_problem(self, shapes: Any) -> str:  # noqa: ARG002 - for tasks that override it
         """Why no program can be cut between its layers; "" where one can."""

@@ -34,7 +34,7 @@ class QEFFAutoModelForCausalLM(TaskModel):
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds more beams than rows and, when a program must be made, prompts that are too long for it."""
         super().require_input(given, sizes)
-        require_beams(given.settings, self._sizes_among(sizes))
+        require_beams(given.settings, self._sizes_among(sizes), self._checkpoint_beams())
 
     def _require_room(self, given: GivenInput, shapes: CausalLMShapes) -> None:
         for index, ids in enumerate(self._prompt_ids(given)):

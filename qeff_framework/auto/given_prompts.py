@@ -11,21 +11,42 @@ from qeff_framework.errors import InputError
 _OF_TEXT_LOOPS = ("json_schema", "regex", "prompt_lookup_num_tokens")
 
 
-def require_beams(settings: Mapping[str, Any], shapes: Any) -> None:
-    """Raises `InputError` for more beams than a program of these sizes has rows."""
-    beams = settings.get("num_beams") or 1
+def require_beams(settings: Mapping[str, Any], shapes: Any, checkpoint_beams: int = 1) -> None:
+    """Raises `InputError` for more beams than a program of these sizes has rows.
+
+    Args:
+        settings: what the caller has given.
+        shapes: the sizes.
+        checkpoint_beams: those of the checkpoint's generation config, which count where the caller gives none.
+    """
+    is_given = "num_beams" in settings
+    beams = (settings["num_beams"] or 1) if is_given else checkpoint_beams
     if beams < 2:
         return
+    told = f"num_beams={beams}" if is_given else f"the checkpoint's generation config says num_beams={beams}"
+    other = "" if is_given else "; or num_beams=1 (--num-beams 1), which takes the most likely token at each step"
+    if settings.get("do_sample"):
+        remedy = "leave do_sample out" if is_given else "leave do_sample out, or give num_beams=1 (--num-beams 1)"
+        raise InputError(f"{told}: beam search draws no samples; {remedy}")
+    if problem := beams_problem(beams, shapes):
+        raise InputError(f"{told}: {problem}{other}")
+
+
+def beams_problem(beams: int, shapes: Any) -> str:
+    """Why programs of these sizes cannot search with so many beams, and what to do; "" where they can."""
     if getattr(shapes, "full_batch_size", None) is not None:
-        raise InputError(
-            f"num_beams={beams}: rows of continuous batching come one after the other; give batch_size={beams} instead of "
-            f"full_batch_size (-O batch_size={beams})"
+        return (
+            f"rows of continuous batching come one after the other; give batch_size={beams} instead of full_batch_size (-O "
+            f"batch_size={beams})"
         )
+    if getattr(shapes, "include_sampler", False):
+        return "the program would choose tokens on the device and return no logits; leave include_sampler out"
     if beams > shapes.batch_size:
-        raise InputError(
-            f"num_beams={beams}: the search takes {beams} rows for a prompt, and the program would compute {shapes.batch_size} "
-            f"at once; give batch_size={beams} (-O batch_size={beams})"
+        return (
+            f"the search takes {beams} rows for a prompt, and the program would compute {shapes.batch_size} at once; give "
+            f"batch_size={beams} (-O batch_size={beams})"
         )
+    return ""
 
 
 def require_plain_loop(settings: Mapping[str, Any], task: str) -> None:

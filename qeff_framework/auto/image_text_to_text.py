@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The program of the language model, and that of the images; of several sizes each has a program of its own.
 LANGUAGE, VISION, VIDEO = "language", "vision", "video"
+#: The last axis of an image counts channels if it is no longer, else pixels.
+_CHANNELS = 3
 
 
 class QEFFAutoModelForImageTextToText(ProcessedModel):
@@ -79,6 +81,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
             return self._encoder_and_decoder(relay, options, shapes, sizes)
         if not self._kv_offload:
             return [self._one_program(relay, options, shapes, sizes)]
+        self._check_sizes(shapes.image_sizes)
         found: dict[str, Program] = {}
         forms: list[Mapping[str, Any]] = []
         most = 0
@@ -189,6 +192,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 f"{self.name} has an encoder that reads one image for each row, and a decoder that attends to it: "
                 f"{', '.join(wrong)} does not apply; leave it out"
             )
+        self._check_sizes(shapes.image_sizes)
         (unit,) = self._image_units(*sizes[0])
         vision = self._plan_export(relay, options, program=VISION, program_inputs=_tensors(unit))
         facts = self._export(vision).metadata
@@ -226,6 +230,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
                 f"one program (kv_offload=False) reads images of one size, and {len(sizes)} were given; give one, or take "
                 "kv_offload=True, which compiles an image program for each"
             )
+        self._check_sizes(shapes.image_sizes)
         units = self._image_units(*sizes[0])
         plan = self._plan_export(relay, options, extra_inputs=shapes.extra_inputs(), program_inputs=_tensors(units[0]))
         # How many tokens an image has is known once it has been encoded.
@@ -268,7 +273,7 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         shapes = self._sizes_among(sizes)
         if given.settings and decoder_attends(self._model_class()):
             require_plain_loop(given.settings, self.task)
-        require_beams(given.settings, shapes)
+        require_beams(given.settings, shapes, self._checkpoint_beams())
         if given.images:
             self._require_images(given.images, shapes)
         if any(given.videos):
@@ -365,6 +370,33 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         raise OptionError(
             f"{self.name} takes images of any size, so the program's must be said; give height= and width=, or img_size="
         )
+
+    def _check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Refuses a size that the processor makes of no image: where it brings all images to one size, the choice is its own."""
+        from qeff_framework.images.units import PIXELS
+
+        for height, width in sizes:
+            made = self._image_units(height, width)
+            pixels = made[0].get(PIXELS)
+            if pixels is None or pixels.ndim < 4 or pixels.shape[-1] <= _CHANNELS:
+                continue  # patches
+            own = tuple(int(size) for size in pixels.shape[-2:])
+            others = ((3 * height, width), (height, 3 * width), (2 * height, 2 * width))
+            if own == (height, width) or any(self._makes_another(made, *other) for other in others):
+                continue
+            raise OptionError(
+                f"images of {height} x {width} pixels were asked for, and the processor of {self.name} makes {own[0]} x {own[1]} "
+                "of every image; leave img_size (or height and width) out, or give a processor that makes other ones "
+                "(processor=...)"
+            )
+
+    def _makes_another(self, made: Sequence[Unit], height: int, width: int) -> bool:
+        """Whether the processor makes another form of an image of this size, or none."""
+        try:
+            other = self._image_units(height, width)
+        except Exception:  # noqa: BLE001 - the processor's own rules for sizes
+            return True
+        return len(other) != len(made) or _form(other[0]) != _form(made[0])
 
     def _image_units(self, height: int, width: int) -> list[Unit]:
         """What the processor makes of an image of this size."""

@@ -65,9 +65,10 @@ class ProcessedModel(TaskModel):
 
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds the processor of images and sound."""
-        super().require_input(given, sizes)
+        # A checkpoint without a processor has often no tokenizer either, and is first of all in want of a processor.
         if given.images or given.videos or given.clips:
             _ = self.processor
+        super().require_input(given, sizes)
 
     @property
     def _has_processor(self) -> bool:

@@ -35,7 +35,7 @@ class QEFFAutoModelForSeq2SeqLM(TaskModel):
         """Adds more beams than rows and, when a program must be made, texts that are too long for it."""
         super().require_input(given, sizes)
         shapes = self._sizes_among(sizes)
-        require_beams(given.settings, shapes)
+        require_beams(given.settings, shapes, self._checkpoint_beams())
         require_new_tokens(given.settings, shapes.ctx_len)
 
     def _require_room(self, given: GivenInput, shapes: Seq2SeqLMShapes) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qeff_framework.auto.given_prompts import require_beams, require_new_tokens, require_plain_loop
 from qeff_framework.auto.sound import SoundModel, frames_of
 from qeff_framework.contracts import Specialization, Task
-from qeff_framework.errors import OptionError
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.model import GivenInput, Program
 from qeff_framework.shapes import SpeechSeq2SeqShapes
 from qeff_framework.sources import CheckpointSource
@@ -58,7 +58,11 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
         super().require_input(given, sizes)
         require_plain_loop(given.settings, self.task)
         shapes = self._sizes_among(sizes)
-        require_beams(given.settings, shapes)
+        temperature = given.settings.get("temperature")
+        if given.settings.get("do_sample") and temperature is None:
+            raise InputError("do_sample=True needs a temperature; give temperature=..., or leave do_sample out")
+        if not temperature:  # as in Transformers, attempts at a temperature draw tokens instead of searching
+            require_beams(given.settings, shapes, self._checkpoint_beams())
         require_new_tokens(given.settings, shapes.ctx_len)
         if isinstance(self._source, CheckpointSource):
             facts = SpeechFacts.of(self._source.generation_config(), self.config, _language_names())

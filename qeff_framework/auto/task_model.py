@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from qeff_framework.auto.dispatch import check_task
+from qeff_framework.auto.given_prompts import beams_problem
 from qeff_framework.model import GivenInput, QEFFBaseModel
-from qeff_framework.sources import ModelSource
+from qeff_framework.sources import CheckpointSource, ModelSource
 
 
 class TaskModel(QEFFBaseModel):
@@ -16,6 +17,27 @@ class TaskModel(QEFFBaseModel):
     @classmethod
     def _check_architecture(cls, source: ModelSource) -> None:
         check_task(source, cls.task)
+
+    def _checkpoint_beams(self) -> int:
+        """Beams that the checkpoint's generation config asks for, which hold where a caller of ``generate`` names none."""
+        if not isinstance(self._source, CheckpointSource):
+            config = getattr(self._loaded_module(), "generation_config", None)
+            beams = getattr(config, "num_beams", None)
+        else:
+            # As Transformers does, in old checkpoints the model's own config stands for the file that is not there.
+            beams = (self._source.generation_config() or self.config).get("num_beams")
+        return beams if isinstance(beams, int) else 1
+
+    def _advice(self, shapes: Any) -> str:
+        """Beams that the checkpoint asks for and the programs have no rows for."""
+        if not hasattr(shapes, "ctx_len") or getattr(shapes, "skip_lang", False):
+            return ""
+        beams = self._checkpoint_beams()
+        problem = beams_problem(beams, shapes) if beams > 1 else ""
+        return problem and (
+            f"generate would refuse the checkpoint's num_beams={beams}: {problem}, or call generate with num_beams=1, which "
+            "takes the most likely token at each step"
+        )
 
     def _prompt_ids(self, given: GivenInput) -> Iterator[list[int]]:
         """Token ids of the given texts and conversations."""

@@ -291,8 +291,7 @@ def _check_task(task: str, args: argparse.Namespace, *, prompts: int, has_contex
             "decoder; leave them out"
         )
     of_generation = (
-        (has_settings and not (spec.reads_audio and spec.is_encoder_decoder))
-        or args.stream
+        ((has_settings or args.stream) and not (spec.reads_audio and spec.is_encoder_decoder))
         or args.chat
         or args.messages_file is not None
     )

@@ -38,6 +38,10 @@ _IMAGES_OF_PATCHES: Final = ("kimi_k25_vision", "paddleocr_vl_vision")
 #: Encoders whose patches are those of a token, channels last; their grid counts tokens.
 _IMAGES_OF_TOKENS: Final = ("inkling2_vision",)
 _SEEDS: Final = 8
+#: Height and width of an image that comes as patches; the axes of one that does not, of which channels may be the last.
+_SIDE: Final = 32
+_AXES_OF_PIXELS: Final = 4
+_CHANNELS: Final = 3
 #: Gates of layers that attend to images start closed, and training opens them.
 _OPENED: Final = 0.5
 _BLOCK: Final = 16
@@ -337,7 +341,7 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
         "ctx_len": context,
         "batch_size": BATCH,
         "num_images": 2,
-        "img_size": 32,
+        **_size_of(image),
     }
     given = [each for row in reference.images for each in row]
     inputs: dict[str, Any] = {
@@ -488,7 +492,7 @@ def _check_encoder_and_decoder(module: Any, backend: str, facts: dict[str, Any])
         want = image_encoder(module)(**encoder_arguments(module, images[0]), return_dict=True).last_hidden_state[0]
     facts["image_tokens"] = int(want.shape[0])
     model = QEFFAutoModelForImageTextToText(module, processor=TensorsOfAnImage(images[0]))
-    compiled_model(model, backend, facts, {"ctx_len": CONTEXT, "batch_size": BATCH, "img_size": 32})
+    compiled_model(model, backend, facts, {"ctx_len": CONTEXT, "batch_size": BATCH, **_size_of(images[0])})
     with stage("execute", facts), model.load() as loaded:
         runner: Any = loaded
         (got,) = runner.image_embeddings(images[0])
@@ -532,6 +536,15 @@ def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[flo
         worst = max(worst, float((torch.from_numpy(got) - want).abs().max() / largest))
         effect = max(effect, float((features(up) - want).abs().max() / largest))
     return float(f"{worst:.1e}"), max(IMAGE_TOLERANCE, _ROUNDINGS * effect)
+
+
+def _size_of(image: Image) -> dict[str, int]:
+    """Height and width for `compile`: what stands for the processor makes one form of every image."""
+    pixels = image.get("pixel_values")
+    if pixels is None or pixels.dim() < _AXES_OF_PIXELS or pixels.shape[-1] <= _CHANNELS:
+        return {"img_size": _SIDE}
+    height, width = pixels.shape[-2:]
+    return {"height": int(height), "width": int(width)}
 
 
 def _joined(images: Sequence[Image], *, one_prompt: bool = False) -> dict[str, torch.Tensor]:

@@ -145,14 +145,18 @@ class Printer:
 
     def put(self, step: Step) -> None:
         """Takes one generated token."""
+        self.add(step.row, step.token, is_last=step.finish_reason is not None)
+
+    def add(self, row: int, token: int, *, is_last: bool) -> None:
+        """Takes a token of a row."""
         if self._detokenizer is not None:
-            self._write(self._detokenizer.put(step.token))
-            if step.finish_reason:
+            self._write(self._detokenizer.put(token))
+            if is_last:
                 self._write(self._detokenizer.finish() + "\n")
             return
-        self._ids[step.row].append(step.token)
-        if step.finish_reason:
-            self._write(f"[{step.row}] {self._tokenizer.decode(self._ids[step.row])}\n")
+        self._ids[row].append(token)
+        if is_last:
+            self._write(f"[{row}] {self._tokenizer.decode(self._ids[row])}\n")
 
     def _write(self, text: str) -> None:
         if text:

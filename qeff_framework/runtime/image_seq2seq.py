@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qeff_framework.generation import GenerationSettings
+    from qeff_framework.generation.rows import Row
     from qeff_framework.images.units import Unit
 
 _MASK, _PROMPT = "attention_mask", "decoder_input_ids"
+#: Row, token, and whether it is the last one of the row.
+OnToken = Callable[[int, int, bool], None]
 
 
 class CompiledImageSeq2Seq(ProcessedRunner):
@@ -52,6 +55,7 @@ class CompiledImageSeq2Seq(ProcessedRunner):
         images: Sequence[Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         stream: bool = False,
+        streamer: Any = None,
         generation_len: int | None = None,
         generation_config: Any = None,
         **settings: Any,
@@ -63,7 +67,8 @@ class CompiledImageSeq2Seq(ProcessedRunner):
             prompts: what the decoder begins with, for each image; nothing but its start token if they are not given.
             images: one image for each prompt: a PIL image, an array ``[H, W, 3]``, or a list that holds one.
             inputs: instead of both, what the processor returns, and ``decoder_input_ids [N, P]`` for prompts. As keywords too.
-            stream: print the texts.
+            stream: print the text while it is generated; of several images each when it is complete.
+            streamer: a Transformers streamer; one image only.
             generation_len: new tokens per image at most; by default the checkpoint's limit, else what is left of ``ctx_len``.
             generation_config: a Transformers `GenerationConfig`.
             **settings: single settings of a generation config.
@@ -96,9 +101,13 @@ class CompiledImageSeq2Seq(ProcessedRunner):
         units = image_units({name: given[name] for name in self._vision.names if given.get(name) is not None})
         for unit in units:
             self._check(unit)
-        output = self._generated(units, self._prompts(given.get(_PROMPT), len(units), resolved), resolved)
-        if stream:
-            sys.stdout.writelines(f"{text}\n" for text in output.generated_texts)
+        prompts_of_units = self._prompts(given.get(_PROMPT), len(units), resolved)
+        on_token = self._on_token(len(units), resolved, stream=stream, streamer=streamer)
+        if streamer is not None:
+            streamer.put(_tensor([prompts_of_units[0]]))
+        output = self._generated(units, prompts_of_units, resolved, on_token)
+        if streamer is not None:
+            streamer.end()
         return output
 
     def image_embeddings(self, inputs: Mapping[str, Any]) -> list[NDArray[np.float32]]:
@@ -164,15 +173,42 @@ class CompiledImageSeq2Seq(ProcessedRunner):
             )
         return [[int(start), *row] for row in prompts]
 
+    def _on_token(self, count: int, settings: GenerationSettings, *, stream: bool, streamer: Any) -> OnToken:
+        """What is called with each token of a row."""
+        from qeff_framework.generation.streaming import Printer
+
+        if stream and self.tokenizer is None:
+            raise InputError(f"{self.no_tokenizer}; or leave stream=True out")
+        if streamer is not None and (count != 1 or settings.num_beams > 1):
+            raise InputError(
+                f"a streamer gets the tokens of one image as they are chosen; {count} images and num_beams={settings.num_beams} "
+                "were given: call generate for each image, with num_beams=1"
+            )
+        printer = Printer(self.tokenizer, count, sys.stdout) if stream and self.tokenizer is not None else None
+
+        def tell(row: int, token: int, is_last: bool) -> None:
+            if printer is not None:
+                printer.add(row, token, is_last=is_last)
+            if streamer is not None:
+                streamer.put(_tensor([token]))
+
+        return tell
+
     def _generated(
-        self, units: Sequence[Unit], prompts: Sequence[Sequence[int]], settings: GenerationSettings
+        self,
+        units: Sequence[Unit],
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        on_token: OnToken,
     ) -> GenerationOutput:
         begun = time.perf_counter()
         first: list[float] = []
         steps: list[float] = []
 
-        def note() -> None:
+        def note(rows: Sequence[Row]) -> None:
             steps.append(time.perf_counter())
+            for row in rows:
+                on_token(row.index, row.generated[-1], row.finish_reason is not None)
 
         tokens: list[list[int]] = []
         size = self._decoder.batch_size // settings.num_beams
@@ -187,6 +223,10 @@ class CompiledImageSeq2Seq(ProcessedRunner):
             before = len(steps)
             answers = self._decoder.decode(encoded, lengths, questions, settings, on_step=note)
             tokens += [answer.tokens for answer in answers]
+            if settings.num_beams > 1:  # which text is the best is known at its end
+                for number, answer in enumerate(answers, begin):
+                    for place, token in enumerate(answer.tokens, 1):
+                        on_token(number, token, place == len(answer.tokens))
             first.append(steps[before + max(map(len, of_group)) - 1])
         total, count = time.perf_counter() - begun, sum(map(len, tokens))
         prefill = first[0] - begun if len(first) == 1 else 0.0
@@ -227,3 +267,10 @@ class CompiledImageSeq2Seq(ProcessedRunner):
                 f"for at most {max(room, 0)}, or compile with a greater ctx_len"
             )
         return min(wanted, room)
+
+
+def _tensor(values: list[Any]) -> Any:
+    """As Transformers' streamers take tokens."""
+    import torch
+
+    return torch.tensor(values)

@@ -205,6 +205,7 @@ class CompiledImageTextToText(CompiledRunner):
         videos: Sequence[Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         stream: bool = False,
+        streamer: Any = None,
         generation_len: int | None = None,
         generation_config: Any = None,
         logits_processor: Any = None,
@@ -223,7 +224,8 @@ class CompiledImageTextToText(CompiledRunner):
                 an array ``[T, H, W, 3]`` or a list of images. They stand behind the images of their prompt.
             inputs: instead of all three, what a processor returns for one prompt or several: ``input_ids``, ``attention_mask``,
                 ``pixel_values`` and what belongs to it. It may be spread over keywords too.
-            stream: print the text while it is generated.
+            stream: print the text while it is generated; of several prompts each when it is complete.
+            streamer: a Transformers streamer; one prompt only.
             generation_len: new tokens per prompt at most; by default the checkpoint's limit, else what is left of ``ctx_len``.
             generation_config: a Transformers `GenerationConfig`.
             logits_processor: a Transformers `LogitsProcessorList`.
@@ -245,21 +247,23 @@ class CompiledImageTextToText(CompiledRunner):
             raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")
         if prompts is None and (images is not None or videos is not None):
             raise InputError("images and videos belong to prompts=[...]; what a processor returns holds its own")
-        if prompts is not None:
-            given = self._processed(processor or self.processor, prompts, images, videos)
         generator = self._generator
-        rows = [row for each in given for row in self._rows(each)]
         generator.tokenizer = self.tokenizer
         if generation_len is not None:
             settings["generation_len"] = generation_len
+        # Settings that cannot be honoured are told before an image is prepared.
         resolved = generator.settings(generation_config, **settings)
+        if prompts is not None:
+            given = self._processed(processor or self.processor, prompts, images, videos)
+        rows = [row for each in given for row in self._rows(each)]
         return generator.generate_ids(
             [ids for ids, _ in rows],
             resolved,
             images=[of_row for _, of_row in rows],
+            streamer=streamer,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
-            on_step=self._printer(len(rows)) if stream else None,
+            on_step=self._printer(len(rows) * resolved.num_return_sequences) if stream else None,
         )
 
     def image_embeddings(self, inputs: Mapping[str, Any]) -> list[NDArray[np.float32]]:

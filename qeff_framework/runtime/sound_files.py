@@ -81,7 +81,8 @@ def read_sound(file: str, content: bytes | None = None, *, most_samples: int | N
             rate = opened.samplerate
             samples = opened.read(dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the sound file {file} cannot be read: {error}; give a WAV, FLAC or OGG file") from error
+        told = str(error).rstrip(".")
+        raise InputError(f"the sound file {file} cannot be read: {told}; give a WAV, FLAC or OGG file") from error
     if not len(samples):
         raise InputError(f"the sound file {file} holds no samples; record it again")
     if not np.isfinite(samples).all():

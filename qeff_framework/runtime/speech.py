@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from qeff_framework.speech.decoder import Question, SpeechDecoder
 from qeff_framework.speech.fallback import Attempt, Thresholds, temperatures_of, threshold_defaults
 from qeff_framework.speech.segments import Segment, SpeechOutput
 from qeff_framework.speech.start_tokens import SpeechFacts, StartTokens
-from qeff_framework.speech.windows import Clip, WindowReader
+from qeff_framework.speech.streaming import ClipPrinter
+from qeff_framework.speech.windows import Clip, OnWindow, WindowReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,6 +82,8 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         prompt_ids: Any = None,
         prompt_condition_type: str | None = None,
         condition_on_prev_tokens: bool | None = None,
+        stream: bool = False,
+        on_segment: Callable[[int, Segment], None] | None = None,
         generation_config: Any = None,
         **settings: Any,
     ) -> SpeechOutput:
@@ -101,6 +104,8 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             prompt_condition_type: with `condition_on_prev_tokens`: ``"first-segment"`` (default) or ``"all-segments"``, which
                 windows the prompt stands before.
             condition_on_prev_tokens: what was said stands before the start tokens of the next window.
+            stream: print the text of a clip window after window; of several clips, each when it has been read.
+            on_segment: called with the number of a clip and each of its segments, as soon as its window is decoded.
             generation_config: a Transformers `GenerationConfig`.
             **settings: single settings of a generation config, such as ``max_new_tokens=100``; tensors of the processor.
 
@@ -110,8 +115,13 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             OptionError: an unknown setting.
         """
         check_switches(
-            "generate", return_timestamps=return_timestamps, condition_on_prev_tokens=condition_on_prev_tokens
+            "generate",
+            return_timestamps=return_timestamps,
+            condition_on_prev_tokens=condition_on_prev_tokens,
+            stream=stream,
         )
+        if stream and self.tokenizer is None:
+            raise InputError(f"{self.no_tokenizer}; or leave stream=True out")
         tensors = {name: settings.pop(name) for name in (self._main.name, "attention_mask") if name in settings}
         given = processor_output(inputs, tensors)
         of_windows = {
@@ -142,10 +152,19 @@ class CompiledSpeechSeq2Seq(SoundRunner):
             task=task,
             timestamps=timestamps,
         )
+        printer = self._printer(len(clips)) if stream else None
+
+        def tell(clip: Clip, segments: Sequence[Segment]) -> None:
+            if printer is not None:
+                printer.put(clip, segments)
+            if on_segment is not None:
+                for segment in segments:
+                    on_segment(clip.number, dataclasses.replace(segment, text=self._text(segment.tokens)))
+
         if window is None:
             if asked := [name for name, value in of_windows.items() if value is not None]:
                 raise InputError(f"{asked[0]} is for models that read windows of one length (Whisper); leave it out")
-            self._decode_whole(clips, attempts, start)
+            self._decode_whole(clips, attempts, start, tell)
         else:
             thresholds = self._thresholds(of_windows)
             context = self._context(of_windows)
@@ -162,9 +181,25 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 thresholds=thresholds,
                 context=context,
                 seed=_seed(attempts),
+                on_window=tell,
             )
             reader(clips)
+        if printer is not None:
+            printer.end(clips)
         return self._output(clips)
+
+    def _printer(self, clips: int) -> ClipPrinter | None:
+        import sys
+
+        return None if self.tokenizer is None else ClipPrinter(self.tokenizer, clips, sys.stdout, self._is_text)
+
+    def _is_text(self, token: int) -> bool:
+        begin = self.facts.timestamp_begin
+        return begin is None or token < begin
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        tokenizer = self.tokenizer
+        return "" if tokenizer is None else tokenizer.decode([token for token in tokens if self._is_text(token)])
 
     def transcribe(
         self, audio: Any, *, sampling_rate: int | None = None, processor: Any = None, **settings: Any
@@ -325,7 +360,9 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         hidden = outputs["last_hidden_state"]
         return hidden, [int(length) or hidden.shape[1] for length in lengths]
 
-    def _decode_whole(self, clips: Sequence[Clip], attempts: Sequence[Attempt], start: StartTokens) -> None:
+    def _decode_whole(
+        self, clips: Sequence[Clip], attempts: Sequence[Attempt], start: StartTokens, tell: OnWindow
+    ) -> None:
         if len(attempts) > 1:
             raise InputError("several temperatures are for models that read windows of one length (Whisper); give one")
         ((settings, seed),) = [(attempt.settings, _seed(attempts)) for attempt in attempts]
@@ -342,6 +379,8 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 tokens = answer.tokens
                 text = tokens[:-1] if tokens and tokens[-1] in settings.eos_token_ids else tokens
                 clip.segments = [Segment(start=0.0, end=0.0, tokens=text, avg_logprob=answer.avg_logprob)]
+                clip.seek = clip.frames
+                tell(clip, clip.segments)
 
     def _limit(self, started: int, settings: GenerationSettings) -> int:
         """New tokens behind `started` start tokens."""
@@ -356,20 +395,14 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         return room if settings.max_length is None else max(1, min(settings.max_length, room))
 
     def _output(self, clips: Sequence[Clip]) -> SpeechOutput:
-        tokenizer, begin = self.tokenizer, self.facts.timestamp_begin
-
-        def text(tokens: Sequence[int]) -> str:
-            if tokenizer is None:
-                return ""
-            return tokenizer.decode([token for token in tokens if begin is None or token < begin])
-
         segments = [
-            [dataclasses.replace(segment, text=text(segment.tokens)) for segment in clip.segments] for clip in clips
+            [dataclasses.replace(segment, text=self._text(segment.tokens)) for segment in clip.segments]
+            for clip in clips
         ]
         ids = [[token for segment in clip.segments for token in segment.tokens] for clip in clips]
         return SpeechOutput(
             generated_ids=ids,
-            generated_texts=[text(tokens) for tokens in ids] if tokenizer is not None else [],
+            generated_texts=[self._text(tokens) for tokens in ids] if self.tokenizer is not None else [],
             segments=segments,
             language_ids=[clip.language_id for clip in clips],
         )

@@ -97,7 +97,7 @@ class SpeechDecoder:
         questions: Sequence[Question],
         settings: GenerationSettings,
         further: Callable[[], Sequence[ScoreRule]] = tuple,
-        on_step: Callable[[], None] = lambda: None,
+        on_step: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> list[Answer]:
         """The tokens of each row: the most likely ones, or drawn ones, as `settings` say.
 
@@ -107,7 +107,7 @@ class SpeechDecoder:
             questions: of each row.
             settings: rules for the scores, and what ends a text.
             further: makes the rules for one row that come behind those, before temperature and the like.
-            on_step: called behind each step.
+            on_step: called behind each step, with the rows that it gave a token; beams have theirs at the end alone.
         """
         beams = settings.num_beams
         # Beams stand one behind the other, as many for each question.
@@ -137,7 +137,7 @@ class SpeechDecoder:
                 texts.take(logits, deciding)
                 move_states(self._session, texts.moves)
             position += 1
-            on_step()
+            on_step(deciding if beams == 1 else ())
         return [
             Answer(tokens=tokens, avg_logprob=logprob, no_speech_prob=no_speech[number * beams])
             for number, (tokens, logprob) in enumerate(texts.best_texts())

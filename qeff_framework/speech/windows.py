@@ -42,6 +42,10 @@ class Clip:
         return int(self.features.shape[1])
 
 
+#: Takes a clip and segments of it.
+OnWindow = Callable[[Clip, Sequence[Segment]], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowReader:
     """Reads clips window after window.
@@ -58,6 +62,7 @@ class WindowReader:
         thresholds: what is good enough.
         context: what stands before the start tokens.
         seed: of drawn tokens.
+        on_window: called with a clip and its new segments behind each of its windows.
     """
 
     encode: Encode
@@ -71,6 +76,7 @@ class WindowReader:
     thresholds: Thresholds
     context: Context
     seed: int = 0
+    on_window: OnWindow = lambda clip, segments: None
 
     def __call__(self, clips: Sequence[Clip]) -> None:
         """Reads all clips to their ends; what is found is added to them."""
@@ -98,10 +104,12 @@ class WindowReader:
                     continue
                 clip = group[index]
                 clip.is_trusted = attempt.gives_context
+                before = len(clip.segments)
                 if verdict == "silence":
                     clip.seek += min(self.window, clip.frames - clip.seek)
                 else:
                     self._take(clip, answer, attempt, stride)
+                self.on_window(clip, clip.segments[before:])
             left = unfit
             if not left:
                 break

@@ -14,12 +14,14 @@ from transformers import CONFIG_MAPPING, Wav2Vec2FeatureExtractor
 
 from qeff_framework import (
     QEFFAutoModelForAudioClassification,
+    QEFFAutoModelForCausalLM,
     QEFFAutoModelForCTC,
     QEFFAutoModelForImageTextToText,
+    QEFFAutoModelForSeq2SeqLM,
     QEFFAutoModelForSpeechSeq2Seq,
 )
 from qeff_framework.cli import main
-from qeff_framework.errors import CheckpointError, InputError
+from qeff_framework.errors import CheckpointError, InputError, QEFFError
 from qeff_framework.model import GivenInput
 from qeff_framework.sources.quiet import missing_library
 from tests.checkpoints import save_tiny_checkpoint
@@ -132,6 +134,43 @@ def test_texts_that_a_program_would_have_no_room_for(
     told = capsys.readouterr().err
     assert re.search(message, told)
     assert "exporting" not in told
+
+
+def test_beams_that_only_the_checkpoint_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the export: refused where a prompt is given, a warning where there is only a program to compile."""
+    folder = save_tiny_checkpoint(tmp_path, "gpt2")
+    (folder / "generation_config.json").write_text(json.dumps({"num_beams": 4}))
+    command = ["generate", str(folder), "--backend", "ort_sim", "--task", "causal-lm"]
+    assert main([*command, "--prompt", "w5"]) != 0
+    told = capsys.readouterr().err
+    assert (
+        "config says num_beams=4: the search takes 4 rows for a prompt, and the program would compute 1 at once" in told
+    )
+    assert "-O batch_size=4); or num_beams=1 (--num-beams 1)" in told
+    assert "exporting" not in told
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder)
+    sampling = GivenInput(settings={"do_sample": True})
+    with pytest.raises(InputError, match="num_beams=4: beam search draws no samples; .* num_beams=1"):
+        model.require_input(sampling, {"batch_size": 4})
+    model.require_input(GivenInput(settings={"num_beams": 1, "do_sample": True}), {})
+    model.require_input(GivenInput(), {"batch_size": 4})
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(QEFFError):  # there are no weights
+        QEFFAutoModelForCausalLM.from_pretrained(folder).compile("ort_sim", ctx_len=16)
+    assert "generate would refuse the checkpoint's num_beams=4: the search takes 4 rows" in caplog.text
+
+
+def test_beams_in_the_config_of_an_old_checkpoint(tmp_path: Path) -> None:
+    """Where there is no generation_config.json, Transformers reads the model's own config."""
+    folder = folder_of(tmp_path, "bart", "BartForConditionalGeneration")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "num_beams": 3}))
+    with pytest.raises(InputError, match="says num_beams=3: the search takes 3 rows"):
+        QEFFAutoModelForSeq2SeqLM.from_pretrained(folder).require_input(GivenInput(), {})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    QEFFAutoModelForSeq2SeqLM.from_pretrained(folder).require_input(GivenInput(), {})
 
 
 def test_a_prompt_with_images_that_is_too_long(tmp_path: Path) -> None:

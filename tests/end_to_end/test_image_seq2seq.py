@@ -41,6 +41,19 @@ def model_of_two_parts() -> tuple[Any, dict[str, torch.Tensor]]:
     return module, {"pixel_values": torch.zeros(1, 3, 16, 16)}
 
 
+class Told:
+    """A streamer that keeps what it is given, and `None` for the end."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int | None] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.tokens.append(None)
+
+
 def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
     del session_store
     module, image = built(model_of_two_parts)
@@ -72,6 +85,11 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
         prompted = program.generate({"pixel_values": pixels[:2], "decoder_input_ids": [[7, 8]] * 2}, **settings)
         assert prompted.generated_ids == wanted(pixels[:2], 7, 8)
         assert prompted.prompt_lengths == [3, 3]
+        told = Told()
+        program.generate(pixel_values=pixels[:1], streamer=told, **settings)
+        assert told.tokens == [2, *output.generated_ids[0], None]
+        with pytest.raises(InputError, match="a streamer gets the tokens of one image .*; 3 images and num_beams=1"):
+            program.generate(pixel_values=pixels, streamer=told, **settings)
         # The rows of an image's texts have its keys and values in common, which stay where they are.
         beams: dict[str, Any] = {"num_beams": 2, "length_penalty": 0.5}
         found = program.generate({"pixel_values": pixels, "decoder_input_ids": [[7, 8]] * 3}, **settings, **beams)

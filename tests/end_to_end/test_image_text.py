@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     PreTrainedModel,
+    TextIteratorStreamer,
 )
 
 from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
@@ -200,6 +203,7 @@ def test_the_command_reads_images_from_files(
         ("--image", str(pictures[0]), str(pictures[1])): "has 2 images, and num_images is 1; compile with num_images=2",
         ("--image", str(pictures[0]), "--image", str(pictures[1])): "1 prompts and 2 times --image",
         ("--image", str(pictures[0]), "--chat"): "leave --chat",
+        ("--image", str(pictures[0]), "-O", "img_size=56"): "makes 28 x 28 of every image; leave img_size",
     }
     for given_images, message in refused.items():
         assert main([*argv, *sizes, "--prompt", "<image> w9", *given_images]) in (1, 2)
@@ -223,7 +227,12 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
             alone.generate(prompts=[text], images=[[images[n] for n in chosen]], max_new_tokens=9).generated_texts[0]
             for text, chosen in asked
         ]
-    assert len(set(wanted)) == 3
+        assert len(set(wanted)) == 3
+        streamer = TextIteratorStreamer(alone.processor.tokenizer, skip_prompt=True)
+        with redirect_stdout(io.StringIO()) as printed:
+            alone.generate(prompts=["w5 w6"], images=[images[0]], max_new_tokens=9, stream=True, streamer=streamer)
+        assert printed.getvalue() == wanted[0] + "\n"
+        assert "".join(streamer).split() == wanted[0].split()
     urls = [
         f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
         for kind, file in zip(("png", "jpeg"), pictures, strict=True)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForSpeechSeq2Seq, load_compiled
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
+from qeff_framework.speech.segments import Segment
 from tests.serving.running import serving
 from tests.sound_models import LANGUAGES, PREVIOUS, RATE, clip, whisper, whisper_extractor, whisper_processor
 
@@ -111,6 +112,22 @@ def test_clips_of_one_window_and_of_several(
     assert len({part.temperature for part in parts}) == (2 if "temperature" in settings else 1)
     # The last window of the longest clip is silence by that threshold.
     assert "no_speech_threshold" not in settings or max(part.seek for part in parts) < 2 * 2900
+
+
+def test_texts_while_they_are_written_down(program: CompiledSpeechSeq2Seq, capsys: pytest.CaptureFixture[str]) -> None:
+    """Window after window of one clip; of several, each text when its clip has been read."""
+    told: list[tuple[int, Segment]] = []
+    long = program.prepared(clip(65, 65))
+    found = program.generate(
+        long, max_new_tokens=NEW_TOKENS, stream=True, on_segment=lambda number, part: told.append((number, part))
+    )
+    assert capsys.readouterr().out == f"{found.generated_texts[0]}\n"
+    assert told == [(0, part) for part in found.segments[0]]
+    several = program.prepared([clip(seconds, seconds) for seconds in SECONDS])
+    found = program.generate(several, max_new_tokens=NEW_TOKENS, stream=True)
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"[{number}] {text}" for number, text in enumerate(found.generated_texts)
+    ]
 
 
 def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpeechSeq2Seq) -> None:

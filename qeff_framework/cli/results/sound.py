@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from qeff_framework.runtime.sound import CompiledAudioClassifier, CompiledCTC, SoundRunner
     from qeff_framework.runtime.sound_files import SoundFile
     from qeff_framework.runtime.speech import CompiledSpeechSeq2Seq
+    from qeff_framework.speech.segments import Segment
 
 
 def transcribe(runner: CompiledCTC, request: ResultsRequest) -> CommandResult:
@@ -39,13 +41,24 @@ def write_down(runner: CompiledSpeechSeq2Seq, request: ResultsRequest) -> Comman
     args = request.args
     needed_tokenizer(runner)
     clips = resampled(runner, request.audio)
+    stream = args.stream if args.stream is not None else len(clips) == 1 and sys.stdout.isatty() and not args.json
+
+    def show(clip: int, segment: Segment) -> None:
+        request.progress.clear()
+        print(f"{label(clip, clips)}{timed(segment)}", flush=True)
+
     report(f"transcribing {len(clips)} files" if len(clips) > 1 else "transcribing")
     start = time.perf_counter()
+    features = runner.prepared(clips)
+    if stream:
+        request.progress.clear()
     found = runner.generate(
-        runner.prepared(clips),
+        features,
         language=args.language,
         task=args.speech_task,
         return_timestamps=True if args.timestamps else None,
+        stream=stream and not args.timestamps,
+        on_segment=show if stream and args.timestamps else None,
         **request.settings,
     )
     seconds = time.perf_counter() - start
@@ -64,11 +77,14 @@ def write_down(runner: CompiledSpeechSeq2Seq, request: ResultsRequest) -> Comman
     lines = [
         f"{label(number, clips)}{line}"
         for number, (text, segments) in enumerate(zip(found.generated_texts, found.segments, strict=True))
-        for line in (
-            [f"[{part.start:.2f} - {part.end:.2f}] {part.text}" for part in segments] if args.timestamps else [text]
-        )
+        for line in ([timed(part) for part in segments] if args.timestamps else [text])
     ]
-    return sound_outcome(runner, request.audio, lines, {"results": results}, seconds)
+    return sound_outcome(runner, request.audio, [] if stream else lines, {"results": results}, seconds)
+
+
+def timed(segment: Segment) -> str:
+    """The line of a segment."""
+    return f"[{segment.start:.2f} - {segment.end:.2f}] {segment.text}"
 
 
 def classify_sound(runner: CompiledAudioClassifier, request: ResultsRequest) -> CommandResult:
