@@ -6,6 +6,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from qeff_framework.errors import InputError
+
 SIZES = ("--prefill-seq-len", "4", "--ctx-len", "32")
 PROMPTS = ("--prompt", "my name is", "one two three four five", "--new-tokens", "9")
 
@@ -94,13 +96,21 @@ def test_a_text_without_a_token_to_predict_is_refused(model_qeff, llama, tmp_pat
 
 
 def test_a_backend_that_is_not_named_is_chosen_once(model_qeff, llama, monkeypatch):
-    chosen = []
-    monkeypatch.setattr("qeff_framework.registry.registry.choose", lambda: chosen.append("ort_sim") or "ort_sim")
-    monkeypatch.setattr("qeff_framework.cli.models.open_model", lambda *_, **__: pytest.exit("opened"))
+    chosen: list[str] = []
 
-    with pytest.raises(pytest.exit.Exception):
-        model_qeff("compare", llama)
+    def choose() -> str:
+        chosen.append("ort_sim")
+        return "ort_sim"
 
+    def stop(*_, **__) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr("qeff_framework.registry.registry.choose", choose)
+    monkeypatch.setattr("qeff_framework.cli.models.open_model", stop)
+
+    result = model_qeff("compare", llama)
+
+    assert "far enough" in result.err
     assert chosen == ["ort_sim"]
 
 
