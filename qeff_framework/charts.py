@@ -21,7 +21,10 @@ def page(charts: Sequence[str]) -> str:
 
 
 def lines(title: str, x_label: str, series: Mapping[str, Sequence[float]], *, logarithmic: bool = False) -> str:
-    """A chart of lines over 0, 1, 2, ...; on a logarithmic scale what is not above zero is left out."""
+    """A chart of lines over 0, 1, 2, ...; on a logarithmic scale what is not above zero is left out.
+
+    What is infinite or no number has no place on the scale: a cross at the upper edge stands for it.
+    """
     shown = {
         name: [
             (index, math.log10(value) if logarithmic else value)
@@ -30,18 +33,28 @@ def lines(title: str, x_label: str, series: Mapping[str, Sequence[float]], *, lo
         ]
         for name, values in series.items()
     }
+    beyond = {
+        name: [index for index, value in enumerate(values) if not math.isfinite(value)]
+        for name, values in series.items()
+    }
     points = [point for found in shown.values() for point in found]
-    if not points:
+    if not points and not any(beyond.values()):
         return _frame(title, x_label) + _text(_WIDTH / 2, _HEIGHT / 2, "nothing to show")
-    most = max(1, *(index for index, _ in points))
-    low, high = _range([value for _, value in points], logarithmic=logarithmic)
+    most = max(1, *(index for index, _ in points), *(index for found in beyond.values() for index in found))
+    low, high = _range([value for _, value in points] or [0.0], logarithmic=logarithmic)
     parts = [_frame(title, x_label), *_scale(low, high, logarithmic=logarithmic)]
     parts += [_text(_x(index / most), _HEIGHT - _BOTTOM + 15, str(index)) for index in sorted({0, most})]
     for number, (name, found) in enumerate(shown.items()):
         color = _COLORS[number % len(_COLORS)]
         path = " ".join(f"{_x(index / most):.1f},{_y((value - low) / (high - low)):.1f}" for index, value in found)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        if len(found) == 1:  # a line of one point shows nothing
+            x, _, y = path.partition(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{color}"/>')
+        parts += [_cross(_x(index / most), color) for index in beyond[name]]
         parts += [_legend(number, name, color)]
+    if any(beyond.values()):
+        parts.append(_legend_text(len(shown), "x: infinite"))
     return "".join(parts)
 
 
@@ -82,11 +95,12 @@ def _range(values: Sequence[float], *, logarithmic: bool) -> tuple[float, float]
 
 
 def _scale(low: float, high: float, *, logarithmic: bool) -> list[str]:
-    count = min(6, round(high - low)) if logarithmic else 4
+    # Powers of ten on a logarithmic scale, a few of them.
+    step = max(1, math.ceil((high - low) / 6)) if logarithmic else (high - low) / 4
     parts = []
-    for number in range(count + 1):
-        value = low + (high - low) * number / count
-        y = _y(number / count)
+    for number in range(math.floor((high - low) / step + 1e-9) + 1):
+        value = low + step * number
+        y = _y((value - low) / (high - low))
         told = f"1e{value:.3g}" if logarithmic else f"{value:.3g}"
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#dddddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>')
@@ -95,7 +109,15 @@ def _scale(low: float, high: float, *, logarithmic: bool) -> list[str]:
 
 def _legend(number: int, name: str, color: str) -> str:
     x, y = _WIDTH - _RIGHT + 12, _TOP + 10 + 18 * number
-    return f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/><text x="{x + 16}" y="{y}">{escape(name)}</text>'
+    return f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/>' + _legend_text(number, name)
+
+
+def _legend_text(number: int, text: str) -> str:
+    return f'<text x="{_WIDTH - _RIGHT + 28}" y="{_TOP + 10 + 18 * number}">{escape(text)}</text>'
+
+
+def _cross(x: float, color: str) -> str:
+    return f'<path d="M{x - 3:.1f} {_TOP - 3}l6 6m0 -6l-6 6" stroke="{color}" stroke-width="1.5"/>'
 
 
 def _text(x: float, y: float, text: str) -> str:

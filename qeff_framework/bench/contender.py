@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qeff_framework.bench.job import Rows, Running, serve
+from qeff_framework.bench.job import OnFirst, Rows, Running, serve
+from qeff_framework.errors import QEFFError
 
 
 class Program:
@@ -21,15 +23,21 @@ class Program:
         self._generator = TextGenerator(runner.session, generation_defaults={**starts, "eos_token_id": None})
         self.info = dict(runner.info)
 
-    def generate(self, prompts: Rows, new_tokens: int, on_first: Callable[[], None]) -> Sequence[Sequence[int]]:
+    def generate(self, prompts: Rows, new_tokens: int, on_first: OnFirst) -> Sequence[Sequence[int]]:
         """See `Running.generate`."""
-        waiting = set(range(len(prompts)))
+        waiting, early_tokens = set(range(len(prompts))), 0
 
         def on_token(row: int, token: int) -> None:  # noqa: ARG001 - the loop passes both
-            if row in waiting:
-                waiting.remove(row)
-                if not waiting:
-                    on_first()
+            nonlocal early_tokens
+            if not waiting:
+                return
+            if row not in waiting:
+                # Rows of continuous batching decode while others wait for their prompts.
+                early_tokens += 1
+                return
+            waiting.remove(row)
+            if not waiting:
+                on_first(early_tokens)
 
         settings = self._generator.settings(max_new_tokens=new_tokens, num_beams=1)
         return self._generator.generate_ids(prompts, settings, on_token=on_token).generated_ids
@@ -58,7 +66,7 @@ class Transformers:
             "threads": str(torch.get_num_threads()),
         }
 
-    def generate(self, prompts: Rows, new_tokens: int, on_first: Callable[[], None]) -> Sequence[Sequence[int]]:
+    def generate(self, prompts: Rows, new_tokens: int, on_first: OnFirst) -> Sequence[Sequence[int]]:
         """See `Running.generate`. The prompts have one length."""
         torch, chosen = self._torch, []
         with torch.inference_mode():
@@ -80,4 +88,8 @@ def load(described: Mapping[str, Any]) -> Running:
 
 
 if __name__ == "__main__":
-    serve(load)
+    try:
+        serve(load)
+    except QEFFError as error:
+        # The message alone, which is what the command shows of this process.
+        sys.exit(str(error))

@@ -23,13 +23,20 @@ _WARMUP_TOKENS = 4
 Rows = Sequence[Sequence[int]]
 
 
+class OnFirst(Protocol):
+    """What a contender calls once, when each row has its first token."""
+
+    def __call__(self, early_tokens: int = 0) -> None:
+        """`early_tokens`: tokens behind their first one that rows have got while others had none, of all rows together."""
+
+
 class Running(Protocol):
     """A contender that has loaded its model."""
 
     #: Versions, threads, device: what a reader of the figures asks for.
     info: dict[str, str]
 
-    def generate(self, prompts: Rows, new_tokens: int, on_first: Callable[[], None]) -> Sequence[Sequence[int]]:
+    def generate(self, prompts: Rows, new_tokens: int, on_first: OnFirst) -> Sequence[Sequence[int]]:
         """Exactly `new_tokens` greedy tokens for each row of `prompts`; calls `on_first` when each row has its first one."""
 
 
@@ -43,7 +50,7 @@ def serve(load: Callable[[Mapping[str, Any]], Running]) -> None:
     loaded = time.perf_counter() - started
     for case in job["cases"]:
         for _ in range(job["warmups"]):
-            running.generate(case["prompts"], min(_WARMUP_TOKENS, case["new_tokens"]), lambda: None)
+            running.generate(case["prompts"], min(_WARMUP_TOKENS, case["new_tokens"]), lambda early_tokens=0: None)
     result = {
         "load": loaded,
         "cases": [_timed(running, case) for case in job["cases"]],
@@ -55,17 +62,19 @@ def serve(load: Callable[[Mapping[str, Any]], Running]) -> None:
 
 def _timed(running: Running, case: Mapping[str, Any]) -> dict[str, Any]:
     prompts, new_tokens = case["prompts"], case["new_tokens"]
-    first: list[float] = []
+    first: list[tuple[float, int]] = []
     started = time.perf_counter()
-    rows = running.generate(prompts, new_tokens, lambda: first.append(time.perf_counter()))
+    rows = running.generate(
+        prompts, new_tokens, lambda early_tokens=0: first.append((time.perf_counter(), early_tokens))
+    )
     total = time.perf_counter() - started
     wrong = [len(row) for row in rows if len(row) != new_tokens]
     if wrong or len(rows) != len(prompts) or not first:
         raise RuntimeError(f"asked for {len(prompts)} rows of {new_tokens} tokens, got {list(map(len, rows))}")
-    to_first = first[0] - started
+    to_first, early = first[0][0] - started, first[0][1]
     return {
         "first_token": to_first,
-        "decode": len(prompts) * (new_tokens - 1) / (total - to_first) if new_tokens > 1 else None,
+        "decode": (len(prompts) * (new_tokens - 1) - early) / (total - to_first) if new_tokens > 1 else None,
         "throughput": len(prompts) * new_tokens / total,
         "tokens": [list(map(int, row)) for row in rows],
     }

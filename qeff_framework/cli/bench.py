@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
 
     compiled = _program(args)
     shape = ProgramShape.of(compiled)
-    rows = int(args.rows) if args.rows is not None else shape.batch_size
+    rows = _rows(args.rows, shape)
     cases = _cases(args, shape, rows)
     vocab_size = shape.source_vocab_size if shape.has_encoder else shape.vocab_size
     if vocab_size is None:
@@ -113,11 +114,13 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
 
 def _program(args: argparse.Namespace) -> CompiledModel:
     """The program to measure; `args.rows` holds the rows that were asked for, or `None`."""
-    from qeff_framework.cli.compile import compile_model
+    from qeff_framework.cli.compile import checked_runtime_options, compile_model
     from qeff_framework.cli.programs import given_artifact
+    from qeff_framework.registry import registry
+    from qeff_framework.runtime.loading import backend_of
 
-    if args.warmups < 0 or args.time_limit <= 0:
-        raise OptionError("--warmups must be 0 or more, and --time-limit more than 0")
+    if args.warmups < 0 or not 0 < args.time_limit < math.inf:
+        raise OptionError("--warmups must be 0 or more, and --time-limit a number of seconds above 0")
     args.rows, asked = None, args.batch_size
     if (Path(args.model) / "compiled.json").is_file():
         args.batch_size = None  # rows of a case, not a size to compile for
@@ -128,6 +131,7 @@ def _program(args: argparse.Namespace) -> CompiledModel:
             )
         if artifact is not None:
             _check_task(artifact.task, args)
+            checked_runtime_options(texts_by_name(args.runtime_options), registry.descriptor(backend_of(artifact)))
             args.rows = asked
             return artifact
     texts = compile_texts(args)
@@ -146,13 +150,24 @@ def _check_task(task: str, args: argparse.Namespace) -> None:
         )
 
 
+def _rows(asked: str | None, shape: Any) -> int:
+    """Rows of each case: as many as `asked`, by default those that decode together."""
+    most: int = shape.batch_size
+    if asked is None:
+        return most
+    try:
+        rows = _count(asked)
+    except argparse.ArgumentTypeError as error:
+        raise OptionError(f"--batch-size: {error}") from None
+    if rows > most and shape.slots is None:
+        held = "one row" if most == 1 else f"1 to {most} rows together"
+        raise InputError(f"--batch-size {rows}: the program runs {held}")
+    return rows
+
+
 def _cases(args: argparse.Namespace, shape: Any, rows: int) -> list[Case]:
     from qeff_framework.bench import Case
 
-    most = shape.batch_size
-    if not 1 <= rows <= most and shape.slots is None:
-        held = "one row" if most == 1 else f"1 to {most} rows together"
-        raise InputError(f"--batch-size {rows}: the program runs {held}")
     limit = max(shape.prefill.sources) if shape.has_encoder else shape.longest_prompt
     for length in args.prompt_len:
         if length > limit:

@@ -109,15 +109,16 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     )
     with load_compiled(compiled.directory, extensions=args.extension, **runtime) as runner:
         reading = ForcedReading(runner.session)
+        tokenizer = runner.tokenizer
+        if tokenizer is None:
+            raise InputError(runner.no_tokenizer)
+        openings, text_passages = _tokenized(args, prompts, text, tokenizer, reading.ctx_len)
         # The reference computes in float32 also where the program keeps the checkpoint's quantised weights.
         reference = Reference(
             open_model(argparse.Namespace(**{**vars(args), "keep_quantized": False}), prefer=_TASK).module
         )
-        tokenizer = runner.tokenizer
-        if tokenizer is None:
-            raise InputError(runner.no_tokenizer)
-        passages = _passages(args, prompts, text, tokenizer, reference, reading.ctx_len)
-        found = compare(reading, reference, passages, tell=lambda told: logger.info("%s", told))
+        continued = _continued(openings, prompts, reference, args.new_tokens)
+        found = compare(reading, reference, [*continued, *text_passages], tell=lambda told: logger.info("%s", told))
     if args.plot is not None:
         _write_plot(args.plot, found)
     return CommandResult(
@@ -134,6 +135,10 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(f"--min-agreement {args.min_agreement} is a share from 0 to 1")
     if args.plot is not None and not args.plot.absolute().parent.is_dir():
         raise OptionError(f"--plot {args.plot}: there is no folder {args.plot.absolute().parent}")
+    if args.plot is not None and args.plot.is_dir():
+        raise OptionError(f"--plot {args.plot} is a folder; name a file in it")
+    if args.plot is not None and args.plot.suffix.lower() != ".svg":
+        raise OptionError(f"--plot {args.plot}: the charts are SVG; give a file that ends in .svg")
 
 
 def _check_task(task: str) -> None:
@@ -167,7 +172,9 @@ def _complete_sizes(args: argparse.Namespace) -> None:
     texts = compile_texts(args)
     if "ctx_len" not in texts:
         args.ctx_len = str(_CTX_LEN)
-    backend = registry.descriptor(args.backend or registry.choose())
+    # Set for the compilation as well: the choice probes every backend, and is told.
+    args.backend = args.backend or registry.choose()
+    backend = registry.descriptor(args.backend)
     set_already = {"num_speculative_tokens", "include_sampler", "full_batch_size", "batch_size"} & set(texts)
     length = texts.get("prefill_seq_len", "32")
     if set_already or not backend.capabilities.speculative_decoding or not length.isdecimal() or int(length) < 2:
@@ -178,13 +185,13 @@ def _complete_sizes(args: argparse.Namespace) -> None:
     args.options = [*args.options, ("num_speculative_tokens", str(chunk - 1))]
 
 
-def _passages(
-    args: argparse.Namespace, prompts: Sequence[str], text: str, tokenizer: Any, reference: Any, ctx_len: int
-) -> list[Passage]:
-    from qeff_framework.compare import Passage
+def _tokenized(
+    args: argparse.Namespace, prompts: Sequence[str], text: str, tokenizer: Any, ctx_len: int
+) -> tuple[list[list[int]], list[Passage]]:
+    """The prompts' tokens, and the passages of the text. Raises `InputError` for what cannot be compared."""
     from qeff_framework.compare.passages import windows
 
-    found = []
+    openings = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt)
         if not ids:
@@ -194,13 +201,29 @@ def _passages(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens: with --new-tokens {args.new_tokens} more than "
                 f"ctx_len={ctx_len}; give a larger --ctx-len"
             )
-        logger.info("Transformers continues %r", prompt[:40])
-        found.append(
-            Passage(kind="prompt", tokens=[*ids, *reference.continuation(ids, args.new_tokens)], scored=len(ids))
-        )
+        openings.append(ids)
     ids, plain = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
     start = [ids[0]] if plain and ids[: len(plain)] != plain and ids[0] == tokenizer.bos_token_id else []
-    return [*found, *windows(plain[: args.text_tokens], ctx_len, start)]
+    passages = [*windows(plain[: args.text_tokens], ctx_len, start)]
+    if not passages:
+        where = "the built-in text" if args.text is None else args.text
+        raise InputError(
+            f"{where} has {len(plain)} tokens, of which none can be predicted from another one; give a longer --text"
+        )
+    return openings, passages
+
+
+def _continued(
+    openings: Sequence[Sequence[int]], prompts: Sequence[str], reference: Any, new_tokens: int
+) -> list[Passage]:
+    """The prompts with what the reference makes of them."""
+    from qeff_framework.compare import Passage
+
+    found = []
+    for ids, prompt in zip(openings, prompts, strict=True):
+        logger.info("Transformers continues %r", prompt[:40])
+        found.append(Passage(kind="prompt", tokens=[*ids, *reference.continuation(ids, new_tokens)], scored=len(ids)))
+    return found
 
 
 def _misses(args: argparse.Namespace, found: Comparison) -> list[str]:

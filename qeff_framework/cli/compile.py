@@ -144,7 +144,7 @@ def _check_options(texts: Mapping[str, str], runtime_texts: Mapping[str, str], r
     """Raises one `OptionError` with every problem of the options of both stages, and of the two together."""
     checks: tuple[Callable[[], Any], ...] = (
         lambda: _checked_backend_options(texts, relay.backend, task),
-        lambda: _checked_runtime_options(runtime_texts, relay.backend),
+        lambda: checked_runtime_options(runtime_texts, relay.backend),
     )
     parsed: list[Any] = []
     problems: list[str] = []
@@ -181,7 +181,7 @@ def _checked_backend_options(texts: Mapping[str, str], descriptor: Backend, task
         )
 
 
-def _checked_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> Any:
+def checked_runtime_options(texts: Mapping[str, str], descriptor: Backend) -> Any:
     """Raises `OptionError` for a runtime option that loading would refuse, which is after the compilation."""
     from qeff_framework.cli.text_options import typed_options
     from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options

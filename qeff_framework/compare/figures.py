@@ -34,22 +34,23 @@ class Figures:
     def add(self, reference: Logits, program: Logits, following: Sequence[int]) -> NDArray[np.bool_]:
         """Takes logits ``[T, V]`` of both, and the token that follows each. Says where the best tokens agree, ``[T]``.
 
-        A logit that is no number in one of them counts as an infinite error and divergence.
+        A logit that is no number in either of them counts as an infinite error and divergence, and as no agreement.
         """
         same: NDArray[np.bool_] = reference.argmax(-1) == program.argmax(-1)
         for left, right, token in zip(reference, program, following, strict=True):
             self._add(left.astype(np.float64), right.astype(np.float64), token)
-        same &= ~_broken(program).any(-1)
+        same &= ~(_broken(program) | _broken(reference)).any(-1)
         self.tokens += len(following)
         self.agreeing += int(same.sum())
         return same
 
     def _add(self, reference: NDArray[np.float64], program: NDArray[np.float64], token: int) -> None:
         self._errors += len(reference)
-        if _broken(program).any():
-            self.max_error = self._error_sum = self._program_loss = math.inf
+        if _broken(program).any() or _broken(reference).any():
+            self.max_error = self._error_sum = math.inf
             self.divergences.append(math.inf)
-            self._reference_loss -= float(_log_softmax(reference)[token])
+            self._reference_loss += _loss(reference, token)
+            self._program_loss += _loss(program, token)
             return
         # Tokens that both exclude have no error.
         known = np.isfinite(reference) | np.isfinite(program)
@@ -139,6 +140,10 @@ def entering_layer(layers: Sequence[LayerError]) -> LayerError | None:
             best, most = layer, growth
         before = layer.largest**2
     return best
+
+
+def _loss(logits: NDArray[np.float64], token: int) -> float:
+    return math.inf if _broken(logits).any() else -float(_log_softmax(logits)[token])
 
 
 def _broken(logits: NDArray[Any]) -> NDArray[np.bool_]:

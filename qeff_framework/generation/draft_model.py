@@ -91,7 +91,10 @@ class DraftModel:
         held = self._lanes.get(row.lane)
         start = held.known() if held is not None and held.row is row else 0
         answer = len(row.prompt)
-        return [*row.prompt[start:], *row.generated[max(start - answer, 0) :]]
+        unread = [*row.prompt[start:], *row.generated[max(start - answer, 0) :]]
+        known = self._shape.vocab_size
+        # A table for fewer tokens than the target's has no row for the others, and what it proposes is checked anyway.
+        return unread if known is None else [token if token < known else _PAD for token in unread]
 
     def _step(self, feed: dict[int, list[int]], starts: dict[int, int]) -> Mapping[int, int]:
         """Runs the next tokens of each lane, and takes them from `feed`; returns the tokens that follow complete texts."""

@@ -207,11 +207,13 @@ class Scheduler:
             for lane in range(inputs.shape.rows):
                 inputs.batch_index[lane, 0] = self._placement.slot(lane)
         for row in active:
-            tokens = [row.generated[-1]]
-            if drafts:
-                tokens += drafts.get(row.lane, ())
-            inputs.place(row.lane, tokens, row.position, accepted=tokens)
-            _place_images(inputs, row.lane, row, row.position, len(tokens))
+            drafted = drafts.get(row.lane, ())
+            if drafted:
+                tokens = [row.generated[-1], *drafted]
+                inputs.place(row.lane, tokens, row.position, accepted=tokens)
+            else:
+                inputs.place_token(row.lane, row.generated[-1], row.position)
+            _place_images(inputs, row.lane, row, row.position, 1 + len(drafted))
             inputs.prompt_lengths[row.lane, 0] = row.prompt_length
             inputs.lora_ids[row.lane, 0] = row.adapter
             if row.request.sampler is not None:

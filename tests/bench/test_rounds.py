@@ -21,7 +21,7 @@ class Counting:
     def __init__(self, described):
         self.described = described
     def generate(self, prompts, new_tokens, on_first):
-        on_first()
+        on_first(*([1] if self.described["name"] == "early" else []))
         print("noise on standard output")
         with Path(self.described["log"]).open("a") as log:
             log.write(f"{self.described['name']} {len(prompts)}x{len(prompts[0])}+{new_tokens}\\n")
@@ -73,6 +73,21 @@ def test_contenders_take_turns_and_do_the_same_work(contender, tmp_path):
     assert [len(figures) for figures in (one.load, one.peak_bytes, one.first_token[0], one.throughput[1])] == [2] * 4
     assert one.decode[1] == []  # there is no step after the first token
     assert all(peak > 1e6 for peak in one.peak_bytes)
+
+
+def test_the_decode_rate_counts_the_tokens_behind_the_first_ones_alone(contender):
+    (early,) = measure(
+        [contender("early")],
+        [Case(prompt_len=3, new_tokens=6, batch_size=2)],
+        vocab_size=10,
+        rounds=1,
+        warmups=0,
+        time_limit=60,
+    )
+
+    assert isinstance(early, Measured)
+    (first,), (decode,), (rate,) = early.first_token[0], early.decode[0], early.throughput[0]
+    assert first + 9 / decode == pytest.approx(12 / rate)  # 2 rows of 5 tokens, of which 1 came early
 
 
 def test_who_fails_is_named_and_the_others_go_on(contender):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from qeff_framework.bench import Measured
-from qeff_framework.bench.contender import load
+from qeff_framework.bench.contender import Program, load
 
 MEASURED = Measured(
     name="ort_sim",
@@ -20,16 +22,34 @@ MEASURED = Measured(
 
 
 def test_program_and_transformers_do_the_same_work(llama, artifact):
-    prompts, firsts = [[5, 9, 20, 31, 7], [4, 4, 8, 30, 2]], []
+    prompts: list[list[int]] = [[5, 9, 20, 31, 7], [4, 4, 8, 30, 2]]
+    early: list[int] = []
     program = {"kind": "program", "directory": str(artifact), "runtime_options": {"num_threads": 1}, "extensions": None}
     contenders = [load(program), load({"kind": "transformers", "arguments": {"model": str(llama)}})]
 
-    ours, theirs = (each.generate(prompts, 7, lambda: firsts.append(1)) for each in contenders)
+    ours, theirs = (each.generate(prompts, 7, lambda early_tokens=0: early.append(early_tokens)) for each in contenders)
 
     assert ours == theirs
     assert [len(row) for row in ours] == [7, 7]
-    assert len(firsts) == 2  # once each, for both rows together
+    assert early == [0, 0]  # once each, for both rows together
     assert contenders[0].info["threads"] == "1"
+
+
+def test_tokens_that_come_before_every_row_has_its_first_are_told(artifact, monkeypatch):
+    """Rows that take turns decode while others wait: their tokens are none of the steps after the first one."""
+    program = Program(str(artifact), {}, None)
+    early: list[int] = []
+
+    def generate_ids(prompts, settings, *, on_token):
+        for row, token in [(0, 4), (0, 5), (1, 6), (0, 7), (1, 8), (2, 9), (0, 1), (2, 3)]:
+            on_token(row, token)
+        return SimpleNamespace(generated_ids=[[4, 5, 7, 1], [6, 8], [9, 3]])
+
+    monkeypatch.setattr(program._generator, "generate_ids", generate_ids)
+
+    program.generate([[3], [4], [5]], 4, lambda early_tokens=0: early.append(early_tokens))
+
+    assert early == [3]
 
 
 def test_an_artifact_is_measured(model_qeff, artifact):
@@ -84,6 +104,10 @@ def test_a_model_is_compiled_for_what_is_measured_and_ratios_are_told(model_qeff
         (["--prompt-len", "30", "--new-tokens", "3"], "do not fit into ctx_len=32"),
         (["--prompt-len", "8,x"], "argument --prompt-len: 'x' is no whole number"),
         (["--batch-size", "3"], "--batch-size 3: the program runs 1 to 2 rows together"),
+        (["--batch-size", "x"], "--batch-size: 'x' is no whole number"),
+        (["--batch-size", "0"], "--batch-size: 0 must be at least 1"),
+        (["--time-limit", "nan"], "--time-limit a number of seconds above 0"),
+        (["-R", "num_threads=0"], "option 'num_threads' must be at least 1, got 0"),
         (["--ctx-len", "64"], "it is compiled already"),
         (["--against", "transformers"], "needs the model's weights; give the model instead of an artifact"),
     ],

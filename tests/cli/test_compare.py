@@ -6,6 +6,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from qeff_framework.errors import InputError
+
 SIZES = ("--prefill-seq-len", "4", "--ctx-len", "32")
 PROMPTS = ("--prompt", "my name is", "one two three four five", "--new-tokens", "9")
 
@@ -68,6 +70,8 @@ def test_a_program_of_the_device_misses_a_narrow_gate(model_qeff, llama, text, t
         (["--max-kl", "-1"], "must be 0 or more"),
         (["--new-tokens", "0"], "--new-tokens must be at least 1"),
         (["--plot", "no/such/folder/x.svg"], "there is no folder"),
+        (["--plot", "."], "is a folder; name a file in it"),
+        (["--plot", "errors.png"], "the charts are SVG"),
         (["--text", "no_such_file.txt"], "cannot be read"),
     ],
 )
@@ -78,6 +82,36 @@ def test_mistakes_are_told_before_anything_is_compiled(model_qeff, llama, argv, 
 
     assert result.code != 0
     assert told in result.err
+
+
+def test_a_text_without_a_token_to_predict_is_refused(model_qeff, llama, tmp_path):
+    """It would have a perplexity of 1, by both."""
+    short = tmp_path / "short.txt"
+    short.write_text("one", encoding="utf-8")
+
+    result = model_qeff("compare", llama, "--backend", "ort_sim", *SIZES, *PROMPTS, "--text", short)
+
+    assert result.code == 1
+    assert "short.txt has 1 tokens, of which none can be predicted" in result.err
+
+
+def test_a_backend_that_is_not_named_is_chosen_once(model_qeff, llama, monkeypatch):
+    chosen: list[str] = []
+
+    def choose() -> str:
+        chosen.append("ort_sim")
+        return "ort_sim"
+
+    def stop(*_, **__) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr("qeff_framework.registry.registry.choose", choose)
+    monkeypatch.setattr("qeff_framework.cli.models.open_model", stop)
+
+    result = model_qeff("compare", llama)
+
+    assert "far enough" in result.err
+    assert chosen == ["ort_sim"]
 
 
 def test_other_tasks_are_refused(model_qeff, bert):

@@ -54,6 +54,18 @@ def test_what_is_no_number_is_infinitely_wrong(logits):
     assert np.isfinite(figures.reference_perplexity)
 
 
+def test_a_reference_that_is_no_number_is_no_agreement(logits):
+    reference, program = logits
+    reference[2, 4] = np.nan
+    figures = Figures()
+
+    same = figures.add(reference, program, [0] * 6)
+
+    assert not same[2]
+    assert figures.max_error == figures.mean_kl == figures.reference_perplexity == np.inf
+    assert np.isfinite(figures.program_perplexity)
+
+
 def test_tokens_that_both_exclude_have_no_error(logits):
     reference, _ = logits
     reference[:, 7] = -np.inf

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.errors import InputError
 from qeff_framework.generation import GenerationSettings, TextGenerator
-from tests.generation.fakes import VOCAB, FakeContinuous, FakeSampler, FakeSpeculative, worse
+from tests.generation.fakes import VOCAB, FakeContinuous, FakeSampler, FakeSpeculative, next_logits, worse
 
 
 @st.composite
@@ -51,7 +53,9 @@ def test_tokens_are_those_without_a_draft_model(case: dict[str, Any]) -> None:
     output = TextGenerator(target).generate_ids(case["prompts"], asked, draft=draft)
     assert output.generated_ids == expected.generated_ids
     assert output.finish_reasons == expected.finish_reasons
-    assert len(target.steps) <= len(plain.steps)
+    if case["target"]["slots"] is None:
+        # With spare slots the order in which rows end decides which prompts find their beginnings in the cache.
+        assert len(target.steps) <= len(plain.steps)
     if case["share"] == 0 and len(case["asked"]) == 2 and not case["asked"]["eos_token_ids"]:
         assert output.perf_metrics.drafts_accepted == output.perf_metrics.drafts_proposed
 
@@ -67,6 +71,27 @@ def test_a_good_draft_model_saves_steps_and_reads_each_token_once() -> None:
     metrics = output.perf_metrics
     # The prompt, each token once, drafts that were wrong, and at most one token more for each step.
     assert fed <= 3 + 24 + (metrics.drafts_proposed - metrics.drafts_accepted) + metrics.decode_steps
+
+
+def test_a_draft_model_never_reads_a_token_that_its_table_has_not() -> None:
+    draft = FakeSpeculative((0,))
+    known = VOCAB - 5
+    draft.compiled = replace(
+        draft.compiled,
+        outputs=tuple(
+            replace(spec, shape=(*spec.shape[:-1], known)) if spec.name == "logits" else spec
+            for spec in draft.compiled.outputs
+        ),
+    )
+    draft.model = lambda history: np.where(np.arange(VOCAB) < known, next_logits(history), -np.inf)
+    prompt = [VOCAB - 1, 3, VOCAB - 2]
+
+    output = TextGenerator(FakeSpeculative(3)).generate([prompt], max_new_tokens=20, draft=draft)
+
+    plain = TextGenerator(FakeSpeculative(3)).generate([prompt], max_new_tokens=20)
+    assert output.generated_ids == plain.generated_ids
+    assert max(output.generated_ids[0]) >= known
+    assert all(step["input_ids"].max() < known for step in draft.steps)
 
 
 @pytest.mark.parametrize(
