@@ -303,7 +303,8 @@ class CompiledModel(_JsonFile):
             "options": asdict(request.options),
             "program": program,
             "transforms": request.transforms,
-            "metadata": exported.metadata,
+            # A plugin adds entries to its own.
+            "metadata": dict(exported.metadata),
         }
         return cls(**answer | changed)
 

@@ -7,7 +7,8 @@ exception is blamed on the plugin that raised it, and on nobody that it passes; 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +47,23 @@ class _Plugin:
     error_type: type[QEFFError]
     check: CheckResult
 
+    @contextmanager
+    def unchanged(self, request: Any, hook: str) -> Iterator[None]:
+        """Raises an error of the plugin where its hook has changed what the request says.
+
+        The result is compared with the request, and the export is the next backend's as well: a size that was changed in place
+        would be published as the one that was asked for.
+        """
+        before = _said(request) if self.told is not None else {}
+        yield
+        changed = [name for name, value in before.items() if repr(getattr(request, name)) != value]
+        if changed:
+            error_type = self.error_type if issubclass(self.error_type, ExtensionError) else BackendError
+            raise error_type(
+                f"{self.told} changed {', '.join(changed)} of the request in {hook}, which others read as well; a plugin returns "
+                "what it changes, in copies (dataclasses.replace, dict(...))"
+            )
+
     def checked(self, hook: str, result: object, request: Any) -> object:
         """The result, once it is known to be right: what comes after this plugin is not to blame for it."""
         try:
@@ -54,6 +72,14 @@ class _Plugin:
             if not issubclass(self.error_type, ExtensionError):
                 raise
             raise self.error_type(str(error)) from error
+
+
+#: Parts of requests that are mappings, or hold some.
+_READ_ONLY = ("specializations", "exported", "compiled", "options", "program_inputs")
+
+
+def _said(request: Any) -> dict[str, str]:
+    return {name: repr(getattr(request, name)) for name in _READ_ONLY if hasattr(request, name)}
 
 
 def guarded_hooks(plugin: object, told: str | None, error_type: type[QEFFError], check: CheckResult) -> object:
@@ -94,7 +120,7 @@ def hook_name(method_name: str, marks: Mapping[str, Any]) -> str:
 def _wrapper(method: Any, name: str, owner: _Plugin) -> Any:
     # pluggy recognises a wrapper by its being a generator function.
     def hook(request: Any) -> Generator[Any, Any, Any]:
-        with blamed(owner.told, *_STAGES[name]):
+        with owner.unchanged(request, name), blamed(owner.told, *_STAGES[name]):
             result = yield from method(request)
         if name != "transform":
             # With `None` nobody has answered, which is not this plugin's fault.
@@ -108,7 +134,7 @@ def _wrapper(method: Any, name: str, owner: _Plugin) -> Any:
 
 def _answer(method: Any, name: str, owner: _Plugin) -> Any:
     def hook(request: Any) -> Any:
-        with blamed(owner.told, *_STAGES[name]):
+        with owner.unchanged(request, name), blamed(owner.told, *_STAGES[name]):
             result = method(request)
         if name == "transform":
             return _transforms(result, request, owner)

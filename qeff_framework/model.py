@@ -4,6 +4,7 @@ execute.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -52,6 +53,8 @@ from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 from qeff_framework.sources.code_digests import core_digest
+from qeff_framework.sources.configs import for_inference
+from qeff_framework.sources.torch_defaults import standard_torch_defaults
 from qeff_framework.window_programs import compile_windows, layers_per_program
 
 if TYPE_CHECKING:
@@ -250,12 +253,14 @@ class QEFFBaseModel:
     def module(self) -> torch.nn.Module:
         """The torch module; loads the weights. It may be changed: the next `compile` or `export` takes it as it is then."""
         if isinstance(self._source, CheckpointSource):
-            return self._source.lend(self.transformers_class)
+            with standard_torch_defaults():
+                return self._source.lend(self.transformers_class)
         return self._loaded_module()
 
     def _loaded_module(self) -> torch.nn.Module:
         """The torch module for use here, which leaves it as it is."""
-        return self._source.load(self.transformers_class)
+        with standard_torch_defaults():
+            return self._source.load(self.transformers_class)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -345,6 +350,7 @@ class QEFFBaseModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
         @rare_collections()
+        @standard_torch_defaults()
         def build(output_dir: Path) -> Mapping[str, str]:
             self._check_given()
             # A transform may do anything with a module, so that it gets one with numbers.
@@ -352,9 +358,12 @@ class QEFFBaseModel:
             module = source.load(loader) if transforms else source.load_for_export(loader, output_dir)
             if isinstance(source, CheckpointSource):
                 source.refuse_changed(plan.identity)
-            if transforms and (isinstance(source, ModuleSource) or getattr(source, "is_lent", False)):
+            is_callers = isinstance(source, ModuleSource) or getattr(source, "is_lent", False)
+            with for_inference(module) if is_callers else contextlib.nullcontext():
                 # The module belongs to the caller, and the next backend must find it as it was.
-                module = copy.deepcopy(module)
+                return export(copy.deepcopy(module) if transforms and is_callers else module, output_dir)
+
+        def export(module: torch.nn.Module, output_dir: Path) -> Mapping[str, str]:
             applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]
             report(f"exporting {self.name} to portable ONNX{f': {plan.program}' if plan.program else ''}")
             request = ExportRequest(

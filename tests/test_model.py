@@ -99,11 +99,23 @@ def test_other_weights_are_another_export() -> None:
     assert len(exports) == 2
 
 
+@pytest.fixture
+def _doubles() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_doubles")
 def test_a_torch_transform_leaves_the_callers_module_alone() -> None:
-    module = tiny_causal_lm("llama")[0]
+    """A module that is being trained goes on with it, and torch's defaults are those of the process again."""
+    module = tiny_causal_lm("llama")[0].float().train().requires_grad_(True)
+    module.lm_head.requires_grad_(False)
     before = {name: value.clone() for name, value in module.state_dict().items()}
 
     def silence(subject: torch.nn.Module) -> bool:
+        assert not subject.training
+        assert torch.get_default_dtype() == torch.float32
         with torch.no_grad():
             for parameter in subject.parameters():
                 parameter.zero_()
@@ -115,6 +127,9 @@ def test_a_torch_transform_leaves_the_callers_module_alone() -> None:
     model.compile(RecordingBackend, **SIZES)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert model.export().directory == plain.directory
+    assert all(part.training for part in module.modules())
+    assert {name for name, value in module.named_parameters() if not value.requires_grad} == {"lm_head.weight"}
+    assert torch.get_default_dtype() == torch.float64
 
 
 def test_the_generation_config_of_a_module_is_part_of_what_it_is() -> None:

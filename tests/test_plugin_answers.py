@@ -37,6 +37,7 @@ from qeff_framework.errors import (
     ExecutionError,
     InputError,
 )
+from qeff_framework.guarded_hooks import guarded_hooks
 from qeff_framework.guarded_session import GuardedSession, guard_session
 from qeff_framework.options import CompileOptions
 from qeff_framework.plugin_answers import (
@@ -48,6 +49,7 @@ from qeff_framework.plugin_answers import (
     checked_fingerprint,
     checked_probe,
 )
+from qeff_framework.plugin_api import hookimpl
 from tests.recording_backend import RecordingBackend, RecordingOptions
 
 TOLD = "backend 'acme' (qeff-acme-backend 1.0)"
@@ -168,6 +170,28 @@ def test_a_fingerprint_of_another_form_names_the_backend(answer: Any) -> None:
 
     with pytest.raises(BackendBrokenError, match=r"acme.*fingerprint\(\)"):
         checked_fingerprint(Odd(), TOLD)
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_request_is_for_reading(request_: CompileRequest, is_changed: bool) -> None:
+    """Results are compared with it: a size that was changed in place would be published as the one that was asked for."""
+
+    class Writes:
+        @hookimpl
+        def compile(self, request: CompileRequest) -> CompiledModel:
+            result = request.result(backend="acme", program={})
+            result.metadata["note"] = "x"  # type: ignore[index] # its own result takes further entries
+            if is_changed:
+                request.specializations[0].dims["seq_len"] = 2  # type: ignore[index]
+            return result
+
+    hooks: Any = guarded_hooks(Writes(), TOLD, BackendIncompatibleError, lambda hook, result, request, told: result)
+    if is_changed:
+        with pytest.raises(BackendError, match=r"^backend 'acme' .* changed specializations of the request in compile"):
+            hooks.compile(request_)
+    else:
+        assert hooks.compile(request_).metadata["note"] == "x"
+        assert "note" not in request_.exported.metadata
 
 
 def test_every_exception_names_the_plugin_and_an_interruption_passes() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,28 @@ def odd_field(config: Mapping[str, Any], inside: str = "") -> str:
 
 
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
-    """Returns the float32 `module` in eval mode and without gradients.
+    """Returns the float32 `module` in eval mode and without gradients. Raises what `check_float32` raises."""
+    check_float32(module)
+    return module.eval().requires_grad_(False)
 
-    Raises:
-        UnsupportedModelError: a parameter has another floating-point type, or is a block of quantised weights.
-    """
+
+@contextlib.contextmanager
+def for_inference(module: torch.nn.Module) -> Iterator[None]:
+    """Puts a caller's `module` into eval mode without gradients, and back: its training goes on behind the export."""
+    training = [part for part in module.modules() if part.training]
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def check_float32(module: torch.nn.Module) -> None:
+    """Raises `UnsupportedModelError`: a parameter has another floating-point type, or is a block of quantised weights."""
     import torch
 
     is_quantised = getattr(module, "hf_quantizer", None) is not None
@@ -73,7 +91,6 @@ def checked_module(module: torch.nn.Module) -> torch.nn.Module:
         raise UnsupportedModelError(
             f"{type(module).__name__} has {', '.join(sorted(map(str, odd)))} parameters; portable graphs are float32: {remedy}"
         )
-    return module.eval().requires_grad_(False)
 
 
 def save_generation_config(module: Any, directory: Path) -> None:

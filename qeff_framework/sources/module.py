@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeff_framework.errors import InputError, UnsupportedModelError
 from qeff_framework.sources.configs import (
-    checked_module,
+    check_float32,
     content_of,
     generation_config,
     plain_config,
@@ -61,10 +61,11 @@ class ModuleSource(InMemorySource):
         return plain_config(self._module.config)
 
     def load(self, auto_class: str) -> torch.nn.Module:
-        """The module itself; it must be float32 already."""
+        """The module itself, as its owner has left it; it must be float32 already."""
         del auto_class  # the module is loaded
         _refuse_own_attention(self._module)
-        return checked_module(self._module)
+        check_float32(self._module)
+        return self._module
 
     def save_companions(self, directory: Path) -> None:
         """A module carries config and generation config, and no tokenizer."""

@@ -6,7 +6,11 @@ Jinja's sandbox and sees plain JSON values only.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -18,6 +22,8 @@ from qeff_framework.options import check_switches
 
 if TYPE_CHECKING:
     import jinja2
+
+logger = logging.getLogger(__name__)
 
 #: Messages, each with a ``role`` and in most cases a ``content``.
 Conversation = Sequence[Mapping[str, Any]]
@@ -164,11 +170,13 @@ def render_chat(
 
     `parts` are the types that parts of messages may have.
 
-    Raises `InputError` where the template refuses the messages, or is none.
+    Raises `InputError` where the template refuses the messages, does not read an option that was given, or is none.
     """
     import jinja2
 
-    chat = [_with_reasoning(message) for message in plain_messages(messages, parts)]
+    plain = plain_messages(messages, parts)
+    refuse_unread(source, options, plain)
+    chat = [_with_reasoning(message) for message in plain]
     add_generation_prompt, continued = options.ending(chat)
     name = continued if isinstance(continued, str) else "content"
     final = _open_end(chat, name, source) if continued else ""
@@ -180,8 +188,12 @@ def render_chat(
         "documents": _json_value(options.documents),
         "add_generation_prompt": add_generation_prompt,
     }
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+        return _compiled(source).render(**{**variables, "messages": messages})
+
     try:
-        text = _compiled(source).render(**variables)
+        text = render(chat)
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template cannot render the messages: {error or type(error).__name__}") from error
     # A template is foreign code: it may stumble over any value that it did not expect.
@@ -190,7 +202,69 @@ def render_chat(
             f"the chat template cannot render the messages: {type(error).__name__}: {error}; are they of the form that the "
             "model's page shows?"
         ) from error
+    tell_left_out(source, chat, text, render)
     return _cut_at_open_end(text, final) if continued else text
+
+
+# --- what a template does not read ------------------------------------------------------------------------------------
+
+
+def refuse_unread(source: str, options: ChatOptions, chat: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `InputError` for tools, documents, variables and messages of which the template `source` reads nothing.
+
+    Jinja passes over a variable that a template does not read: the model would not see it, and nothing would say so.
+    """
+    asked = {"tools": options.tools, "documents": options.documents}
+    names = [*(name for name, value in asked.items() if value), *options.chat_template_kwargs]
+    words = set(re.findall(r"[^\W\d]\w*", source))
+    for name in names:
+        if name not in words:
+            where = name if name in asked else f"chat_template_kwargs: {name}"
+            near = difflib.get_close_matches(name, words, n=1, cutoff=0.75)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"{where} would have no effect: the chat template does not read {name!r}; {meant}leave it out, or give a "
+                "template that reads it with chat_template=..."
+            )
+    for number, message in enumerate(chat):
+        fields = [name for name in message if name not in ("role", "content")]
+        if "content" not in message and not words.intersection(fields):
+            told = f", and the template reads none of its fields {', '.join(map(repr, fields))}" if fields else ""
+            raise InputError(
+                f"message {number} (role {message.get('role')!r}) has no 'content'{told}; give its text as 'content'"
+            )
+
+
+def tell_left_out(
+    source: str,
+    chat: Sequence[Mapping[str, Any]],
+    text: str,
+    render: Callable[[Sequence[Mapping[str, Any]]], str],
+) -> None:
+    """Warns about each role whose messages, or calls of tools, the template `source` leaves out of `text`.
+
+    `render` makes the text of other messages. What a template trims or quotes is found by changing it: the text of a message
+    that is left out altogether has no influence on the result.
+    """
+    for number, message in enumerate(chat):
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() and content.strip() not in text:
+            changed = [*chat[:number], {**message, "content": f"{content} {_OPEN_END}"}, *chat[number + 1 :]]
+            with contextlib.suppress(Exception):  # a template that objects to the change has read the message
+                if render(changed) == text:
+                    _tell_once(source, f"the messages of role {message.get('role')!r}")
+        if message.get("tool_calls") and "tool_calls" not in source:
+            _tell_once(source, "the tool_calls of messages")
+
+
+@lru_cache(maxsize=256)
+def _tell_once(_source: str, what: str) -> None:
+    """One warning for each template and what it leaves out, however many conversations it renders."""
+    logger.warning(
+        "the chat template leaves out %s, so that the model does not read them, as in Transformers; put the text into a message "
+        "of another role, or give another template with chat_template=...",
+        what,
+    )
 
 
 # --- the message that is continued ------------------------------------------------------------------------------------

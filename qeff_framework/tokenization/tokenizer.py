@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qeff_framework.artifacts.json_files import read_json_object
 from qeff_framework.errors import CheckpointError, InputError
-from qeff_framework.tokenization.chat import ChatOptions, Conversation, chosen_template, plain_messages, render_chat
+from qeff_framework.tokenization.chat import (
+    ChatOptions,
+    Conversation,
+    chosen_template,
+    plain_messages,
+    refuse_unread,
+    render_chat,
+    tell_left_out,
+)
 from qeff_framework.tokenization.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -258,12 +266,22 @@ class TransformersTokenizer:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
+        templates = getattr(self._tokenizer, "chat_template", None)
+        source = chosen_template(templates, options) if templates or options.chat_template else ""
+        if source:
+            refuse_unread(source, options, chat)
+
+        def render(messages: Sequence[Mapping[str, Any]]) -> str:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **asked))
+
         try:
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, **asked)
+            text = render(chat)
             ids = self._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False, **asked)
         except Exception as error:  # a template is foreign code, and Transformers has no one error for what it raises
             raise InputError(f"the chat template cannot render the messages: {error}") from error
-        return str(text), [int(token) for token in ids]
+        if source:
+            tell_left_out(source, chat, text, render)
+        return text, [int(token) for token in ids]
 
 
 def check_text(text: str) -> None:

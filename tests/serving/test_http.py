@@ -213,6 +213,14 @@ def test_models_health_metrics_and_the_page(served: Served) -> None:
         ({"logit_bias": {"99999": 1}}, None, "99999"),
         ({"stop": [""]}, None, "empty string"),
         ({"stream_options": {}}, "body", "stream=true"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "body",
+            "include_obfuscation is not supported",
+        ),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "body", "two names of one limit"),
+        ({"chat_template_kwargs": {"no_such_variable": 1}}, None, "does not read 'no_such_variable'"),
+        ({"messages": [{"role": "user", "contents": "x"}]}, None, "has no 'content'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_openais_form(

@@ -146,6 +146,55 @@ def test_what_cannot_be_rendered_says_why(
         tokenizer.encode_chat(messages, ChatOptions(**asked))
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tools": [TOOL]}, "tools would have no effect: the chat template does not read 'tools'"),
+        ({"documents": [{"title": "one", "text": "two"}]}, "documents would have no effect"),
+        ({"chat_template_kwargs": {"enable_thinkng": False}}, "did you mean 'enable_thinking'"),
+    ],
+)
+def test_what_a_template_does_not_read_is_refused(
+    folder: Path, tokenizer: ChatTokenizer, asked: dict[str, Any], message: str
+) -> None:
+    """Jinja passes over such variables: the model would answer as if nothing had been asked."""
+    template = "{{ messages[0].content }}{% if enable_thinking %}<think>{% endif %}"
+    for each in (tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder))):
+        with pytest.raises(InputError, match=message):
+            each.encode_chat([USER], ChatOptions(chat_template=template, **asked))
+        assert each.encode_chat([USER], ChatOptions(chat_template=template, tools=[]))[0] == USER["content"]
+
+
+def test_a_message_that_says_nothing_is_refused(folder: Path, tokenizer: ChatTokenizer) -> None:
+    """A misspelt 'content' would be an empty message."""
+    for each in (tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder))):
+        with pytest.raises(
+            InputError, match=r"message 1 \(role 'user'\) has no 'content', .* none of its fields 'contents'"
+        ):
+            each.encode_chat([USER, {"role": "user", "contents": "x"}], ChatOptions())
+        with pytest.raises(InputError, match=r"message 0 \(role 'user'\) has no 'content'; give"):
+            each.encode_chat([{"role": "user", "content": None}], ChatOptions())
+
+
+def test_messages_that_a_template_leaves_out_are_told(
+    folder: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content | upper }};{% endif %}{% endfor %}"
+    system = {"role": "system", "content": "Be brief."}
+    for number, each in enumerate((tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder)))):
+        options = ChatOptions(chat_template=f"{source}{number}")
+        each.encode_chat([{**USER, "content": "written otherwise"}], options)
+        assert not caplog.records
+        for _ in range(2):
+            text, _ids = each.encode_chat([system, USER], options)
+            assert "brief" not in text.lower()
+        assert "leaves out the messages of role 'system'" in caplog.text
+        each.encode_chat([{**USER, "tool_calls": [{"name": "f"}]}], options)
+        assert "leaves out the tool_calls" in caplog.text
+        assert len(caplog.records) == 2  # each once, however often it is rendered
+        caplog.clear()
+
+
 def test_messages_are_not_changed_by_rendering(tokenizer: ChatTokenizer) -> None:
     messages = [USER, {"role": "assistant", "content": [{"type": "text", "text": "jumps "}]}]
     before = json.dumps(messages)

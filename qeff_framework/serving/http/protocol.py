@@ -123,6 +123,8 @@ class GenerationRequest(ApiRequest):
     def _can_be_done(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream=true")
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            raise ValueError("include_obfuscation is not supported: pieces have the lengths of their texts")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -209,6 +211,8 @@ class ChatRequest(GenerationRequest):
     def _is_offered(self) -> Self:
         if self.tool_choice not in (None, "auto", "none"):
             raise ValueError("tool_choice can be 'auto' or 'none': the program cannot be made to call a tool")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit: give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if not all(isinstance(message.get("role"), str) for message in self.messages):
