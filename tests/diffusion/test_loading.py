@@ -15,6 +15,7 @@ from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.diffusion.recording import recorded
 from qeff_framework.errors import InputError
 from qeff_framework.shapes import PipelineShapes
+from qeff_framework.sources.pipeline_files import StoredComponent
 
 
 def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,11 @@ def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeyp
     for name, parameter in eager.controlnet.named_parameters():
         assert torch.equal(exported["controlnet"][name].clone(), parameter)
     assert all(type(each).__name__ == "DeferredTensor" for each in exported["transformer"].values())
+    # A component in memory is exported without reading the others.
+    monkeypatch.setattr(StoredComponent, "load", lambda each: pytest.fail(f"{each.folder} is read"))
+    source.exported = "text_encoder"
+    found = source.load_for_export("", tmp_path)
+    assert [name for name, _ in found.named_children()] == ["text_encoder"]
 
 
 def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> None:
