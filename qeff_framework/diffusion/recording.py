@@ -168,5 +168,6 @@ def _missing_package(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return error.name or ""
     # Texts of Wan's image-to-video pipeline are cleaned with `ftfy`, which is a name of no module that was imported then.
-    known = isinstance(error, NameError) and error.name in _OPTIONAL_PACKAGES
-    return error.name if known and importlib.util.find_spec(error.name) is None else ""
+    if isinstance(error, NameError) and error.name in _OPTIONAL_PACKAGES:
+        return error.name if importlib.util.find_spec(error.name) is None else ""
+    return ""
