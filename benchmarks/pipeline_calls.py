@@ -28,6 +28,8 @@ def _seeds(count: int) -> list[torch.Generator]:
 
 def _difference(run: Any, tiny: TinyPipeline, **call: Any) -> float:
     rows = len(call["prompt"]) if isinstance(call.get("prompt"), list) else 1
+    # Diffusers wants a generator for each picture.
+    rows *= call.get("num_images_per_prompt", 1)
     given = {"prompt": "a lighthouse", "num_inference_steps": STEPS, "output_type": "np", **tiny.arguments, **call}
     pictures = [np.asarray(each(**given, generator=_seeds(rows))[0]) for each in (tiny.pipeline, run)]
     return float(np.abs(pictures[0] - pictures[1]).max())

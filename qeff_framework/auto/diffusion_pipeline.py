@@ -334,7 +334,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     def _check_contents(self, scales: Mapping[str, Any]) -> None:
         """Refuses what the programs were not made of."""
-        from qeff_framework.diffusion.components import facts_of
+        from qeff_framework.diffusion.components import changed_facts
 
         other = [name for name in scales if self._rooms is None and self._held.get(name) is not self._adapters[name]]
         if self.compiled is not None and other:
@@ -342,14 +342,12 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                 f"the adapter '{other[0]}' was loaded after compile, and the programs hold those of before: compile again, or "
                 "with max_loras=N, which leaves room for adapters that come later"
             )
-        for name, before in self._facts.items():
-            now = facts_of(getattr(self._pipeline, name))
-            changed = [place for place in {**before, **now} if before.get(place) != now.get(place)]
-            if changed:
-                raise InputError(
-                    f"the {name} of the pipeline was changed since compile ({changed[0]}), and its programs do not know that; "
-                    "compile again"
-                )
+        changed = changed_facts(self._facts, self._pipeline)
+        if changed is not None:
+            raise InputError(
+                f"the {changed[0]} of the pipeline was changed since compile ({changed[1]}), and its programs do not know that; "
+                "compile again"
+            )
 
     def _hand_over_schedulers(self) -> None:
         """Gives the programs' pipeline the schedulers that this one has by now."""

@@ -137,6 +137,19 @@ def facts_of(component: Any) -> dict[str, Any]:
     return facts
 
 
+def changed_facts(before: Mapping[str, Mapping[str, Any]], components: Any) -> tuple[str, str] | None:
+    """The first component that differs from its `facts_of` of before, and the place where; `None` where none does.
+
+    `before`: facts by the component's name, which is also its attribute of `components`.
+    """
+    for name, facts in before.items():
+        now = facts_of(getattr(components, name))
+        changed = [place for place in {**facts, **now} if facts.get(place) != now.get(place)]
+        if changed:
+            return name, changed[0]
+    return None
+
+
 def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two of `structure`, for a message; "" for nothing."""
     changed = [name for path in {**before, **now} for name in _changed(path, before.get(path), now.get(path))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,14 @@ import torch
 from qeff_framework.diffusion.calls import Call, CallGraph, call_of, rebuilt, tensor_specs, with_real_times
 from qeff_framework.diffusion.components import changed_parts, hand_over, read_on_demand, structure
 from qeff_framework.diffusion.folder import components_with_weights, with_components
-from qeff_framework.errors import ExportError, OptionError, QEFFError, UnsupportedModelError
+from qeff_framework.errors import ExportError, InputError, OptionError, QEFFError, UnsupportedModelError
 from qeff_framework.seam.deferred import DeferredTensor
 from qeff_framework.thread_quiet import muted_loggers
 
 #: Arguments that messages about a refused run name.
 _TOLD = ("height", "width", "num_frames", "max_sequence_length")
+#: What diffusers imports where it is installed, under the names of the modules.
+_OPTIONAL_PACKAGES = ("ftfy",)
 #: Bytes of weights that the pipeline's own code may compute with: an artifact carries them beside the programs.
 _MOST_ON_THE_HOST = 64 * 2**20
 
@@ -117,6 +120,7 @@ def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
     """What runs with these arguments ask of the components.
 
     Raises:
+        InputError: the pipeline needs a package that is not installed.
         OptionError: the pipeline refuses the arguments, for instance a height.
         UnsupportedModelError: it does what no recorder can answer.
     """
@@ -148,7 +152,22 @@ def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
                 sizes = ", ".join(told) or "its own sizes"
                 raise OptionError(f"{type(pipeline).__name__} refuses {sizes}: {error}") from error
             except Exception as error:
+                missing = _missing_package(error)
+                if missing:
+                    raise InputError(
+                        f"{type(pipeline).__name__} needs {missing}, which is not installed: pip install {missing}"
+                    ) from error
                 raise UnsupportedModelError(
                     f"{type(pipeline).__name__} cannot be run on components without weights: {type(error).__name__}: {error}"
                 ) from error
     return Recording(calls=list(zip(recorder.calls, recorder.runs, strict=True)), host_weights=recorder.host_weights)
+
+
+def _missing_package(error: Exception) -> str:
+    """The package that a pipeline stumbles over, or "". Diffusers leaves out the import of one that is not there."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name or ""
+    # Texts of Wan's image-to-video pipeline are cleaned with `ftfy`, which is a name of no module that was imported then.
+    if isinstance(error, NameError) and error.name in _OPTIONAL_PACKAGES:
+        return error.name if importlib.util.find_spec(error.name) is None else ""
+    return ""

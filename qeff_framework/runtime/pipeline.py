@@ -195,7 +195,7 @@ class CompiledDiffusionPipeline(CompiledRunner):
 
         A tokenizer with other tokens would ask for embeddings that the programs do not have.
         """
-        from qeff_framework.diffusion.components import facts_of
+        from qeff_framework.diffusion.components import changed_facts
 
         replaced = [name for name in self._components if getattr(self.pipeline, name) is not self._components[name]]
         if replaced:
@@ -203,15 +203,12 @@ class CompiledDiffusionPipeline(CompiledRunner):
                 f"the {replaced[0]} was replaced since the artifact was loaded, and its programs are those of another one; put "
                 "it into the pipeline of diffusers and compile that"
             )
-
-        for name, before in self._host_facts.items():
-            now = facts_of(getattr(self.pipeline, name))
-            changed = [place for place in {**before, **now} if before.get(place) != now.get(place)]
-            if changed:
-                raise InputError(
-                    f"the {name} was changed ({changed[0]}) since the artifact was loaded, and its programs do not know that; "
-                    "make the change to the pipeline of diffusers and compile that"
-                )
+        changed = changed_facts(self._host_facts, self.pipeline)
+        if changed is not None:
+            raise InputError(
+                f"the {changed[0]} was changed ({changed[1]}) since the artifact was loaded, and its programs do not know that; "
+                "make the change to the pipeline of diffusers and compile that"
+            )
 
     @property
     def cached_steps(self) -> tuple[int, int]:

@@ -89,11 +89,15 @@ class PipelineSource(InMemorySource):
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """The component that is exported; `directory` gets the files that its parameters point into."""
         from qeff_framework.diffusion.calls import PipelineModules
+        from qeff_framework.diffusion.folder import components_with_weights
 
         self._placed = None
+        if not self.exported:
+            return self.load(auto_class)
         stored = self.stored.get(self.exported)
         if stored is None:
-            return self.load(auto_class)
+            # Without the components that lie in files: the denoiser's numbers are no part of a text encoder's program.
+            return PipelineModules({self.exported: components_with_weights(self.pipeline)[self.exported]})
         self._placed = PlacedShards(stored.digests(), directory, name=self.name)
         places = {file: self._placed.path_of(file) or file for file in stored.files}
         module = stored.without_numbers(places)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from safetensors import safe_open
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
+from qeff_framework.diffusion.recording import recorded
+from qeff_framework.errors import InputError
 from qeff_framework.shapes import PipelineShapes
+from qeff_framework.sources.pipeline_files import StoredComponent
 
 
 def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +41,11 @@ def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeyp
     for name, parameter in eager.controlnet.named_parameters():
         assert torch.equal(exported["controlnet"][name].clone(), parameter)
     assert all(type(each).__name__ == "DeferredTensor" for each in exported["transformer"].values())
+    # A component in memory is exported without reading the others.
+    monkeypatch.setattr(StoredComponent, "load", lambda each: pytest.fail(f"{each.folder} is read"))
+    source.exported = "text_encoder"
+    found = source.load_for_export("", tmp_path)
+    assert [name for name, _ in found.named_children()] == ["text_encoder"]
 
 
 def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> None:
@@ -46,3 +56,16 @@ def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> No
     found = [call.arguments["x"]["tensor"]["shape"][0] for call, _ in calls if call.method == "encode"]
     assert sorted(found) == [1, 2]
     assert {number for _, number in calls} == {0}
+
+
+def test_a_package_that_a_pipeline_stumbles_over_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Wan's image-to-video pipeline without it, whose import is left out then.
+    pipeline = tiny_pipeline("stable-diffusion").pipeline
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ftfy" else find(name, *more))
+    for failure in (NameError("name 'ftfy' is not defined", name="ftfy"), ModuleNotFoundError("no ftfy", name="ftfy")):
+        monkeypatch.setattr(type(pipeline), "__call__", Mock(side_effect=failure))
+        with pytest.raises(
+            InputError, match="StableDiffusionPipeline needs ftfy, which is not installed: pip install ftfy"
+        ):
+            recorded(pipeline, [{}])

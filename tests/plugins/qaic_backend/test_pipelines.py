@@ -39,20 +39,22 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     with pytest.raises(OptionError, match="num_coresx"):
         model.compile({"denoiser": "qaic", **HOST}, num_coresx=8, **SIZES)
     place = tmp_path / "both"
-    # Both programs take all cores: they take turns.
+    # Both programs take all cores: they take turns, and the denoiser is given its adapters again.
     backends = {"denoiser": "qaic", "text_encoder": "ort_sim", "vae": "qaic"}
-    compiled = model.compile(backends, compile_dir=place, num_cores=16, **SIZES)
+    options = {"num_cores": 16, "max_loras": 1, **SIZES}
+    compiled = model.compile(backends, compile_dir=place, **options)
     assert {name: part.backend for name, part in compiled.parts().items()} == {**HOST, "unet": "qaic", "vae": "qaic"}
     assert list(place.rglob("programqpc.bin"))
     assert main(["inspect", str(place)]) == 0
     assert re.search(r"text_encoder: ort_sim\n *unet: qaic", capsys.readouterr().out)
     # Found again, and complete in itself.
-    assert model.compile(backends, compile_dir=place, num_cores=16, **SIZES).directory == place
+    assert model.compile(backends, compile_dir=place, **options).directory == place
     asked = {"num_inference_steps": 4, "latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
-    with model.load() as runner:
-        assert isinstance(runner, CompiledDiffusionPipeline)
-        found = runner("a lighthouse", output_type="np", **asked).images
-        styled = runner("a lighthouse", output_type="np", adapter="style", **asked).images
+    found, styled = (
+        model("a lighthouse", output_type="np", adapter=name, **asked).images for name in ("base", "style")
+    )
+    assert isinstance(model.runner, CompiledDiffusionPipeline)
+    model.runner.close()
     expected = eager("a lighthouse", output_type="np", **asked).images
     assert 0 < np.abs(found - expected).max() < 2e-3  # float16; time steps would have been wrong by 5e-3
     eager.load_lora_weights(style)

@@ -13,6 +13,7 @@ from ort_sim_backend.lowering.experts import FusedExperts
 from ort_sim_backend.lowering.fast_gelu import FastGelu
 from ort_sim_backend.lowering.flat_norms import FlatNorms
 from ort_sim_backend.lowering.group_query_attention import GroupQueryAttention
+from ort_sim_backend.lowering.interleaved_rotary import InterleavedRotary
 from ort_sim_backend.lowering.kept_experts import KeptExperts
 from ort_sim_backend.lowering.kept_products import KeptProducts
 from ort_sim_backend.lowering.last_product import LastProduct
@@ -53,6 +54,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         FastGelu(),
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
+        InterleavedRotary(),
         GroupQueryAttention(ctx_len=ctx_len),
         MultiHeadAttention(),
         UsedSlots(),
@@ -90,6 +92,7 @@ __all__ = [
     "FlatNorms",
     "FusedExperts",
     "GroupQueryAttention",
+    "InterleavedRotary",
     "KeptExperts",
     "KeptProducts",
     "LastProduct",

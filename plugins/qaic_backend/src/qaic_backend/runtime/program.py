@@ -1,7 +1,8 @@
 """A program on its devices: loading, activation, and one step at a time. Every status of the runtime is looked at.
 
-Programs of one process that retain no state take turns on the cores of a device: where one finds too few, others that wait for
-their next step are deactivated, the one that waits longest first, and activated again for that step.
+Programs of one process that retain nothing which a generation has written take turns on the cores of a device: where one finds
+too few, others that wait for their next step are deactivated, the one that waits longest first, and activated again for that
+step.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,8 @@ class _NoSpaceError(ExecutionError):
 class DeviceProgram:
     """A loaded and activated program. Its constructor leaves nothing activated when it fails.
 
-    `takes_turns`: nothing of it stays on the device between two steps, so that it may be deactivated for another such program.
+    `takes_turns`: nothing stays on the device between two steps that `step` is not given again, so that it may be deactivated for
+    another such program.
     """
 
     def __init__(
@@ -156,22 +159,26 @@ class DeviceProgram:
             self._in_use.release()
         return True
 
-    def step(self, shape: Sequence[Dims], contents: dict[int, bytes]) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
+    def step(
+        self, shape: Sequence[Dims], contents: Mapping[int, bytes], retained: Mapping[int, bytes] = MappingProxyType({})
+    ) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
         """Runs one step and returns the outputs that `contents` has placeholders for.
 
         `contents` holds the bytes of inputs and placeholders of outputs by binding index; a binding without an entry is skipped:
-        retained state then stays on the device. Raises `ExecutionError` when the device fails.
+        retained state then stays on the device. `retained` holds what a program that takes turns has there, which is gone when
+        it was deactivated since its last step. Raises `ExecutionError` when the device fails.
         """
         with self._in_use:
             if self._exec_object is None:
                 self._activate()
+                contents = {**retained, **contents}
             results = self._step(shape, contents)
             with _activating:
                 _active.remove(self)
                 _active.append(self)
             return results
 
-    def _step(self, shape: Sequence[Dims], contents: dict[int, bytes]) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
+    def _step(self, shape: Sequence[Dims], contents: Mapping[int, bytes]) -> dict[int, np.ndarray[Any, np.dtype[Any]]]:
         rt, bindings = self._rt, self.description.bindings
         buffers = [rt.QBuffer(contents.get(binding.index, b"")) for binding in bindings]
         dims = rt.BufferDimensionsVecRef(

@@ -43,13 +43,15 @@ class QaicSession(BaseSession):
     ) -> None:
         super().__init__(compiled)
         cores = int(compiled.options["num_cores"])
+        #: What a step has not written, the host can send again.
+        self._takes_turns = all(state.kind == "adapter" for state in compiled.states)
         self._program = DeviceProgram(
             modules,
             folder,
             device_ids=device_ids,
             cores=cores,
             timeout_ms=timeout_ms,
-            takes_turns=not compiled.states,
+            takes_turns=self._takes_turns,
         )
         try:
             self._bind()
@@ -60,6 +62,8 @@ class QaicSession(BaseSession):
         self._state_is_fresh, self._overwrite_state = True, False
         #: Contents of states that the next step takes to the device, by binding.
         self._written: dict[int, bytes] = {}
+        #: Contents of the states of a program that takes turns, by binding; an activation has zeros for those that are not here.
+        self._retained: dict[int, bytes] = {}
         self.info = {
             "device": "Cloud AI " + (", ".join(f"QID {qid}" for qid in device_ids) or "chosen by the runtime"),
             "simulator": "no",
@@ -96,7 +100,7 @@ class QaicSession(BaseSession):
             )
         contents.update(self._written)
         self._state_is_fresh = False
-        results = self._program.step(step.shape, contents)
+        results = self._program.step(step.shape, contents, self._retained)
         self._overwrite_state = False
         self._written = {}
         return results
@@ -124,6 +128,8 @@ class QaicSession(BaseSession):
         for name, value in states.items():
             binding = self._state_inputs[name]
             self._written[binding.index] = np.ascontiguousarray(value, dtype=binding.dtype).tobytes()
+        if self._takes_turns:
+            self._retained |= self._written
 
     def _check_readable(self, names: Iterable[str]) -> None:
         declared = {spec.name: np.dtype(spec.dtype) for spec in self.compiled.inputs}
