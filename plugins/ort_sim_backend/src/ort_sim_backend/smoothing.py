@@ -1,8 +1,9 @@
 """What a product reads, and its weight, in units in which the inputs are of like size: fewer scales then lose little accuracy.
 
 In language models a few inputs are a hundred times as large as the others. With one scale for all inputs of a token,
-`token_scales`, they leave few levels for the others. The units go into what makes the inputs, so nothing is computed for them: into the
-weight of a norm, or, of a gated MLP, into the product whose result is multiplied with the gate (SmoothQuant, Xiao et al., 2022).
+`token_scales`, they leave few levels for the others. The units go into what makes the inputs, so nothing is computed for them:
+into the weight of a norm, or, of a gated MLP, into the product whose result is multiplied with the gate (SmoothQuant, Xiao et
+al., 2022).
 
 What attention makes of values keeps its units: these would stand in the cache, which other programs may read.
 """
