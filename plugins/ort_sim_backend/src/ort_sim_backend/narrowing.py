@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -33,11 +34,9 @@ from ort_sim_backend.options import (
     CALIBRATED_WEIGHTS,
     COMPRESSED_BITS,
     RANKING_BLOCK_SIZE,
-    SMOOTHED_BLOCK_SIZE,
 )
-from ort_sim_backend.runtime import is_exact
-from ort_sim_backend.smoothing import smooth, sources
-from ort_sim_backend.token_scales import scale_by_token, write_probe
+from ort_sim_backend.smoothing import Source, smooth, sources
+from ort_sim_backend.token_scales import rotated_at_a_time, scale_by_token, write_probe
 from qeff_framework.lowering import (
     CompressedProducts,
     ConstantProduct,
@@ -107,25 +106,46 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
     announce(_held_bytes(request.model, rounded_weights) if seen or ranked else 0)
     if obstacle and narrowable:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
-    measured, smoothed = _measured(request, list(seen.values()), rounded_weights)
     most = BEST[request.options.precision]
-    left = request.options.eight_bit_share * sum(weight.size for key, weight in seen.items() if key in narrowable)
-    kept = 0
-    for weight, rounded in sorted(measured, key=lambda each: each[1].error, reverse=True):
+    products = {weight.nodes[0]: weight.product for weight in seen.values() if _can_be_rotated(weight)}
+    found = sources(products)
+    narrowed: list[tuple[_Weight, Compensated]] = []
+    smoothed: list[Source] = []
+    peaks: Mapping[str, NDArray[np.float32]] = {}
+    if rounded_weights or found:
+        with closing(_calibration(request, rounded_weights, found)) as calibration:
+            narrowed = _narrowed(_rounded(calibration, rounded_weights), request.options.eight_bit_share)
+            of_four_bits = {node for weight, _ in narrowed for node in weight.nodes}
+            # In other units inputs are of like size and weights are not, which 4 bits do not bear: Gemma 3 270M with all layers
+            # in 4 bits had 0.029 instead of 0.022 of KL divergence from float32.
+            smoothed = [each for each in found if of_four_bits.isdisjoint(each.readers)]
+            peaks = calibration.peaks([str(each.value.name) for each in smoothed])
+    units = smooth(request.model, smoothed, products, peaks)
+    for weight, rounded in narrowed:
         if weight.is_last:
             _rank(request.model, weight, rounded, most)
-        elif weight.size <= left:
-            left -= weight.size
-            kept += len(weight.nodes)
         else:
-            _give_blocks(weight.nodes, _initializers(request.model, weight, rounded), weight.blocks)
+            # Its columns may be in other units: each has scales of its own.
+            factors = units.of_results.get(weight.nodes[0], np.ones(1, np.float32))
+            fitted = replace(rounded, scales=rounded.scales * factors[:, None])
+            _give_blocks(weight.nodes, _initializers(request.model, weight, fitted), weight.blocks)
     nearest = CompressedProducts(lambda length: None)  # the blocks come with each weight
     for key, weight in narrowable.items():
         if key not in seen:
             _narrow_to_nearest(request.model, weight, nearest)
-    by_token = _scale_by_token(request, smoothed)
+    by_token: dict[str, Any] = {}
+    of_norms = {each.value for each in smoothed if each.maker not in products}
+    for value, readers in _readers(products).items():
+        if all(node.attributes.get_int("bits", 0) == _EIGHT for node in readers):
+            changed = {node: units.products.get(node, products[node]) for node in readers}
+            scale_by_token(request.model, value, changed, rotated=value not in of_norms)
+            by_token = {"probe": PROBE_FILE}
+    if by_token:
+        write_probe(request.output_dir / PROBE_FILE)
     _drop_unread(request.model)
     count = sum(len(weight.nodes) for weight in narrowable.values())
+    left = sum(len(weight.nodes) for weight, _ in narrowed if not weight.is_last)
+    kept = sum(len(weight.nodes) for key, weight in narrowable.items() if key in seen) - left
     counts = {"products_4_bits": count - kept, "products_8_bits": kept} if narrowable else {}
     best = {"ranked_tokens": most} if ranked else {}
     return {**counts, **best, "products_ranked": len(ranked), "calibrated": bool(seen or ranked), **by_token}
@@ -173,92 +193,82 @@ def _weights(model: ir.Model, kind: str) -> dict[Hashable, _Weight]:
     }
 
 
-def _measured(
-    request: CompileRequest, layers: Sequence[_Weight], rounded: Sequence[_Weight]
-) -> tuple[list[tuple[_Weight, Compensated]], dict[ir.Value, dict[ir.Node, ConstantProduct]]]:
-    """Runs the calibration: inputs of `layers` get other units.
-
-    Returns what becomes of the `rounded` weights, and by input that a norm makes the products that read it, as they are now.
-    """
-    products = {
-        weight.nodes[0]: weight.product
-        for weight in layers
-        if len(weight.nodes) == 1  # another use has other inputs
-    }
-    # In other units inputs are of like size and weights are not, which 4 bits do not bear: Gemma 3 270M with `w4` had 0.029
-    # instead of 0.022 of KL divergence from float32.
-    smoothed = sources(products) if COMPRESSED_BITS[request.options.precision] == _EIGHT else []
-    readers: dict[str, list[_Weight]] = {}
-    for weight in rounded:
-        for node in weight.nodes:
-            readers.setdefault(_input_name(node, weight), []).append(weight)
-    lengths = {name: found[0].product.sizes[0] for name, found in readers.items()}
-    lengths |= {str(each.value.name): products[each.readers[0]].sizes[0] for each in smoothed}
-    if not lengths:
-        return [], {}
+def _calibration(request: CompileRequest, rounded: Sequence[_Weight], found: Sequence[Source]) -> Calibration:
+    """Ready to look at the inputs of the `rounded` weights and at the values `found`."""
+    lengths = {_input_name(node, weight): weight.product.sizes[0] for weight in rounded for node in weight.nodes}
+    lengths |= {str(each.value.name): each.length for each in found}
     rows = calibration_rows(request.exported, request.options.calibration_prompts)
     request.progress(f"fitting weights to what they are multiplied with, on {sum(map(len, rows))} tokens")
-    calibration = Calibration(request, rows, lengths)
-    try:
-        peaks = calibration.peaks([str(each.value.name) for each in smoothed])
-        divisors, changed = smooth(request.model, smoothed, products, peaks)
-        _give_larger_blocks(request.model, changed)
-        by_node = {node: weight for weight in rounded for node in weight.nodes}
-        renewed = {
-            by_node[node]: replace(by_node[node], product=product)
-            for node, product in changed.items()
-            if node in by_node
-        }
-        #: Of weights that several products have: the sum so far, and how many are still to come.
-        shared: dict[int, tuple[NDArray[np.float32], int]] = {}
-        results = []
-        for name, covariance in calibration.covariances(readers):
-            divisor = divisors.get(name, np.ones(len(covariance), np.float32))
-            for weight in readers[name]:
-                total, left = shared.pop(id(weight), (np.zeros_like(covariance), len(weight.nodes)))
-                total = total + covariance / np.outer(divisor, divisor)
-                if left > 1:
-                    shared[id(weight)] = (total, left - 1)
-                else:
-                    found = renewed.get(weight, weight)
-                    mean = total / np.float32(len(found.nodes))
-                    results.append((found, compensated(found.rows, mean, found.blocks)))
-        of_norms = {
-            each.value: {node: changed[node] for node in each.readers}
-            for each in smoothed
-            if each.maker not in products
-        }
-        return results, of_norms
-    finally:
-        calibration.close()
+    return Calibration(request, rows, lengths)
 
 
-def _scale_by_token(
-    request: CompileRequest, smoothed: Mapping[ir.Value, Mapping[ir.Node, ConstantProduct]]
-) -> dict[str, Any]:
-    """Products that have kept 8 bits and read what a norm has made get a scale for each token, where the CPU bears that."""
-    left = {
-        value: {node: product for node, product in found.items() if node.attributes.get_int("bits", 0) == _EIGHT}
-        for value, found in smoothed.items()
-    }
-    probe = request.output_dir / PROBE_FILE
-    if any(left.values()):
-        write_probe(probe)
-        if is_exact(probe):
-            for value, found in left.items():
-                scale_by_token(request.model, value, found)
-            return {"probe": PROBE_FILE}
-        probe.unlink()
-    return {}
+def _rounded(calibration: Calibration, weights: Sequence[_Weight]) -> list[tuple[_Weight, Compensated]]:
+    """What becomes of the weights with 4 bits."""
+    readers: dict[str, list[_Weight]] = {}
+    for weight in weights:
+        for node in weight.nodes:
+            readers.setdefault(_input_name(node, weight), []).append(weight)
+    #: Of weights that several products have: the sum so far, and how many are still to come.
+    shared: dict[int, tuple[NDArray[np.float32], int]] = {}
+    results = []
+    for name, covariance in calibration.covariances(readers):
+        for weight in readers[name]:
+            total, left = shared.pop(id(weight), (np.zeros_like(covariance), len(weight.nodes)))
+            total = total + covariance
+            if left > 1:
+                shared[id(weight)] = (total, left - 1)
+            else:
+                mean = total / np.float32(len(weight.nodes))
+                results.append((weight, compensated(weight.rows, mean, weight.blocks)))
+    return results
 
 
-def _give_larger_blocks(model: ir.Model, products: Mapping[ir.Node, ConstantProduct]) -> None:
-    """Cuts 8-bit weights whose inputs are of like size into the blocks that the kernel is fast with."""
-    larger = CompressedProducts(lambda length: None)  # the blocks come with each weight
-    for node, product in products.items():
-        blocks = WeightBlocks(bits=_EIGHT, size=_filled(SMOOTHED_BLOCK_SIZE, product.sizes[0]))
-        values = larger.compressed(model, product.weight, blocks, transposed=product.transposed)
-        _give_blocks([node], values, blocks)
+def _narrowed(
+    rounded: Sequence[tuple[_Weight, Compensated]], eight_bit_share: float
+) -> list[tuple[_Weight, Compensated]]:
+    """Those that get 4 bits: all but `eight_bit_share` of the layers' numbers, those whose results 4 bits change most.
+
+    Products that read the same inputs get the same bits: what they read can then be made for them.
+    """
+    groups: dict[Hashable, list[tuple[_Weight, Compensated]]] = {}
+    for weight, fit in rounded:
+        # A weight that several products have stands alone.
+        key = weight if weight.is_last or len(weight.nodes) > 1 else weight.nodes[0].inputs[0]
+        groups.setdefault(key, []).append((weight, fit))
+
+    def size(group: Sequence[tuple[_Weight, Compensated]]) -> int:
+        return sum(weight.size for weight, _ in group)
+
+    def error(group: Sequence[tuple[_Weight, Compensated]]) -> float:
+        return sum(weight.size * fit.error for weight, fit in group) / size(group)
+
+    left = eight_bit_share * sum(weight.size for weight, _ in rounded if not weight.is_last)
+    narrowed = []
+    for group in sorted(groups.values(), key=error, reverse=True):
+        if not group[0][0].is_last and size(group) <= left:
+            left -= size(group)
+        else:
+            narrowed += group
+    return narrowed
+
+
+def _can_be_rotated(weight: _Weight) -> bool:
+    """What its product reads can be made for it."""
+    value = weight.nodes[0].inputs[0]
+    is_known = value is not None and value.shape is not None
+    # Another use has other inputs.
+    return is_known and len(weight.nodes) == 1 and rotated_at_a_time(weight.product.sizes[0]) > 0
+
+
+def _readers(products: Mapping[ir.Node, ConstantProduct]) -> dict[ir.Value, list[ir.Node]]:
+    """The products by what they read."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in products:
+        value = node.inputs[0]
+        if value is None:
+            raise ValueError(f"{node.name} reads nothing")
+        found.setdefault(value, []).append(node)
+    return found
 
 
 def _filled(size: int, length: int) -> int:

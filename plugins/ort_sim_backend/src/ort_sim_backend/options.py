@@ -17,9 +17,6 @@ BLOCK_SIZE: Final = 32
 #: of what its 4-bit levels take in blocks of 32. Layers in larger blocks lose accuracy, as their inputs are cut in the same way:
 #: with 8 bits in blocks of 64 Gemma 3 270M has 1.018 times the perplexity of float32 instead of 1.002.
 RANKING_BLOCK_SIZE: Final = 128
-#: The same for a product of 8 bits whose inputs are of like size, see `smoothing`: 1.3 times as fast as blocks of 32 for many
-#: rows (AVX-512), and fewer bytes.
-SMOOTHED_BLOCK_SIZE: Final = 128
 #: Weights of the products of a model that is calibrated unless told otherwise. Time and memory grow faster than the model: more
 #: than seven minutes for a Llama of 1.1 billion on two cores, and hours for one of 8 billion.
 CALIBRATED_WEIGHTS: Final = 5 * 10**8

@@ -232,8 +232,8 @@ def _check_exactness(compiled: CompiledModel) -> None:
     probe = compiled.program.get("probe")
     if probe and not is_exact(compiled.path(probe)):
         raise ExecutionError(
-            "this CPU's products of 8-bit numbers do not hold the sums of this program, which was compiled on another CPU: "
-            "compile the model again on this machine, with rebuild=True where the store is shared"
+            "this CPU's products of 8-bit numbers do not hold the sums of this program: compile the model again on this machine, "
+            "with rebuild=True where the store is shared; if it is refused again, with precision='fp32'"
         )
 
 

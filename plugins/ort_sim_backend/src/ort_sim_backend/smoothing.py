@@ -1,9 +1,9 @@
-"""What a product reads, and its weight, in units in which the inputs are of like size: larger blocks then lose no accuracy.
+"""What a product reads, and its weight, in units in which the inputs are of like size: fewer scales then lose little accuracy.
 
-The kernel cuts inputs and weights into blocks, each with the scale of its largest number. In language models a few inputs are a
-hundred times as large as the others. In blocks of 32 they spoil 31 neighbours each, in blocks of 128 four times as many, and the
-larger blocks are what the kernel is fast with. The units go into what makes the inputs, so nothing is computed for them: into the
-weight of a norm, or, of a gated MLP, into the product whose result is multiplied with the gate (SmoothQuant, Xiao et al., 2022).
+In language models a few inputs are a hundred times as large as the others. With one scale for all inputs of a token,
+`token_scales`, they leave few levels for the others. The units go into what makes the inputs, so nothing is computed for them:
+into the weight of a norm, or, of a gated MLP, into the product whose result is multiplied with the gate (SmoothQuant, Xiao et
+al., 2022).
 
 What attention makes of values keeps its units: these would stand in the cache, which other programs may read.
 """
@@ -38,6 +38,8 @@ class Source:
     maker: ir.Node
     #: The products that read them.
     readers: Sequence[ir.Node]
+    #: K
+    length: int
 
 
 def sources(products: Mapping[ir.Node, ConstantProduct]) -> list[Source]:
@@ -48,7 +50,8 @@ def sources(products: Mapping[ir.Node, ConstantProduct]) -> list[Source]:
             continue
         maker = _maker(value, products)
         if maker is not None:
-            found.append(Source(value=value, maker=maker, readers=[*readers(value)]))
+            those = [*readers(value)]
+            found.append(Source(value=value, maker=maker, readers=those, length=products[those[0]].sizes[0]))
     return found
 
 
@@ -70,33 +73,39 @@ def _maker(value: ir.Value, products: Mapping[ir.Node, ConstantProduct]) -> ir.N
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """What has changed with the units of inputs."""
+
+    #: The products that have other weights, by their nodes.
+    products: Mapping[ir.Node, ConstantProduct]
+    #: What results are multiplied with, ``[N]``, by the products that make them. The weights in `products` are so already.
+    of_results: Mapping[ir.Node, Numbers]
+
+
 def smooth(
     model: ir.Model,
     found: Sequence[Source],
     products: Mapping[ir.Node, ConstantProduct],
     peaks: Mapping[str, Numbers],
-) -> tuple[dict[str, Numbers], dict[ir.Node, ConstantProduct]]:
-    """Chooses units for the inputs `found`, whose largest numbers are `peaks` by name, and changes the norms that make them.
-
-    Returns:
-        What each input is divided by, by name; and the products that have other weights now, by their nodes.
-    """
-    divisors: dict[str, Numbers] = {}
+) -> Units:
+    """Chooses units for the inputs `found`, whose largest numbers are `peaks` by name, and changes the norms that make them."""
     changed: dict[ir.Node, ConstantProduct] = {}
+    of_results: dict[ir.Node, Numbers] = {}
     # Products first: the weights that a norm's units go by are then what they will be.
     for each in sorted(found, key=lambda each: each.maker not in products):
         name = str(each.value.name)
         divisor = _units(peaks[name], [_largest_by_row(changed.get(node, products[node])) for node in each.readers])
-        divisors[name] = divisor
         for node in each.readers:
             changed[node] = _changed(changed.get(node, products[node]), divisor, by_rows=True)
         if each.maker in products:
+            of_results[each.maker] = np.reciprocal(divisor)
             changed[each.maker] = _changed(
-                changed.get(each.maker, products[each.maker]), np.reciprocal(divisor), by_rows=False
+                changed.get(each.maker, products[each.maker]), of_results[each.maker], by_rows=False
             )
         else:
             _divide_norm(model, each.maker, divisor)
-    return divisors, changed
+    return Units(products=changed, of_results=of_results)
 
 
 def _units(peaks: Numbers, rows: Sequence[Numbers]) -> Numbers:

@@ -8,12 +8,15 @@ A calibration wants what all tokens give, so this runs behind it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
 from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, is_weight, made_by, operand, same_dim
 
+#: In the `meta` of a node whose result for a token, along axis 1, depends on what the first operand has for it, and on constants.
+ROWWISE: Final = "ort_sim.rowwise"
 _TOKENS = 1
 #: Ops whose result for a token depends on what the operands have for this token, and on constants.
 _ELEMENTWISE = {
@@ -32,7 +35,7 @@ class LastTokens(GraphPass):
     """Lowers each choice of one token of each row from ``[B, S, K]``."""
 
     name = "LastTokens"
-    version = "2"
+    version = "3"
 
     def run(self, model: ir.Model) -> bool:
         """Says whether a product is left to fewer tokens."""
@@ -93,6 +96,9 @@ def _nodes(model: ir.Model, choice: ir.Node) -> Sequence[ir.Node]:
 
 def _by_token(node: ir.Node, tokens: ir.Value) -> Iterator[ir.Value]:
     """The operands that have something for each of `tokens`; none where the results are not by token."""
+    if ROWWISE in node.meta:
+        yield operand(node, 0)
+        return
     if not all(_is_by_token(value, tokens) for value in node.outputs):
         return
     values = [value for value in node.inputs if value is not None]
