@@ -6,7 +6,9 @@ shape and dtype: they describe a graph, they do not compute. `qeff_framework.dia
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -122,6 +124,29 @@ def _emit_attention(op_type: str, inputs: tuple[torch.Tensor, ...], scale: float
     return _emit(op_type, inputs, {"scale": scale, "softcap": softcap}, query.dtype, shape)
 
 
+if TYPE_CHECKING:
+    #: Takes the op, its inputs and attributes, and the dtype and shape of the result; `None` leaves the node to torch.
+    Emission = Callable[
+        [str, Sequence[torch.Tensor], Mapping[str, int | float], torch.dtype, Sequence[int | torch.SymInt]],
+        torch.Tensor | None,
+    ]
+
+_EMISSION: ContextVar[Emission | None] = ContextVar("qeff_emission", default=None)
+
+
+@contextmanager
+def emitting(emission: Emission) -> Iterator[None]:
+    """While the body runs outside a trace, `emission` is asked for the result of each op of this thread.
+
+    Torch's way through an operator that has a name in a graph takes a quarter of a run that is there to be looked at.
+    """
+    token = _EMISSION.set(emission)
+    try:
+        yield
+    finally:
+        _EMISSION.reset(token)
+
+
 def _emit(
     op_type: str,
     inputs: Sequence[torch.Tensor],
@@ -131,6 +156,10 @@ def _emit(
 ) -> torch.Tensor:
     import torch
 
+    emission = _EMISSION.get()
+    result = None if emission is None else emission(op_type, inputs, attributes, dtype, shape)
+    if result is not None:
+        return result
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{op_type}", inputs, dict(attributes), dtype=dtype, shape=list(shape), version=VERSION
     )

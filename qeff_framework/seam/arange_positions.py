@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -83,6 +83,10 @@ class PositionalCountMode(TorchFunctionMode):
 PositionMode = type[PositionalArangeMode] | type[PositionalCountMode]
 
 
+#: What the modes answer some calls of.
+_COUNTS: Final = (torch.arange, torch.cumsum, torch.Tensor.cumsum)
+
+
 class CountWatch(TorchFunctionMode):
     """Notes in `found` which of the modes would answer a call, and answers none."""
 
@@ -96,8 +100,10 @@ class CountWatch(TorchFunctionMode):
     ) -> Any:
         """Sees every call of the library while the mode is on."""
         del types
-        given = dict(kwargs or {})
-        self._found.update(type(mode) for mode in self._modes if mode.answers(func, args, given))
+        given = kwargs or {}
+        # Every attribute of a tensor that a model reads is a call: others than these are let through at once.
+        if func in _COUNTS:
+            self._found.update(type(mode) for mode in self._modes if mode.answers(func, args, given))
         return func(*args, **given)
 
 

@@ -17,9 +17,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-import onnx_ir
 import torch
 import torch.onnx.ops  # it registers what `torch.onnx.ops.symbolic` calls
 from torch._ops import OpOverload
@@ -28,6 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qeff_framework.dialect.names import DOMAIN, VERSION
+from qeff_framework.dialect.ops import emitting
 from qeff_framework.errors import ExportError
 from qeff_framework.seam.loops import replaced_forwards
 from qeff_framework.seam.real_constants import constant_content
@@ -39,13 +39,15 @@ INPUT_OP, OUTPUT_OP, CALL_OP = "LayerInput", "LayerOutput", "LayerCall"
 #: Constants of the code, which are compared by their numbers.
 _LIFTING: Final = frozenset({torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default})
 _MAX_CONSTANT: Final = 1024
-#: What `torch.onnx.ops.symbolic` calls.
-_SYMBOLIC: Final = torch.ops.onnx_symbolic._symbolic.default  # noqa: SLF001
-
+#: Of these, equal values are alike in everything.
+_EXACT: Final = frozenset({bool, int, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
+_HASHABLE: Final = _EXACT | {float}
 #: Arguments of which a program says more than their values do: the number of a layer, for instance, may have no part in it.
 _PLAIN: Final = (bool, int, float, str)
 
 Forward = Callable[..., Any]
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class HoldsStates(Protocol):
@@ -148,7 +150,8 @@ class LayerRecorder:
         members = _members(model)
         self._depths = {name: sum(around in members for around in _around(name)) for name in members}
         products = {name: module for name, module in _products(model) if name not in members}
-        with replaced_forwards(model, dict.fromkeys(products, product) | dict.fromkeys(members, recording)), run.mode:
+        forwards = dict.fromkeys(products, product) | dict.fromkeys(members, recording)
+        with replaced_forwards(model, forwards), emitting(run.mode.node), run.mode:
             yield
 
     def kinds(self) -> LayerKinds:
@@ -250,11 +253,13 @@ class _Frame:
             self.read.add(name)
             return name
         if isinstance(value, (list, tuple)):
-            return (type(value).__name__, *(self.told(item) for item in value))
+            return (type(value), *map(self.told, value))
         if isinstance(value, Mapping):
             return ("mapping", *((str(key), self.told(item)) for key, item in value.items()))
-        if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout)):
-            return (type(value).__name__, repr(value))
+        if value is None or type(value) in _EXACT:
+            return (type(value), value)
+        if isinstance(value, (bool, int, float, str)):
+            return (type(value), repr(value))  # As texts: two NaN are not equal, and 0.0 and -0.0 are.
         self.kept.append(value)
         return (type(value).__name__, repr(value) if isinstance(value, torch.SymInt) else id(value))
 
@@ -263,9 +268,20 @@ class _Frame:
             given: Any = (str(args[0].dtype), tuple(args[0].shape), repr(args[0].tolist()))
         else:
             given = (self.told(args), self.told(kwargs))
-        self.program.append((str(function), given))
+        self.program.append((function, given))
         for number, tensor in enumerate(_tensors(result)):
             self.name(tensor, ("result", len(self.program), number))
+
+
+def _unwatched(method: Callable[P, Result]) -> Callable[P, Result]:
+    """Modes of the model's calls see each size and dtype that is read: not those that `method` reads for the record."""
+
+    @functools.wraps(method)
+    def unwatched(*args: P.args, **kwargs: P.kwargs) -> Result:
+        with torch._C.DisableTorchFunction():  # noqa: SLF001  (no public name)
+            return method(*args, **kwargs)
+
+    return unwatched
 
 
 class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__ is untyped
@@ -277,6 +293,8 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         self.frames: list[_Frame] = []
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._results = _KnownResults()
+        #: `_without_data` runs.
+        self._is_making = False
 
     def without_numbers(self, leaves: Sequence[Any]) -> list[Any]:
         """The same arguments, those of floating point without data. Torch takes long over operators on tensors of both sorts."""
@@ -290,6 +308,7 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             self._fakes[id(tensor)] = (tensor, pattern.fake_mode.from_tensor(tensor, static_shapes=True))
         return self._fakes[id(tensor)][1]
 
+    @_unwatched
     def product(self, module: torch.nn.Linear, given: Any) -> torch.Tensor | None:
         """What a `torch.nn.Linear` makes of a tensor, noted as one operator; `None` where torch must say it.
 
@@ -301,23 +320,55 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             return None
         if not given.dim() or given.shape[-1] != weight.shape[1]:
             return None
-        frames, self.frames = self.frames, []
-        try:
-            result: torch.Tensor = given.new_empty((*given.shape[:-1], weight.shape[0]))
-        finally:
-            self.frames = frames
-        for frame in frames:
+        result = self._without_data(given, (*given.shape[:-1], weight.shape[0]), given.dtype)
+        for frame in self.frames:
             frame.note("linear", (given, weight, bias), {}, result)
         return result
+
+    @_unwatched
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[torch.Tensor],
+        attributes: Mapping[str, int | float],
+        dtype: torch.dtype,
+        shape: Sequence[int | torch.SymInt],
+    ) -> torch.Tensor | None:
+        """The result of a dialect op, see `dialect.ops.emitting`; `None` where its first input has data."""
+        if not isinstance(inputs[0], FakeTensor):
+            return None
+        result = self._without_data(inputs[0], shape, dtype)
+        for frame in self.frames:
+            frame.note(op_type, (inputs, dtype, list(shape)), attributes, result)
+        return result
+
+    def _without_data(
+        self, pattern: FakeTensor, shape: Sequence[int | torch.SymInt], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """A new tensor of this form, beside `pattern`, of which no frame is told."""
+        self._is_making = True
+        try:
+            if not all(type(size) is int for size in shape):
+                return pattern.new_zeros(shape, dtype=dtype)
+            data = torch.empty(shape, dtype=dtype, device="meta")
+            return FakeTensor(pattern.fake_mode, data, pattern.fake_device)
+        finally:
+            self._is_making = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not: torch's switch around each operator costs a tenth of the run, in which nothing is compiled."""
+        return False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator."""
         del types
-        result = _zeros_of_symbolic(function, args, kwargs)
-        if result is None:
-            result = self._results.of(function, args, kwargs or {})
+        kwargs = kwargs or {}
+        if self._is_making:
+            return function(*args, **kwargs)
+        result = self._results.of(function, args, kwargs)
         for frame in self.frames:
-            frame.note(function, args, kwargs or {}, result)
+            frame.note(function, args, kwargs, result)
         return result
 
 
@@ -369,9 +420,6 @@ def _form_of(value: Any) -> Any:
     return None
 
 
-_HASHABLE: Final = frozenset({bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
-
-
 @functools.cache
 def _is_pure(function: Any) -> bool:
     """Whether an operator of torch returns one tensor, and leaves its arguments as they are."""
@@ -386,15 +434,6 @@ def _is_pure(function: Any) -> bool:
 
 def _is_real_floats(leaf: Any) -> bool:
     return type(leaf) is torch.Tensor and leaf.is_floating_point()
-
-
-def _zeros_of_symbolic(function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """What a node of the graph returns outside a trace, without torch's way through a custom operator; `None` for others."""
-    if function is not _SYMBOLIC or not isinstance(args[0][0], FakeTensor):
-        return None
-    return args[0][0].new_zeros(
-        kwargs["shape"], dtype=onnx_ir.tensor_adapters.to_torch_dtype(onnx_ir.DataType(args[2]))
-    )
 
 
 @dataclass(frozen=True)

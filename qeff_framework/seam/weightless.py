@@ -10,7 +10,7 @@ import copy
 from typing import Any, TypeVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from qeff_framework.errors import UnsupportedModelError
@@ -54,7 +54,17 @@ def fake_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """
     # The shapes of parameters stay numbers; symbols stand only for counts that depend on contents (selected rows).
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    return {name: mode.from_tensor(parameter) for name, parameter in model.named_parameters()}
+    return {name: _without_data(parameter, mode) for name, parameter in model.named_parameters()}
+
+
+def _without_data(parameter: torch.nn.Parameter, mode: FakeTensorMode) -> torch.Tensor:
+    """What ``mode.from_tensor`` makes of an ordinary parameter, without its search for views and gradients."""
+    if type(parameter) is not torch.nn.Parameter or parameter.layout is not torch.strided or parameter.requires_grad:
+        return mode.from_tensor(parameter)
+    data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
+    fake = FakeTensor(mode, data, parameter.device)
+    fake._is_param = True  # noqa: SLF001  (what `isinstance` looks at)
+    return fake
 
 
 def _graph_dtype(tensor: torch.Tensor) -> torch.dtype:

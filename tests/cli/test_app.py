@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from functools import partial
 
 import pytest
 
+from qeff_framework.cli.app import build_parser
+from qeff_framework.cli.models import open_model
 from tests.cli.conftest import command, interrupt, run_process
 
 COMMANDS = [
@@ -51,6 +54,14 @@ def test_importing_the_command_imports_nothing_heavy(environment):
     done = subprocess.run([*command()[:1], "-c", source], env=environment, capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[1] == "[]"
+
+
+def test_a_model_is_opened_while_cycles_are_looked_for_rarely(monkeypatch):
+    """Torch and Transformers make half a million objects when they are imported."""
+    before = gc.get_threshold()
+    monkeypatch.setattr("qeff_framework.auto.model.model_of_checkpoint", lambda *_, **__: gc.get_threshold())
+    assert open_model(build_parser().parse_args(["export", "some"]))[0] > before[0]
+    assert gc.get_threshold() == before
 
 
 def test_version(qeff):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from qeff_framework.dialect import ops
 from qeff_framework.seam.cache import SeamCache
 from qeff_framework.seam.layers import LayerKinds, LayerRecorder
 from qeff_framework.seam.mask_plan import MaskPlan
@@ -115,6 +116,31 @@ def test_a_layer_that_does_something_else_is_not_alike(change: Callable[[Layer],
     change(model.layers[1])  # type: ignore[arg-type]
 
     assert kinds_of(model) == [["0", "2", "3"]]
+
+
+def test_numbers_are_compared_bit_by_bit(model: Model) -> None:
+    for layer in model.layers:
+        layer.factor = 0.0
+    model.layers[2].factor = -0.0
+    assert kinds_of(model) == [["0", "1", "3"]]
+
+
+def test_layers_that_multiply_by_nan_are_alike(model: Model) -> None:
+    for layer in model.layers:
+        layer.factor = float("nan")
+    assert kinds_of(model) == [["0", "1", "2", "3"]]
+
+
+def test_attributes_of_dialect_ops_tell_layers_apart(model: Model) -> None:
+    def normed(layer: Layer, epsilon: float) -> Callable[..., torch.Tensor]:
+        def forward(hidden: torch.Tensor, cache: SeamCache) -> torch.Tensor:
+            return Layer.forward(layer, ops.rms_norm(hidden, layer.projection.bias, epsilon=epsilon), cache)
+
+        return forward
+
+    for layer, epsilon in zip(model.layers, (1e-6, 1e-5, 1e-6, 1e-5), strict=True):
+        layer.forward = normed(layer, epsilon)
+    assert kinds_of(model) == [["0", "2"], ["1", "3"]]
 
 
 def test_numbers_of_arguments_and_of_buffers_tell_layers_apart_by_what_follows_from_them(model: Model) -> None:

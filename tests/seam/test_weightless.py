@@ -77,3 +77,16 @@ def test_indices_stay_real_where_weights_have_no_data():
     assert type(tokens * 2) is torch.Tensor
     with pytest.raises(GuardOnDataDependentSymNode):
         bool(result.sum().item() > 0)
+
+
+def test_parameters_without_data_are_what_torch_makes_of_them():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name, fake in fake_parameters(model).items():
+        wanted = fake.fake_mode.from_tensor(model.get_parameter(name))
+        assert isinstance(fake, torch.nn.Parameter)
+        assert isinstance(wanted, torch.nn.Parameter)
+        for each in ("dtype", "device", "shape", "requires_grad", "layout", "is_leaf"):
+            assert getattr(fake, each) == getattr(wanted, each), (name, each)
+        assert fake.stride() == wanted.stride()
