@@ -12,7 +12,7 @@ def own_copies(*patterns: str) -> str:
     Args:
         patterns: files of the script's working directory, as the shell writes them: ``*.safetensors``.
     """
-    return f"""# Readers of ONNX refuse weights that are other names of a checkpoint's or another program's files: these get copies.
+    return f"""# Readers of ONNX refuse weights that are other names of a checkpoint's or another program's files.
 for file in {" ".join(patterns)}; do
     if [ -f "$file" ] && [ "$(stat -c %h "$file")" -gt 1 ]; then
         cp -p "$file" "$file.copy" && mv "$file.copy" "$file" || exit 1
