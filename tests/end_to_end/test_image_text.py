@@ -230,6 +230,8 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
             for text, chosen in asked
         ]
         assert len(set(wanted)) == 3
+        with pytest.raises(InputError, match="holds <image> itself, and the chat template adds a place"):
+            alone.generate(prompts=["<image> w5"], images=[[images[0]]])
         streamer = TextIteratorStreamer(alone.processor.tokenizer, skip_prompt=True)
         with redirect_stdout(io.StringIO()) as printed:
             alone.generate(prompts=["w5 w6"], images=[images[0]], max_new_tokens=9, stream=True, streamer=streamer)
