@@ -1,4 +1,4 @@
-"""A backend's session whose exceptions name the backend, and whose first results are checked against the program."""
+"""A backend's session whose exceptions name the backend, and whose results are checked against the program."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def guard_session(session: ExecutionSession, request: ExecuteRequest, told: str)
 
 
 class GuardedSession:
-    """Passes every call on to `session`. A step costs one more function call; the first result of each kind of step is looked at.
+    """Passes every call on to `session`. A result is checked against the program when its form is new for its kind of step.
 
     Args:
         session: what the execute hook returned.
@@ -44,9 +44,12 @@ class GuardedSession:
     def __init__(self, session: ExecutionSession, told: str) -> None:
         self._session = session
         self._told = told
-        #: Shapes of the first input of each kind of step whose result was checked.
-        self._checked: set[object] = set()
         self.compiled: CompiledModel = session.compiled
+        retained = {state.output for state in self.compiled.states}
+        self._asked = [item for item in self.compiled.outputs if item.name not in retained]
+        self._names = [item.name for item in self._asked]
+        #: By the shape of a step's first input: shapes and types of its results, which were checked.
+        self._checked: dict[object, object] = {}
         self.info: Mapping[str, str] = session.info
 
     def __getattr__(self, name: str) -> Any:
@@ -61,9 +64,10 @@ class GuardedSession:
             with blamed(self._told, "failed in a step", ExecutionError):
                 raise
         kind = next((getattr(value, "shape", None) for value in inputs.values()), None)
-        if kind not in self._checked:
+        form = self._form(outputs)
+        if form is None or self._checked.get(kind) != form:
             self._check(outputs, inputs)
-            self._checked.add(kind)
+            self._checked[kind] = form
         return outputs
 
     def reset(self) -> None:
@@ -98,20 +102,25 @@ class GuardedSession:
         with blamed(self._told, "failed to close its session", ExecutionError):
             self._session.close()
 
+    def _form(self, outputs: Mapping[str, Array]) -> list[object] | None:
+        """Shape and type of each result, a microsecond for one of them; `None` where one has none."""
+        try:
+            return [(value.shape, value.dtype) for value in [outputs[name] for name in self._names]]
+        except (AttributeError, KeyError, TypeError):
+            return None
+
     def _check(self, outputs: object, inputs: Mapping[str, Array]) -> None:
-        retained = {state.output for state in self.compiled.states}
-        asked = [item for item in self.compiled.outputs if item.name not in retained]
         if not isinstance(outputs, Mapping):
             raise BackendError(
                 f"{self._told} returned {type(outputs).__name__} from a step, not a mapping of its outputs"
             )
-        missing = [item.name for item in asked if item.name not in outputs]
+        missing = [name for name in self._names if name not in outputs]
         if missing:
             raise BackendError(
                 f"{self._told} returned no {', '.join(missing)} from a step, only {', '.join(map(str, outputs))}"
             )
         sizes = self._sizes(inputs)
-        for item in asked:
+        for item in self._asked:
             problem = _difference(item, outputs[item.name], sizes)
             if problem:
                 raise BackendError(f"{self._told} returned '{item.name}' from a step as {problem}")

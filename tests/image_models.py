@@ -199,6 +199,17 @@ class Processor:
         (directory / "processor_config.json").write_text("{}")
 
 
+class ProcessorOfVideos(Processor):
+    """Returns the tensors of an image, or those of a video."""
+
+    def __init__(self, image: Image, video: Image) -> None:
+        super().__init__(image)
+        self._video = video
+
+    def __call__(self, images: Any = None, return_tensors: str = "pt", videos: Any = None) -> Image:
+        return super().__call__(images, return_tensors) if videos is None else self._video
+
+
 def built(make: Callable[[], tuple[PreTrainedModel, Image]]) -> tuple[PreTrainedModel, Image]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -237,6 +248,15 @@ def shaded(image: Image, seed: int) -> Image:
     """An image of the same size with random pixels."""
     generator = torch.Generator().manual_seed(seed)
     return {**image, "pixel_values": torch.randn(image["pixel_values"].shape, generator=generator)}
+
+
+def qwen_film(seed: int, gap: float) -> Image:
+    """Four random frames for `qwen2_5_vl`, of 8 tokens; two of them stand `gap` seconds behind those before."""
+    return {
+        "pixel_values_videos": torch.randn(2 * 4 * 4, 3 * 2 * 16, generator=torch.Generator().manual_seed(seed)),
+        "video_grid_thw": torch.tensor([[2, 4, 4]]),
+        "second_per_grid_ts": torch.tensor([gap]),
+    }
 
 
 def saved_llava(module: PreTrainedModel, folder: Path) -> LlavaProcessor:

@@ -355,7 +355,7 @@ def test_panics_and_errors_of_ours_name_the_package_once() -> None:
 
 
 def test_results_of_each_kind_of_step_are_compared_with_the_program(request_: CompileRequest) -> None:
-    results = {
+    results: dict[tuple[int, ...], Any] = {
         (1, 1): np.zeros((1, 1), "float32"),
         (2, 1): np.zeros((1, 1), "float32"),
         (3, 1): np.zeros((3, 1), "float64"),
@@ -380,6 +380,14 @@ def test_results_of_each_kind_of_step_are_compared_with_the_program(request_: Co
     for rows, said in ((2, r"float32 \[1, 1\], not float32 \[2, 1\]"), (3, "as float64"), (4, "as list, not")):
         with pytest.raises(BackendError, match=f"acme.*'logits' from a step.*{said}"):
             session.run({"input_ids": np.zeros((rows, 1), "int64")})
+    for later, said in (
+        ([0.0], "as list, not"),
+        (np.zeros((1, 2), "float32"), r"float32 \[1, 2\]"),
+        (None, "as NoneType"),
+    ):
+        results[1, 1] = later
+        with pytest.raises(BackendError, match=f"acme.*'logits' from a step.*{said}"):
+            session.run({"input_ids": np.zeros((1, 1), "int64")})
     with pytest.raises(InputError, match=r"^backend 'acme' \(qeff-acme-backend 1.0\): no ids$"):
         session.run({"input_ids": None})
 

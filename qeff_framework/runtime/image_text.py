@@ -522,6 +522,17 @@ def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
 def _rendered(processor: Any, text: str, images: int, videos: int = 0) -> str:
     """The prompt with places for its images and videos: by the chat template, else with the processor's tokens in front."""
     if getattr(processor, "chat_template", None):
+        places = {"image_token": images, "video_token": videos}
+        held = [
+            token
+            for name, count in places.items()
+            if count and (token := str(getattr(processor, name, None) or "")) and token in text
+        ]
+        if held:
+            raise InputError(
+                f"the prompt {text[:40]!r} holds {held[0]} itself, and the chat template adds a place for each image and video; "
+                "leave it out of the prompt, or give what the processor makes of the whole text (inputs=...)"
+            )
         seen = [*({"type": "image"} for _ in range(images)), *({"type": "video"} for _ in range(videos))]
         rendered: str = processor.apply_chat_template(
             [{"role": "user", "content": [*seen, {"type": "text", "text": text}]}], add_generation_prompt=True

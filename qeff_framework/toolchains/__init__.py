@@ -9,6 +9,7 @@ from __future__ import annotations
 from qeff_framework.toolchains.diagnosis import Diagnosis
 from qeff_framework.toolchains.probes import ProbeError, ask_command, ask_python
 from qeff_framework.toolchains.processes import Ended, Outcome, run_process
+from qeff_framework.toolchains.scripts import own_copies
 from qeff_framework.toolchains.toolchain import LOG_FILE, Toolchain, keep_log
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "ask_command",
     "ask_python",
     "keep_log",
+    "own_copies",
     "run_process",
 ]

@@ -36,6 +36,7 @@ from tests.image_models import (
     VIDEO_TOKEN,
     Image,
     Processor,
+    ProcessorOfVideos,
     built,
     gemma3,
     greedy,
@@ -44,6 +45,7 @@ from tests.image_models import (
     picture,
     qwen2_5_vl,
     qwen3_vl,
+    qwen_film,
     saved_llava,
     saved_mllama,
     shaded,
@@ -228,6 +230,8 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
             for text, chosen in asked
         ]
         assert len(set(wanted)) == 3
+        with pytest.raises(InputError, match="holds <image> itself, and the chat template adds a place"):
+            alone.generate(prompts=["<image> w5"], images=[[images[0]]])
         streamer = TextIteratorStreamer(alone.processor.tokenizer, skip_prompt=True)
         with redirect_stdout(io.StringIO()) as printed:
             alone.generate(prompts=["w5 w6"], images=[images[0]], max_new_tokens=9, stream=True, streamer=streamer)
@@ -264,35 +268,12 @@ def answers_over_http(directory: Path, pictures: list[Path]) -> None:
         )
 
 
-class ProcessorOfVideos(Processor):
-    """Returns the tensors of an image, or those of a video."""
-
-    def __init__(self, image: Image, video: Image) -> None:
-        super().__init__(image)
-        self._video = video
-
-    def __call__(self, images: Any = None, return_tensors: str = "pt", videos: Any = None) -> Image:
-        return super().__call__(images, return_tensors) if videos is None else self._video
-
-
 def test_a_video_beside_images() -> None:
     """Its frames stand in time, as far apart as the processor says; an image of the same prompt stands in front or behind."""
     module, image = built(qwen2_5_vl)
-    video = {
-        "pixel_values_videos": torch.zeros(2 * 4 * 4, 3 * 2 * 16),
-        "video_grid_thw": torch.tensor([[2, 4, 4]]),
-        "second_per_grid_ts": torch.tensor([1.5]),
-    }
     pictures = [shaded(image, seed) for seed in (1, 2)]
-    films = [{**video, "pixel_values_videos": torch.randn(32, 96, generator=torch.Generator().manual_seed(3))}]
-    films.append(
-        {
-            **video,
-            "pixel_values_videos": films[0]["pixel_values_videos"].flip(0),
-            # Frames of another clip, further apart: the same program.
-            "second_per_grid_ts": torch.tensor([2.3]),
-        }
-    )
+    # Frames of another clip, further apart: the same program.
+    films = [qwen_film(seed=3, gap=1.5), qwen_film(seed=4, gap=2.3)]
     seen, film = [IMAGE_TOKEN] * 6, [VIDEO_TOKEN] * 8
     prompts = [[5, *film, 6, 7, *seen, 8], [11, 12, 13], [5, *seen, 9, 7, *film, 9, 4]]
     wanted = [
@@ -301,7 +282,7 @@ def test_a_video_beside_images() -> None:
             prompts, (pictures[:1], [], pictures[1:]), (films[0], None, films[1]), strict=True
         )
     ]
-    model = QEFFAutoModelForImageTextToText(module, processor=ProcessorOfVideos(image, video))
+    model = QEFFAutoModelForImageTextToText(module, processor=ProcessorOfVideos(image, films[0]))
     compiled = model.compile(
         backend="ort_sim", prefill_seq_len=4, ctx_len=40, batch_size=3, height=16, width=24, num_frames=4
     )
@@ -311,7 +292,7 @@ def test_a_video_beside_images() -> None:
         "input_ids": [prompt + [0] * (longest - len(prompt)) for prompt in prompts],
         "attention_mask": [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts],
         **{name: torch.cat([each[name] for each in pictures]) for name in image},
-        **{name: torch.cat([each[name] for each in films]) for name in video},
+        **{name: torch.cat([each[name] for each in films]) for name in films[0]},
     }
     assert model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
     shorter = {

@@ -12,7 +12,20 @@ import pytest
 
 from qeff_framework import QEFFAutoModelForImageTextToText, load_compiled
 from qeff_framework.runtime.image_text import CompiledImageTextToText
-from tests.image_models import IMAGE_TOKEN, NEW_TOKENS, Processor, built, gemma3, greedy, llava, qwen2_5_vl, shaded
+from tests.image_models import (
+    IMAGE_TOKEN,
+    NEW_TOKENS,
+    VIDEO_TOKEN,
+    Processor,
+    ProcessorOfVideos,
+    built,
+    gemma3,
+    greedy,
+    llava,
+    qwen2_5_vl,
+    qwen_film,
+    shaded,
+)
 from tests.sdk_standins.qaic import StandinSdk
 
 
@@ -21,23 +34,14 @@ def _store(session_store: Path) -> None:
     """Exports lie there."""
 
 
-@pytest.mark.parametrize(
-    ("make", "image_tokens", "size"),
-    [
-        (gemma3, [IMAGE_TOKEN] * 4, {"img_size": 28}),
-        (qwen2_5_vl, [61, *[IMAGE_TOKEN] * 6, 60], {"height": 16, "width": 24}),
-    ],
-)
-def test_standin_two_programs_and_the_bundle_of_both(
-    make: Callable[..., Any], image_tokens: list[int], size: dict[str, int], standin: Callable[..., StandinSdk]
-) -> None:
+def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., StandinSdk]) -> None:
     standin()
-    module, image = built(make)
+    module, image = built(gemma3)
     picture = shaded(image, seed=1)
-    prompts = [[5, 6, *image_tokens, 8, 9], [11 + number for number in range(4 + len(image_tokens))]]
+    prompts = [[5, 6, *[IMAGE_TOKEN] * 4, 8, 9], [11 + number for number in range(8)]]
     model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
     # Two programs that are loaded together share the cores of the device.
-    sizes: dict[str, Any] = {"num_cores": 8, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2, **size}
+    sizes: dict[str, Any] = {"num_cores": 8, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2, "img_size": 28}
     compiled = model.compile(backend="qaic", **sizes)
     ids = np.array(prompts)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), **picture}
@@ -53,6 +57,35 @@ def test_standin_two_programs_and_the_bundle_of_both(
     bundle = model.compile(backend="qaic", dry_run=True, **sizes)
     for program in bundle.parts().values():
         assert not list(program.directory.rglob("programqpc.bin"))
+        subprocess.run([str(program.directory / "compile.sh")], check=True, capture_output=True)
+    with load_compiled(bundle.directory) as runner:
+        assert isinstance(runner, CompiledImageTextToText)
+        assert runner.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
+
+
+def test_standin_a_video_beside_an_image_and_the_bundle_of_three(standin: Callable[..., StandinSdk]) -> None:
+    """The programs of image and video have the same weights, which lie on the disk once."""
+    standin()
+    module, image = built(qwen2_5_vl)
+    picture, film = shaded(image, seed=1), qwen_film(seed=3, gap=1.5)
+    prompts = [[5, 61, *[IMAGE_TOKEN] * 6, 60, 8, *[VIDEO_TOKEN] * 8, 9], [11 + number for number in range(19)]]
+    model = QEFFAutoModelForImageTextToText(module, processor=ProcessorOfVideos(image, film))
+    sizes: dict[str, Any] = {"num_cores": 5, "prefill_seq_len": 5, "ctx_len": 32, "batch_size": 2}
+    sizes |= {"height": 16, "width": 24, "num_frames": 4}
+    model.compile(backend="qaic", **sizes)
+    ids = np.array(prompts)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), **picture, **film}
+    output = model.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None)
+    model.load().close()
+    wanted = [greedy(module, prompts[0], [picture], film), greedy(module, prompts[1], [])]
+    other = greedy(module, prompts[0], [picture], qwen_film(seed=4, gap=1.5))
+    assert output.generated_ids == wanted != [other, wanted[1]]
+
+    bundle = model.compile(backend="qaic", dry_run=True, **sizes)
+    assert {*bundle.parts()} == {"vision", "video-4", "language"}
+    weights = [bundle.parts()[name].directory / "model.onnx.data" for name in ("vision", "video-4")]
+    assert weights[0].samefile(weights[1])
+    for program in bundle.parts().values():
         subprocess.run([str(program.directory / "compile.sh")], check=True, capture_output=True)
     with load_compiled(bundle.directory) as runner:
         assert isinstance(runner, CompiledImageTextToText)

@@ -10,7 +10,7 @@ import shlex
 from qaic_backend.compiler.bundle import FLAT_SPECIALIZATIONS_FILE, PROGRAM_FOLDER, Bundle
 from qaic_backend.compiler.failures import NAMED_FORM_REFUSED
 from qaic_backend.sdk import DEFAULT_ROOT, PROGRAM_FILE, ROOT_VARIABLE
-from qeff_framework.toolchains import LOG_FILE
+from qeff_framework.toolchains import LOG_FILE, own_copies
 
 SCRIPT_FILE = "compile.sh"
 
@@ -25,13 +25,7 @@ if [ ! -x "$compiler" ]; then
     exit 1
 fi
 
-# Weights that are other names of a checkpoint's files: readers of ONNX refuse those, so that the bundle gets copies.
-for file in *.safetensors; do
-    if [ -f "$file" ] && [ "$(stat -c %h "$file")" -gt 1 ]; then
-        cp -p "$file" "$file.copy" && mv "$file.copy" "$file" || exit 1
-    fi
-done
-
+{own_copies}
 run() {{
     rm -rf {folder}
     "$compiler" {command} >>{log} 2>&1
@@ -75,6 +69,7 @@ def write_script(bundle: Bundle) -> None:
         folder=PROGRAM_FOLDER,
         program=f"{PROGRAM_FOLDER}/{PROGRAM_FILE}",
         log=LOG_FILE,
+        own_copies=own_copies("*.safetensors", "*.onnx.data"),
         command=" ".join(command),
         specializations=specializations,
         retry=retry if bundle.has_flat_form else "",

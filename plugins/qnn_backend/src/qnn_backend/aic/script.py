@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from qeff_framework.toolchains import LOG_FILE
-from qnn_backend.aic.bundle import DLC_FILE, PROGRAM_FOLDER, Bundle
+from qeff_framework.toolchains import LOG_FILE, own_copies
+from qnn_backend.aic.bundle import DLC_FILE, PROGRAM_FOLDER, WEIGHTS_FILE, Bundle
 from qnn_backend.aic.sdk import PYTHON_VARIABLE
 from qnn_backend.aic.side_files import compiler_config
 from qnn_backend.constants import QnnConstants
@@ -65,7 +65,7 @@ fi
 echo "compiled {program}"
 """
 
-_CONVERT = """rm -f {dlc}
+_CONVERT = """{own_copies}rm -f {dlc}
 {command} >>{log} 2>&1 || fail "qairt-converter failed with exit code $?"
 [ -s {dlc} ] || fail "qairt-converter left no {dlc}"
 """
@@ -82,7 +82,10 @@ def write_script(bundle: Bundle) -> None:
     if bundle.converter_arguments is not None:
         interpreter = f'${{{PYTHON_VARIABLE}:+"${PYTHON_VARIABLE}"}}'
         convert = _CONVERT.format(
-            dlc=DLC_FILE, log=LOG_FILE, command=f"{interpreter} {_quoted([converter, *bundle.converter_arguments])}"
+            own_copies=own_copies(WEIGHTS_FILE),
+            dlc=DLC_FILE,
+            log=LOG_FILE,
+            command=f"{interpreter} {_quoted([converter, *bundle.converter_arguments])}",
         )
     major, minor = QnnConstants.FIRST_WITHOUT_MODEL_LIB
     library = QnnConstants.QNN_CONTEXT_LIB_NET_RUN_EXTENSIONS.format("$root", QnnConstants.TARGET)
