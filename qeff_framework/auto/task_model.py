@@ -8,7 +8,7 @@ from typing import Any
 from qeff_framework.auto.dispatch import check_task
 from qeff_framework.auto.given_prompts import beams_problem
 from qeff_framework.model import GivenInput, QEFFBaseModel
-from qeff_framework.sources import CheckpointSource, ModelSource
+from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 
 
 class TaskModel(QEFFBaseModel):
@@ -20,10 +20,10 @@ class TaskModel(QEFFBaseModel):
 
     def _checkpoint_beams(self) -> int:
         """Beams that the checkpoint's generation config asks for, which hold where a caller of ``generate`` names none."""
-        if not isinstance(self._source, CheckpointSource):
-            config = getattr(self._loaded_module(), "generation_config", None)
-            beams = getattr(config, "num_beams", None)
-        else:
+        beams = None
+        if isinstance(self._source, ModuleSource):
+            beams = getattr(getattr(self._loaded_module(), "generation_config", None), "num_beams", None)
+        elif isinstance(self._source, CheckpointSource):
             # As Transformers does, in old checkpoints the model's own config stands for the file that is not there.
             beams = (self._source.generation_config() or self.config).get("num_beams")
         return beams if isinstance(beams, int) else 1

@@ -141,4 +141,6 @@ def _round_blocks(blocks: Numbers, element: ElementFormat) -> Numbers:
 
 def _exponents(numbers: Numbers) -> NDArray[np.int32]:
     """``floor(log2(|x|))``, exactly. Of zeros and of what is not finite, numbers that mean nothing."""
-    return np.frexp(numbers)[1].astype(np.int32) - 1
+    # What the C library's frexp says to a NaN depends on the processor.
+    with np.errstate(invalid="ignore"):
+        return np.frexp(numbers)[1].astype(np.int32) - 1
