@@ -17,6 +17,8 @@ from qeff_framework.sources.remote_code import is_remote, trust_hint
 
 #: Tokens of a vocabulary that code of a checkpoint is tried with.
 _SAMPLES = 500
+#: Files of a tokenizer: its settings, and the whole of it.
+_CONFIG, _SERIALIZED = "tokenizer_config.json", "tokenizer.json"
 
 
 class CheckpointTokenizer:
@@ -31,13 +33,14 @@ class CheckpointTokenizer:
     def problem(self) -> str | None:
         """Why the tokenizer cannot be loaded; `None` if it can. Transformers is asked only when it never could before."""
         memo = self._memo()
-        if memo.is_file() or not (self._tokenizer is None or is_remote(type(self._tokenizer))):
+        is_known = self._tokenizer is not None and not is_remote(type(self._tokenizer))
+        if memo.is_file() or (is_known and made_up(self._tokenizer) is None):
             return None
         try:
             self.tokenizer()
         except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
             return f"{first_line(error)}{trust_hint(error)}"
-        if (reason := _own_reading(self._tokenizer)) is not None:
+        if (reason := made_up(self._tokenizer) or _own_reading(self._tokenizer)) is not None:
             return reason
         # A memo only: where it cannot be written, the next run asks again.
         with contextlib.suppress(OSError):
@@ -82,6 +85,30 @@ class CheckpointTokenizer:
         versions = [importlib_metadata.version(name) for name in ("transformers", "tokenizers")]
         key = cache_key({"model": self._identity(), "versions": versions, "core": core_digest()})
         return store_root() / "tokenizers" / f"{key[:16]}.json"
+
+
+def made_up(tokenizer: Any) -> str | None:
+    """Why the tokenizer is none of the checkpoint's; `None` if it is.
+
+    Where the files of a vocabulary are missing, most classes of Transformers come with a few special tokens of their own and no
+    error, and every text becomes a row of unknown tokens or of none.
+    """
+    kind, read = type(tokenizer), getattr(tokenizer, "backend_tokenizer", None)
+    if read is None or is_remote(kind):
+        return None
+    try:
+        with quiet_transformers():
+            of_class = kind().backend_tokenizer
+    except Exception:  # noqa: BLE001 - a class that cannot be made without files, each with its own error
+        return None
+    size = of_class.get_vocab_size(with_added_tokens=False)
+    if read.get_vocab_size(with_added_tokens=False) != size or read.get_vocab(False) != of_class.get_vocab(False):
+        return None
+    names = [name for name in kind.vocab_files_names.values() if name != _CONFIG]
+    return (
+        f"none of the files of its vocabulary is there ({', '.join(sorted({*names, _SERIALIZED}))}), and a {kind.__name__} "
+        "without them knows no text; add the files of the tokenizer that the model was trained with"
+    )
 
 
 def _own_reading(tokenizer: Any) -> str | None:
