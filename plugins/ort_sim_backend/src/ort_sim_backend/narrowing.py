@@ -134,11 +134,10 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
         if key not in seen:
             _narrow_to_nearest(request.model, weight, nearest)
     by_token: dict[str, Any] = {}
-    of_norms = {each.value for each in smoothed if each.maker not in products}
     for value, readers in _readers(products).items():
         if all(node.attributes.get_int("bits", 0) == _EIGHT for node in readers):
             changed = {node: units.products.get(node, products[node]) for node in readers}
-            scale_by_token(request.model, value, changed, rotated=value not in of_norms)
+            scale_by_token(request.model, value, changed)
             by_token = {"probe": PROBE_FILE}
     if by_token:
         write_probe(request.output_dir / PROBE_FILE)
