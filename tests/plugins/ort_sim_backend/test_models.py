@@ -78,7 +78,8 @@ def test_compressed_weights_give_nearly_the_same_logits(model_type, ops, tmp_pat
     with pytest.raises(OptionError, match="pack_weights=False does not go with a program of precision 'w4'"):
         OrtSimBackend().check_runtime(OrtSimBackend.runtime_options(pack_weights=False), compiled.options)
     similar = {name: float(np.corrcoef(each, logits["fp32"])[0, 1]) for name, each in logits.items()}
-    assert (0.99 if "QMoE" in ops else 0.999) < similar["w8"] < 1  # another expert may win a near tie
+    # Another expert may win a near tie.
+    assert (0.99 if "QMoE" in ops else 0.998) < similar["w8"] < 1
     assert 0.9 < similar["w4"] < similar["w8"]
 
 
