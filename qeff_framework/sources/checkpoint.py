@@ -62,7 +62,7 @@ from qeff_framework.sources.sentence_transformers import (
     first_module,
     transformer_subfolder,
 )
-from qeff_framework.sources.tokenizers import CheckpointTokenizer, made_up
+from qeff_framework.sources.tokenizers import CheckpointTokenizer
 from qeff_framework.sources.torch_files import has_places
 from qeff_framework.thread_quiet import swallowed_stderr
 
@@ -544,16 +544,9 @@ class CheckpointSource:
             try:
                 with quiet_transformers():
                     load: Any = getattr(transformers, name).from_pretrained
-                    loaded = load(self._location, **self._loader_arguments())
+                    return load(self._location, **self._loader_arguments())
             except Exception as error:  # noqa: BLE001  (whatever a processor raises is told)
                 problem = error
-                continue
-            unread = made_up(getattr(loaded, "tokenizer", None))
-            if unread is None:
-                return loaded
-            problem = CheckpointError(f"the tokenizer of {self.name}, which its processor reads texts with: {unread}")
-        if isinstance(problem, CheckpointError):
-            raise problem
         if isinstance(problem, ImportError):
             raise CheckpointError(
                 f"the processor of {self.name}, which prepares its input, cannot be loaded here: {missing_library(problem)}"

@@ -104,9 +104,12 @@ def made_up(tokenizer: Any) -> str | None:
     size = of_class.get_vocab_size(with_added_tokens=False)
     if read.get_vocab_size(with_added_tokens=False) != size or read.get_vocab(False) != of_class.get_vocab(False):
         return None
-    names = [name for name in kind.vocab_files_names.values() if name != _CONFIG]
+    names = sorted({*kind.vocab_files_names.values(), _SERIALIZED} - {_CONFIG})
+    folder = Path(str(getattr(tokenizer, "name_or_path", "")))
+    if any((folder / name).is_file() for name in names):
+        return None  # They say what the class says.
     return (
-        f"none of the files of its vocabulary is there ({', '.join(sorted({*names, _SERIALIZED}))}), and a {kind.__name__} "
+        f"none of the files of its vocabulary is there ({', '.join(names)}), and a {kind.__name__} "
         "without them knows no text; add the files of the tokenizer that the model was trained with"
     )
 

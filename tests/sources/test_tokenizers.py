@@ -58,3 +58,6 @@ def test_a_vocabulary_that_was_read_is_the_checkpoints(tmp_path: Path) -> None:
     # Bytes are its vocabulary.
     assert made_up(transformers.ByT5Tokenizer()) is None
     assert made_up(transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer())) is None
+    # A file may say what the class says.
+    transformers.BertTokenizer().save_pretrained(tmp_path / "saved")
+    assert made_up(transformers.BertTokenizer.from_pretrained(tmp_path / "saved")) is None
