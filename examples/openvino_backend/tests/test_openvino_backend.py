@@ -7,11 +7,18 @@ import subprocess
 import sys
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from qeff_framework import QEFFAutoModelForCausalLM, QEFFAutoModelForFeatureExtraction, QEFFError, load_compiled
+from qeff_framework import (
+    QEFFAutoModelForCausalLM,
+    QEFFAutoModelForFeatureExtraction,
+    QEFFError,
+    load_compiled,
+)
+from qeff_framework.plugin_api import OptionError
 
 PROMPTS = [[5, 17, 9, 23, 42, 7], [11, 3]]
 TOKENS = 6
@@ -134,6 +141,13 @@ def test_running_imports_neither_torch_nor_the_compilers_side(model):
 def test_what_cannot_be_done_is_refused(model, options, complaint):
     with pytest.raises(QEFFError, match=complaint):
         model.compile(backend="openvino", **SIZES, **options)
+
+
+def test_bfloat16_is_refused_where_the_cpu_would_compute_in_float32(model):
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has bfloat16")
+    with pytest.raises(OptionError, match="needs a CPU with bfloat16"):
+        model.compile(backend="openvino", batch_size=2, precision="bf16", **SIZES)
 
 
 def test_what_the_compiler_refuses_says_why(module, monkeypatch, tmp_path):

@@ -379,6 +379,7 @@ def check_option_takes_effect(subject: Subject, name: str) -> None:
     need_causal_lm(subject)
     comparable(subject)
     [info] = [info for info in describe_options(subject.backend.options) if info.name == name]
+    was_compared = False
     for layer in (products_layer(), attention_layer()):
         seen: CompiledModel | None = None
         for choice in info.choices:
@@ -386,7 +387,11 @@ def check_option_takes_effect(subject: Subject, name: str) -> None:
                 compiled = subject.compiled(layer.program, **{name: choice})
             except OptionError:
                 continue
-            if seen is not None and different_files(seen, compiled):
-                return
+            if seen is not None:
+                was_compared = True
+                if different_files(seen, compiled):
+                    return
             seen = compiled
+    if not was_compared:
+        raise NotClaimedError(f"fewer than two choices of '{name}' are compiled on this machine")
     raise BrokenPromiseError(f"every choice of '{name}' gives the same program: it is ignored")

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import onnx_ir
 
-from qeff_framework.plugin_api import CompiledModel, CompileRequest, Transform, TransformRequest, hookimpl
+from qeff_framework.plugin_api import (
+    CompiledModel,
+    CompileError,
+    CompileRequest,
+    OptionError,
+    Transform,
+    TransformRequest,
+    hookimpl,
+)
 from qeff_framework.sessions import check_specializations
-from qeff_framework.toolchains import Toolchain
+from qeff_framework.toolchains import ProbeError, Toolchain, ask_python
 
 MODEL, PROGRAM = "model.onnx", "program.blob"
+_ASK = "import json, openvino; print(json.dumps({'can': openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}))"
+
+
+def check_bfloat16() -> None:
+    """Raises `OptionError` on a CPU without bfloat16: OpenVINO would compute in float32 there without a word."""
+    try:
+        can = ask_python(_ASK, subject="asking openvino for the CPU's number formats")["can"]
+    except ProbeError as error:
+        raise CompileError(str(error)) from error
+    if "BF16" not in can:
+        raise OptionError(
+            f"backend 'openvino': precision='bf16' needs a CPU with bfloat16; this one has {', '.join(can)}; "
+            "compile with precision='f32'"
+        )
 
 
 class OpenVinoCompiler:
@@ -25,6 +47,8 @@ class OpenVinoCompiler:
     def compile(self, request: CompileRequest) -> CompiledModel:
         """Writes the lowered model, lets OpenVINO compile it, and keeps the program only."""
         exported, specializations = request.exported, request.specializations
+        if request.options.precision == "bf16":
+            check_bfloat16()
         check_specializations(exported, specializations, backend="openvino")
         request.progress("writing the lowered model")
         model = request.output_dir / MODEL

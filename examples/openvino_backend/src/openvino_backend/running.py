@@ -36,11 +36,17 @@ class OpenVinoSession(BaseSession):
 
     def __init__(self, compiled: CompiledModel, options: OpenVinoRuntimeOptions) -> None:
         super().__init__(compiled)
+        core, precision = ov.Core(), compiled.options["precision"]
+        # OpenVINO would compute in float32 without a word.
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ExecutionError(
+                "the program is compiled for bfloat16, which this CPU does not have; compile again with precision='f32'"
+            )
         threads = options.num_threads or min(int(compiled.options["num_cores"]), os.cpu_count() or 1)
         blob = compiled.path(compiled.program["blob"])
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": compiled.options["precision"]}
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
         try:
-            program = ov.Core().import_model(blob.read_bytes(), "CPU", settings)
+            program = core.import_model(blob.read_bytes(), "CPU", settings)
             self._request: Any = program.create_infer_request()
         except Exception as error:
             raise ExecutionError(
