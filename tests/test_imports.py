@@ -98,6 +98,15 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_exports_a_model_imports_no_loops_of_generation() -> None:
+    """They take a fifth of a second, and no export runs them."""
+    code = (
+        "import sys, qeff_framework.auto; print([name for name in sys.modules if name == 'qeff_framework.generation'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_public_name_is_there() -> None:
     assert sorted(qeff_framework.__all__) == qeff_framework.__all__
     for name in qeff_framework.__all__:

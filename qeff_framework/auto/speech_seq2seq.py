@@ -14,7 +14,6 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.model import GivenInput, Program
 from qeff_framework.shapes import SpeechSeq2SeqShapes
 from qeff_framework.sources import CheckpointSource
-from qeff_framework.speech.start_tokens import SpeechFacts
 
 if TYPE_CHECKING:
     from qeff_framework.relay import Relay
@@ -65,6 +64,9 @@ class QEFFAutoModelForSpeechSeq2Seq(SoundModel):
             require_beams(given.settings, shapes, self._checkpoint_beams())
         require_new_tokens(given.settings, shapes.ctx_len)
         if isinstance(self._source, CheckpointSource):
+            # Here, since it brings the loops of generation with it, which no export needs.
+            from qeff_framework.speech.start_tokens import SpeechFacts
+
             facts = SpeechFacts.of(self._source.generation_config(), self.config, _language_names())
             if given.language is not None:
                 facts.language_id(given.language)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,8 @@ _FEWEST_ROTATED: Final = 8
 #: Inputs and weights become whole numbers from -127 to 127, stored as 1 to 255.
 _MOST: Final = 127
 _ZERO: Final = 128
+#: Of a weight that is rounded.
+_NUMBERS_AT_A_TIME: Final = 1 << 20
 
 
 def rotated_at_a_time(length: int) -> int:
@@ -114,18 +116,23 @@ def _weight(edit: GraphEditor, product: ConstantProduct, matrix: NDArray[np.floa
     length, count = product.sizes
     name = f"{product.weight.name}_levels"
 
-    def by_inputs() -> NDArray[np.float32]:
+    def by_results() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The rotated weight, some columns at a time: as a whole it would be held several times while it is rounded."""
         array: NDArray[np.float32] = weight_of(product.weight).numpy()
-        blocks = (array.T if product.transposed else array).reshape(-1, len(matrix), count)
-        turned: NDArray[np.float32] = (matrix @ blocks).reshape(length, count)
-        return turned
+        columns = array.T if product.transposed else array
+        step = max(1, _NUMBERS_AT_A_TIME // length)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            blocks = columns[:, part].reshape(length // len(matrix), len(matrix), -1)
+            yield part, (matrix @ blocks).reshape(length, -1)
 
     def scales() -> NDArray[np.float32]:
-        largest: NDArray[np.float32] = np.abs(by_inputs()).max(axis=0)
-        return np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(_MOST)
+        return np.concatenate([_scales_of(turned) for _, turned in by_results()])
 
     def levels() -> NDArray[np.uint8]:
-        whole: NDArray[np.uint8] = (np.rint(by_inputs() / scales()) + _ZERO).astype(np.uint8)
+        whole = np.empty((length, count), np.uint8)
+        for part, turned in by_results():
+            whole[:, part] = np.rint(turned / _scales_of(turned)) + _ZERO
         return whole
 
     weight, factors = (
@@ -137,6 +144,11 @@ def _weight(edit: GraphEditor, product: ConstantProduct, matrix: NDArray[np.floa
     )
     zero = edit.array(np.array(_ZERO, np.uint8))
     return weight, edit.array(np.array(1, np.float32)), factors, zero, zero
+
+
+def _scales_of(columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest: NDArray[np.float32] = np.abs(columns).max(axis=0)
+    return np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(_MOST)
 
 
 #: Of the product that a program brings along.
