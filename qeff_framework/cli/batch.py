@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,6 +83,11 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
         raise OptionError(f"INPUT {args.input}: there is no such file")
     if args.output.is_dir() or not args.output.absolute().parent.is_dir():
         raise OptionError(f"OUTPUT {args.output}: it must be a file in a directory that exists")
+    written = args.output if args.output.exists() else args.output.absolute().parent
+    if not os.access(written, os.W_OK):
+        raise OptionError(f"OUTPUT {args.output}: {written} cannot be written; give another file")
+    if args.output.exists() and args.output.samefile(args.input):
+        raise OptionError(f"OUTPUT {args.output}: it is INPUT itself; give another file")
     for name in ("replicas", "batch_size"):
         value = getattr(args, name)
         option = f"--{name.replace('_', '-')}"

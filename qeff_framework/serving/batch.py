@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from qeff_framework.artifacts import Manifest
 from qeff_framework.errors import ExecutionError, InputError, QEFFError
@@ -25,6 +25,8 @@ from qeff_framework.serving.parquet import parquet_rows
 
 #: Fields of an input row that are not settings of the generation.
 _PROMPTS = ("prompt", "messages")
+#: How each line of an output begins.
+_BEGINNING = b'{"row": '
 #: What `Engine.prepare` takes beside settings.
 _NOT_FOR_ROWS = frozenset(
     {"n", "priority", "deadline", "logprobs", "chat", "settings", "generation_config", "deliver", "on_end"}
@@ -101,6 +103,8 @@ def complete(
         InputError: another process writes `target`, or it holds lines of another input or program.
     """
     shared = {"program": Manifest.load(Path(program)).key, "settings": dict(settings)}
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target} is the input itself; give another output")
     with _only_writer(target):
         return _completed(source, target, answer, shared=shared, on_progress=on_progress)
 
@@ -132,7 +136,9 @@ def _completed(
     with target.open("ab", buffering=0) as output, closing(answer(waiting())) as answered:
         for line in answered:
             number = line["row"]
-            output.write(json.dumps({"row": number, "key": keys.pop(number), **line}).encode() + b"\n")
+            _write(
+                cast("BinaryIO", output), json.dumps({"row": number, "key": keys.pop(number), **line}).encode() + b"\n"
+            )
             count += 1
             failed += "error" in line
             if on_progress is not None:
@@ -140,6 +146,13 @@ def _completed(
     if count != total:
         raise ExecutionError(f"{total - count} of {total} rows got no answer; start the command again for them")
     return progress()
+
+
+def _write(output: BinaryIO, line: bytes) -> None:
+    """All of `line`: of the last bytes on a disk that becomes full the system writes some, and says so by their number."""
+    left = memoryview(line)
+    while left:
+        left = left[output.write(left) :]
 
 
 @contextmanager
@@ -275,16 +288,17 @@ def _finished(source: Path, target: Path, shared: Mapping[str, Any]) -> tuple[in
     failed = 0
     if not target.exists():
         return failed, set()
-    with target.open("r+b") as lines:
-        end = 0
+    end = 0
+    with target.open("rb") as lines:
         for line in lines:
             if not line.endswith(b"\n"):
+                if line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
+                    raise _no_output(target)
                 break
             number, key, has_failed = _output_line(line, target)
             done[number] = key
             failed += has_failed
             end += len(line)
-        os.ftruncate(lines.fileno(), end)
     strangers = set(done)
     for number, text in input_rows(source):
         if done.get(number) == _key(text, shared):
@@ -294,6 +308,8 @@ def _finished(source: Path, target: Path, shared: Mapping[str, Any]) -> tuple[in
             f"{target} holds an answer to row {min(strangers)} of another input, with other settings, or of another program; "
             "give another output, or remove it"
         )
+    # What lies behind the last complete line; not before it is known that the file is ours.
+    os.truncate(target, end)
     return failed, set(done)
 
 
@@ -302,4 +318,8 @@ def _output_line(line: bytes, target: Path) -> tuple[int, str, bool]:
         content = json.loads(line)
         return int(content["row"]), str(content["key"]), "error" in content
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{target} is no output of `qeff batch`; give another file") from error
+        raise _no_output(target) from error
+
+
+def _no_output(target: Path) -> InputError:
+    return InputError(f"{target} is no output of `qeff batch`; give another file")

@@ -11,6 +11,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.single_pass.numbers import refuse_nan
 from qeff_framework.tasks import task_spec
 from qeff_framework.tokenization.inputs import (
     check_mask,
@@ -75,7 +76,8 @@ class EncoderRunner:
         Lists (also of unequal lengths), arrays or tensors ``[N, S]`` or ``[S]`` are taken. A result is ``[N, H]`` for
         pooled outputs and class scores, ``[N, S, H]`` or ``[N, S]`` for outputs per token, with S as given (the longest row of
         lists); places behind the last token of the whole batch are 0 there. Without a mask every id is text, as in Transformers,
-        and padding ids at an end of a row are worth a warning. Raises `InputError` for what the program cannot take.
+        and padding ids at an end of a row are worth a warning. Raises `InputError` for what the program cannot take, and
+        `ExecutionError` where the result of a token holds NaN.
         """
         batch = self._read(inputs)
         rows, width = batch.mask.shape
@@ -97,6 +99,8 @@ class EncoderRunner:
                     results[name][start : start + count, : batch.used] = output[:count, : batch.used]
                 else:
                     results[name][start : start + count] = output[:count]
+        visible = batch.mask == 1
+        refuse_nan(results, {name: visible for name in results if self._per_token[name]})
         return results
 
     def _run(self, feed: Mapping[str, NDArray[Any]], batch: _Batch, start: int, count: int) -> dict[str, NDArray[Any]]:

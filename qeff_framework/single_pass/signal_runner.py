@@ -9,6 +9,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.single_pass.numbers import refuse_nan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +38,8 @@ class SignalRunner:
         """The program's outputs by name ``[N, ...]``, and the real frames of each row ``[N]`` (0 for outputs without frames).
 
         `inputs` has the main input, ``[N, ...]`` or rows of unequal lengths, and may have an ``attention_mask [N, S]``, by which
-        rows end in padding. Frames behind the last real one of a row are 0. Raises `InputError` for what the program cannot take.
+        rows end in padding. Frames behind the last real one of a row are 0. Raises `InputError` for what the program cannot take,
+        and `ExecutionError` where the result of a row holds NaN.
         """
         rows = self._read(inputs)
         lengths = [len(row) for row in rows] if self._has_mask else [0] * len(rows)
@@ -53,6 +55,8 @@ class SignalRunner:
                 for number in range(len(group)):
                     count = int(frames[start + number]) if self._frames else len(output[number])
                     results[name][start + number, :count] = output[number, :count]
+        # Frames of padding are 0.
+        refuse_nan(results, {})
         return results, frames
 
     def _run(self, group: list[NDArray[Any]], seq_len: int, batch_size: int) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import CONFIG as CHECKPOINT_CONFIG
 from qeff_framework.sources.files import read_json
-from qeff_framework.sources.lora import LoraAdapter
+from qeff_framework.sources.lora import LoraAdapter, folders_of_adapters
 from qeff_framework.sources.places import HubRepository, LocalFolder, Place
 
 CONFIG = "adapter_config.json"
@@ -79,11 +79,7 @@ def _looks_local(text: str) -> bool:
 def refuse_adapter(place: Place, name: str, *, alone: bool, names: Sequence[str] = FILES) -> None:
     """Raises `CheckpointError` with the remedy if `place` holds one of `names`. `alone`: there is no model beside it."""
     if all(place.optional_file(file) is None for file in names):
-        inner = (
-            sorted(path.parent for path in place.root.glob(f"*/{CONFIG}"))
-            if alone and isinstance(place, LocalFolder)
-            else []
-        )
+        inner = folders_of_adapters(place) if alone else []
         if inner:
             raise CheckpointError(
                 f"{name} holds no model, and adapters in its folders {', '.join(folder.name for folder in inner)}; give one of "

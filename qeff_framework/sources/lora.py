@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,7 +15,7 @@ from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.files import TOKENIZER_CONFIG, check_weight_files, read_json
 from qeff_framework.sources.loading_report import some
-from qeff_framework.sources.places import HubRepository, Place
+from qeff_framework.sources.places import HubRepository, LocalFolder, Place
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +169,9 @@ class LoraAdapter:
         with torch.no_grad():
             self._resize(module)
             replaced, deltas = self.replaced(module), self.deltas(module)
-            self._check_complete(module, deltas, replaced)
-            self._check_tied(module, {*deltas, *(name.rpartition(".")[0] for name in replaced)})
             rows = self._token_rows(module)
+            self._check_complete(module, deltas, [*replaced, *rows])
+            self._check_tied(module, {*deltas, *(name.rpartition(".")[0] for name in replaced)})
             for name, value in replaced.items():
                 _own_parameter(module, name).copy_(value)
             for name, (indices, values) in rows.items():
@@ -230,8 +230,8 @@ class LoraAdapter:
             ours = shapes.get(name, tensor.shape)
             if ours != tensor.shape and ours[1:] == tensor.shape[1:]:
                 self._refuse_rows(f"{name}, which has {tensor.shape[0]} rows in place of {ours[0]}")
-        deltas, replaced, more = self.deltas(module), self.replaced(module), []
-        self._check_complete(module, deltas, replaced)
+        deltas, replaced, rows, more = self.deltas(module), self.replaced(module), self._token_rows(module), []
+        self._check_complete(module, deltas, [*replaced, *rows])
         for name, delta in deltas.items():
             kinds = {"DoRA": delta.magnitude, "a bias": delta.bias, "an embedding": delta.is_embedding or None}
             more += [f"{kind} of {name}" for kind, found in kinds.items() if found is not None]
@@ -239,7 +239,7 @@ class LoraAdapter:
         more += [
             name for name, value in replaced.items() if not torch.equal(value, module.get_parameter(name).detach())
         ]
-        more += [f"rows of {name}" for name in self._token_rows(module)]
+        more += [f"rows of {name}" for name in rows]
         if more:
             self._refuse_rows(more[0])
         return {
@@ -259,6 +259,12 @@ class LoraAdapter:
         try:
             path = self._place.file(CONFIG)
         except FileNotFoundError as error:
+            inner = folders_of_adapters(self._place)
+            if inner:
+                raise CheckpointError(
+                    f"{self.name} holds adapters in its folders {', '.join(folder.name for folder in inner)}; give one of them: "
+                    f"{str(inner[0])!r}"
+                ) from error
             raise CheckpointError(f"{error}; give an adapter as peft saves it, with its {CONFIG}") from error
         return read_json(path, with_field="peft_type")
 
@@ -395,12 +401,16 @@ class LoraAdapter:
             return f"if {name} is the head of a classifier, give num_labels={tensor.shape[0]} as in its training"
         return f"is {self.base or 'the model that was given'} its base, with as many tokens as it was trained with?"
 
-    def _check_complete(self, module: torch.nn.Module, deltas: Collection[str], replaced: Iterable[str]) -> None:
+    def _check_complete(self, module: torch.nn.Module, deltas: Collection[str], replaced: Collection[str]) -> None:
         """Warns of modules that the config names and of which the file holds nothing, as peft does.
 
         Raises:
-            CheckpointError: such a module was trained as a whole.
+            CheckpointError: such a module was trained as a whole, or the file holds nothing at all.
         """
+        if not deltas and not replaced:
+            raise CheckpointError(
+                f"the adapter {self.name} holds nothing: there is no weight in {self.files()[1].name}; download it again"
+            )
         owners = {*deltas, *(name.rpartition(".")[0] for name in replaced)}
         held = {
             ".".join(parts[:end]) for parts in (name.split(".") for name in owners) for end in range(1, len(parts) + 1)
@@ -468,6 +478,7 @@ class LoraAdapter:
                 f"the adapter {self.name} adds {list(shape)} to {name}, which is {list(weight.shape)}; give its base model: "
                 f"{self.base or 'its config names none'}"
             )
+        self._check_stated(name, parts, is_embedding=is_embedding)
         magnitude = parts.get("magnitude_vector")
         if magnitude is not None and is_embedding:
             raise CheckpointError(
@@ -484,6 +495,28 @@ class LoraAdapter:
             magnitude=None if magnitude is None else magnitude.flatten(),
             is_embedding=is_embedding,
         )
+
+    def _check_stated(self, name: str, parts: Mapping[str, torch.Tensor], *, is_embedding: bool) -> None:
+        """Raises `CheckpointError` where config and weights disagree: peft would scale by the one or leave out the other."""
+        patterns, rank = self.config.get("rank_pattern") or {}, parts["A"].shape[0]
+        stated = _by_pattern(patterns, name, self.config.get("r", rank)) if isinstance(patterns, Mapping) else rank
+        problem = f"states the rank {stated}, and its weights have the rank {rank}" if stated != rank else ""
+        for field, part in (("use_dora", "magnitude_vector"), ("lora_bias", "bias")):
+            # peft has no bias for the sum of an embedding.
+            expected = bool(self.config.get(field)) and not (is_embedding and part == "bias")
+            if expected != (part in parts):
+                other = f"no lora_{part}" if expected else f"a lora_{part}"
+                problem = problem or f"states {field}={str(expected).lower()}, and its weights hold {other}"
+        if problem:
+            raise CheckpointError(
+                f"the {CONFIG} of the adapter {self.name} {problem} for {name}: one of both files is of another adapter; "
+                "download both again"
+            )
+
+
+def folders_of_adapters(place: Place) -> list[Path]:
+    """The folders in a local folder that hold an adapter each, as peft saves several of one model."""
+    return sorted(path.parent for path in place.root.glob(f"*/{CONFIG}")) if isinstance(place, LocalFolder) else []
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

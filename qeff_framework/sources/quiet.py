@@ -12,10 +12,15 @@ from qeff_framework.thread_quiet import muted_loggers
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the type of an error and the first line of its message, with the next one where a colon ends it."""
+    """Returns the type of an error and the first line of its message, with those after it that its sentence goes on in."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    ends = (number for number, line in enumerate(lines, start=1) if not line.endswith(_GOES_ON))
+    told = " ".join(lines[: min(next(ends, 1), _MOST_LINES)])
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+#: How a line ends whose sentence goes on in the next one, and how many lines are taken of a long list.
+_GOES_ON, _MOST_LINES = (":", ",", " or", " and"), 6
 
 
 @contextlib.contextmanager

@@ -26,7 +26,11 @@ def test_rows_are_answered_as_generate_does(model_qeff: Any, artifact: Path, tmp
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
-    [("no.jsonl", "out", "there is no such file"), ("in.jsonl", "no/out", "in a directory that exists")],
+    [
+        ("no.jsonl", "out", "there is no such file"),
+        ("in.jsonl", "no/out", "in a directory that exists"),
+        ("in.jsonl", "in.jsonl", "INPUT itself"),
+    ],
 )
 def test_wrong_usage(model_qeff: Any, tmp_path: Path, source: str, target: str, message: str) -> None:
     (tmp_path / "in.jsonl").write_text("{}")

@@ -147,6 +147,30 @@ def test_rows_that_get_no_answer_are_not_passed_over(artifact: Path, tmp_path: P
     assert sorted(lines(target)) == [0, 1]
 
 
+@pytest.mark.parametrize("content", [b"notes without an end of line", b"{", b'{"rows": 3'])
+def test_a_file_of_somebody_else_stays_as_it_is(content: bytes, engine: Engine, tmp_path: Path) -> None:
+    """Its one line is no broken line of an output, which the next run would take away."""
+    source, target = write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl"
+    target.write_bytes(content)
+    if content != b"{":
+        with pytest.raises(InputError, match="is no output of `qeff batch`"):
+            run_batch(engine, source, target)
+        assert target.read_bytes() == content
+    source.write_bytes(content)
+    with pytest.raises(InputError, match="is the input itself"):
+        run_batch(engine, source, source)
+    assert source.read_bytes() == content
+
+
+def test_a_broken_line_is_kept_where_the_output_is_refused(engine: Engine, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl"
+    content = b'{"row": 0, "key": "of another input", "text": ""}\n{"row": 1, "ke'
+    target.write_bytes(content)
+    with pytest.raises(InputError, match="an answer to row 0 of another input"):
+        run_batch(engine, source, target)
+    assert target.read_bytes() == content
+
+
 def test_an_output_has_one_writer(engine: Engine, artifact: Path, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl"
     refused: list[str] = []

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeff_framework.errors import InputError
+from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.single_pass import EncoderRunner
 from qeff_framework.tokenization import normalize_inputs
 from tests.generation.fakes import FakeCausalLM, FakeEncoder, encode
@@ -119,6 +119,28 @@ def test_a_graph_without_a_mask_takes_full_rows_only() -> None:
 def test_programs_of_other_tasks_are_refused() -> None:
     with pytest.raises(InputError, match="use TextGenerator"):
         EncoderRunner(FakeCausalLM())
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_result_that_is_no_number_is_refused(pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greatest score of a row with NaN is some class; what padding holds means nothing."""
+    session = FakeEncoder(pooled=pooled)
+    inputs = {"input_ids": [[1, 2, 3], [4, 5]]}
+    clean = session.run
+    place = (1,) if pooled else (1, 1)
+
+    def run(feed: Any) -> Any:
+        outputs = {name: np.array(value, dtype=np.float32) for name, value in clean(feed).items()}
+        for value in outputs.values():
+            value[place] = np.nan
+        return outputs
+
+    monkeypatch.setattr(session, "run", run)
+    with pytest.raises(ExecutionError, match=r"the \w+ of row 1 contain NaN: the program overflowed"):
+        EncoderRunner(session)(inputs)
+    place = (0,) if pooled else (1, 2)
+    if not pooled:
+        assert np.isnan(EncoderRunner(session)(inputs)[1, 2]).all()
 
 
 def test_tokens_of_padded_rows_are_found_on_either_side() -> None:

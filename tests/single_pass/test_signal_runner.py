@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qeff_framework.contracts import CompiledModel, Specialization, TensorSpec
-from qeff_framework.errors import InputError
+from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.single_pass.signal_runner import SignalRunner
 
 
@@ -49,6 +49,13 @@ def test_rows_are_padded_grouped_and_cut() -> None:
     assert session.lengths == [16, 16]
     assert lengths.tolist() == [1, 3, 1]
     assert outputs["logits"][..., 0].tolist() == [[6, 0, 0], [6, 22, 38], [6, 0, 0]]
+
+
+def test_a_frame_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = _Frames()
+    monkeypatch.setattr(session, "run", lambda inputs: {"logits": np.full((2, 2, 1), np.nan, np.float32)})
+    with pytest.raises(ExecutionError, match="the logits of row 0 contain NaN"):
+        SignalRunner(session)({"input_values": [np.ones(8, np.float32)]})  # type: ignore[arg-type]
 
 
 def test_a_mask_cuts_rows() -> None:

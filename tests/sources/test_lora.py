@@ -215,6 +215,30 @@ def test_modules_that_the_config_names_and_the_file_lacks(adapter: Path, caplog:
     adapter.rename(folder / "first")
     with pytest.raises(CheckpointError, match="several holds no model, and adapters in its folders first; give one"):
         CheckpointSource(folder, {})
+    with pytest.raises(CheckpointError, match="several holds adapters in its folders first; give one of them: .*first"):
+        CheckpointSource(folder.parent / "tiny", {"adapter": folder})
+
+
+@pytest.mark.parametrize(
+    ("fields", "stated"),
+    [
+        ({"r": 8}, "states the rank 8, and its weights have the rank 4 for .*q_proj"),
+        ({"rank_pattern": {"q_proj": 2}}, "states the rank 2"),
+        ({"use_dora": True}, "states use_dora=true, and its weights hold no lora_magnitude_vector"),
+        ({"lora_bias": True}, "states lora_bias=true, and its weights hold no lora_bias"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights(adapter: Path, fields: dict[str, Any], stated: str) -> None:
+    """peft computes by the config: with another scale, or with random numbers in the place of what is absent."""
+    change_json(adapter / "adapter_config.json", **fields)
+    with pytest.raises(CheckpointError, match=f"of the adapter lora {stated}.*download both again"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+
+
+def test_an_adapter_without_any_weight(adapter: Path) -> None:
+    save_file({}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="the adapter lora holds nothing: there is no weight in adapter_model"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
 
 
 def test_an_adapter_that_torch_has_written(adapter: Path) -> None:

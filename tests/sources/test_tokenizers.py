@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import transformers
 
+from qeff_framework.sources.quiet import first_line
 from qeff_framework.sources.tokenizers import CheckpointTokenizer, made_up, save_tokenizer
 from tests.tokenizer_folders import byte_level_tokenizer
 
@@ -61,3 +62,9 @@ def test_a_vocabulary_that_was_read_is_the_checkpoints(tmp_path: Path) -> None:
     # A file may say what the class says.
     transformers.BertTokenizer().save_pretrained(tmp_path / "saved")
     assert made_up(transformers.BertTokenizer.from_pretrained(tmp_path / "saved")) is None
+
+
+def test_a_reason_is_told_to_the_end_of_its_sentence() -> None:
+    told = "made from one of: \n(1) a file, \n(2) a tokenizer or \n(3) a class. \nYou need to have it."
+    assert first_line(ValueError(told)) == "ValueError: made from one of: (1) a file, (2) a tokenizer or (3) a class."
+    assert first_line(OSError("no file\nof this name")) == "OSError: no file"

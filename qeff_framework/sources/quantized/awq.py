@@ -47,6 +47,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales")),
+                needed=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
                 layout=partial(_LAYOUTS[version], stored, module, group_size),

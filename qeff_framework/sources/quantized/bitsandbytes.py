@@ -27,6 +27,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=(f"{module}.weight", key, f"{module}.weight_format"),
+                needed=(f"{module}.weight",),
                 read=partial(_rows, stored, module),
                 shape=stored.shape(f"{module}.weight") if f"{module}.weight" in stored else None,
             )
@@ -34,11 +35,14 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             # module.weight.quant_state.bitsandbytes__nf4
             name = key.removesuffix(f".{_STATE}{last.removeprefix(_STATE.rpartition('.')[2])}")
             parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+            state = _state(stored, key)
+            sources = (name, *(f"{name}.{part}" for part in parts))
             yield StoredWeight(
                 name=name,
-                sources=(name, key, *(f"{name}.{part}" for part in parts)),
+                sources=(key, *sources),
+                needed=sources if "nested_blocksize" in state else sources[:3],
                 read=partial(_codes, stored, name, key),
-                shape=tuple(int(size) for size in _state(stored, key)["shape"]),
+                shape=tuple(int(size) for size in state["shape"]),
             )
 
 

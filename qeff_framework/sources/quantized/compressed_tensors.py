@@ -17,6 +17,8 @@ from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout,
 
 #: Beside a weight, for the activations, which the portable graph computes as floating-point numbers.
 _ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
+#: Values of ``actorder`` with which groups are no blocks of adjacent inputs.
+_ORDERS = (True, "group", "dynamic")
 _REMEDY = "give a checkpoint in a format without it, or the model without quantisation"
 
 
@@ -53,6 +55,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             yield StoredWeight(
                 name=key,
                 sources=_sources(stored, module),
+                needed=_needed(schemes, module, ("weight", "weight_scale")),
                 read=partial(_plain, stored, module, schemes),
                 shape=stored.shape(key),
             )
@@ -76,6 +79,13 @@ def _sources(stored: StoredTensors, module: str) -> tuple[str, ...]:
     return tuple(key for key in (*own, *beside) if key in stored)
 
 
+def _needed(schemes: list[Mapping[str, Any]], module: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The tensors without which there are no numbers: `parts`, and the zero points that every group of the config states."""
+    if schemes and all(scheme.get("symmetric") is False for scheme in schemes):
+        parts = (*parts, "weight_zero_point")
+    return tuple(f"{module}.{part}" for part in parts)
+
+
 def _plain(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> torch.Tensor:
     """int8 or float8 ``[out, in]``, with a scale for the tensor, each row, or each block."""
     name = f"{module}.weight"
@@ -97,13 +107,29 @@ def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]
     name, sources = f"{module}.weight", _sources(stored, module)
     if stored.dtype(f"{name}_packed") == "U8":
         shape = pairs_unpacked(stored.shape(f"{name}_packed"))
-        return StoredWeight(name=name, sources=sources, read=partial(_float4, stored, module), shape=shape)
+        # NVFP4 has scales of FP8, and one for all of them; those of MXFP4 are powers of two.
+        scale = f"{name}_scale"
+        more = ("weight_global_scale",) if scale in stored and stored.is_float8(scale) else ()
+        return StoredWeight(
+            name=name,
+            sources=sources,
+            needed=_needed([], module, ("weight_packed", "weight_scale", *more)),
+            read=partial(_float4, stored, module),
+            shape=shape,
+        )
     levels = partial(_levels, stored, module, schemes)
+    # With one group there is no order to keep.
+    is_ordered = bool(schemes) and all(scheme.get("actorder") in _ORDERS for scheme in schemes)
+    has_groups = (
+        f"{name}_scale" in stored and math.prod(stored.shape(f"{name}_scale")) > stored.shape(f"{name}_packed")[0]
+    )
+    order = ("weight_g_idx",) if is_ordered and has_groups else ()
     # Two numbers, which lie in the file.
     sizes = stored.read(f"{name}_shape").tolist() if f"{name}_shape" in stored else None
     return StoredWeight(
         name=name,
         sources=sources,
+        needed=_needed(schemes, module, ("weight_packed", "weight_scale", "weight_shape", *order)),
         read=lambda: levels().dequantised(),
         shape=None if sizes is None else tuple(int(size) for size in sizes),
         levels=levels,

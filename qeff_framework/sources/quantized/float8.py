@@ -49,6 +49,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         yield StoredWeight(
             name=key,
             sources=(key, scales, *(found for names in beside for found in names if found in stored)),
+            needed=(key, scales),
             read=partial(_weight, stored, key, scales, None if is_float4 else block),
             shape=pairs_unpacked(stored.shape(key)) if is_float4 else stored.shape(key),
         )

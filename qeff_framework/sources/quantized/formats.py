@@ -31,6 +31,9 @@ METHODS: Mapping[str, str] = {
     "torchao": "torchao",
 }
 
+#: Types of packed numbers, in the terms of safetensors.
+_INTEGERS = ("I8", "U8", "I16", "I32")
+
 
 class QuantizedCheckpoint:
     """The weights of a checkpoint in one of the formats of `METHODS`."""
@@ -49,12 +52,29 @@ class QuantizedCheckpoint:
         module = importlib.import_module(f"{__package__}.{METHODS[self.method]}")
         read: Callable[[Mapping[str, Any], StoredTensors], Iterator[StoredWeight]] = module.weights
         self._weights = {weight.name: weight for weight in read(settings, self._stored)}
+        # Some are read when the graph is written, which is late for a reason that the headers tell.
+        for part in (part for weight in self._weights.values() for part in weight.needed):
+            self._stored.require(part)
         is_plain: Callable[[Mapping[str, Any]], bool] = getattr(module, "leaves_weights", lambda _: False)
+        self._refuse_unscaled()
         if not self._weights and not is_plain(settings):
             raise CheckpointError(
                 f"the config.json of {name} states quant_method '{self.method}', and none of its weights is packed; if they "
                 "are the dequantised ones, take quantization_config out of the config.json, else download the weights again"
             )
+
+    def _refuse_unscaled(self) -> None:
+        """Raises `CheckpointError` for packed numbers that no weight is made from: the loader would take them as they are."""
+        used = {source for weight in self._weights.values() for source in weight.sources}
+        for key in self._stored:
+            if key in used or len(self._stored.shape(key)) < 2:
+                continue
+            dtype = self._stored.dtype(key)
+            if self._stored.is_float8(key) or (dtype in _INTEGERS and key.rpartition(".")[2] == "weight"):
+                raise CheckpointError(
+                    f"{self.name} is quantised by {self.method}, and holds {key} as numbers of type {dtype} without the scales "
+                    "that they need; download the checkpoint again, or give the model without quantisation"
+                )
 
     def weights(self) -> tuple[StoredWeight, ...]:
         """All that are packed."""

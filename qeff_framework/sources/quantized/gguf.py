@@ -48,6 +48,7 @@ def weights(path: Path) -> Iterator[StoredWeight]:
         yield StoredWeight(
             name=name,
             sources=(),
+            needed=(),
             read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
             levels=levels,
             layout=partial(GroupLayout, bits=kind.bits, block_size=_BLOCK, count=columns // _BLOCK),

@@ -47,6 +47,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")),
+                needed=tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales")),
                 read=lambda levels=levels: levels().dequantised(),  # type: ignore[misc]
                 levels=levels,
                 layout=partial(_layout, stored, module, group_size),
@@ -98,6 +99,11 @@ def _groups(stored: StoredTensors, module: str, bits: int, group_size: int) -> t
     if groups is None or (count > 1 and not groups.any()):
         inputs = stored.shape(f"{module}.qweight")[0] * 32 // bits
         return inputs, adjacent_block_size(inputs, count, group_size, f"{module}.weight"), None
+    if int(groups.min()) < 0 or int(groups.max()) >= count:
+        raise CheckpointError(
+            f"{stored.name} holds {indices} with the groups {int(groups.min())} to {int(groups.max())}, and scales for {count}; "
+            "download the checkpoint again"
+        )
     # A module may have groups of another size than the config states for most.
     block_size = int((groups == groups[0]).sum())
     is_adjacent = torch.equal(groups, torch.arange(len(groups)) // block_size)

@@ -41,6 +41,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         yield StoredWeight(
             name=key,
             sources=tuple(part for part in parts if part in stored),
+            needed=parts[:2],
             read=partial(_float4 if is_float4 else _float8, stored, key),
             shape=pairs_unpacked(stored.shape(key)) if is_float4 else stored.shape(key),
         )

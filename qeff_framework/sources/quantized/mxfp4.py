@@ -46,6 +46,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         yield StoredWeight(
             name=name,
             sources=(key, scales),
+            needed=(key, scales),
             read=partial(rows, 0, experts),
             read_rows=rows,
             shape=(experts, blocks * _BLOCK_SIZE, outputs),

@@ -46,6 +46,13 @@ class StoredTensors:
     def __contains__(self, key: str) -> bool:
         return key in self._opened or key in self._tensors
 
+    def require(self, key: str) -> None:
+        """Raises `CheckpointError` where there is no tensor of this name."""
+        if key not in self:
+            raise CheckpointError(
+                f"{self.name} lacks {key}, which its quantised weights need; download the checkpoint again"
+            )
+
     def read(self, key: str) -> torch.Tensor:
         """The tensor.
 
@@ -57,10 +64,7 @@ class StoredTensors:
             return self._places[key].read()
         if key in self._tensors:
             return self._tensors[key]
-        if key not in self._opened:
-            raise CheckpointError(
-                f"{self.name} lacks {key}, which its quantised weights need; download the checkpoint again"
-            )
+        self.require(key)
         tensor: torch.Tensor = self._opened[key].get_tensor(key)
         return tensor
 

@@ -48,6 +48,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         yield StoredWeight(
             name=name,
             sources=sources,
+            needed=(f"{prefix}qdata", f"{prefix}scale"),
             read=partial(_weight, stored, name, prefix, block),
             shape=stored.shape(f"{prefix}qdata") if f"{prefix}qdata" in stored else None,
         )

@@ -93,6 +93,8 @@ class StoredWeight:
     name: str
     #: The tensors that it is made from, or that have no place in the unquantised checkpoint.
     sources: tuple[str, ...]
+    #: Those of `sources` without which there are no numbers; the others may be absent.
+    needed: tuple[str, ...]
     #: Returns the weight as float32, ``[out, in]`` for a linear layer.
     read: Callable[[], torch.Tensor]
     #: That of what `read` returns, as far as it is known without reading: such a weight is read when it is written.

@@ -32,6 +32,11 @@ def settings_of(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _compressed(scheme: dict[str, Any]) -> dict[str, Any]:
+    """Settings of compressed-tensors with one group."""
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": scheme}}}
+
+
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_a_weight_is_what_its_library_makes_of_it(path: Path) -> None:
     weight = read_weight(path, settings_of(path))
@@ -189,3 +194,62 @@ def test_parts_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
     save_file({"proj.weight": tensors["proj.weight"]}, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=r"proj\.weight as 8-bit numbers without scales"):
         read_weight(tmp_path / "b.safetensors", settings)
+
+
+W8, W4 = {"num_bits": 8}, {"num_bits": 4, "group_size": 2}
+ROWS = torch.ones(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "absent"),
+    [
+        ({"quant_method": "gptq"}, {"qweight": torch.ones(1, 4).int(), "scales": ROWS.T}, "qzeros"),
+        ({"quant_method": "awq"}, {"qweight": torch.ones(8, 1).int(), "qzeros": torch.ones(1, 1).int()}, "scales"),
+        (
+            _compressed({**W8, "symmetric": False}),
+            {"weight": torch.ones(4, 8).char(), "weight_scale": ROWS},
+            "weight_zero_point",
+        ),
+        (
+            _compressed(W4),
+            {"weight_packed": torch.ones(4, 1).int(), "weight_shape": torch.tensor([4, 8])},
+            "weight_scale",
+        ),
+        (
+            _compressed({**W4, "actorder": "group"}),
+            {
+                "weight_packed": torch.ones(4, 1).int(),
+                "weight_shape": torch.tensor([4, 8]),
+                "weight_scale": torch.ones(4, 4),
+            },
+            "weight_g_idx",
+        ),
+        (
+            _compressed(W4),
+            {"weight_packed": torch.ones(4, 8).byte(), "weight_scale": ROWS.to(torch.float8_e4m3fn)},
+            "weight_global_scale",
+        ),
+    ],
+)
+def test_an_absent_part_is_named_before_anything_is_read(
+    settings: dict[str, Any], tensors: dict[str, torch.Tensor], absent: str, tmp_path: Path
+) -> None:
+    save_file({f"proj.{name}": tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=rf"sample lacks proj\.{absent}, .*download"):
+        QuantizedCheckpoint(settings, [tmp_path / "a.safetensors"], "sample")
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "bitsandbytes"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_packed_numbers_without_scales_are_no_weights(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    save_file({"proj.weight": torch.ones(4, 8).to(dtype), "norm.weight": torch.ones(8)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=rf"sample is quantised by {method}.*proj\.weight.*without the scales"):
+        QuantizedCheckpoint({"quant_method": method}, [tmp_path / "a.safetensors"], "sample")
+
+
+def test_groups_of_gptq_without_scales(tmp_path: Path) -> None:
+    tensors = {"qweight": torch.ones(1, 4).int(), "qzeros": torch.ones(2, 1).int(), "scales": torch.ones(2, 4)}
+    tensors["g_idx"] = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    save_file({f"proj.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"proj\.g_idx with the groups 0 to 2, and scales for 2"):
+        read_weight(tmp_path / "a.safetensors", {"quant_method": "gptq"})
