@@ -26,7 +26,9 @@ def test_twelve_prompts_in_four_rows(model_type) -> None:
     compiled = model.compile("ort_sim", full_batch_size=4, **SIZES)
     assert [dict(entry.dims) for entry in compiled.specializations] == [
         {"batch_size": 1, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 4},
-        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 1} for n in (4, 1, 2, 3)),
+        {"batch_size": 4, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 1},
+        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 4} for n in (2, 3, 4)),
+        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 1} for n in (1, 2, 3)),
     ]
     assert compiled.program["in_place"] == [state.input for state in compiled.states]
     assert {"ScatterUpdates@1", "UsedSlots@1"} <= set(compiled.transforms)
