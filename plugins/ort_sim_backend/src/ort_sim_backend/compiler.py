@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ort_sim_backend.in_place import states_of_windows, states_updated_in_place, states_with_room
+from ort_sim_backend.in_place import states_of_rows, states_of_windows, states_updated_in_place, states_with_room
 from ort_sim_backend.lowering import final_passes
 from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
@@ -76,10 +76,16 @@ def compile_model(request: CompileRequest) -> CompiledModel:
         name_inner_values(directory / MODEL_FILE)
     if has_transformed_weights(request.model):
         spread_weights(directory / MODEL_FILE, WEIGHTS_FILE)
+    of_rows, in_place = states_of_rows(request.model, states), states_updated_in_place(request.model, states)
+    if not set(of_rows) <= set(in_place):
+        raise CompileError(
+            "a cache of which a step is given some rows is not updated in place; this is an error of ort_sim"
+        )
     program = {
         "model": MODEL_FILE,
-        "in_place": states_updated_in_place(request.model, states),
+        "in_place": in_place,
         "roomy": states_with_room(request.model, states),
+        "rows_of_step": of_rows,
         "layout_of_cpu": _takes_layout(request),
         **({"tables_file": BLOCKS_FILE, "tables": tables.mapped, "rows": tables.read} if tables else {}),
         **({"tail": tables.tail} if tables and tables.tail else {}),
