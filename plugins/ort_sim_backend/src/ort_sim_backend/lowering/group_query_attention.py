@@ -143,7 +143,8 @@ def _match(attention: AttentionNode) -> Match | None:
         return None
     if key_update.node is value_update.node:  # the kernel writes two caches
         return None
-    indices = {each.batch_index for each in (key_update, value_update, *gathers)}
+    indices = {update.batch_index for update in (key_update, value_update)}
+    indices |= {gather.batch_index for gather in gathers}
     if len(indices) > 1 or (None in indices) == bool(gathers):
         return None
     if not key_update.position_ids is value_update.position_ids is mask.position_ids:
