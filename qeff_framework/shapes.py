@@ -91,8 +91,8 @@ class CausalLMShapes:
             return
         if self.batch_size != 1:
             yield (
-                f"batch_size={self.batch_size} and full_batch_size={rows} exclude each other: continuous batching prefills one "
-                "prompt at a time; leave batch_size out"
+                f"batch_size={self.batch_size} and full_batch_size={rows} exclude each other: with continuous batching "
+                "prompts are prefilled as rows become free; leave batch_size out"
             )
         if slots is not None and slots < rows:
             yield f"kv_cache_batch_size={slots} is less than full_batch_size={rows}: each row needs a slot of its own"

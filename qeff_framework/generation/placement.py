@@ -1,10 +1,10 @@
 """Which row is where: lanes of the steps, slots of the cache, and what the next step is.
 
 The decode program has N lanes, the cache F slots, N or more; without continuous batching each lane is its own slot. A row gets a
-lane and a slot, is prefilled, decodes together with the others, and leaves both to the next one. With continuous batching the
-prefill program has one row, so that rows are prefilled one after the other; otherwise all rows that wait when a prefill begins
-are prefilled together. The slots of lanes without a row are given to the program as well: their rows are padding, which writes
-nothing, and all slots of a step must be different.
+lane and a slot, is prefilled, decodes together with the others, and leaves both to the next one. With continuous batching a row
+joins those that are being prefilled when it has a lane and the prefill programs have room for it, and decodes when its own prompt
+is read; otherwise all rows that wait when a prefill begins are prefilled together. The slots of lanes without a row are given to
+the program as well: their rows are padding, which writes nothing, and all slots of a step must be different.
 
 Decode programs of fewer rows, where there are any, take the first lanes. Rows that decode move there, and their slots with them.
 
@@ -24,7 +24,7 @@ from qeff_framework.generation.rows import Row
 class Placement:
     """Places rows into lanes and slots. It allocates what it needs once; steps change entries."""
 
-    def __init__(self, *, lanes: int, slots: int, fill_at_once: int, reuse: bool) -> None:
+    def __init__(self, *, lanes: int, slots: int, fill_at_once: int, together: bool, reuse: bool) -> None:
         #: Priority, number of arrival, row.
         self._waiting: list[tuple[int, int, Row]] = []
         self._arrivals = 0
@@ -33,6 +33,8 @@ class Placement:
         self._slots = list(range(slots))
         self._lanes = lanes
         self._fill_at_once = fill_at_once
+        #: Rows that are prefilled together begin together and wait for each other.
+        self._together = together
         #: Tokens whose keys and values a slot holds; empty where nothing is known.
         self._held: list[Sequence[int]] = [()] * slots
         self._reuse = reuse and slots > lanes
@@ -66,6 +68,13 @@ class Placement:
         """The cache slot of a lane."""
         return self._slots[lane]
 
+    def slots_for(self, rows: Sequence[Row], count: int) -> list[int]:
+        """`count` different slots: those of `rows`, then others for padding."""
+        taken = [self._slots[row.lane] for row in rows]
+        if len(taken) == count:
+            return taken
+        return [*taken, *[slot for slot in self._slots if slot not in taken][: count - len(taken)]]
+
     def add(self, rows: Iterable[Row], priority: int = 0) -> None:
         """Appends rows to the queue; a smaller `priority` comes first, and of equal ones the earlier row."""
         for row in rows:
@@ -73,8 +82,8 @@ class Placement:
             self._arrivals += 1
 
     def admit(self) -> list[Row]:
-        """The rows that are being prefilled; takes the next ones when there are none and a lane is free."""
-        if not self.filling:
+        """The rows that are being prefilled, with the next ones where a lane is free and they may join."""
+        if not (self.filling and self._together):
             while self._rereading and len(self.filling) < self._fill_at_once:
                 self.filling.append(self._rereading.popleft())
             while self._waiting and self._free_lanes and len(self.filling) < self._fill_at_once:
@@ -94,10 +103,10 @@ class Placement:
         return bool(self.decoding) and (not self.filling or 2 * len(self.decoding) >= self._lanes)
 
     def filled(self) -> None:
-        """Lets the rows decode whose prompts are in the cache, once that is so for all that are prefilled together."""
+        """Lets the rows decode whose prompts are in the cache, once that is so for all that must begin together."""
         self._filled += [row for row in self.filling if row.is_prefilled]
         self.filling = [row for row in self.filling if not row.is_prefilled]
-        if not self.filling:
+        if self._filled and not (self.filling and self._together):
             self.decoding = [*self.decoding, *sorted(self._filled, key=lambda row: row.lane)]
             self._filled = []
 

@@ -59,6 +59,8 @@ class ProgramShape:
     slots: int | None
     #: With slots, decode programs for a single token of fewer rows, ascending: the first so many lanes.
     fewer_rows: tuple[StepShape, ...] = ()
+    #: With slots, prefill programs of several rows, which read chunks of as many prompts in one step.
+    more_rows: tuple[StepShape, ...] = ()
     #: Names of the inputs beside tokens and positions.
     extra_inputs: frozenset[str]
     #: `None` when the program does not tell.
@@ -153,6 +155,12 @@ class ProgramShape:
                 f"{sorted({(step.rows, ctx_len) for step in steps})}; with batch_index, prefill must have batch_size 1"
             )
         fewer = [s for s in steps if s.width == s.kept == 1 and s.rows < most_rows and s not in prefills]
+        widths = {step.width for step in prefills}
+        more = [
+            s
+            for s in steps
+            if s.kept == 1 < s.width and least_rows < s.rows <= most_rows and s.width in widths and not s.vision
+        ]
         return cls(
             prefills=tuple(prefills),
             decodes=tuple(decodes),
@@ -160,6 +168,8 @@ class ProgramShape:
             slots=slots,
             # Rows move up for them, and what a sampler was told of a row stays with its lane.
             fewer_rows=() if slots is None or "random_numbers" in fed else tuple(sorted(fewer, key=lambda s: s.rows)),
+            # A sampler is told of a row in the lane where it decodes.
+            more_rows=() if slots is None or "random_numbers" in fed else tuple(sorted(more, key=lambda s: s.rows)),
             extra_inputs=frozenset(fed) - frozenset(_TOKENS),
             vocab_size=_vocab_size(compiled),
             token_dtype=fed["input_ids"].dtype,

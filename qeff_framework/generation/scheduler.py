@@ -43,6 +43,14 @@ class Scheduler:
         self._session = session
         self._shape = shape
         self._prefills = [StepInputs(shape, step) for step in shape.prefills]
+        #: With slots, those of each width by their rows, ascending.
+        self._of_rows: dict[int, list[StepInputs]] = {
+            inputs.shape.width: [
+                inputs,
+                *(StepInputs(shape, s) for s in shape.more_rows if s.width == inputs.shape.width),
+            ]
+            for inputs in self._prefills
+        }
         self._decodes = [StepInputs(shape, step) for step in shape.decodes]
         self._fewer = [StepInputs(shape, step) for step in shape.fewer_rows]
         self._image = None if shape.image_step is None else StepInputs(shape, shape.image_step)
@@ -113,7 +121,8 @@ class Scheduler:
         return Placement(
             lanes=shape.batch_size,
             slots=shape.batch_size if shape.slots is None else shape.slots,
-            fill_at_once=shape.prefill.rows,
+            fill_at_once=max(step.rows for step in (shape.prefill, *shape.more_rows)),
+            together=shape.slots is None,
             reuse=shape.reusable and shape.slots is not None,
         )
 
@@ -123,16 +132,20 @@ class Scheduler:
         for row in filling:
             if row.images is not None and not row.prefilled:
                 self.read_images(row.images, row.lane)
-        inputs = self._next_chunk(filling)
+        inputs, filling = self._next_chunk(filling)
         inputs.clear(self._pad)
         if self._shape.has_encoder:
             inputs.clear_sources(self._pad)
-        for row in filling:
-            self._place_chunk(inputs, row)
+        places = [row.lane for row in filling]
+        if self._shape.slots is not None:
+            # The rows of the step are the prompts that it reads, whatever their lanes are.
+            places = list(range(len(filling)))
+            inputs.batch_index[:, 0] = self._placement.slots_for(filling, inputs.shape.rows)
+        for place, row in zip(places, filling, strict=True):
+            self._place_chunk(inputs, place, row)
         logits = self._run_step(inputs)
-        complete = [row for row in filling if row.is_prefilled]
-        take = self._take if self._shape.slots is None else self._take_alone
-        steps = take(logits, _by_request(complete)) if complete else []
+        complete = {place: row for place, row in zip(places, filling, strict=True) if row.is_prefilled}
+        steps = self._take_at(logits, complete) if complete else []
         ended = time.perf_counter()
         for request in {row.request for row in filling}:
             is_new = request.first_token is None or request.first_token > begun
@@ -153,18 +166,21 @@ class Scheduler:
             inputs.images.place_pixels(place, images, number)
             self._session.run(inputs.feed)
 
-    def _next_chunk(self, filling: Sequence[Row]) -> StepInputs:
-        """The inputs of the program that fits what is left of the longest prompt."""
-        if TOKEN_TYPES in self._shape.image_inputs:
-            return self._prefills[-1]  # an image is read at once
-        return fitting(self._prefills, max(row.prompt_length - row.prefilled for row in filling))
+    def _next_chunk(self, filling: Sequence[Row]) -> tuple[StepInputs, Sequence[Row]]:
+        """The inputs of the program that fits what is left of the longest prompt, and the rows that it reads.
 
-    def _place_chunk(self, inputs: StepInputs, row: Row) -> None:
-        place = row.lane
-        if self._shape.slots is not None:
-            # The prefill program has one row, whatever the row's lane is.
-            place = 0
-            inputs.batch_index[0, 0] = self._placement.slot(row.lane)
+        With slots, the rows are the first one and those behind it whose chunks fit the same program.
+        """
+        if TOKEN_TYPES in self._shape.image_inputs:
+            return self._prefills[-1], filling  # an image is read at once
+        if self._shape.slots is None:
+            return fitting(self._prefills, max(_left(row) for row in filling)), filling
+        chosen = fitting(self._prefills, _left(filling[0]))
+        of_rows = self._of_rows[chosen.shape.width]
+        alike = [row for row in filling if fitting(self._prefills, _left(row)) is chosen][: of_rows[-1].shape.rows]
+        return next(inputs for inputs in of_rows if inputs.shape.rows >= len(alike)), alike
+
+    def _place_chunk(self, inputs: StepInputs, place: int, row: Row) -> None:
         start = row.prefilled
         width = inputs.shape.width
         if row.images is not None and TOKEN_TYPES in self._shape.image_inputs:
@@ -267,13 +283,20 @@ class Scheduler:
                 move_states(self._session, request.beams.moves)
         return steps
 
-    def _take_alone(self, logits: NDArray[Any], groups: Groups) -> list[Step]:
-        """`_take` for the logits ``[1, 1, V]`` of a prefill program with one row, whatever the row's lane is."""
-        ((_, (row,)),) = groups
-        lane, row.lane = row.lane, 0
-        steps = self._take(logits, groups)
-        row.lane = lane
+    def _take_at(self, logits: NDArray[Any], rows: Mapping[int, Row]) -> list[Step]:
+        """`_take` for rows by their places in the step, which with slots are not their lanes."""
+        lanes = [row.lane for row in rows.values()]
+        for place, row in rows.items():
+            row.lane = place
+        steps = self._take(logits, _by_request([*rows.values()]))
+        for lane, row in zip(lanes, rows.values(), strict=True):
+            row.lane = lane
         return steps
+
+
+def _left(row: Row) -> int:
+    """Tokens of the prompt that are not in the cache."""
+    return row.prompt_length - row.prefilled
 
 
 def _by_request(rows: Sequence[Row]) -> Groups:

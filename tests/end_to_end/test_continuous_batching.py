@@ -17,19 +17,22 @@ pytestmark = pytest.mark.usefixtures("session_store")
 SIZES = {"prefill_seq_len": 4, "ctx_len": CTX_LEN, "num_cores": 2}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
-def test_twelve_prompts_in_four_rows(model_type) -> None:
+@pytest.mark.parametrize(("model_type", "slots"), [("llama", 4), ("gemma3_text", 6)])
+def test_twelve_prompts_in_four_rows(model_type, slots) -> None:
     module, _ = tiny_causal_lm(model_type)
     prompts = twelve_prompts()
     expected, eos = answers_alone(module, prompts)
     model = QEFFAutoModelForCausalLM(module)
-    compiled = model.compile("ort_sim", full_batch_size=4, **SIZES)
+    compiled = model.compile("ort_sim", full_batch_size=4, kv_cache_batch_size=slots, **SIZES)
     assert [dict(entry.dims) for entry in compiled.specializations] == [
-        {"batch_size": 1, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 4},
-        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": 4, "seq_len": 1} for n in (4, 1, 2, 3)),
+        {"batch_size": 1, "ctx_len": CTX_LEN, "full_batch_size": slots, "seq_len": 4},
+        {"batch_size": 4, "ctx_len": CTX_LEN, "full_batch_size": slots, "seq_len": 1},
+        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": slots, "seq_len": 4} for n in (2, 3, 4)),
+        *({"batch_size": n, "ctx_len": CTX_LEN, "full_batch_size": slots, "seq_len": 1} for n in (1, 2, 3)),
     ]
     assert compiled.program["in_place"] == [state.input for state in compiled.states]
-    assert {"ScatterUpdates@1", "UsedSlots@1"} <= set(compiled.transforms)
+    assert compiled.program["rows_of_step"] == compiled.program["in_place"]
+    assert {"StepRows@1", "GroupQueryAttention@6"} <= set(compiled.transforms)
     asked = {"max_length": MAX_LENGTH, "eos_token_id": eos}
     output = model.generate(prompts=prompts, **asked)
     assert output.generated_ids == expected

@@ -36,6 +36,9 @@ def models(session_store):
 def test_greedy_equals_eager_and_penalties_equal_the_hosts(models) -> None:
     module, on_device, on_host = models
     assert on_device.compiled.outputs[0].name == "next_tokens"
+    # The sampler finds its marks by the index of a row, so its rows are no part of the caches that a step is given.
+    assert "UsedSlots@1" in on_device.compiled.transforms
+    assert on_device.compiled.program["rows_of_step"] == []
     prompts = twelve_prompts()
     # Half of the prompts begin like another one, which a spare slot still holds: with penalties its marks would be wrong.
     prompts = [*prompts[:6], *([*prompts[3][:9], *prompt[:3]] for prompt in prompts[6:])]

@@ -141,8 +141,8 @@ class FakeCausalLM:
 class FakeContinuous(FakeCausalLM):
     """The same with a cache of `slots` rows, `batch_size` of which decode together, and prefill of one row at a time.
 
-    With `contexts` the program has compute contexts: lengths of prefill and decode programs; with `fewer` decode programs of so
-    many rows.
+    With `contexts` the program has compute contexts: lengths of prefill and decode programs; with `fewer` decode programs and with
+    `more` prefill programs of so many rows.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class FakeContinuous(FakeCausalLM):
         ctx_len: int = 32,
         contexts: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
         fewer: Sequence[int] = (),
+        more: Sequence[int] = (),
         **options: int,
     ) -> None:
         super().__init__(slots, prefill, ctx_len, **options)
@@ -167,11 +168,15 @@ class FakeContinuous(FakeCausalLM):
         extra = {"batch_index": ("batch_size", 1), "comp_ctx_lengths": ("comp_ctx_lengths",)}
         tokens, positions, cache = self.compiled.inputs
         inputs = [TensorSpec(name=name, dtype="int64", shape=extra[name]) for name in sizes.extra_inputs()]
-        *_, decode = sizes.specializations()
-        smaller = [Specialization(name=f"decode_{rows}", dims={**decode.dims, "batch_size": rows}) for rows in fewer]
+        *prefills, decode = sizes.specializations()
+        others = [
+            Specialization(name=f"{entry.name}_{rows}_rows", dims={**entry.dims, "batch_size": rows})
+            for entry, numbers in (*((prefill, more) for prefill in prefills), (decode, fewer))
+            for rows in numbers
+        ]
         self.compiled = replace(
             self.compiled,
-            specializations=(*sizes.specializations(), *smaller),
+            specializations=(*sizes.specializations(), *others),
             inputs=(tokens, positions, *inputs, replace(cache, shape=("full_batch_size", "ctx_len"))),
         )
         #: Shapes of tokens with the number of cache positions that are read.

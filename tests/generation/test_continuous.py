@@ -32,6 +32,7 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
         "rows": rows,
         "slots": rows + draw(st.integers(0, 3)),
         "fewer": draw(st.sets(st.integers(1, 3))),
+        "more": draw(st.sets(st.integers(2, 4))),
         "prefill": draw(st.integers(1, ctx_len)),
         "ctx_len": ctx_len,
         # Prompt and answer together, so that the answers differ in length.
@@ -44,7 +45,8 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
 @given(generations())
 def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     fewer = [rows for rows in case["fewer"] if rows < case["rows"]]
-    session = FakeContinuous(case["rows"], case["slots"], case["prefill"], case["ctx_len"], fewer=fewer)
+    more = [rows for rows in case["more"] if rows <= case["rows"] and case["prefill"] > 1]
+    session = FakeContinuous(case["rows"], case["slots"], case["prefill"], case["ctx_len"], fewer=fewer, more=more)
     asked = GenerationSettings(max_length=case["max_length"], eos_token_ids=tuple(case["eos"]))
     output = TextGenerator(session).generate_ids(case["prompts"], asked)
 
@@ -53,8 +55,11 @@ def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     assert output.generated_ids == expected
     assert len(output.finish_reasons) == len(expected)
     assert output.perf_metrics.decode_steps == sum(
-        step["input_ids"].shape != (1, case["prefill"]) for step in session.steps
+        step["input_ids"].shape not in [(rows, case["prefill"]) for rows in (1, *more)] for step in session.steps
     ) or (case["prefill"] == 1 and 1 in (case["rows"], *fewer))
+    # No prefill step has more rows than the smallest program for its prompts.
+    for positions in (step["position_ids"] for step in session.steps if step["position_ids"].shape[1] > 1):
+        assert len(positions) == min(rows for rows in (1, *more) if rows >= (positions[:, 0] >= 0).sum())
     # No step computes more rows than the smallest program for those that decode.
     decodes = [step["position_ids"] for step in session.steps if case["prefill"] > 1 == step["position_ids"].shape[1]]
     for positions in decodes:
@@ -94,6 +99,15 @@ def test_others_decode_while_a_long_prompt_is_prefilled_and_no_lane_stays_idle()
     third = max(index for index, kind in enumerate(kinds) if kind == "prefill")
     assert "decode" in kinds[third:]
     assert session.steps[third]["batch_index"].tolist() == [[0]]
+
+
+def test_prompts_are_read_side_by_side_and_none_waits_for_a_longer_one() -> None:
+    session = FakeContinuous(batch_size=3, slots=3, prefill=4, ctx_len=40, more=[2, 3])
+    prompts = [[5] * 12, [1, 2, 3], [4] * 6, [7, 8]]
+    output = TextGenerator(session).generate_ids(prompts, GenerationSettings(max_new_tokens=3))
+    assert output.generated_ids == [expected_tokens(prompt, 3) for prompt in prompts]
+    shapes = [step["input_ids"].shape for step in session.steps]
+    assert shapes[:3] == [(3, 4), (2, 4), (3, 1)], "two prompts decode before the first one is read"
 
 
 def test_a_spare_slot_spares_the_prefill_of_what_prompts_have_in_common() -> None:
@@ -199,7 +213,7 @@ def test_a_generation_that_lost_the_session_stops() -> None:
 
 
 def test_the_slot_is_given_up_that_was_not_used_for_longest() -> None:
-    placement = Placement(lanes=1, slots=3, fill_at_once=1, reuse=True)
+    placement = Placement(lanes=1, slots=3, fill_at_once=1, together=False, reuse=True)
     placement.add(Row(index=index, prompt=[index, 0], limit=1) for index in range(4))
     slots = []
     while placement.busy:

@@ -35,8 +35,9 @@ class OrtSimHooks:
             )
         from ort_sim_backend.lowering import passes
 
-        # Drafts that are refused are taken back.
-        lengths = () if request.sizes("num_logits_to_keep") else request.sizes("ctx_len")
+        # Drafts that are refused are taken back, and what a finished prompt has left is shared up to some token.
+        is_cut = request.sizes("num_logits_to_keep") or request.sizes("full_batch_size")
+        lengths = () if is_cut else request.sizes("ctx_len")
         return list(
             passes(
                 options.precision,

@@ -9,6 +9,7 @@ from typing import TypeGuard
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.group_query_attention import is_windowed
+from ort_sim_backend.lowering.step_rows import BATCH_INDEX, has_rows_of_step
 from qeff_framework.lowering import readers
 from qeff_framework.plugin_api import StateSpec
 
@@ -32,6 +33,14 @@ def states_with_room(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
     outputs = {value.name: value.producer() for value in model.graph.outputs}
     writers = {state.input: outputs[state.output] for state in states}
     return [name for name, writer in writers.items() if _is_attention(writer) and not is_windowed(writer)]
+
+
+def states_of_rows(model: ir.Model, states: Sequence[StateSpec]) -> list[str]:
+    """Input names of the states of which a step is given the rows that its batch index names."""
+    if all(value.name != BATCH_INDEX for value in model.graph.inputs):
+        return []
+    inputs = {value.name: value for value in model.graph.inputs}
+    return [state.input for state in states if has_rows_of_step(inputs[state.input])]
 
 
 def states_of_windows(model: ir.Model, states: Sequence[StateSpec]) -> tuple[StateSpec, ...]:

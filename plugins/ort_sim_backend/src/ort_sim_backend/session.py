@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
+from ort_sim_backend.cache_rows import CacheRows
 from ort_sim_backend.mapped_tables import MappedTables, RowReader
 from ort_sim_backend.options import OrtSimRuntimeOptions
 from ort_sim_backend.runtime import available_cpus, is_exact, open_session, reason, session_options
-from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization, TensorSpec
+from qeff_framework.plugin_api import CompiledModel, ExecutionError, InputError, Specialization, StateSpec, TensorSpec
 from qeff_framework.sessions import BaseSession, allocate, host_inputs, host_outputs, resolve_shape
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class _Step:
     behind: _Behind | None
     #: Inputs that are bound to an array of the caller of the last step.
     elsewhere: set[str] = field(default_factory=set)
+    #: Where the rows of the caches begin that are bound; empty until the first step.
+    first_row: list[int] = field(default_factory=list)
 
     def feed(self, inputs: Mapping[str, Array]) -> None:
         """Makes the binding read `inputs`, which must stay as they are until the step has run."""
@@ -78,6 +81,8 @@ class OrtSession(BaseSession):
         threads = options.num_threads or min(int(compiled.options["num_cores"]), available_cpus())
         self._session: Any = _load(compiled, threads, compiled.program["model"], pack_weights=options.pack_weights)
         in_place = frozenset(compiled.program["in_place"])
+        #: Caches of which a step is given the rows that `batch_index` names; programs of older versions have none.
+        self._of_rows = frozenset(compiled.program.get("rows_of_step", ()))
         roomy = frozenset(compiled.program.get("roomy", ()))  # programs of older versions have none
         room = max((item.dims.get("seq_len", 1) for item in compiled.specializations), default=1) - 1
         #: What is bound for a state: the state itself, or a longer buffer of which it is the front part.
@@ -91,6 +96,7 @@ class OrtSession(BaseSession):
                 if name in roomy
             }
         )
+        self._rows = CacheRows([self._buffers[name] for name in self._of_rows]) if self._of_rows else None
         self._in_place = [state for state in compiled.states if state.input in in_place]
         self._alternating = [state for state in compiled.states if state.input not in in_place]
         #: Second buffers of the states that cannot be overwritten while they are read; the two change places after each step.
@@ -118,6 +124,8 @@ class OrtSession(BaseSession):
         """Runs the step over the inputs: small ones are copied, large ones read where they lie."""
         step = self._steps[specialization.name]
         lengths = None if self._lengths is None else lengths_after(self._lengths, inputs["position_ids"])
+        if self._rows is not None:
+            self._place_rows(self._rows, step, inputs)
         step.feed(inputs)
         for reader, rows in zip(self._readers, step.looked_up, strict=True):
             reader.read(inputs[reader.numbers], rows)
@@ -140,14 +148,40 @@ class OrtSession(BaseSession):
             self.states[name], self._next_states[name] = self._next_states[name], self.states[name]
         return step.outputs
 
+    def _place_rows(self, rows: CacheRows, step: _Step, inputs: Mapping[str, Array]) -> None:
+        """Binds that part of the caches which holds the rows of the step."""
+        index = inputs["batch_index"][:, 0].tolist()
+        first = rows.arrange(index)
+        rows.written(first, inputs["position_ids"])
+        if step.first_row == [first]:
+            return
+        for state in self._in_place:
+            if state.input in self._of_rows:
+                _bind_state(step.binding, state, self._buffers[state.input][first : first + len(index)])
+        step.first_row[:] = [first]
+
     def clear_states(self) -> None:
         """Makes every state zero, and every row empty."""
         super().clear_states()
         self._lengths = _lengths(self.compiled)
+        if self._rows is not None:
+            self._rows.clear()
+
+    def fetch_states(self, names: Sequence[str]) -> dict[str, Array]:
+        """Copies of retained states, the rows of their caches in order."""
+        found = super().fetch_states([name for name in names if name not in self._of_rows])
+        if self._rows is not None:
+            places = self._rows.places
+            found |= {name: self.states[name][places] for name in names if name in self._of_rows}
+        return {name: found[name] for name in names}
 
     def replace_states(self, states: Mapping[str, Array]) -> None:
         """Takes over what another session has kept; how many tokens a row then has is for the caller to know."""
-        super().replace_states(states)
+        if self._rows is not None:
+            for name in self._of_rows & states.keys():
+                self.states[name][self._rows.places] = states[name]
+            self._rows.fill()
+        super().replace_states({name: value for name, value in states.items() if name not in self._of_rows})
         if self._lengths is not None:
             self._lengths.fill(_UNKNOWN)
 
@@ -175,8 +209,8 @@ class OrtSession(BaseSession):
             if name not in self._tail.get("written_over", ()):
                 _bind_output(binding, name, buffer)
         for state in self._in_place:
-            _bind_input(binding, state.input, self._buffers[state.input])
-            _bind_output(binding, state.output, self._buffers[state.input])
+            if state.input not in self._of_rows:
+                _bind_state(binding, state, self._buffers[state.input])
         looked_up = [reader.buffer(inputs[reader.numbers]) for reader in self._readers]
         for reader, buffer in zip(self._readers, looked_up, strict=True):
             _bind_input(binding, reader.rows, buffer)
@@ -304,6 +338,12 @@ def _with_room(state: Array, room: int) -> Array:
 # alive.
 def _bind_input(binding: Any, name: str, buffer: Array) -> None:
     binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+
+
+def _bind_state(binding: Any, state: StateSpec, buffer: Array) -> None:
+    """One buffer for the old and the new value."""
+    _bind_input(binding, state.input, buffer)
+    _bind_output(binding, state.output, buffer)
 
 
 def _bind_output(binding: Any, name: str, buffer: Array) -> None:

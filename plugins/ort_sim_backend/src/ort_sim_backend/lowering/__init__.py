@@ -24,6 +24,7 @@ from ort_sim_backend.lowering.multi_head_attention import MultiHeadAttention
 from ort_sim_backend.lowering.rms_norm import SimplifiedRMSNorm
 from ort_sim_backend.lowering.rotary_embedding import RotaryEmbedding
 from ort_sim_backend.lowering.split_products import SplitProducts
+from ort_sim_backend.lowering.step_rows import StepRows
 from ort_sim_backend.lowering.tied_weights import TiedWeights
 from ort_sim_backend.lowering.used_slots import UsedSlots
 from ort_sim_backend.lowering.winograd_convolutions import WinogradConvolutions
@@ -55,6 +56,7 @@ def passes(precision: str = "fp32", *, one_row: bool = False, ctx_len: int | Non
         # In front of the attention, which takes rotated states in the kernel's order of axes.
         RotaryEmbedding(),
         InterleavedRotary(),
+        StepRows(),
         GroupQueryAttention(ctx_len=ctx_len),
         MultiHeadAttention(),
         UsedSlots(),
@@ -103,6 +105,7 @@ __all__ = [
     "RotaryEmbedding",
     "SimplifiedRMSNorm",
     "SplitProducts",
+    "StepRows",
     "TiedWeights",
     "UsedSlots",
     "WinogradConvolutions",

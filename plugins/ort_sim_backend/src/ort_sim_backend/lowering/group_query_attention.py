@@ -26,6 +26,7 @@ from qeff_framework.lowering import (
     CausalMaskNode,
     GraphEditor,
     GraphPass,
+    KVGatherNode,
     KVUpdateNode,
     RMSNormNode,
     constant_array,
@@ -33,6 +34,7 @@ from qeff_framework.lowering import (
     made_by,
     operand,
     readers,
+    same_dim,
     static_dim,
 )
 
@@ -59,18 +61,16 @@ class GroupQueryAttention(GraphPass):
     def run(self, model: ir.Model) -> bool:
         """Says whether an attention was lowered."""
         shared: dict[Hashable, Any] = {}
-        found = (_match(node) for node in dialect_nodes(model, AttentionNode))
-        matches = [match for match in found if match is not None]
+        candidates = (_match(node) for node in dialect_nodes(model, AttentionNode))
+        found = [match for match in candidates if match is not None and not match.gathers]
         # Read first: a cache of a window loses this size.
-        contexts = {
-            match.key_update.cache.shape[_SLOTS] for match in matches if match.key_update.cache.shape is not None
-        }
-        for match in matches:
+        contexts = {match.key_update.cache.shape[_SLOTS] for match in found if match.key_update.cache.shape is not None}
+        for match in found:
             is_short = self._ctx_len is not None and 0 < match.window < self._ctx_len
             _lower(GraphEditor(model, match.attention.node, shared), match, windowed=is_short)
-        if matches:
+        if found:
             _measure_other_inputs(model, contexts)
-        return bool(matches)
+        return bool(found)
 
 
 def _measure_other_inputs(model: ir.Model, contexts: AbstractSet[int | ir.SymbolicDim]) -> None:
@@ -108,10 +108,14 @@ def _has_kernel_buffer(value: ir.Value) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Match:
+class Match:
+    """Attention that the kernel computes."""
+
     attention: AttentionNode
     key_update: KVUpdateNode
     value_update: KVUpdateNode
+    #: The reads of keys and values by a batch index; empty where the cache has the rows of the step.
+    gathers: tuple[KVGatherNode, ...]
     query_heads: int
     key_heads: int
     head_dim: int
@@ -124,14 +128,24 @@ def is_windowed(node: ir.Node) -> bool:
     return bool(node.attributes.get_int(_WINDOWED, 0))
 
 
-def _match(attention: AttentionNode) -> _Match | None:
-    key_update, value_update = KVUpdateNode.making(attention.key), KVUpdateNode.making(attention.value)
+def matches(model: ir.Model) -> list[Match]:
+    """Attention over rows of a cache that a batch index names, which the kernel would compute over those rows alone."""
+    found = (_match(node) for node in dialect_nodes(model, AttentionNode))
+    return [match for match in found if match is not None and match.gathers]
+
+
+def _match(attention: AttentionNode) -> Match | None:
+    gathers = _whole_gathers(attention)
+    key, value = (gather.cache for gather in gathers) if gathers else (attention.key, attention.value)
+    key_update, value_update = KVUpdateNode.making(key), KVUpdateNode.making(value)
     mask = CausalMaskNode.making(attention.mask)
     if key_update is None or value_update is None or mask is None:
         return None
     if key_update.node is value_update.node:  # the kernel writes two caches
         return None
-    if key_update.batch_index is not None or value_update.batch_index is not None:
+    indices = {update.batch_index for update in (key_update, value_update)}
+    indices |= {gather.batch_index for gather in gathers}
+    if len(indices) > 1 or (None in indices) == bool(gathers):
         return None
     if not key_update.position_ids is value_update.position_ids is mask.position_ids:
         return None
@@ -139,13 +153,17 @@ def _match(attention: AttentionNode) -> _Match | None:
         return None
     if attention.scale == 0.0:  # the kernel reads 0 as "not given"
         return None
-    if not _is_private(key_update, attention.node) or not _is_private(value_update, attention.node):
+    users = [gather.node for gather in gathers] or [attention.node] * 2
+    if not all(map(_is_private, (key_update, value_update), users)):
+        return None
+    if any(readers(gather.output) != {attention.node} for gather in gathers):
         return None
     sizes = _sizes(attention.query, key_update, value_update)
     if sizes is None:
         return None
     query_heads, key_heads, head_dim = sizes
-    return _Match(
+    return Match(
+        gathers=gathers,
         attention=attention,
         key_update=key_update,
         value_update=value_update,
@@ -156,13 +174,24 @@ def _match(attention: AttentionNode) -> _Match | None:
     )
 
 
-def _is_private(update: KVUpdateNode, attention: ir.Node) -> bool:
-    """The cache is a retained state, read by its update alone, and the updated one by this attention alone.
+def _whole_gathers(attention: AttentionNode) -> tuple[KVGatherNode, ...]:
+    """What reads all slots of rows of the two caches; empty unless both are read in this way."""
+    found = [KVGatherNode.making(value) for value in (attention.key, attention.value)]
+    whole = [
+        gather
+        for gather in found
+        if gather is not None and gather.batch_index is not None and same_dim(gather.cache, 2, gather.kv_positions, 0)
+    ]
+    return tuple(whole) if len(whole) == len(found) else ()
+
+
+def _is_private(update: KVUpdateNode, user: ir.Node) -> bool:
+    """The cache is a retained state, read by its update alone, and the updated one by `user` alone.
 
     Only then can the kernel overwrite it: another reader might run after the kernel, or expect the update before it.
     """
     is_state = update.cache.is_graph_input() and update.output.is_graph_output()
-    return is_state and readers(update.cache) == {update.node} and readers(update.output) == {attention}
+    return is_state and readers(update.cache) == {update.node} and readers(update.output) == {user}
 
 
 def _counts_from_zero(kv_positions: ir.Value) -> bool:
@@ -189,7 +218,7 @@ def _sizes(query: ir.Value, key_update: KVUpdateNode, value_update: KVUpdateNode
     return query_heads, key_heads, head_dim
 
 
-def _lower(edit: GraphEditor, match: _Match, *, windowed: bool) -> None:
+def _lower(edit: GraphEditor, match: Match, *, windowed: bool) -> None:
     attention, key_update, value_update = match.attention, match.key_update, match.value_update
     if windowed:
         for value in (key_update.cache, key_update.output, value_update.cache, value_update.output):
