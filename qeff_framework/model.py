@@ -35,7 +35,7 @@ from qeff_framework.contracts import (
     TransformRequest,
     has_changed,
 )
-from qeff_framework.errors import ExecutionError, OptionError
+from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
 from qeff_framework.key_parts import (
     backend_part,
     extensions_part,
@@ -107,6 +107,28 @@ class Program:
     name: str
     plan: ExportPlan
     specializations: tuple[Specialization, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompilationPlan:
+    """What `QEFFBaseModel.compile` is about to do, checked as far as that goes without an export."""
+
+    backend: str | Backend | type[Backend] | None
+    relay: Relay
+    #: The keywords, as they were given.
+    given: Mapping[str, Any]
+    options: Any
+    #: Layers of each program of a model that is cut; `None` for whole models.
+    layers: int | None
+    programs: Sequence[Program]
+    transforms: Mapping[str, Sequence[Transform]]
+    #: What `key` is the hash of.
+    parts: Mapping[str, object]
+    label: str
+    key: str
+    destination: Path | None
+    dry_run: bool
+    rebuild: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -472,11 +494,32 @@ class QEFFBaseModel:
 
         Raises:
             OptionError: unknown, misspelt or contradictory options, or sizes beyond the model's table of positions.
-            BackendError: the backend cannot be selected.
+            BackendError: the backend cannot be selected, or its compiler is not on this machine.
             CompileError: the compiler refused.
         """
         check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         self._told.clear()
+        plan = self._plan_compilation(
+            backend,
+            options,
+            destination=Path(compile_dir) if compile_dir is not None else None,
+            dry_run=dry_run,
+            rebuild=rebuild,
+            extensions=extensions,
+        )
+        return self._carry_out(plan)
+
+    def _plan_compilation(
+        self,
+        backend: str | Backend | type[Backend] | None,
+        options: Mapping[str, Any],
+        *,
+        destination: Path | None = None,
+        dry_run: bool,
+        rebuild: bool,
+        extensions: Sequence[str] | None,
+    ) -> CompilationPlan:
+        """What is to be compiled, with its key. Everything that can be refused before an export is refused here."""
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
         _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
@@ -488,8 +531,8 @@ class QEFFBaseModel:
             logger.warning("%s", note)
         key_of_options, fingerprint_of_backend = options_part(compile_options), relay.fingerprint()
         store = Store()
-        if compile_dir is not None:
-            store.check_destination("compiled", Path(compile_dir))
+        if destination is not None:
+            store.check_destination("compiled", destination)
         programs = self._programs(relay, compile_options, shapes)
         transforms = {
             program.name: relay.transform(
@@ -517,12 +560,37 @@ class QEFFBaseModel:
             **identities.get("", {"programs": identities}),
         }
         label, key = f"{relay.name}-{self.name}", cache_key(parts)
-        destination = Path(compile_dir) if compile_dir is not None else None
         if destination is not None:
             store.check_destination("compiled", destination, key)
-        exports = {program.name: self._export(program.plan, rebuild=rebuild) for program in programs}
+        if not dry_run:
+            try:
+                relay.check_compiler(compile_options)
+            except BackendUnavailableError:
+                # A program that was compiled elsewhere is found without a compiler.
+                if rebuild or not store.holds("compiled", key, destination):
+                    raise
+        return CompilationPlan(
+            backend=backend,
+            relay=relay,
+            given=options,
+            options=compile_options,
+            layers=layers,
+            programs=programs,
+            transforms=transforms,
+            parts=parts,
+            label=label,
+            key=key,
+            destination=destination,
+            dry_run=dry_run,
+            rebuild=rebuild,
+        )
+
+    def _carry_out(self, plan: CompilationPlan) -> CompiledModel:
+        """Exports and compiles what is not there yet."""
+        store, relay, programs = Store(), plan.relay, plan.programs
+        exports = {program.name: self._export(program.plan, rebuild=plan.rebuild) for program in programs}
         for program in programs:
-            _check_position_limits(exports[program.name], program.specializations, given=options)
+            _check_position_limits(exports[program.name], program.specializations, given=plan.given)
 
         def build(output_dir: Path) -> Mapping[str, str]:
             self._check_given()
@@ -532,23 +600,27 @@ class QEFFBaseModel:
                 request = functools.partial(
                     CompileRequest,
                     specializations=program.specializations,
-                    options=compile_options,
+                    options=plan.options,
                     output_dir=directory,
-                    dry_run=dry_run,
-                    key=key,
+                    dry_run=plan.dry_run,
+                    key=plan.key,
                     log_dir=store.root / "logs",
                     progress=report,
                 )
                 report(f"compiling {self.name} for {relay.name}{f': {program.name}' if program.name else ''}")
                 exported = exports[program.name]
-                if layers is not None and program.name in self.cut_programs:
-                    compile_part = functools.partial(_compiled_program, relay, transforms=transforms[program.name])
-                    return compile_windows(exported, layers, request, compile_part)
+                if plan.layers is not None and program.name in self.cut_programs:
+                    compile_part = functools.partial(_compiled_program, relay, transforms=plan.transforms[program.name])
+                    return compile_windows(exported, plan.layers, request, compile_part)
                 return _compiled_program(
-                    relay, exported, load_portable(exported.model_path), request, transforms=transforms[program.name]
+                    relay,
+                    exported,
+                    load_portable(exported.model_path),
+                    request,
+                    transforms=plan.transforms[program.name],
                 )
 
-            final_dir = destination or store.path_of("compiled", label, key)
+            final_dir = plan.destination or store.path_of("compiled", plan.label, plan.key)
             if programs[0].name == "":
                 compiled = compile_program(programs[0], output_dir)
             else:
@@ -562,17 +634,17 @@ class QEFFBaseModel:
 
         stored = store.get_or_build(
             "compiled",
-            label,
-            key,
-            parts,
+            plan.label,
+            plan.key,
+            plan.parts,
             build,
-            destination=destination,
+            destination=plan.destination,
             on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
-            rebuild=rebuild,
+            rebuild=plan.rebuild,
         )
         self._close_runner()
         self.compiled = CompiledModel.load(stored.path)
-        self._backend = None if backend is None or isinstance(backend, str) else backend
+        self._backend = None if plan.backend is None or isinstance(plan.backend, str) else plan.backend
         return self.compiled
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:

@@ -215,6 +215,12 @@ def checked_capabilities(descriptor: Backend, options: CompileOptions, told: str
     return answer
 
 
+def check_compiler(descriptor: Backend, options: CompileOptions, told: str) -> None:
+    """Raises `BackendUnavailableError` where the backend cannot compile with these options on this machine."""
+    with blamed(told, "failed in check_compiler()", BackendBrokenError):
+        descriptor.check_compiler(options)
+
+
 def check_runtime(descriptor: Backend, runtime: RuntimeOptions, compiled_with: Mapping[str, Any], told: str) -> None:
     """Raises `OptionError` for runtime options that the backend refuses for a program of these compile options."""
     with blamed(told, "failed in check_runtime()", BackendBrokenError):

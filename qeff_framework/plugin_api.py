@@ -132,6 +132,16 @@ class Backend:
         """
         return self.capabilities
 
+    def check_compiler(self, options: CompileOptions) -> None:
+        """Raises `BackendUnavailableError` where the compiler for `options` is not on this machine, with the remedy.
+
+        Called before a model is exported for a program that does not exist yet, but for a dry run. Quick: it looks whether files
+        or packages are there and runs nothing.
+
+        Args:
+            options: an instance of `self.options`.
+        """
+
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Raises `OptionError` or `ValueError` for runtime options that do not go with the compile options of a program.
 

@@ -31,6 +31,7 @@ from qeff_framework.hookspecs import PROJECT, BackendHooks
 from qeff_framework.options import CompileOptions, RuntimeOptions
 from qeff_framework.plugin_answers import (
     check_compiled,
+    check_compiler,
     check_exported,
     check_runtime,
     checked_capabilities,
@@ -139,6 +140,10 @@ class Relay:
     def capabilities_for(self, options: CompileOptions) -> Capabilities:
         """What the backend can be asked for with `options`. Raises `BackendBrokenError` for another answer than that."""
         return checked_capabilities(self.backend, options, self._told)
+
+    def check_compiler(self, options: CompileOptions) -> None:
+        """Raises `BackendUnavailableError` where programs of these options cannot be compiled on this machine."""
+        check_compiler(self.backend, options, self._told)
 
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Raises `OptionError` for runtime options that do not go with a program of these compile options."""

@@ -13,11 +13,17 @@ import torch
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.artifacts import cache_key
 from qeff_framework.contracts import ExportedModel, ExportRequest
-from qeff_framework.errors import ArtifactError, BackendError, BackendNotInstalledError, OptionError
+from qeff_framework.errors import (
+    ArtifactError,
+    BackendError,
+    BackendNotInstalledError,
+    BackendUnavailableError,
+    OptionError,
+)
 from qeff_framework.export.hooks import CoreHooks
 from qeff_framework.extensions.timing import TimingExtension
 from qeff_framework.key_parts import extensions_part, replacements_part, transform_part
-from qeff_framework.plugin_api import hookimpl
+from qeff_framework.plugin_api import CompileOptions, hookimpl
 from qeff_framework.relay import Relay
 from qeff_framework.runtime import load_compiled
 from qeff_framework.sources import CheckpointSource, ModuleSource
@@ -276,6 +282,23 @@ def test_other_code_of_the_core_is_another_export_and_another_program(
     monkeypatch.setattr("qeff_framework.model.core_digest", lambda: "of other files")
     assert model.compile(RecordingBackend, **SIZES).directory != before[0]
     assert model.export().directory != before[1]
+
+
+@pytest.mark.parametrize("place", [None, "here"], ids=["in the store", "at a destination"])
+def test_a_missing_compiler_is_told_before_the_export_and_is_not_needed_for_what_exists(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str | None
+) -> None:
+    def missing(self: RecordingBackend, options: CompileOptions) -> None:
+        raise BackendUnavailableError("no compiler lies in /opt; install it")
+
+    asked = {**SIZES, "compile_dir": tmp_path / place if place else None}
+    there = model.compile(RecordingBackend, **asked)
+    monkeypatch.setattr(RecordingBackend, "check_compiler", missing)
+    assert model.compile(RecordingBackend, **asked).directory == there.directory
+    monkeypatch.setattr(QEFFAutoModelForCausalLM, "_export", lambda *_, **__: pytest.fail("it is exported"))
+    for other in ({"rebuild": True, **asked}, {**SIZES, "num_cores": 3}):
+        with pytest.raises(BackendUnavailableError, match="'recording'.*no compiler lies in /opt; install it"):
+            model.compile(RecordingBackend, **other)
 
 
 def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:

@@ -179,6 +179,12 @@ class Store:
         if not os.access(writable, os.W_OK | os.X_OK):
             raise ArtifactError(f"cannot publish to {target}: {writable} is not writable. Choose another directory")
 
+    def holds(self, kind: str, key: str, destination: Path | None = None) -> bool:
+        """Whether `get_or_build` would find the intact artifact, in the store or at `destination`, and build nothing."""
+        if destination is not None:
+            return not _problems(destination.resolve(), key)
+        return self._intact(kind, key) is not None
+
     def list(self) -> Sequence[StoredArtifact]:
         """Every published artifact below the root, damaged ones included."""
         with os_errors_explained(f"cannot list the artifact store {self.root}", _SET_HOME):
@@ -221,14 +227,14 @@ class Store:
     # --- in the store -------------------------------------------------------------------------------------------------
 
     def _in_store(self, recipe: _Recipe, on_wait: OnWait | None, *, rebuild: bool) -> StoredArtifact:
-        if not rebuild and (found := self._intact(recipe)):
+        if not rebuild and (found := self._intact(recipe.kind, recipe.key)):
             return found
         target = self.path_of(recipe.kind, recipe.label, recipe.key)
         self._prepare(recipe.kind)
         with self._exclusive(_lock_name(recipe.kind, recipe.key), _waiting(recipe.what, on_wait)):
-            if not rebuild and (found := self._intact(recipe)):
+            if not rebuild and (found := self._intact(recipe.kind, recipe.key)):
                 return found
-            for damaged in self._candidates(recipe):
+            for damaged in self._candidates(recipe.kind, recipe.key):
                 if not _problems(damaged, recipe.key):
                     continue
                 _log.warning(
@@ -244,18 +250,18 @@ class Store:
                 staging_parent=self.root / _STAGING,
                 staging_prefix="",
                 remedy=_SET_HOME,
-                replaced=self._candidates,
+                replaced=lambda each: self._candidates(each.kind, each.key),
             )
 
-    def _candidates(self, recipe: _Recipe) -> Sequence[Path]:
-        suffix = f"-{recipe.key[:_KEY_DIGITS]}"
+    def _candidates(self, kind: str, key: str) -> Sequence[Path]:
+        suffix = f"-{key[:_KEY_DIGITS]}"
         with os_errors_explained(f"cannot read the artifact store {self.root}", _SET_HOME):
-            return [path for path in _directories(self.root / recipe.kind) if path.name.endswith(suffix)]
+            return [path for path in _directories(self.root / kind) if path.name.endswith(suffix)]
 
-    def _intact(self, recipe: _Recipe) -> StoredArtifact | None:
-        for path in self._candidates(recipe):
+    def _intact(self, kind: str, key: str) -> StoredArtifact | None:
+        for path in self._candidates(kind, key):
             # Another process may remove it between the two looks.
-            if not _problems(path, recipe.key) and (artifact := _used(path)).intact:
+            if not _problems(path, key) and (artifact := _used(path)).intact:
                 return artifact
         return None
 

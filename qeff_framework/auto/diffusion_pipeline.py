@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
 import os
 from collections import Counter
@@ -58,8 +59,23 @@ _PROCESSORS = {
     "IPAdapter": ("has an IP-Adapter", "call pipe.unload_ip_adapter()"),
     "Sliced": ("computes attention in slices", "call pipe.disable_attention_slicing(): the pictures are the same"),
 }
+#: What to do about a folder that is not complete.
+_COMPLETE = "download it again, or pass the component"
+#: Endings of files with weights, and the files of a tokenizer that hold no tokens of its own.
+_WEIGHT_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
+_ABOUT_TOKENIZERS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
 _OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Components that are compiled together."""
+
+    backend: Any
+    #: Of these components alone.
+    options: Mapping[str, Any]
+    components: frozenset[str]
 
 
 class QEFFDiffusionPipeline(QEFFBaseModel):
@@ -441,6 +457,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         backend: str | Backend | type[Backend] | Mapping[str, str] | None = None,
         *,
         call: Mapping[str, Any] | None = None,
+        compile_config: Mapping[str, Mapping[str, Any]] | str | os.PathLike[str] | None = None,
         compile_dir: str | os.PathLike[str] | None = None,
         dry_run: bool = False,
         rebuild: bool = False,
@@ -456,6 +473,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             call: arguments of the pipeline that decide about sizes (``prompt``, ``use_resolution_binning``, ``strength``) or
                 about what is computed (``image``, ``control_image``): the run that finds the programs gets them. A pipeline
                 that cannot be called without a picture gets a grey one of the size asked for.
+            compile_config: options of the backend for single components, which go before those for all:
+                ``{"denoiser": {"num_cores": 16}, "vae": {"num_cores": 4}}``; or a JSON file with the same.
             compile_dir: as there.
             dry_run: as there; of several backends each must be able to.
             rebuild: as there.
@@ -463,16 +482,18 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             **options: as there; of several backends each gets the options that it has.
 
         Raises:
-            OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend for a
-                component that it does not have.
+            OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend or options
+                for a component that it does not have.
         """
         check_switches("compile", dry_run=dry_run, rebuild=rebuild)
         self._call = dict(call or {})
         common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
+        config = _component_options(compile_config)
         before = self._rooms, self._written
         try:
-            if isinstance(backend, Mapping):
-                compiled = self._compile_for_several(backend, compile_dir, common, options)
+            if isinstance(backend, Mapping) or config:
+                backends = backend if isinstance(backend, Mapping) else self._one_for_all(backend)
+                compiled = self._compile_for_several(backends, config, compile_dir, common, options)
             else:
                 compiled = super().compile(backend, compile_dir=compile_dir, **common, **options)
         except BaseException:
@@ -483,26 +504,31 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
     def _compile_for_several(
         self,
-        backend: Mapping[str, str],
+        backends: Mapping[str, Any],
+        config: Mapping[str, Mapping[str, Any]],
         compile_dir: str | os.PathLike[str] | None,
         common: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> CompiledModel:
-        groups = self._groups(backend)
-        relays = {name: registry.get(name, extensions=common["extensions"], stage="compile") for name in groups}
-        known = {
-            name: {each.name for each in dataclasses.fields(relay.backend.options)} for name, relay in relays.items()
-        }
-        known_to_one = set().union(*known.values())
-        parts = []
-        for name, components in groups.items():
+        groups = self._groups(backends, config)
+        known = [
+            {each.name for each in dataclasses.fields(relay.backend.options)}
+            for relay in (
+                registry.get(each.backend, extensions=common["extensions"], stage="compile") for each in groups
+            )
+        ]
+        known_to_one = set().union(*known)
+        plans = []
+        for group, its_own in zip(groups, known, strict=True):
             # What no backend has is refused by the first.
-            given = {key: value for key, value in options.items() if key in known[name] or key not in known_to_one}
-            self._chosen = components
+            given = {key: value for key, value in options.items() if key in its_own or key not in known_to_one}
+            self._chosen = group.components
             try:
-                parts.append(super().compile(name, **common, **given))
+                plans.append(self._plan_compilation(group.backend, {**given, **group.options}, **common))
             finally:
                 self._chosen = None
+        # What one of the backends refuses is known before the first one begins.
+        parts = [self._carry_out(plan) for plan in plans]
         self._close_runner()
         self.compiled = joined(
             parts,
@@ -525,25 +551,39 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         """The components that take a time step: UNet or transformer, and a ControlNet."""
         return [name for name in self.component_names if takes_time_steps(getattr(self._pipeline, name))]
 
-    def _groups(self, backends: Mapping[str, str]) -> dict[str, frozenset[str]]:
-        """The components of each backend; the backend of the denoiser is the last, which is the main one."""
+    def _groups(self, backends: Mapping[str, Any], config: Mapping[str, Mapping[str, Any]]) -> list[_Group]:
+        """The components that have a backend and options in common; those of the denoiser are last, which is the main one."""
         components, denoisers = self.component_names, self.denoisers
-        unknown = [name for name in backends if name not in components and name != "denoiser"]
-        if unknown:
-            raise OptionError(
-                f"{type(self._pipeline).__name__} has no {' and no '.join(unknown)}; name a backend for one of "
-                f"{', '.join(components)}, or for the denoiser ({', '.join(denoisers)})"
-            )
-        chosen = {name: backends["denoiser"] for name in denoisers if "denoiser" in backends}
-        chosen |= {name: backend for name, backend in backends.items() if name != "denoiser"}
+        chosen = self._for_components(backends, "a backend")
         if len(chosen) < len(components):
             default = registry.get(None, extensions=(), stage="compile").name
             chosen = {name: chosen.get(name, default) for name in components}
-        groups: dict[str, frozenset[str]] = {}
-        for name in sorted(components, key=lambda name: name in denoisers):
-            groups[chosen[name]] = groups.get(chosen[name], frozenset()) | {name}
-        main = chosen[denoisers[-1]] if denoisers else next(iter(groups))
-        return {name: groups[name] for name in sorted(groups, key=lambda name: name == main)}
+        given = self._for_components(config, "options")
+        groups: list[_Group] = []
+        for name in sorted(components, key=lambda name: (name in denoisers, denoisers[-1:] == [name])):
+            one = _Group(backend=chosen[name], options=given.get(name, {}), components=frozenset({name}))
+            alike = next((each for each in groups if (each.backend, each.options) == (one.backend, one.options)), None)
+            if alike is not None:
+                groups.remove(alike)
+                one = dataclasses.replace(one, components=alike.components | one.components)
+            groups.append(one)
+        return groups
+
+    def _one_for_all(self, backend: str | Backend | type[Backend] | None) -> dict[str, Any]:
+        """Nothing is named where the default is meant, which is chosen once for all then."""
+        return {} if backend is None else dict.fromkeys(self.component_names, backend)
+
+    def _for_components(self, given: Mapping[str, Any], what: str) -> dict[str, Any]:
+        """By the names of components; one that is named itself goes before ``"denoiser"``."""
+        components, denoisers = self.component_names, self.denoisers
+        unknown = [name for name in given if name not in components and name != "denoiser"]
+        if unknown:
+            raise OptionError(
+                f"{type(self._pipeline).__name__} has no {' and no '.join(unknown)}; name {what} for one of "
+                f"{', '.join(components)}, or for the denoiser ({', '.join(denoisers)})"
+            )
+        found = {name: given["denoiser"] for name in denoisers if "denoiser" in given}
+        return found | {name: each for name, each in given.items() if name != "denoiser"}
 
     def _export(
         self, plan: ExportPlan, export_dir: str | os.PathLike[str] | None = None, *, rebuild: bool = False
@@ -718,6 +758,30 @@ class QEFFWanPipeline(QEFFDiffusionPipeline):
     """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
 
 
+def _component_options(
+    given: Mapping[str, Mapping[str, Any]] | str | os.PathLike[str] | None,
+) -> dict[str, dict[str, Any]]:
+    """See `compile_config` of `QEFFDiffusionPipeline.compile`."""
+    if isinstance(given, (str, os.PathLike)):
+        try:
+            found = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OptionError(f"compile_config={os.fspath(given)} cannot be read as JSON: {error}") from error
+    else:
+        found = given or {}
+    if not isinstance(found, Mapping) or not all(isinstance(each, Mapping) for each in found.values()):
+        raise OptionError(
+            'compile_config is options by component: {"denoiser": {"num_cores": 16}, "vae": {"num_cores": 4}}'
+        )
+    sizes = {field.name for field in dataclasses.fields(PipelineShapes)}
+    for component, options in found.items():
+        if of_all := sorted(sizes & set(options)):
+            raise OptionError(
+                f"compile_config: {', '.join(of_all)} of {component} is for all components; give it to compile() itself"
+            )
+    return {component: dict(options) for component, options in found.items()}
+
+
 def _clearer(
     without: OptionError | UnsupportedModelError, error: OptionError | UnsupportedModelError
 ) -> OptionError | UnsupportedModelError:
@@ -732,7 +796,7 @@ def _short(place: str) -> str:
 
 
 def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuses a folder that lacks a component it names, or has a safety checker. What is unreadable is left to the loader."""
+    """Refuses a folder that lacks a component or its files, or has a safety checker. What is unreadable is left to the loader."""
     try:
         index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
         named = {name: kind for name, kind in index.items() if isinstance(kind, list) and None not in kind}
@@ -743,9 +807,44 @@ def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
     missing = [name for name in named if name not in arguments and not (place / name).is_dir()]
     if missing:
         raise CheckpointError(
-            f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; download it "
-            "again, or pass the component"
+            f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; {_COMPLETE}"
         )
+    absent = [name for name in _needed_by(index.get("_class_name")) if name not in named and name not in arguments]
+    if absent:
+        raise CheckpointError(
+            f"{place} lacks its {' and '.join(absent)}, without which {index['_class_name']} does not run: its model_index.json "
+            f"names none; {_COMPLETE}"
+        )
+    for name, (library, kind) in named.items():
+        if name not in arguments and (files := _missing_files(place / name, library, kind)):
+            raise CheckpointError(f"{place} lacks its {name}: no {files} in {place / name}; {_COMPLETE}")
+
+
+def _needed_by(kind: object) -> list[str]:
+    """The components without which a pipeline of diffusers cannot be made, by the name of its class."""
+    import diffusers
+
+    found = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        return []
+    expected, _ = found._get_signature_keys(found)  # noqa: SLF001 - the library has no public name for it
+    return sorted(set(expected) - set(found._optional_components))  # noqa: SLF001
+
+
+def _missing_files(folder: Path, library: object, kind: object) -> str:
+    """What a component's folder lacks; "" where it is complete, or a loader of its own decides."""
+    import torch
+
+    if library not in ("diffusers", "transformers") or not isinstance(kind, str):
+        return ""
+    files = {file.name for file in folder.iterdir()}
+    if "Tokenizer" in kind:
+        # Without any of them Transformers makes a tokenizer that knows no words.
+        return "" if files - _ABOUT_TOKENIZERS else "file with tokens lies"
+    found = getattr(importlib.import_module(library), kind, None)
+    if isinstance(found, type) and issubclass(found, torch.nn.Module):
+        return "" if any(name.endswith(_WEIGHT_FILES) for name in files) else "file with weights lies"
+    return ""
 
 
 def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:

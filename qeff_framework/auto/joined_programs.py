@@ -22,8 +22,8 @@ def joined(
 
     Files are linked where the file system can. `name`: of the model, for people.
     """
-    keys = {part.backend: Manifest.load(part.directory).key for part in parts}
-    described = {"format": _FORMAT, "backends": keys}
+    keys = [[part.backend, Manifest.load(part.directory).key] for part in parts]
+    described = {"format": _FORMAT, "parts": keys}
 
     def build(output_dir: Path) -> Mapping[str, str]:
         places: dict[str, str] = {}
@@ -37,11 +37,14 @@ def joined(
             if (main.directory / companion).exists():
                 _copied(main.directory / companion, output_dir / companion)
         for part in parts[:-1]:
-            _copied(part.directory / "qconfig.json", output_dir / f"qconfig-{part.backend}.json")
+            # Parts of one backend differ in their options.
+            alike = sum(each.backend == part.backend for each in parts) > 1
+            told = f"{part.backend}-{'-'.join(part.programs)}" if alike else part.backend
+            _copied(part.directory / "qconfig.json", output_dir / f"qconfig-{told}.json")
         dataclasses.replace(main, directory=output_dir, programs=places).save()
         return shared_digests(output_dir, [part.directory for part in parts])
 
-    label = f"{'-'.join(keys)}-{name}"
+    label = f"{'-'.join(dict.fromkeys(backend for backend, _ in keys))}-{name}"
     key = cache_key(described)
     stored = Store().get_or_build(
         "compiled", label, key, described, build, destination=destination, on_wait=on_wait, rebuild=rebuild

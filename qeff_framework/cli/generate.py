@@ -158,6 +158,13 @@ def add_to(subparsers: Any) -> None:
     pictures.add_argument(
         "--guidance-scale", metavar="G", type=float, help="how closely to follow the prompt (default: the pipeline's)"
     )
+    pictures.add_argument(
+        "--cache-threshold",
+        metavar="T",
+        type=float,
+        help="programs with -O enable_first_block_cache=true: change of the first block up to which a step is not computed "
+        "(default 0.05; 0 computes every step)",
+    )
     add_runtime_options(generation)
     add_verify(parser)
     add_compile_options(parser)
@@ -221,7 +228,7 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
 
 
 #: Options of pictures, by their attributes.
-_OF_PICTURES = ("output", "mask", "strength", "steps", "negative_prompt", "guidance_scale")
+_OF_PICTURES = ("output", "mask", "strength", "steps", "negative_prompt", "guidance_scale", "cache_threshold")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

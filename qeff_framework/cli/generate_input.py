@@ -127,7 +127,8 @@ def opened_image(file: str) -> Any:
         from PIL import Image
     except ImportError as error:
         raise OptionError(
-            "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]'"
+            "--image needs Pillow, which is not installed; pip install 'qeff-framework[vision]', or for pipelines of diffusers "
+            "'qeff-framework[diffusion]'"
         ) from error
     try:
         with Image.open(file) as image:

@@ -1,10 +1,14 @@
-"""What ``qeff generate`` makes pictures of beside prompts: a picture to begin with, and the mask of what is painted anew."""
+"""What ``qeff generate`` makes pictures of beside prompts: a picture to begin with, and the mask of what is painted anew.
+
+Also what of a call's arguments no program could take, told before one is compiled or loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +29,19 @@ class PictureInput:
     images: Sequence[Any]
     masks: Sequence[Any]
     strength: float | None
+    cache_threshold: float | None = None
+
+    def check_programs(self, batch_size: int, *, has_cache: bool) -> None:
+        """Raises `OptionError` where programs of this batch, with or without a cache of the first block, do not fit."""
+        if self.prompts % batch_size:
+            raise OptionError(
+                f"{self.prompts} prompts were given, and the program makes {batch_size} pictures at a time; give a multiple of "
+                f"{batch_size} prompts"
+            )
+        if self.cache_threshold is not None and not has_cache:
+            raise OptionError(
+                "--cache-threshold needs programs with a cache: compile with -O enable_first_block_cache=true"
+            )
 
     def check(self) -> None:
         """Raises `OptionError` where the pictures are not for the prompts, or not of one size."""
@@ -70,11 +87,15 @@ def given_pictures(args: argparse.Namespace, prompts: int, images: Sequence[Sequ
         raise OptionError("--strength is how much of a picture is changed; give the picture with --image FILE")
     if args.strength is not None and not 0 < args.strength <= 1:
         raise OptionError(f"--strength {args.strength} is out of range: it is above 0, and 1 at most")
+    threshold = args.cache_threshold
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise OptionError(f"--cache-threshold {threshold} is out of range: it is a number, at least 0")
     return PictureInput(
         prompts=prompts,
         images=[file for of_prompt in images for file in of_prompt],
         masks=[opened_image(file).convert("L") for file in args.mask],
         strength=args.strength,
+        cache_threshold=threshold,
     )
 
 
@@ -88,6 +109,9 @@ def for_pictures(
     elif given.masks and "mask_image" not in _parameters(model.pipeline_class):
         model = model.in_form("inpainting")
     _check_class(model.pipeline_class, given)
+    batch_size = sizes.get("batch_size", 1)
+    if isinstance(batch_size, int) and batch_size > 0:  # what is none is refused with the other options
+        given.check_programs(batch_size, has_cache=sizes.get("enable_first_block_cache") is True)
     if not given.images:
         return model, sizes
     height, width = given.size
@@ -103,7 +127,10 @@ def check_artifact(compiled: CompiledModel, given: PictureInput) -> None:
     if kind is None:
         return
     _check_class(kind, given)
-    dims = [item.dims for part in compiled.parts().values() for item in part.specializations]
+    parts = compiled.parts().values()
+    dims = [item.dims for part in parts for item in part.specializations]
+    has_cache = any(part.metadata["call"].get("part") for part in parts)
+    given.check_programs(dims[0]["batch_size"], has_cache=has_cache)
     known = {(each["height"], each["width"]) for each in dims if "height" in each and "width" in each}
     if given.images:
         _check_size(given, known)
@@ -136,6 +163,8 @@ def _argument_of_pictures(kind: type[Any]) -> Any:
 
 def _check_class(kind: type[Any], given: PictureInput) -> None:
     taken, name = _parameters(kind), kind.__name__
+    if "num_frames" in taken:
+        raise OptionError(f"{name} makes videos, which are no PNG files; use load_compiled() in Python")
     if given.images and _argument_of_pictures(kind) is None:
         raise OptionError(f"{name} makes pictures of texts alone; leave --image out")
     if {"image", "control_image"} <= taken and "ControlNet" in name:

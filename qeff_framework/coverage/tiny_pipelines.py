@@ -50,6 +50,7 @@ from qeff_framework.coverage.tiny_reading_pipelines import (
 )
 from qeff_framework.coverage.tiny_staged_pipelines import kandinsky, kandinsky22, wuerstchen
 from qeff_framework.diffusion.arguments import PICTURES
+from qeff_framework.sources.diffusers_library import require_diffusers
 
 Parts = dict[str, Any]
 
@@ -73,7 +74,12 @@ _VARIANTS: Final = {"image-to-image": "IMAGE2IMAGE", "inpainting": "INPAINT", "i
 
 
 def pipeline_classes() -> dict[str, type[Any]]:
-    """Every type of diffusers' mappings of pictures and videos from texts, and of those that also read pictures."""
+    """Every type of diffusers' mappings of pictures and videos from texts, and of those that also read pictures.
+
+    Raises:
+        InputError: diffusers is not installed.
+    """
+    require_diffusers()
     found = {**_mapping("TEXT2IMAGE"), **_mapping("TEXT2VIDEO")}
     found |= {name: found[name.partition("/")[0]] for name in _SETTINGS}
     for title, name in _VARIANTS.items():

@@ -119,7 +119,11 @@ def _reason(error: Exception) -> str:
             f"it is for another architecture, or other sizes of this one ({other_size[0].rstrip('.')}); load it into the "
             "pipeline that it was trained for"
         )
-    return text.partition("\n")[0] if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+    return (
+        text.partition("\n")[0].strip()
+        if isinstance(error, (OSError, ValueError))
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def _adapted_copies(

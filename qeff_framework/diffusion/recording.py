@@ -120,7 +120,7 @@ def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
     """What runs with these arguments ask of the components.
 
     Raises:
-        InputError: the pipeline needs a package that is not installed.
+        InputError: the pipeline needs a package that is not installed, or a component that is not there.
         OptionError: the pipeline refuses the arguments, for instance a height.
         UnsupportedModelError: it does what no recorder can answer.
     """
@@ -157,10 +157,24 @@ def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
                     raise InputError(
                         f"{type(pipeline).__name__} needs {missing}, which is not installed: pip install {missing}"
                     ) from error
+                if absent := _absent_components(pipeline):
+                    raise InputError(
+                        f"{type(pipeline).__name__} lacks its {' and '.join(absent)}, without which it does not run "
+                        f"({type(error).__name__}: {error}); load it with all its components"
+                    ) from error
                 raise UnsupportedModelError(
                     f"{type(pipeline).__name__} cannot be run on components without weights: {type(error).__name__}: {error}"
                 ) from error
     return Recording(calls=list(zip(recorder.calls, recorder.runs, strict=True)), host_weights=recorder.host_weights)
+
+
+def _absent_components(pipeline: Any) -> list[str]:
+    """Those that read texts and are not there. Some pipelines do without one of several; others declare it optional and fail."""
+    return [
+        name
+        for name, each in pipeline.components.items()
+        if each is None and name.startswith(("text_encoder", "tokenizer"))
+    ]
 
 
 def _missing_package(error: Exception) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from qeff_framework.contracts import LORA_SCALES, ExecutionSession
 from qeff_framework.diffusion.arguments import guidance_argument, picture_sizes, scales_of
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.progress import report
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
 
@@ -168,7 +169,12 @@ class CompiledDiffusionPipeline(CompiledRunner):
         self._computed = self._reused = 0
         self._scales, self._threshold, self._looked_at = scales, cache_threshold, set()
         try:
-            return self.pipeline(*args, **kwargs, **further)
+            result = self.pipeline(*args, **kwargs, **further)
+            if self._is_cut:
+                report(
+                    f"calls of the denoiser: {self._computed} computed, {self._reused} from the cache of the first block"
+                )
+            return result
         finally:
             # What a call has chosen is not for those who call the pipeline itself.
             self._scales, self._threshold, self._looked_at = {}, None, None

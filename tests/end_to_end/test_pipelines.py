@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import filecmp
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -174,6 +175,16 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
         pipeline.compile("ort_sim", height=0, width=64)
     with pytest.raises(OptionError, match="guidance_runs=2 does not go with guidance=False"):
         pipeline.compile("ort_sim", guidance_runs=2, guidance=False)
+    (tmp_path / "options.json").write_text('{"decoder": {}}')
+    for config, message in (
+        (tmp_path / "options.json", "has no decoder; name options for one of vae, text_encoder, unet"),
+        (tmp_path / "nothing.json", "nothing.json cannot be read as JSON"),
+        ({"vae": 4}, "compile_config is options by component"),
+        ({"vae": {"height": 64}}, "height of vae is for all components"),
+        ({"vae": {"num_coresx": 4}}, "did you mean 'num_cores'"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            pipeline.compile("ort_sim", height=64, width=64, compile_config=config)
     with pytest.raises(OptionError, match="takes no num_frames; leave it out"):
         pipeline.compile("ort_sim", num_frames=5)
     with pytest.raises(OptionError, match=r"call compile\(\)"):
@@ -207,9 +218,42 @@ def test_what_cannot_be_compiled_is_refused_before_any_work(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "diffusers" else find(name, *more)
     )
-    with pytest.raises(InputError, match=r"pip install qeff-framework\[diffusion\]"):
+    with pytest.raises(InputError, match=r"not installed \(diffusers\): pip install .qeff-framework\[diffusion\]"):
         QEFFDiffusionPipeline.from_pretrained("somewhere")
     assert not list(store_root.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("component", "kept", "message"),
+    [
+        ("unet", "config.json", r"lacks its unet: no file with weights lies in .*unet; download it again"),
+        ("tokenizer", "tokenizer_config.json", r"lacks its tokenizer: no file with tokens lies in .*tokenizer;"),
+        (
+            "vae",
+            "",
+            r"lacks its vae, without which StableDiffusionPipeline does not run: its model_index.json names none",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_complete_is_refused(
+    folder: Path, tmp_path: Path, component: str, kept: str, message: str
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "pipeline")
+    for file in (place / component).iterdir():
+        if file.name != kept:
+            file.unlink()
+    if not kept:
+        index = json.loads((place / "model_index.json").read_text())
+        (place / "model_index.json").write_text(json.dumps({**index, component: [None, None]}))
+    with pytest.raises(CheckpointError, match=message):
+        QEFFDiffusionPipeline.from_pretrained(place)
+
+
+def test_an_optional_text_encoder_that_the_pipeline_needs_is_named() -> None:
+    tiny = tiny_pipeline("stable-diffusion-xl")
+    tiny.pipeline.register_modules(text_encoder_2=None)
+    with pytest.raises(InputError, match="XLPipeline lacks its text_encoder_2, without which it does not run"):
+        QEFFDiffusionPipeline(tiny.pipeline).compile("ort_sim", **tiny.sizes)
 
 
 def test_the_command_writes_pictures_that_say_how_they_were_made(
@@ -246,6 +290,9 @@ def test_the_command_writes_pictures_that_say_how_they_were_made(
         ("folder", ["--image", "picture.png", "-O", "height=128"], "64 x 64 pixels .*the programs are for 128 x 64"),
         ("inpainting", ["--image", "picture.png"], "say which with --mask"),
         ("inpainting", [], "StableDiffusionInpaintPipeline begins with a picture"),
+        ("folder", ["-O", "batch_size=2"], "1 prompts were given, and the program makes 2 pictures at a time"),
+        ("artifact", ["--cache-threshold", "0.1"], "compile with -O enable_first_block_cache=true"),
+        ("folder", ["--cache-threshold", "-1"], "--cache-threshold -1.0 is out of range"),
     ],
 )
 def test_pictures_that_do_not_fit_are_refused_before_any_work(
@@ -362,7 +409,10 @@ def test_a_picture_is_encoded_by_a_program_and_guidance_is_two_runs(eager: Any, 
         painted(model)
 
 
-def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, session_store: Path) -> None:
+def test_steps_use_what_the_blocks_behind_the_first_added_before(
+    eager: Any, session_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "qeff_framework.progress")
     tiny = tiny_pipeline("flux")
     sizes = {"guidance": False, "enable_first_block_cache": True, **tiny.sizes}
     model = QEFFDiffusionPipeline(tiny.pipeline)
@@ -389,6 +439,9 @@ def test_steps_use_what_the_blocks_behind_the_first_added_before(eager: Any, ses
             tiny.pipeline.transformer.disable_cache()
             assert np.abs(made(loaded, cache_threshold=threshold) - expected).max() < 1e-3
             assert loaded.cached_steps == steps
+            assert caplog.messages[-1].startswith(
+                f"calls of the denoiser: {steps[0]} computed, {steps[1]} from the cache"
+            )
         tiny.pipeline.load_lora_weights(style, adapter_name="style")
         found = made(loaded, cache_threshold=0.0, adapter="style")
         assert np.abs(found - made(tiny.pipeline)).max() < 1e-3 < np.abs(found - expected).max()

@@ -39,11 +39,6 @@ def generate_pictures(runner: CompiledDiffusionPipeline, request: ResultsRequest
     output = check_output(args.output)
     seed = args.seed if args.seed is not None else secrets.randbelow(_SEEDS)
     batch = runner.batch_size
-    if len(prompts) % batch:
-        raise InputError(
-            f"{len(prompts)} prompts were given, and the program makes {batch} pictures at a time; give a multiple of "
-            f"{batch} prompts"
-        )
     pictures: list[Any] = []
     for first in range(0, len(prompts), batch):
         given = request.pictures.arguments(type(runner.pipeline), first, batch)
@@ -78,6 +73,8 @@ def _made(
     given: dict[str, Any] = {**of_pictures}
     if args.guidance_scale is not None:
         given["guidance_scale"] = args.guidance_scale
+    if args.cache_threshold is not None:
+        given["cache_threshold"] = args.cache_threshold
     if args.negative_prompt is not None:
         given["negative_prompt"] = [args.negative_prompt] * len(prompts)
     steps = args.steps or STEPS
@@ -99,7 +96,9 @@ def _made(
         **given,
     )
     if not hasattr(result, "images"):
-        raise InputError("the pipeline makes videos, which are no PNG files; use load_compiled() in Python")
+        raise InputError(
+            "the pipeline makes no pictures, and nothing else becomes a PNG file; use load_compiled() in Python"
+        )
     images: Sequence[Any] = result.images
     return images
 
@@ -109,7 +108,9 @@ def _settings(runner: CompiledDiffusionPipeline, args: Any) -> dict[str, Any]:
         "steps": args.steps or STEPS,
         "negative_prompt": args.negative_prompt,
         "guidance_scale": args.guidance_scale,
-        "adapter": args.adapter,
+        "cache_threshold": args.cache_threshold,
+        # An id of the hub stays whole.
+        "adapter": _names([args.adapter]) if args.adapter and Path(args.adapter).exists() else args.adapter,
         "image": _names([file for files in args.image for file in files]),
         "mask": _names(args.mask),
         "strength": args.strength,

@@ -130,13 +130,15 @@ def test_standin_windows_of_layers_in_a_dry_run_that_was_compiled_since(standin,
         model.compile(backend="qaic", num_layers_per_program=2, fp32_nodes=("logits",))
 
 
-def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_path) -> None:
+def test_without_sdk_a_dry_run_works_and_the_rest_says_what_to_do(no_sdk, tmp_path, monkeypatch) -> None:
     module, _ = tiny_causal_lm("llama")
     model = QEFFAutoModelForCausalLM(module)
     with pytest.raises(OptionError, match="did you mean 'num_cores'"):
         model.compile(backend="qaic", num_coers=14)
-    with pytest.raises(BackendUnavailableError, match="dry_run=True"):
-        model.compile(backend="qaic", **SIZES)
+    with monkeypatch.context() as patch:
+        patch.setattr(QEFFAutoModelForCausalLM, "_export", lambda *_, **__: pytest.fail("it is exported"))
+        with pytest.raises(BackendUnavailableError, match="dry_run=True"):
+            model.compile(backend="qaic", **SIZES)
     bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **SIZES)
     assert {"compile.sh", "model.onnx", "specializations.json", "custom_io.yaml"} <= {
         path.name for path in bundle.directory.iterdir()

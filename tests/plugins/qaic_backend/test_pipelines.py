@@ -12,7 +12,7 @@ import torch
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.cli.app import main
-from qeff_framework.errors import OptionError
+from qeff_framework.errors import BackendUnavailableError, OptionError
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
 from tests.pipelines import random_adapter, tiny_stable_diffusion
 from tests.sdk_standins.qaic import StandinSdk
@@ -62,9 +62,21 @@ def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     assert np.abs(styled - expected_styled).max() < 1e-2 < np.abs(expected_styled - expected).max()
 
 
+def test_without_sdk_no_component_is_exported(no_sdk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QEFFDiffusionPipeline, "_export", lambda *_, **__: pytest.fail("it is exported"))
+    # Components of the other backend would come first.
+    with pytest.raises(BackendUnavailableError, match=rf"'qaic'.* cannot compile: {no_sdk}.*dry_run=True"):
+        QEFFDiffusionPipeline(tiny_stable_diffusion()).compile({"denoiser": "qaic", **HOST}, num_cores=8, **SIZES)
+
+
 def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
     assert not no_sdk.exists()
-    bundle = QEFFDiffusionPipeline(tiny_stable_diffusion()).compile("qaic", dry_run=True, num_cores=8, **SIZES)
+    bundle = QEFFDiffusionPipeline(tiny_stable_diffusion()).compile(
+        "qaic", dry_run=True, num_cores=8, compile_config={"vae": {"num_cores": 4}}, **SIZES
+    )
+    cores = {name: part.options["num_cores"] for name, part in bundle.parts().items()}
+    assert cores == {"text_encoder": 8, "unet": 8, "vae": 4}
+    assert {file.name for file in bundle.directory.glob("qconfig*")} == {"qconfig.json", "qconfig-qaic-vae.json"}
     for program in bundle.parts().values():
         assert list(program.directory.rglob("*.onnx"))
         assert not list(program.directory.rglob("programqpc.bin"))

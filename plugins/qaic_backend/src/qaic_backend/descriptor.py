@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qaic_backend.options import QaicOptions, QaicRuntimeOptions
-from qeff_framework.plugin_api import Backend, Capabilities, Probe
+from qeff_framework.plugin_api import Backend, Capabilities, CompileOptions, Probe
 
 
 class QaicBackend(Backend):
@@ -49,6 +49,14 @@ class QaicBackend(Backend):
         from qaic_backend.probe import probe
 
         return probe()
+
+    def check_compiler(self, options: CompileOptions) -> None:
+        """The apps SDK has the compiler."""
+        from qaic_backend.compiler.stage import required_compiler
+        from qaic_backend.sdk import find_sdk
+
+        del options  # for all of them
+        required_compiler(find_sdk())
 
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of this package and of both SDKs; ``none`` for an SDK that is not there or does not say its version.

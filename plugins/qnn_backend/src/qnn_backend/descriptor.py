@@ -53,6 +53,17 @@ class QnnBackend(Backend):
             raise TypeError(f"these are no options of backend qnn: {options!r}")
         return dataclasses.replace(_AIC if options.is_aic else _NPU, scope=f"target {options.target}")
 
+    def check_compiler(self, options: CompileOptions) -> None:
+        """QAIRT for Cloud AI 100, onnxruntime-qnn for the other targets."""
+        if isinstance(options, QnnOptions) and options.is_aic:
+            from qnn_backend.aic.sdk import usable_sdk
+
+            usable_sdk()
+        else:
+            from qnn_backend.htp.compiler import check_installed
+
+            check_installed()
+
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Refuses options that only programs of the other kind of target have."""
         if isinstance(runtime, QnnRuntimeOptions):

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
+from ort_sim_backend.lowering.rotations import readings
 from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, made_by, nodes_of, operand, static_shape
 
 #: Ops whose result has equal pairs along the last axis when their operands have.
@@ -48,21 +49,12 @@ class _Match:
 
 
 def _match(node: ir.Node) -> _Match | None:
-    products = [made_by(operand(node, index), "Mul") for index in (0, 1)]
-    for plain, turned in (products, products[::-1]):
-        if plain is None or turned is None:
+    for one in readings(node):
+        tokens = _token_axis(one.states, one.cosines)
+        if tokens is None or static_shape(one.sines) != static_shape(one.cosines):
             continue
-        for number in (0, 1):
-            states, cosines = operand(plain, number), operand(plain, 1 - number)
-            if states.dtype != ir.DataType.FLOAT:
-                continue
-            for other in (0, 1):
-                sines = operand(turned, 1 - other)
-                tokens = _token_axis(states, cosines)
-                if tokens is None or static_shape(sines) != static_shape(cosines):
-                    continue
-                if _is_turned(operand(turned, other), states) and all(_has_pairs(each) for each in (cosines, sines)):
-                    return _Match(states=states, cosines=cosines, sines=sines, tokens=tokens)
+        if _is_turned(one.turned, one.states) and all(_has_pairs(each) for each in (one.cosines, one.sines)):
+            return _Match(states=one.states, cosines=one.cosines, sines=one.sines, tokens=tokens)
     return None
 
 

@@ -7,13 +7,14 @@ for each token of the step, with the values that the graph computes, so every ki
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from ort_sim_backend.lowering.kernels import CONTRIB
+from ort_sim_backend.lowering.rotations import readings
 from qeff_framework.lowering import GraphEditor, GraphPass, constant_array, made_by, operand, same_dim, static_dim
 
 #: Ops whose result repeats along the last axis when their operands do.
@@ -51,25 +52,16 @@ class _Match:
 def _match(node: ir.Node) -> _Match | None:
     if node.domain or node.op_type != "Add":
         return None
-    products = [made_by(operand(node, index), "Mul") for index in (0, 1)]
-    for plain, turned in (products, products[::-1]):
-        if plain is None or turned is None:
+    for one in readings(node):
+        cosines, sines = (_same_for_all_heads(value) for value in (one.cosines, one.sines))
+        size = static_dim(one.states, 3)
+        if size is None or size % 2 or cosines is None or sines is None:
             continue
-        for states, cosines in _both_orders(plain):
-            for rotated, sines in _both_orders(turned):
-                tables = [_same_for_all_heads(value) for value in (cosines, sines)]
-                size = static_dim(states, 3)
-                if size is None or size % 2 or states.dtype != ir.DataType.FLOAT or None in tables:
-                    continue
-                if _is_rotated(rotated, states, size // 2) and all(_halves_are_equal(each, size) for each in tables):
-                    return _Match(states=states, cosines=tables[0], sines=tables[1])  # type: ignore[arg-type]
+        if _is_rotated(one.turned, one.states, size // 2) and all(
+            _halves_are_equal(each, size) for each in (cosines, sines)
+        ):
+            return _Match(states=one.states, cosines=cosines, sines=sines)
     return None
-
-
-def _both_orders(product: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
-    left, right = operand(product, 0), operand(product, 1)
-    yield left, right
-    yield right, left
 
 
 def _same_for_all_heads(value: ir.Value) -> ir.Value | None:

@@ -45,7 +45,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     )
     request = dataclasses.replace(request, exported=exported)
     sdk = find_sdk()
-    compiler = None if request.dry_run else _compiler(sdk)
+    compiler = None if request.dry_run else required_compiler(sdk)
     check_program(exported, request.specializations)
     check_operators(request.model)
     check_names(request.model, options)
@@ -106,7 +106,8 @@ def _angles(request: CompileRequest) -> list[dict[str, str]]:
     return found
 
 
-def _compiler(sdk: Sdk) -> Path:
+def required_compiler(sdk: Sdk) -> Path:
+    """Raises `BackendUnavailableError` with the remedy where it is not there."""
     if sdk.compiler is None:
         raise BackendUnavailableError(
             f"backend 'qaic' cannot compile: {sdk.root / 'exec' / 'qaic-compile'} is not there or not executable. To compile "

@@ -11,6 +11,7 @@ SWITCHABLE = (
     "PaddedProducts",
     "GatherMiddleAxis",
     "GatherNDRows",
+    "MergedAxes",
     "SquareTransposeRows",
     "ScaleOperandOrder",
     "PreciseSoftplus",

@@ -15,6 +15,7 @@ from qnn_backend.htp.lowering.composed_norms import ComposedNorms
 from qnn_backend.htp.lowering.finite_masks import FiniteMasks
 from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
+from qnn_backend.htp.lowering.merged_axes import MergedAxes
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.padded_products import PaddedProducts
@@ -191,6 +192,24 @@ def test_equal_sizes_in_front_of_a_transposition(tmp_path: Path) -> None:
     expected = on_cpu(model, feeds)
     assert worst(expected, simulate(model, feeds, tmp_path)) > 0.5
     assert worst(expected, simulate(lowered(model, SquareTransposeRows()), feeds, tmp_path)) < TOLERANCE
+
+
+def test_a_permutation_of_more_axes_than_the_npu_has(tmp_path: Path) -> None:
+    model = parse(
+        """unpatchify (float[1, 12, 16] x) => (float[1, 4, 2, 4, 6] y)
+        <int64[8] split = {1, 2, 2, 3, 1, 2, 2, 4}, int64[5] joined = {1, 4, 2, 4, 6}> {
+            patches = Reshape (x, split) turned = Transpose <perm = [0, 7, 1, 4, 2, 5, 3, 6]> (patches)
+            y = Reshape (turned, joined)
+        }"""
+    )
+    feeds = {"x": floats(1, 12, 16)}
+    expected = on_cpu(model, feeds)
+    with pytest.raises(Exception, match="Reshape|Transpose|NPU|1002|finalize|fallback"):
+        simulate(model, feeds, tmp_path)
+    rewritten = lowered(model, MergedAxes())
+    assert [node.op_type for node in rewritten.graph] == ["Reshape", "Transpose", "Reshape"]
+    assert worst(expected, on_cpu(rewritten, feeds)) == 0
+    assert worst(expected, simulate(rewritten, feeds, tmp_path)) < TOLERANCE
 
 
 def test_the_logarithm_of_a_softplus(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from qnn_backend.htp.lowering.gather_axis import GatherMiddleAxis
 from qnn_backend.htp.lowering.gather_nd import GatherNDRows
 from qnn_backend.htp.lowering.gelu import FusedGelu
 from qnn_backend.htp.lowering.integer_negation import IntegerNegation
+from qnn_backend.htp.lowering.merged_axes import MergedAxes
 from qnn_backend.htp.lowering.norm_rows import NormRows
 from qnn_backend.htp.lowering.operand_order import ScaleOperandOrder
 from qnn_backend.htp.lowering.opset import LaterOpset
@@ -79,6 +80,7 @@ def passes(request: TransformRequest) -> list[Transform]:
         IntegerNegation(),
         GatherNDRows(),
         GatherMiddleAxis(),
+        MergedAxes(),
         SquareTransposeRows(),
         ScaleOperandOrder(),
         ComposedNorms(),
