@@ -824,9 +824,10 @@ def _needed_by(kind: object) -> list[str]:
     """The components without which a pipeline of diffusers cannot be made, by the name of its class."""
     import diffusers
 
-    found = getattr(diffusers, kind, None) if isinstance(kind, str) else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+    named: object = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(named, type) and issubclass(named, diffusers.DiffusionPipeline)):
         return []
+    found: Any = named  # untyped
     expected, _ = found._get_signature_keys(found)  # noqa: SLF001 - the library has no public name for it
     return sorted(set(expected) - set(found._optional_components))  # noqa: SLF001
 
