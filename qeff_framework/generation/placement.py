@@ -69,11 +69,13 @@ class Placement:
         return self._slots[lane]
 
     def slots_for(self, rows: Sequence[Row], count: int) -> list[int]:
-        """`count` different slots: those of `rows`, then others for padding."""
+        """`count` different slots: those of `rows`, then others for padding, of the last lanes: the first ones are those that
+        decode.
+        """
         taken = [self._slots[row.lane] for row in rows]
         if len(taken) == count:
             return taken
-        return [*taken, *[slot for slot in self._slots if slot not in taken][: count - len(taken)]]
+        return [*taken, *[slot for slot in reversed(self._slots) if slot not in taken][: count - len(taken)]]
 
     def add(self, rows: Iterable[Row], priority: int = 0) -> None:
         """Appends rows to the queue; a smaller `priority` comes first, and of equal ones the earlier row."""

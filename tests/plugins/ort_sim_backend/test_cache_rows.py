@@ -32,6 +32,19 @@ def test_a_step_finds_what_its_rows_hold(steps: list[list[int]]) -> None:
     assert all(np.array_equal(buffer[rows.places], expected) for buffer in buffers)
 
 
+@given(st.permutations(range(ROWS)), st.permutations(range(ROWS)), st.integers(1, ROWS - 1))
+def test_rows_of_steps_that_take_turns_stay_where_they_are(before, named, count: int) -> None:
+    rows = CacheRows([np.zeros((ROWS, HEADS, SLOTS, 1))])
+    rows.arrange(before)
+    turns = named[:count], named[count:]
+    for step in turns * 2:
+        rows.arrange(step)
+    settled = list(rows.places)
+    for step in turns:
+        rows.arrange(step)
+        assert rows.places == settled
+
+
 def test_rows_that_lie_right_stay() -> None:
     rows = CacheRows([np.zeros((ROWS, HEADS, SLOTS, 1))])
     assert rows.arrange([1, 2, 3]) == 1

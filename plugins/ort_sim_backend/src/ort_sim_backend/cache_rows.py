@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +27,32 @@ class CacheRows:
         self._rows = list(self.places)
         #: Of each place, the slots up to the last one that was written.
         self._slots = [0] * len(self.places)
+        #: The rows of the last step, and those of the last one that had others.
+        self._last: list[int] = []
+        self._before: list[int] = []
 
     def fill(self) -> None:
         """Takes all slots as written."""
         self._slots = [max(buffer.shape[2] for buffer in self._buffers)] * len(self.places)
 
     def arrange(self, rows: Sequence[int]) -> int:
-        """The place of the first of `rows`, the others behind it; exchanges rows of the buffers where they lie otherwise."""
+        """The place of the first of `rows`, the others behind it; exchanges rows of the buffers where they lie otherwise.
+
+        Steps that take turns, as some rows read prompts while others decode, settle in places of their own: rows move for a step
+        where they put the fewest rows of the one before out of place, and of such places where the fewest move.
+        """
+        if rows != self._last:
+            self._before, self._last = self._last, list(rows)
         first = self.places[rows[0]]
         if all(self.places[row] == first + number for number, row in enumerate(rows)):
             return first
-        last = len(self.places) - len(rows)
-        starts = [place for number, row in enumerate(rows) if 0 <= (place := self.places[row] - number) <= last]
-        first = Counter(starts).most_common(1)[0][0] if starts else 0
+        others = set(self._before).difference(rows)
+
+        def moved(start: int) -> tuple[int, int]:
+            entered = [start + number for number, row in enumerate(rows) if self.places[row] != start + number]
+            return sum(self._rows[place] in others for place in entered), len(entered)
+
+        first = min(range(len(self.places) - len(rows) + 1), key=moved)
         for number, row in enumerate(rows):
             self._exchange(first + number, self.places[row])
         return first
