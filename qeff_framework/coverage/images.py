@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qeff_framework.coverage.parity import BATCH, CONTEXT, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generation
+from qeff_framework.coverage.rounding import BITS, ROUNDINGS, changed_by
 from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
@@ -63,10 +64,6 @@ _OF_VISION: Final[Mapping[str, Any]] = {
 IMAGE_TOLERANCE: Final = 1e-4
 #: Largest difference of a logit, in standard deviations of its step: less than what makes a choice clear.
 LOGIT_TOLERANCE: Final = CLEAR_MARGIN / 2
-#: The last bit of a float32, up and down, as a part of the number.
-_BITS: Final = (2**-23, -(2**-23))
-#: As many times as a program may round otherwise.
-_ROUNDINGS: Final = 4
 #: Whose prompts' tokens all see each other: a processor marks them with the kind 0.
 _PREFIXES: Final = ("paligemma",)
 #: Whose tokens see further than their own image.
@@ -421,15 +418,10 @@ def _rounding_of_logits(module: Any, reference: ImageReference) -> float:
     """A multiple of how far PyTorch's own logits move where each pixel changes by its last bit, see `_image_error`."""
     worst = 0.0
     for prompt, images, logits in zip(reference.prompts, reference.images, reference.logits, strict=True):
-        # Either way: experts that are nearly tied for a token change places in one direction only.
-        for bit in _BITS if images else ():
-            _, moved, _ = _decode(module, prompt, [_changed_by(bit, image) for image in images])
+        for bit in BITS if images else ():
+            _, moved, _ = _decode(module, prompt, [changed_by(bit, image) for image in images])
             worst = max(worst, float(((moved - logits).abs().amax(dim=1) / logits.std(dim=1)).max()))
-    return _ROUNDINGS * worst
-
-
-def _changed_by(bit: float, image: Image) -> Image:
-    return {name: value * (1 + bit) if value.is_floating_point() else value for name, value in image.items()}
+    return ROUNDINGS * worst
 
 
 def _compare(tokens: Sequence[list[int]], reference: ImageReference, kv_offload: bool, facts: dict[str, Any]) -> None:
@@ -536,9 +528,9 @@ def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[flo
         want = features(image)
         largest = want.abs().max()
         worst = max(worst, float((torch.from_numpy(got) - want).abs().max() / largest))
-        for bit in _BITS:
-            effect = max(effect, float((features(_changed_by(bit, image)) - want).abs().max() / largest))
-    return float(f"{worst:.1e}"), max(IMAGE_TOLERANCE, _ROUNDINGS * effect)
+        for bit in BITS:
+            effect = max(effect, float((features(changed_by(bit, image)) - want).abs().max() / largest))
+    return float(f"{worst:.1e}"), max(IMAGE_TOLERANCE, ROUNDINGS * effect)
 
 
 def _size_of(image: Image) -> dict[str, int]:

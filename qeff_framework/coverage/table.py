@@ -50,14 +50,15 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
 - **An encoder-decoder passes** like a causal LM, for two prompts of unequal length that its encoder reads in one batch.
 - **A vision-language model passes** when {STEPS} greedy steps give exactly the tokens of Transformers for three prompts with
   one, no and two images in one batch, read in chunks that cut images in two where their tokens do not see each other, as two
-  programs and, where the row says so, as one; and no image embedding is further from PyTorch's than {IMAGE_TOLERANCE:g} of the
-  largest one (or than a multiple of what one bit of the pixels moves PyTorch's own: random weights may amplify rounding).
-  *Deviation* is that largest difference. One whose decoder attends to an image passes for two images in one batch, each with the
-  start token alone and with a prompt of the decoder.
+  programs and, where the row says so, as one; no logit is further away than half of what makes a choice clear, and no image
+  embedding further from PyTorch's than {IMAGE_TOLERANCE:g} of the largest one (or, both, than a multiple of what one bit of the
+  pixels moves PyTorch's own: random weights may amplify rounding). *Deviation* is that of the image embeddings. One whose decoder
+  attends to an image passes for two images in one batch, each with the start token alone and with a prompt of the decoder.
 - **A model of sound passes** when no logit differs by more than {HIDDEN_TOLERANCE:g} standard deviations from Transformers' for
-  the clip alone: two clips of unequal length in one batch and one alone, through programs of two lengths. *Deviation* is the
-  largest difference in standard deviations. One with encoder and decoder passes when {STEPS} greedy steps give the tokens of
-  Transformers for two clips; *Deviation* is the distance of the two best logits at the closest choice.
+  the clip alone (or than a multiple of what one bit of the samples moves PyTorch's own): two clips of unequal length in one
+  batch and one alone, through programs of two lengths. *Deviation* is the largest difference in standard deviations. One with
+  encoder and decoder passes when {STEPS} greedy steps give the tokens of Transformers for two clips; *Deviation* is the distance
+  of the two best logits at the closest choice.
 - **A classifier of images passes** when no logit of three images, each of them alone in Transformers and two at a time in the
   program, differs by more than {HIDDEN_TOLERANCE:g} standard deviations. So does a model that **embeds images and texts**, with
   its embeddings and scores of three images and three texts of unequal length; where padding is text to Transformers itself, its
