@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qeff_framework.coverage.parity import BATCH, CONTEXT, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import CLEAR_MARGIN, STEPS, plain_generation
-from qeff_framework.coverage.rounding import BITS, ROUNDINGS, changed_by
+from qeff_framework.coverage.rounding import BITS, ROUNDINGS, changed_by, largest
 from qeff_framework.coverage.sizes import HIDDEN
 from qeff_framework.coverage.tiny import tiny_config, tiny_model, tiny_prompts
 from qeff_framework.errors import UnsupportedModelError
@@ -364,7 +364,7 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
             error = tolerance = 0.0
             if kv_offload or not attends_beside_text(type(module)):
                 error, tolerance = _image_error(module, runner, given)
-                facts["image_error"] = max(error, facts.get("image_error", 0.0))
+                facts["image_error"] = largest(error, facts.get("image_error", 0.0))
             plain = dict.fromkeys(SCORE_SETTINGS)
             seen = SeenLogits()
             tokens = runner.generate(
@@ -376,7 +376,7 @@ def check_image_text(module: Any, backend: str, facts: dict[str, Any]) -> dict[s
                 **plain,
             ).generated_ids
         _compare(tokens, reference, kv_offload, facts)
-        facts["logit_error"] = max(seen.error(reference), facts.get("logit_error", 0.0))
+        facts["logit_error"] = largest(seen.error(reference), facts.get("logit_error", 0.0))
         if not facts["logit_error"] <= LOGIT_TOLERANCE and not facts["logit_error"] <= _rounding_of_logits(
             module, reference
         ):
@@ -410,7 +410,7 @@ class SeenLogits:
                 got = self._rows[(*prompt, *tokens[:step])]
                 allowed = want > torch.finfo(want.dtype).min / 2
                 difference = (got.float() - want)[allowed].abs().max() / want[allowed].std()
-                worst = max(worst, float(difference))
+                worst = largest(worst, float(difference))
         return float(f"{worst:.1e}")
 
 
@@ -526,10 +526,10 @@ def _image_error(module: Any, runner: Any, images: Sequence[Image]) -> tuple[flo
     for image in images:
         (got,) = runner.image_embeddings(image)
         want = features(image)
-        largest = want.abs().max()
-        worst = max(worst, float((torch.from_numpy(got) - want).abs().max() / largest))
+        scale = want.abs().max()
+        worst = largest(worst, float((torch.from_numpy(got) - want).abs().max() / scale))
         for bit in BITS:
-            effect = max(effect, float((features(changed_by(bit, image)) - want).abs().max() / largest))
+            effect = max(effect, float((features(changed_by(bit, image)) - want).abs().max() / scale))
     return float(f"{worst:.1e}"), max(IMAGE_TOLERANCE, ROUNDINGS * effect)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from qeff_framework.coverage.families import coverage_of
 from qeff_framework.coverage.processes import CheckError, message, where
 from qeff_framework.coverage.reference import STEPS, GreedyReference, clear_reference, padded, reference_embedding
+from qeff_framework.coverage.rounding import largest
 from qeff_framework.coverage.tiny import tiny_prompts
 from qeff_framework.errors import CompileError
 
@@ -168,10 +169,11 @@ def _encoder(
         _difference(torch.from_numpy(got[: len(prompts[row])]), reference.expected(row, width))
         for row, width, got in runs
     ]
-    facts["hidden_error"] = float(f"{max(errors):.1e}")
-    if not max(errors) <= HIDDEN_TOLERANCE:
+    error = largest(*errors)
+    facts["hidden_error"] = float(f"{error:.1e}")
+    if not error <= HIDDEN_TOLERANCE:
         facts["stage"] = "values"
-        raise CheckError(f"hidden states differ by {max(errors):.1e} standard deviations", facts)
+        raise CheckError(f"hidden states differ by {error:.1e} standard deviations", facts)
     return facts
 
 
@@ -234,7 +236,7 @@ def _logit_error(session: _Watched, reference: GreedyReference, tokens: list[lis
             if tokens[row][:step] != wanted[:step]:
                 break
             got = session.logits[row, start + step]
-            worst = max(worst, float(np.abs(got - reference.logits[row][step].numpy()).max()))
+            worst = largest(worst, float(np.abs(got - reference.logits[row][step].numpy()).max()))
     return float(f"{worst:.1e}")
 
 

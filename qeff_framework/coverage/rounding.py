@@ -6,6 +6,7 @@ further than a tolerance, holding a program to the tolerance would tell nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -22,3 +23,8 @@ ROUNDINGS: Final = 4
 def changed_by(bit: float, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`inputs` with each number that has a fraction a bit larger or smaller."""
     return {name: value * (1 + bit) if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def largest(*differences: float) -> float:
+    """The largest, or NaN where one is: `max` forgets a NaN that stands behind a number."""
+    return next((each for each in differences if math.isnan(each)), max(differences))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qeff_framework.coverage.parity import CONTEXT, HIDDEN_TOLERANCE, compiled_model, stage
 from qeff_framework.coverage.processes import CheckError
 from qeff_framework.coverage.reference import STEPS, plain_generation
-from qeff_framework.coverage.rounding import BITS, ROUNDINGS, changed_by
+from qeff_framework.coverage.rounding import BITS, ROUNDINGS, changed_by, largest
 from qeff_framework.coverage.sizes import VOCAB
 from qeff_framework.coverage.tiny import tiny_model
 from qeff_framework.errors import UnsupportedModelError
@@ -206,12 +206,12 @@ def check_scores(module: Any, backend: str, facts: dict[str, Any], *, task: Task
             got = logits[number] if lengths is None else logits[number, : len(want)]
             rows_of.setdefault(first + number, []).append(got)
             difference = float(np.abs(got - want).max())
-            error, absolute = max(error, difference / float(want.std())), max(absolute, difference)
+            error, absolute = largest(error, difference / float(want.std())), largest(absolute, difference)
     # The last row twice: beside a longer clip, and alone in a shorter program.
     beside, by_itself = rows_of[len(wanted) - 1]
     facts["logit_error"], facts["absolute_error"] = error, absolute
     facts["padding_error"] = float(np.abs(beside - by_itself).max())
-    if error > HIDDEN_TOLERANCE and error > _rounding(module, name, clips):
+    if not error <= HIDDEN_TOLERANCE and not error <= _rounding(module, name, clips):
         facts["stage"] = "logits"
         raise CheckError(f"a logit differs by {error:.1e}", facts)
     return facts
