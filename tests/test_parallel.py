@@ -4,6 +4,7 @@ import _thread
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -136,8 +137,13 @@ def test_an_interruption_stops_all_parts_and_is_raised_once_they_have_ended() ->
             ended.append(name)
             raise
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        run_parts({"a": lambda: part("a"), "b": lambda: part("b")})
+    # A shell starts what runs in the background with interruptions ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run_parts({"a": lambda: part("a"), "b": lambda: part("b")})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.type is KeyboardInterrupt
     assert sorted(ended) == ["a", "b"]
 
