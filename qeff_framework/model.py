@@ -11,12 +11,13 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qeff_framework.artifacts import (
     Store,
+    StoredArtifact,
     cache_key,
     create_and_dump_qconfigs,
     link_equal_files,
@@ -35,7 +36,7 @@ from qeff_framework.contracts import (
     TransformRequest,
     has_changed,
 )
-from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
+from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError, QEFFError
 from qeff_framework.key_parts import (
     backend_part,
     extensions_part,
@@ -47,6 +48,7 @@ from qeff_framework.key_parts import (
     transform_part,
 )
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
+from qeff_framework.parallel import check_stopped, run_parts
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
@@ -585,12 +587,22 @@ class QEFFBaseModel:
             rebuild=rebuild,
         )
 
-    def _carry_out(self, plan: CompilationPlan) -> CompiledModel:
-        """Exports and compiles what is not there yet."""
-        store, relay, programs = Store(), plan.relay, plan.programs
-        exports = {program.name: self._export(program.plan, rebuild=plan.rebuild) for program in programs}
-        for program in programs:
+    def _carry_out(self, plan: CompilationPlan, *, parallel: bool = False) -> CompiledModel:
+        """Exports and compiles what is not there yet; programs at the same time if `parallel`."""
+        return self._adopt(plan, self._build(plan, self._exports(plan), parallel=parallel))
+
+    def _exports(self, plan: CompilationPlan) -> dict[str, ExportedModel]:
+        """The exports of all programs, made one after the other where they are not there: tracing changes the whole process."""
+        exports = {program.name: self._export(program.plan, rebuild=plan.rebuild) for program in plan.programs}
+        for program in plan.programs:
             _check_position_limits(exports[program.name], program.specializations, given=plan.given)
+        return exports
+
+    def _build(
+        self, plan: CompilationPlan, exports: Mapping[str, ExportedModel], *, parallel: bool = False
+    ) -> StoredArtifact:
+        """Compiles the programs, or finds them. Changes nothing of this object, so that several plans can be built at a time."""
+        store, relay, programs = Store(), plan.relay, plan.programs
 
         def build(output_dir: Path) -> Mapping[str, str]:
             self._check_given()
@@ -607,7 +619,9 @@ class QEFFBaseModel:
                     log_dir=store.root / "logs",
                     progress=report,
                 )
-                report(f"compiling {self.name} for {relay.name}{f': {program.name}' if program.name else ''}")
+                # Of programs that are compiled at the same time every message names its own.
+                told = f": {program.name}" if program.name and not parallel else ""
+                report(f"compiling {self.name} for {relay.name}{told}")
                 exported = exports[program.name]
                 if plan.layers is not None and program.name in self.cut_programs:
                     compile_part = functools.partial(_compiled_program, relay, transforms=plan.transforms[program.name])
@@ -624,7 +638,7 @@ class QEFFBaseModel:
             if programs[0].name == "":
                 compiled = compile_program(programs[0], output_dir)
             else:
-                compiled = _joined(programs, compile_program, relay.name, self.task, output_dir)
+                compiled = _joined(programs, compile_program, relay.name, self.task, output_dir, parallel=parallel)
             # The last program is the one that the others work for.
             main = programs[-1]
             self._complete_artifact(output_dir)
@@ -632,7 +646,7 @@ class QEFFBaseModel:
             equal = link_equal_files(output_dir) if len(programs) > 1 else {}
             return {**equal, **shared_digests(output_dir, [exported.directory for exported in exports.values()])}
 
-        stored = store.get_or_build(
+        return store.get_or_build(
             "compiled",
             plan.label,
             plan.key,
@@ -642,6 +656,9 @@ class QEFFBaseModel:
             on_wait=lambda: report(f"waiting for another process that compiles {self.name}"),
             rebuild=plan.rebuild,
         )
+
+    def _adopt(self, plan: CompilationPlan, stored: StoredArtifact) -> CompiledModel:
+        """Takes the artifact for what `generate` runs."""
         self._close_runner()
         self.compiled = CompiledModel.load(stored.path)
         self._backend = None if plan.backend is None or isinstance(plan.backend, str) else plan.backend
@@ -797,14 +814,18 @@ def _compiled_program(
     """Lowers and compiles the graph of an export; `request` lacks what only the lowering tells."""
     from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
 
-    applied = tuple(f"{t.name}@{t.version}" for t in transforms if has_changed(t(model)))
+    applied = []
+    for transform in transforms:
+        check_stopped()
+        if has_changed(transform(model)):
+            applied.append(f"{transform.name}@{transform.version}")
     shortened = f"{ShortTexts.name}@{ShortTexts.version}" in applied
     source = without_prompt_lengths(exported) if shortened else exported
-    asked = request(exported=source, model=model, transforms=applied)
+    asked = request(exported=source, model=model, transforms=tuple(applied))
     compiled = relay.compile(asked)
     return dataclasses.replace(
         compiled,
-        transforms=applied,
+        transforms=tuple(applied),
         options=dataclasses.asdict(asked.options),
         metadata={**exported.metadata, **_still_packed(model, exported), **compiled.metadata, "dry_run": asked.dry_run},
     )
@@ -831,14 +852,23 @@ def _joined(
     backend: str,
     task: Task,
     directory: Path,
+    *,
+    parallel: bool,
 ) -> CompiledModel:
     """Compiles each program into a directory of its own, and describes all of them."""
     places = {program.name: f"programs/{program.name}" for program in programs}
-    for program in programs:
+
+    def compile_there(program: Program) -> CompiledModel:
         place = directory / places[program.name]
         place.mkdir(parents=True)
-        compiled = compile_program(program, place)
+        with _program_named(program.name):
+            compiled = compile_program(program, place)
         compiled.save()
+        return compiled
+
+    parts = {program.name: functools.partial(compile_there, program) for program in programs}
+    done = run_parts(parts, on_end=_tell_end) if parallel else {name: part() for name, part in parts.items()}
+    compiled = done[programs[-1].name]
     return CompiledModel(
         directory=directory,
         backend=backend,
@@ -853,6 +883,20 @@ def _joined(
         options=compiled.options,
         metadata=compiled.metadata,
     )
+
+
+def _tell_end(left: list[str]) -> None:
+    report("; not yet: ".join(["compiled", *([", ".join(left)] if left else [])]))
+
+
+@contextlib.contextmanager
+def _program_named(name: str) -> Iterator[None]:
+    """Lets errors say which of several programs they are about."""
+    try:
+        yield
+    except QEFFError as error:
+        error.args = (f"program '{name}': {error}",)
+        raise
 
 
 def _finish_artifact(

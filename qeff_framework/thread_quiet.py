@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
@@ -21,10 +21,28 @@ _MUTED: ContextVar[tuple[tuple[str, int], ...]] = ContextVar("qeff_muted_loggers
 _SWALLOWED: ContextVar[io.StringIO | None] = ContextVar("qeff_swallowed_stderr", default=None)
 
 
+#: Names of loggers that repeat nothing, and what they have said in such a body.
+_HEARD_ONCE: ContextVar[tuple[str, ...]] = ContextVar("qeff_heard_once", default=())
+_said: set[tuple[str, str]] = set()
+
+
 class _MutedLoggers(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets pass what the running thread has not muted."""
-        return not any(record.levelno < level and _belongs_to(record.name, name) for name, level in _MUTED.get())
+        """Lets pass what the running thread has not muted, and what is no repetition where it wants none."""
+        if any(record.levelno < level and _belongs_to(record.name, name) for name, level in _MUTED.get()):
+            return False
+        return not any(_belongs_to(record.name, name) for name in _HEARD_ONCE.get()) or not _is_repetition(record)
+
+
+def _is_repetition(record: logging.LogRecord) -> bool:
+    """Decided once for a record, which several handlers get."""
+    known: bool | None = getattr(record, "qeff_is_repetition", None)
+    if known is None:
+        key = (record.name, record.getMessage())
+        known = key in _said
+        _said.add(key)
+        record.qeff_is_repetition = known
+    return known
 
 
 _FILTER = _MutedLoggers()
@@ -36,14 +54,29 @@ def muted_loggers(*names: str, heard_from: int = logging.ERROR) -> Iterator[None
 
     `heard_from`: another level than that of errors, for code whose errors are raised as well.
     """
-    for name in names:
-        for handler in _handlers(name):
-            handler.addFilter(_FILTER)  # Once: a filter that is there already is not added again.
+    _filter_handlers(names)
     token = _MUTED.set((*_MUTED.get(), *((name, heard_from) for name in names)))
     try:
         yield
     finally:
         _MUTED.reset(token)
+
+
+@contextmanager
+def heard_once(*names: str) -> Iterator[None]:
+    """Hides what the loggers `names`, and those below them, say in this thread and have said in such a body before."""
+    _filter_handlers(names)
+    token = _HEARD_ONCE.set((*_HEARD_ONCE.get(), *names))
+    try:
+        yield
+    finally:
+        _HEARD_ONCE.reset(token)
+
+
+def _filter_handlers(names: Sequence[str]) -> None:
+    for name in names:
+        for handler in _handlers(name):
+            handler.addFilter(_FILTER)  # Once: a filter that is there already is not added again.
 
 
 @contextmanager

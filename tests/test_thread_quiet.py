@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from qeff_framework.sources.quiet import quiet_transformers
-from qeff_framework.thread_quiet import ignored_warning, muted_loggers, swallowed_stderr
+from qeff_framework.thread_quiet import heard_once, ignored_warning, muted_loggers, swallowed_stderr
 
 
 def in_another_thread(function: Callable[[], object]) -> None:
@@ -35,6 +35,23 @@ def test_loggers_are_muted_in_one_thread(caplog):
         "afterwards",
     ]
     assert logger.level == logging.NOTSET
+
+
+def test_a_library_that_repeats_itself_is_heard_once(caplog):
+    logger = logging.getLogger("a_chatty_library.part")
+    logger.warning("before")
+    for _ in range(2):
+        with heard_once("a_chatty_library"):
+            logger.warning("repeated")
+            logging.getLogger("another").warning("repeated")
+    logger.warning("repeated")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("a_chatty_library.part", "before"),
+        ("a_chatty_library.part", "repeated"),
+        ("another", "repeated"),
+        ("another", "repeated"),
+        ("a_chatty_library.part", "repeated"),
+    ]
 
 
 def test_one_kind_of_warning_is_ignored_and_filters_that_others_set_stay():

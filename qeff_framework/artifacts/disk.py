@@ -7,10 +7,12 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from qeff_framework.errors import ArtifactError
+from qeff_framework.parallel import Claims, part_name
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -22,14 +24,51 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    directory: Path
+    needed: int
+    #: Bytes in the directory when it was made.
+    before: int
+
+    def left(self, device: int) -> int:
+        """Bytes that are still to be written there, if that is on this device."""
+        try:
+            same = self.directory.stat().st_dev == device
+        except OSError:  # it has ended
+            return 0
+        return max(0, self.needed - (_size(self.directory) - self.before)) if same else 0
+
+
+_claims: Claims[_Claim] = Claims()
+
+
 def require_space(directory: Path, needed: int, what: str) -> None:
-    """Raises `ArtifactError` unless the file system of `directory` has `needed` bytes left; `what` is to be written."""
+    """Raises `ArtifactError` unless the file system of `directory` has `needed` bytes left; `what` is to be written.
+
+    What other parts of `run_parts` have yet to write there counts as well.
+    """
+    before = _size(directory) if part_name() else 0
+    others = _claims.claim(_Claim(directory=directory, needed=needed, before=before))
+    beside = sum(each.left(directory.stat().st_dev) for each in others)
     free = shutil.disk_usage(directory).free
-    if free < needed:
+    if free < needed + beside:
+        told = f" beside {told_bytes(beside)} of the programs that are compiled at the same time" if beside else ""
+        instead = ", or compile one program after the other" if beside else ""
         raise ArtifactError(
-            f"{what} needs {told_bytes(needed)}, and the disk of {directory} has {told_bytes(free)} left. Free some space, or "
-            f"use a larger disk {_PLACES}"
+            f"{what} needs {told_bytes(needed)}{told}, and the disk of {directory} has {told_bytes(free)} left. Free some space, "
+            f"or use a larger disk {_PLACES}{instead}"
         )
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the files below `directory`, without those that vanish meanwhile."""
+    size = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                size += Path(parent, name).lstat().st_size
+    return size
 
 
 def told_bytes(count: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qeff_framework.errors import ArtifactError
+from qeff_framework.parallel import Claims, part_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,19 @@ class Memory:
     total: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    needed: float
+    least: float
+    #: Bytes that were free when it was made.
+    free: int
+
+
+_claims: Claims[_Claim] = Claims()
+
+
 def announce_memory(what: str, needed: float, *, least: float = 0, remedy: str = "") -> None:
-    """Says what `what` takes, and warns where less memory is free.
+    """Says what `what` takes, and warns where less memory is free. Parts of `run_parts` count together.
 
     Args:
         what: the work, as the subject of a sentence.
@@ -37,22 +49,32 @@ def announce_memory(what: str, needed: float, *, least: float = 0, remedy: str =
     Raises:
         ArtifactError: the machine has less than `least` in all, so that the work would be killed.
     """
-    logger.info("%s takes about %.1f GB of memory", what, needed / 1e9)
+    part = part_name()
+    what = f"{part}: {what}" if part else what
     found = memory()
+    # What the others hold already is no longer free: their sum is compared with what was free before the first of them.
+    others = _claims.claim(_Claim(needed=needed, least=least, free=found.free if found else 0))
+    if others:
+        needed += sum(each.needed for each in others)
+        least += sum(each.least for each in others)
+        what = f"{what}, with what is compiled beside it,"
+        remedy = " or ".join([*([remedy] if remedy else []), "compile one program after the other"])
+    logger.info("%s takes about %.1f GB of memory", what, needed / 1e9)
     if found is None:
         return
+    free = max([found.free, *(each.free for each in others)])
     advice = f"Use a machine with more memory, raise the limit of the container{f', or {remedy}' if remedy else ''}"
     if least > found.total:
         raise ArtifactError(
             f"{what} holds at least {least / 1e9:.1f} GB of memory at one time, and there are {found.total / 1e9:.1f} GB in "
             f"all: it would be killed. {advice}"
         )
-    if needed > found.free:
+    if needed > free:
         logger.warning(
             "%s takes about %.1f GB of memory, and %.1f GB are free: it may be killed. End other programs. %s",
             what,
             needed / 1e9,
-            found.free / 1e9,
+            free / 1e9,
             advice,
         )
 

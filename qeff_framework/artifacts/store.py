@@ -28,6 +28,7 @@ from qeff_framework.artifacts.manifest import Manifest, Problem, verify
 from qeff_framework.artifacts.root import store_root
 from qeff_framework.artifacts.staging import staging_directory, sweep
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
+from qeff_framework.parallel import LOOK_SECONDS, check_stopped
 from qeff_framework.progress import report
 
 _log = logging.getLogger(__name__)
@@ -274,11 +275,12 @@ class Store:
     def _exclusive(self, name: str, on_busy: Callable[[], None]) -> Iterator[None]:
         lock = FileLock(self.root / _LOCKS / name)
         with os_errors_explained(f"cannot write to the artifact store {self.root}", _SET_HOME):
-            free = _acquire_now(lock)
+            free = _acquire_within(lock, 0)
         if not free:
             on_busy()
             with os_errors_explained(f"cannot lock the artifact store {self.root}", _SET_HOME):
-                lock.acquire()
+                while not _acquire_within(lock, LOOK_SECONDS):
+                    check_stopped()
         try:
             yield
         finally:
@@ -349,9 +351,9 @@ def open_artifact(path: Path, full: bool = False) -> StoredArtifact:
     return _used(path)
 
 
-def _acquire_now(lock: BaseFileLock) -> bool:
+def _acquire_within(lock: BaseFileLock, seconds: float) -> bool:
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout:
         return False
     return True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,9 +24,11 @@ from qeff_framework.diffusion.arguments import (
     scales_of,
     takes_time_steps,
 )
-from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
+from qeff_framework.diffusion.loading import check_components, check_folder, load_pipeline
+from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
 from qeff_framework.model import Program, QEFFBaseModel
 from qeff_framework.options import check_switches
+from qeff_framework.parallel import run_parts
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from qeff_framework.contracts import LowRankDelta
     from qeff_framework.diffusion.adapters import PipelineAdapter
     from qeff_framework.diffusion.calls import Call
-    from qeff_framework.model import ExportPlan
+    from qeff_framework.model import CompilationPlan, ExportPlan
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
     from qeff_framework.runtime import CompiledRunner
@@ -54,16 +57,6 @@ _FORMS = {
     "image-to-image": "AutoPipelineForImage2Image",
     "inpainting": "AutoPipelineForInpainting",
 }
-#: Attention of components that no program has, by a part of their processors' names.
-_PROCESSORS = {
-    "IPAdapter": ("has an IP-Adapter", "call pipe.unload_ip_adapter()"),
-    "Sliced": ("computes attention in slices", "call pipe.disable_attention_slicing(): the pictures are the same"),
-}
-#: What to do about a folder that is not complete.
-_COMPLETE = "download it again, or pass the component"
-#: Endings of files with weights, and the files of a tokenizer that hold no tokens of its own.
-_WEIGHT_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
-_ABOUT_TOKENIZERS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}
 #: Arguments of `from_pretrained` of other tasks, which diffusers would ignore.
 _OF_OTHER_MODELS = ("gguf_file", "keep_quantized")
 
@@ -115,7 +108,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
 
         if not isinstance(pipeline, DiffusionPipeline):
             raise UnsupportedModelError(f"{type(pipeline).__name__} is no pipeline of diffusers")
-        _check_components(pipeline)
+        check_components(pipeline)
         self._pipeline_source = PipelineSource(pipeline, name or type(pipeline).__name__, stored)
         super().__init__(self._pipeline_source)
         self._pipeline: Any = pipeline
@@ -123,6 +116,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         self._call: dict[str, Any] = {}
         #: The components that are compiled; `None` for all.
         self._chosen: frozenset[str] | None = None
+        self._saving = threading.Lock()
         self._adapters: dict[str, PipelineAdapter] = {}
         #: The scale of each adapter that takes part, see `set_adapters`.
         self._scales: dict[str, Any] = {}
@@ -176,13 +170,13 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
                 )
             return cls(pretrained_model_name_or_path)
         place = os.fspath(pretrained_model_name_or_path)
-        _check_folders(Path(place), hf_kwargs)
-        pipeline, stored = _loaded(place, hf_kwargs)
+        check_folder(Path(place), hf_kwargs)
+        pipeline, stored = load_pipeline(place, hf_kwargs)
         name = _short(place)
         if adapter is not None:
             from qeff_framework.diffusion.adapters import merge_adapter
 
-            _check_components(pipeline)
+            check_components(pipeline)
             merged = merge_adapter(pipeline, adapter, lambda part: stored[part].load() if part in stored else None)
             stored = {part: each for part, each in stored.items() if part not in merged}
             name = f"{name}-{_short(os.fspath(adapter))}"
@@ -462,6 +456,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         dry_run: bool = False,
         rebuild: bool = False,
         extensions: Sequence[str] | None = None,
+        parallel: bool = False,
         **options: Any,
     ) -> CompiledModel:
         """As `QEFFBaseModel.compile`, for calls of some form and, if wanted, for several backends.
@@ -479,13 +474,17 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             dry_run: as there; of several backends each must be able to.
             rebuild: as there.
             extensions: as there.
+            parallel: compile as many programs at a time as there are processors, two at least, once all components are exported.
+                The artifact is the same. What compiling takes in memory and on the disk adds up; a program that fails stops
+                the others.
             **options: as there; of several backends each gets the options that it has.
 
         Raises:
             OptionError: beside what it is raised for there, an argument that the pipeline does not take, or a backend or options
                 for a component that it does not have.
         """
-        check_switches("compile", dry_run=dry_run, rebuild=rebuild)
+        check_switches("compile", dry_run=dry_run, rebuild=rebuild, parallel=parallel)
+        self._told.clear()
         self._call = dict(call or {})
         common: dict[str, Any] = {"dry_run": dry_run, "rebuild": rebuild, "extensions": extensions}
         config = _component_options(compile_config)
@@ -493,9 +492,13 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         try:
             if isinstance(backend, Mapping) or config:
                 backends = backend if isinstance(backend, Mapping) else self._one_for_all(backend)
-                compiled = self._compile_for_several(backends, config, compile_dir, common, options)
+                compiled = self._compile_for_several(
+                    backends, config, compile_dir, common, options, parallel=bool(parallel)
+                )
             else:
-                compiled = super().compile(backend, compile_dir=compile_dir, **common, **options)
+                destination = Path(compile_dir) if compile_dir is not None else None
+                plan = self._plan_compilation(backend, options, destination=destination, **common)
+                compiled = self._carry_out(plan, parallel=bool(parallel))
         except BaseException:
             self._rooms, self._written = before
             raise
@@ -509,6 +512,8 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         compile_dir: str | os.PathLike[str] | None,
         common: Mapping[str, Any],
         options: Mapping[str, Any],
+        *,
+        parallel: bool,
     ) -> CompiledModel:
         groups = self._groups(backends, config)
         known = [
@@ -528,7 +533,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             finally:
                 self._chosen = None
         # What one of the backends refuses is known before the first one begins.
-        parts = [self._carry_out(plan) for plan in plans]
+        parts = self._carry_out_at_once(plans) if parallel else [self._carry_out(plan) for plan in plans]
         self._close_runner()
         self.compiled = joined(
             parts,
@@ -538,6 +543,15 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             rebuild=common["rebuild"],
         )
         return self.compiled
+
+    def _carry_out_at_once(self, plans: Sequence[CompilationPlan]) -> list[CompiledModel]:
+        exports = [self._exports(plan) for plan in plans]
+        builds = {
+            str(number): partial(self._build, plan, exported, parallel=True)
+            for number, (plan, exported) in enumerate(zip(plans, exports, strict=True))
+        }
+        built = run_parts(builds, computes=False)
+        return [self._adopt(plan, stored) for plan, stored in zip(plans, built.values(), strict=True)]
 
     @property
     def component_names(self) -> list[str]:
@@ -595,7 +609,9 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
         return {"pipeline": self._pipeline_source.host_identity()}
 
     def _complete_artifact(self, directory: Path) -> None:
-        self._pipeline_source.save_host_part(directory)
+        # Libraries that save configs need not be ready for several threads.
+        with self._saving:
+            self._pipeline_source.save_host_part(directory)
 
     def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
         self._pipeline_source.look_again()
@@ -793,126 +809,6 @@ def _clearer(
 
 def _short(place: str) -> str:
     return os.path.basename(os.path.normpath(place))  # noqa: PTH119 - it may be the id of a hub
-
-
-def _check_folders(place: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuses a folder that lacks a component or its files, or has a safety checker. What is unreadable is left to the loader."""
-    try:
-        index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
-        named = {name: kind for name, kind in index.items() if isinstance(kind, list) and None not in kind}
-    except (OSError, ValueError, AttributeError):
-        return
-    if "safety_checker" in named and "safety_checker" not in arguments:
-        raise UnsupportedModelError(_safety_checker_of(index.get("_class_name", "the pipeline")))
-    missing = [name for name in named if name not in arguments and not (place / name).is_dir()]
-    if missing:
-        raise CheckpointError(
-            f"{place} lacks its {' and '.join(missing)}, which its model_index.json names: no such folder is there; {_COMPLETE}"
-        )
-    absent = [name for name in _needed_by(index.get("_class_name")) if name not in named and name not in arguments]
-    if absent:
-        raise CheckpointError(
-            f"{place} lacks its {' and '.join(absent)}, without which {index['_class_name']} does not run: its model_index.json "
-            f"names none; {_COMPLETE}"
-        )
-    for name, (library, kind) in named.items():
-        if name not in arguments and (files := _missing_files(place / name, library, kind)):
-            raise CheckpointError(f"{place} lacks its {name}: no {files} in {place / name}; {_COMPLETE}")
-
-
-def _needed_by(kind: object) -> list[str]:
-    """The components without which a pipeline of diffusers cannot be made, by the name of its class."""
-    import diffusers
-
-    named: object = getattr(diffusers, kind, None) if isinstance(kind, str) else None
-    if not (isinstance(named, type) and issubclass(named, diffusers.DiffusionPipeline)):
-        return []
-    found: Any = named  # untyped
-    expected, _ = found._get_signature_keys(found)  # noqa: SLF001 - the library has no public name for it
-    return sorted(set(expected) - set(found._optional_components))  # noqa: SLF001
-
-
-def _missing_files(folder: Path, library: object, kind: object) -> str:
-    """What a component's folder lacks; "" where it is complete, or a loader of its own decides."""
-    import torch
-
-    if library not in ("diffusers", "transformers") or not isinstance(kind, str):
-        return ""
-    files = {file.name for file in folder.iterdir()}
-    if "Tokenizer" in kind:
-        # Without any of them Transformers makes a tokenizer that knows no words.
-        return "" if files - _ABOUT_TOKENIZERS else "file with tokens lies"
-    found = getattr(importlib.import_module(library), kind, None)
-    if isinstance(found, type) and issubclass(found, torch.nn.Module):
-        return "" if any(name.endswith(_WEIGHT_FILES) for name in files) else "file with weights lies"
-    return ""
-
-
-def _loaded(place: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, StoredComponent]]:
-    """The pipeline, and those of its components that need no reading."""
-    from qeff_framework.diffusion.components import structure
-    from qeff_framework.sources.quiet import quiet_diffusers
-
-    with quiet_diffusers():
-        from diffusers import DiffusionPipeline
-
-        def load(given: Mapping[str, torch.nn.Module]) -> Any:
-            try:
-                return DiffusionPipeline.from_pretrained(place, **given, **arguments)
-            except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
-                raise CheckpointError(f"{place} cannot be loaded as a pipeline of diffusers: {error}") from error
-
-        stored, given = _components_in(Path(place), arguments)
-        before = {name: structure(module) for name, module in given.items()}
-        pipeline = load(given)
-        # The ControlNet of Z-Image gets parts of the transformer: its own files are not all of it.
-        changed = {name for name in given if structure(getattr(pipeline, name)) != before[name]}
-        if changed:
-            given = {name: module for name, module in given.items() if name not in changed}
-            pipeline = load(given)
-        return pipeline, {name: each for name, each in stored.items() if name in given}
-
-
-def _components_in(
-    place: Path, arguments: Mapping[str, Any]
-) -> tuple[dict[str, StoredComponent], dict[str, torch.nn.Module]]:
-    """The components of a folder that need no reading, and their modules, for the loader of diffusers."""
-    from qeff_framework.sources.pipeline_files import DECIDED_BY_THE_LOADER, stored_components
-
-    if not place.is_dir() or DECIDED_BY_THE_LOADER & set(arguments):
-        return {}, {}
-    found = {name: each for name, each in stored_components(place).items() if name not in arguments}
-    modules = {name: each.without_numbers() for name, each in found.items()}
-    made = {name: module for name, module in modules.items() if module is not None}
-    return {name: found[name] for name in made}, made
-
-
-def _check_components(pipeline: Any) -> None:
-    """Refuses what an artifact cannot carry, before any work."""
-    kind = type(pipeline).__name__
-    components: dict[str, Any] = pipeline.components
-    if components.get("safety_checker") is not None:
-        raise UnsupportedModelError(_safety_checker_of(kind))
-    for name, part in components.items():
-        processors = {type(each).__name__ for each in getattr(part, "attn_processors", {}).values()}
-        for kind_of_them, (what, instead) in _PROCESSORS.items():
-            if any(kind_of_them in each for each in processors):
-                raise UnsupportedModelError(f"the {name} of {kind} {what}, which has no form as a program; {instead}")
-    optional = set(pipeline._optional_components)  # noqa: SLF001 - the library has no public name for it
-    # Of several text encoders some pipelines do without one, and say themselves if they do not.
-    if sum(name.startswith("text_encoder") and each is not None for name, each in components.items()):
-        several = sum(name.startswith("text_encoder") for name in components) > 1
-        optional |= {name for name in components if several and name.startswith(("text_encoder", "tokenizer"))}
-    missing = [name for name, each in components.items() if each is None and name not in optional]
-    if missing:
-        raise InputError(f"{kind} lacks its {' and '.join(missing)}; load it with all its components")
-
-
-def _safety_checker_of(kind: str) -> str:
-    return (
-        f"{kind} has a safety checker, which is not compiled; pass safety_checker=None, or --no-safety-checker on the command "
-        "line, and check the pictures yourself"
-    )
 
 
 def _name_of(call: Call) -> str:

@@ -21,6 +21,7 @@ from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.sources import ModelSource
 from qeff_framework.sources.code_digests import core_digest
+from qeff_framework.sources.files import PIPELINE_INDEX
 from qeff_framework.sources.remote_code import references, refuse_untrusted
 from qeff_framework.tasks import task_names, task_spec, task_specs
 
@@ -40,7 +41,7 @@ PIPELINES = "text-to-image"
 
 def is_pipeline(place: str | os.PathLike[str]) -> bool:
     """Whether `place` is a folder of a pipeline. One on the hub is found with its task's own class."""
-    return os.path.isfile(os.path.join(place, "model_index.json"))  # noqa: PTH113, PTH118 - it may be the id of a hub
+    return os.path.isfile(os.path.join(place, PIPELINE_INDEX))  # noqa: PTH113, PTH118 - it may be the id of a hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -236,6 +236,15 @@ def key_value(text: str) -> tuple[str, str]:
     return key.strip(), value
 
 
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """Whether the programs of a pipeline are compiled at the same time."""
+    parser.add_argument(
+        "--parallel",
+        action="store_true",
+        help="of a pipeline of diffusers: compile as many of its programs at a time as there are processors",
+    )
+
+
 def compile_texts(args: argparse.Namespace) -> dict[str, str]:
     """All options of the compilation by name, as they were typed. Raises `OptionError` for one that is given twice."""
     flags = [(name, getattr(args, name)) for name in _SIZES if getattr(args, name) is not None]

@@ -12,6 +12,7 @@ from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
     add_output,
+    add_parallel,
     add_subcommand,
     compile_texts,
     texts_by_name,
@@ -56,6 +57,7 @@ def add_to(subparsers: Any) -> None:
         choices=("text-to-image", "image-to-image", "inpainting"),
         help="of a pipeline of diffusers: what its pictures begin with (default: as it is); needs -O height= and width=",
     )
+    add_parallel(parser)
     add_compile_options(parser)
 
 
@@ -128,6 +130,10 @@ def compile_model(
         from qeff_framework.cli.picture_input import for_pictures
 
         model, options = for_pictures(model, pictures, options)
+    if getattr(args, "parallel", False):
+        if not isinstance(model, QEFFDiffusionPipeline):
+            raise OptionError(f"--parallel is for pipelines of diffusers, and {model.name} is none; leave it out")
+        options["parallel"] = True
     return model.compile(
         backend, compile_dir=output, dry_run=dry_run, rebuild=rebuild, extensions=args.extension, **options
     )

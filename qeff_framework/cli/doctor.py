@@ -28,6 +28,7 @@ _DISTRIBUTIONS = (
     "torch",
     "transformers",
     "tokenizers",
+    "diffusers",
     "onnx",
     "onnx-ir",
     "onnxscript",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.cli.arguments import (
     add_compile_options,
     add_model,
+    add_parallel,
     add_runtime_options,
     add_subcommand,
     add_verify,
@@ -167,6 +168,7 @@ def add_to(subparsers: Any) -> None:
     )
     add_runtime_options(generation)
     add_verify(parser)
+    add_parallel(parser)
     add_compile_options(parser)
 
 

@@ -49,8 +49,10 @@ def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
         "keep_quantized",
         "adapter",
         "no_safety_checker",
+        "parallel",
     )
-    given = [name for name in of_the_model if getattr(args, name)]
+    # Not every command has all of them.
+    given = [name for name in of_the_model if getattr(args, name, False)]
     fixed = [*compile_texts(args), *given, *(["kv_offload"] if args.kv_offload is not None else [])]
     if fixed:
         raise OptionError(

@@ -68,7 +68,9 @@ than the prompts), exported, compiled and run, and held against Transformers' ea
   `TYPE/image-to-image` and the like are the classes of diffusers' mapping for that task. *Deviation* is the largest
   difference of a pixel. Types for which no tiny components are written are not run, nor are, where torchvision is not
   installed, or is none for this version of PyTorch, those whose processors Transformers makes with it only:
-  {_NEED_TORCHVISION}.
+  {_NEED_TORCHVISION}. With it, `qwenimage-layered` passes; `qwenimage-edit` and `qwenimage-edit-plus` are refused, since their
+  text encoder reads the picture with the prompt and its sizes follow from the contents of tensors, and so is
+  `nucleusmoe-image`, whose transformer writes into a tensor of constants.
 - A type is **refused** when it has no form as a program of this task and the export says so, with the reason, before anything is
   compiled. Whatever else goes wrong **fails**.
 - Types that Transformers, or diffusers, itself cannot run with a tiny configuration **have no reference**. They are listed

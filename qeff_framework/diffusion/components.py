@@ -173,7 +173,8 @@ def without_weights(build: Callable[[], torch.nn.Module], numbers: Mapping[str, 
 
     from qeff_framework.seam.isolation import exporting
 
-    with exporting(), init_empty_weights(include_buffers=False):
+    # Some draw their first weights themselves, from torch's own generator, which a caller may have seeded for a picture.
+    with exporting(), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         module = build()
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):

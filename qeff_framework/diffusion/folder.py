@@ -14,6 +14,7 @@ import torch
 from qeff_framework.diffusion.calls import LIBRARIES, library_class
 from qeff_framework.diffusion.components import Handler, hand_over, read_on_demand, set_numbers, without_weights
 from qeff_framework.errors import ArtifactCorruptError, InputError, UnsupportedModelError
+from qeff_framework.thread_quiet import heard_once, muted_loggers
 
 INDEX, NUMBERS, NETWORKS = "pipeline.json", "numbers.safetensors", "networks.json"
 
@@ -52,7 +53,9 @@ def _names_component(value: Any) -> bool:
 
 def with_components(pipeline: Any, replaced: Mapping[str, Any]) -> Any:
     """Another pipeline of the class, with some components replaced."""
-    return type(pipeline)(**{**pipeline.components, **replaced}, **further_arguments(pipeline))
+    # What its class warns about was told when the pipeline was made.
+    with muted_loggers("diffusers"):
+        return type(pipeline)(**{**pipeline.components, **replaced}, **further_arguments(pipeline))
 
 
 def save_without_weights(
@@ -109,7 +112,9 @@ def load_with_handler(directory: Path, handler: Handler) -> Any:
         name: None if kind is None else _loaded(library_class(kind), directory / name, name, handler)
         for name, kind in parts.items()
     }
-    return made(**components, **index["arguments"])
+    # A process that has compiled the pipeline has told what its class warns about.
+    with heard_once("diffusers"):
+        return made(**components, **index["arguments"])
 
 
 def _loaded(kind: Any, place: Path, name: str, handler: Handler) -> Any:

@@ -143,7 +143,8 @@ def recorded(pipeline: Any, runs: Sequence[Mapping[str, Any]]) -> Recording:
         recording.set_progress_bar_config(disable=True)
         for recorder.run, arguments in enumerate(runs):
             try:
-                with torch.no_grad(), muted_loggers("diffusers"):
+                # A caller may have seeded torch's own generator for the picture that is made afterwards.
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), muted_loggers("diffusers"):
                     recording(**arguments)
             except QEFFError:
                 raise

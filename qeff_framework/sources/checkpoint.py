@@ -17,7 +17,7 @@ from qeff_framework.artifacts import cache_key, content_digest, store_root
 from qeff_framework.artifacts.disk import is_disk_full, require_space, told_bytes
 from qeff_framework.artifacts.memory import announce_memory
 from qeff_framework.contracts import PackedMatrix
-from qeff_framework.errors import CheckpointError, OptionError
+from qeff_framework.errors import CheckpointError, OptionError, UnsupportedModelError
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
@@ -679,14 +679,16 @@ class CheckpointSource:
         except FileNotFoundError as error:
             if name == files.CONFIG:
                 adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
+                _refuse_pipeline(self._place.optional_file(files.PIPELINE_INDEX), self.name)
             raise CheckpointError(f"{error}; give a checkpoint as Transformers saves it") from error
         except CheckpointError as error:
             if self._named_by is not None:
                 raise adapters.base_is_missing(self._named_by, self._place.location, str(error)) from error
-            # Without the network the hub cannot say that there is no config.json; an adapter in the cache says why.
-            adapter = self._place.cached(adapters.CONFIG) if isinstance(self._place, HubRepository) else None
-            if name == files.CONFIG and adapter is not None:
-                adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
+            # Without the network the hub cannot say that there is no config.json; what else is in the cache says why.
+            if name == files.CONFIG and isinstance(self._place, HubRepository):
+                if self._place.cached(adapters.CONFIG) is not None:
+                    adapters.refuse_adapter(self._place, self.name, alone=True, names=(adapters.CONFIG,))
+                _refuse_pipeline(self._place.cached(files.PIPELINE_INDEX), self.name)
             raise
 
     def _optional_file(self, name: str) -> Path | None:
@@ -897,6 +899,7 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
         adapters.refuse_adapter(LocalFolder(folder), place.top.name, alone=not has_model)
     if has_model:
         return
+    _refuse_pipeline(LocalFolder(root).optional_file(files.PIPELINE_INDEX), root.name)
     if gguf:
         raise CheckpointError(f"{root} has no file {gguf}; name a GGUF file of that folder")
     ggufs = sorted(path.name for path in root.glob("*.gguf"))
@@ -906,6 +909,19 @@ def _check_folder(place: LocalFolder, gguf: str | None) -> None:
         told = f"begins with '{first}', with no" if first else "names no"
         hint = f", and its {MODULES_FILE} {told} Transformer in a folder of its own"
     raise CheckpointError(f"model folder {root} has no config.json{hint}")
+
+
+def _refuse_pipeline(index: Path | None, name: str) -> None:
+    """Raises `UnsupportedModelError` where `index`, that of a pipeline of diffusers, is there."""
+    if index is None:
+        return
+    kind = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        kind = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name") or "")
+    raise UnsupportedModelError(
+        f"{name} is a pipeline of diffusers{f' ({kind})' if kind else ''}, whose components are models of their own; open it "
+        "with QEFFDiffusionPipeline.from_pretrained, on the command line with --task text-to-image"
+    )
 
 
 def _stating(config: Mapping[str, Any], value: object) -> str:

@@ -19,6 +19,8 @@ from qeff_framework.errors import CheckpointError
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+#: The components of a pipeline of diffusers, each in a folder of its own.
+PIPELINE_INDEX = "model_index.json"
 #: The folder of an artifact that holds its tokenizer.
 TOKENIZER = "tokenizer"
 #: Further JSON files that Transformers reads, each an object.

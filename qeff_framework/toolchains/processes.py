@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from qeff_framework.parallel import check_stopped
+
 #: The wait for a process looks at it this often at least; it starts with short pauses, for processes that end at once.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 #: A shell returns 128 + N for a child that signal N has ended.
@@ -190,7 +192,10 @@ def run_to_end(
     environment: Mapping[str, str] | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> tuple[int, bool]:
-    """Exit code, and whether the time was up. The streams are files: a pipe would stay open while any helper process lives."""
+    """Exit code, and whether the time was up. The streams are files: a pipe would stay open while any helper process lives.
+
+    The process is ended where `check_stopped` raises.
+    """
     deadline = time.monotonic() + time_limit_seconds
     process = subprocess.Popen(
         list(argv),
@@ -212,6 +217,7 @@ def run_to_end(
             pause = min(2 * pause, _LONGEST_PAUSE)
             if on_wait is not None:
                 on_wait()
+            check_stopped()
     finally:
         _kill_group(process)
     return process.returncode, timed_out

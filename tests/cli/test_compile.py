@@ -153,6 +153,13 @@ def test_rebuild_replaces_the_program(model_qeff, llama):
     assert "exporting" not in again.err
 
 
+def test_parallel_is_for_pipelines(model_qeff, llama):
+    result = model_qeff("compile", llama, "--backend", "toy", "--parallel")
+
+    assert result.code == 2
+    assert "--parallel is for pipelines of diffusers, and tiny-llama is none; leave it out" in result.err
+
+
 def test_pooling_belongs_to_encoders(model_qeff, llama):
     causal = model_qeff("compile", llama, "--backend", "toy", "--pooling", "mean")
     contradiction = model_qeff("compile", llama, "--backend", "toy", "--pooling", "mean", "--task", "causal-lm")

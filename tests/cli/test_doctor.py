@@ -132,7 +132,7 @@ def test_environment_is_described(qeff, tmp_path):
     assert result.code == 0
     described = result.json["environment"]
     assert described["store"] == str(tmp_path / "home")
-    assert {"qeff-framework", "torch", "transformers", "onnx", "python", "QEFF_HOME"} <= set(described)
+    assert {"qeff-framework", "torch", "transformers", "diffusers", "onnx", "python", "QEFF_HOME"} <= set(described)
 
 
 # --- the environment ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from qeff_framework import QEFFDiffusionPipeline
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
+from qeff_framework.diffusion.components import without_weights
 from qeff_framework.diffusion.recording import recorded
 from qeff_framework.errors import InputError
 from qeff_framework.shapes import PipelineShapes
@@ -52,7 +53,10 @@ def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> No
     # With a generator for each picture diffusers calls the encoder for each.
     tiny = tiny_pipeline("stable-diffusion/image-to-image")
     shapes = PipelineShapes(height=64, width=64, batch_size=2)
+    # Seeded for the picture that is made after compile.
+    before = torch.manual_seed(1).get_state()
     _, calls = QEFFDiffusionPipeline(tiny.pipeline)._recorded(shapes)
+    assert torch.equal(torch.random.get_rng_state(), before)
     found = [call.arguments["x"]["tensor"]["shape"][0] for call, _ in calls if call.method == "encode"]
     assert sorted(found) == [1, 2]
     assert {number for _, number in calls} == {0}
@@ -69,3 +73,14 @@ def test_a_package_that_a_pipeline_stumbles_over_is_named(monkeypatch: pytest.Mo
             InputError, match="StableDiffusionPipeline needs ftfy, which is not installed: pip install ftfy"
         ):
             recorded(pipeline, [{}])
+
+
+def test_a_component_without_weights_draws_no_numbers_of_the_callers() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(2, 3))
+
+    before = torch.manual_seed(1).get_state()
+    assert without_weights(Net, {}).table.shape == (2, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -6,6 +6,7 @@ import copy
 import filecmp
 import importlib.util
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from qeff_framework.cli.picture_input import PictureInput, class_of_artifact, fo
 from qeff_framework.contracts import CompiledModel
 from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.diffusion.calls import PipelineModules, call_of
+from qeff_framework.diffusion.folder import with_components
 from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.export.pipeline import pipeline_graph
 from qeff_framework.export.portable_graph import GraphRequest
@@ -274,9 +276,27 @@ def test_the_command_writes_pictures_that_say_how_they_were_made(
         "height": "64",
         "backend": "ort_sim",
     }
-    for wrong, message in (([], "--output FILE.png"), (["--output", "out.jpg"], "is no PNG file")):
+    for wrong, message in (
+        ([], "--output FILE.png"),
+        (["--output", "out.jpg"], "is no PNG file"),
+        (["--output", str(output), "--parallel"], "parallel cannot be given for .*: it is compiled already"),
+    ):
         assert main([*arguments, *wrong]) != 0
-        assert message in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_diffusers_warns_about_is_told_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "unsafe")
+    index = tmp_path / "unsafe" / "model_index.json"
+    index.write_text(index.read_text().replace('"requires_safety_checker": false', '"requires_safety_checker": true'))
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [caplog.handler])
+    pipelines = [QEFFDiffusionPipeline.from_pretrained(tmp_path / "unsafe", safety_checker=None) for _ in range(2)]
+    # Another pipeline of its components is made for the run that finds the programs.
+    with_components(pipelines[0]._pipeline, {})
+    assert [message for message in caplog.messages if "safety checker" in message] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework import QEFFAutoModelForCausalLM
+from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources.hub import optional_hub_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,3 +63,14 @@ def test_where_nobody_knows_the_checkpoint_is_refused(cache: Path) -> None:
     ) as caught:
         ask(cache, "modules.json")
     assert "pooling=..." in str(caught.value)
+
+
+def test_a_pipeline_is_called_what_it_is(cache: Path) -> None:
+    snapshot = cache / "models--organisation--name" / "snapshots" / COMMIT
+    (snapshot / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    offline = {"cache_dir": str(cache), "local_files_only": True}
+    for place, arguments in (("organisation/name", offline), (snapshot, {})):
+        with pytest.raises(
+            UnsupportedModelError, match=r"is a pipeline of diffusers \(FluxPipeline\).*QEFFDiffusionPipeline"
+        ):
+            QEFFAutoModelForCausalLM.from_pretrained(place, **arguments)

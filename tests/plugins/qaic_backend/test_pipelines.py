@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from qeff_framework import QEFFDiffusionPipeline
+from qeff_framework import QEFFDiffusionPipeline, progress
 from qeff_framework.cli.app import main
-from qeff_framework.errors import BackendUnavailableError, OptionError
+from qeff_framework.contracts import CompiledModel
+from qeff_framework.errors import BackendUnavailableError, CompileError, OptionError
 from qeff_framework.runtime.pipeline import CompiledDiffusionPipeline
 from tests.pipelines import random_adapter, tiny_stable_diffusion
 from tests.sdk_standins.qaic import StandinSdk
@@ -69,11 +74,18 @@ def test_without_sdk_no_component_is_exported(no_sdk: Path, monkeypatch: pytest.
         QEFFDiffusionPipeline(tiny_stable_diffusion()).compile({"denoiser": "qaic", **HOST}, num_cores=8, **SIZES)
 
 
-def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
+def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not no_sdk.exists()
-    bundle = QEFFDiffusionPipeline(tiny_stable_diffusion()).compile(
-        "qaic", dry_run=True, num_cores=8, compile_config={"vae": {"num_cores": 4}}, **SIZES
-    )
+    model = QEFFDiffusionPipeline(tiny_stable_diffusion())
+    asked = {"dry_run": True, "num_cores": 8, "compile_config": {"vae": {"num_cores": 4}}, **SIZES}
+    bundle = model.compile("qaic", **asked)
+    caplog.set_level(logging.INFO, logger=progress.__name__)
+    # Two artifacts are built at the same time, and the programs of one of them.
+    together = model.compile("qaic", compile_dir=tmp_path / "parallel", rebuild=True, parallel=True, **asked)
+    assert _contents(together) == _contents(bundle)
+    of_threads = [record.getMessage() for record in caplog.records if record.threadName != "MainThread"]
+    assert "unet: compiling StableDiffusionPipeline for qaic" in of_threads
+    assert all(re.match("(text_encoder|unet|vae): ", message) for message in of_threads)
     cores = {name: part.options["num_cores"] for name, part in bundle.parts().items()}
     assert cores == {"text_encoder": 8, "unet": 8, "vae": 4}
     assert {file.name for file in bundle.directory.glob("qconfig*")} == {"qconfig.json", "qconfig-qaic-vae.json"}
@@ -82,3 +94,43 @@ def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path) -> None:
         assert not list(program.directory.rglob("programqpc.bin"))
     (computed,) = bundle.parts()["unet"].program["host_graphs"]
     assert (bundle.parts()["unet"].directory / computed["file"]).is_file()
+
+
+def _contents(compiled: CompiledModel) -> dict[str, str]:
+    """Digests of the files that do not name their place or the time."""
+    return {
+        file.relative_to(compiled.directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in compiled.directory.rglob("*")
+        if file.is_file() and file.name != "manifest.json" and not file.name.startswith("qconfig")
+    }
+
+
+def test_a_program_that_is_refused_stops_the_others(standin: Callable[..., StandinSdk], tmp_path: Path) -> None:
+    sdk = standin()
+    compiler = next((sdk.root / "exec").iterdir())
+    compiler.write_text(
+        f"""#!/bin/sh
+case "$PWD" in
+  */unet)
+    while [ ! -s {tmp_path}/pid ]; do sleep 0.01; done
+    touch {tmp_path}/refused
+    echo "Error: no such operator" >&2
+    exit 1;;
+  *) echo $$ > {tmp_path}/pid; exec sleep 600;;
+esac
+"""
+    )
+    model = QEFFDiffusionPipeline(tiny_stable_diffusion())
+    asked = {"num_cores": 8, "parallel": True, **SIZES}
+    backends = {"denoiser": "qaic", "text_encoder": "qaic", "vae": "ort_sim"}
+    with pytest.raises(
+        CompileError, match=r"^program 'unet': backend 'qaic' \(qeff-qaic-backend .*no such operator.* Full output: "
+    ):
+        model.compile(backends, compile_dir=tmp_path / "never", rebuild=True, **asked)
+    assert time.time() - (tmp_path / "refused").stat().st_mtime < 300
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "never").exists()
+    assert model.compiled is None
+    with pytest.raises(OptionError, match="parallel='yes' must be True or False"):
+        model.compile("qaic", **{**asked, "parallel": "yes"})

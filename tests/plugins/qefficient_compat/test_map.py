@@ -55,10 +55,6 @@ def test_the_names_of_the_page_can_be_imported() -> None:
     import importlib
 
     for each in NAMES:
-        if each.name == "diffusers":
-            with pytest.raises(ImportError, match=r"QEfficient\.diffusers is not provided"):
-                importlib.import_module("QEfficient.diffusers")
-            continue
         module, _, attribute = f"QEfficient.{each.name}".rpartition(".")
         if not hasattr(importlib.import_module(module), attribute):
             importlib.import_module(f"{module}.{attribute}")

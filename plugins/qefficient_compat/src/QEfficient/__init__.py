@@ -15,6 +15,9 @@ from QEfficient._compat.models import (
     QEFFAutoModelForSpeechSeq2Seq,
     QEffAutoPeftModelForCausalLM,
     QEFFCommonLoader,
+    QEffFluxPipeline,
+    QEffWanImageToVideoPipeline,
+    QEffWanPipeline,
 )
 from QEfficient._compat.notices import NotSupportedError
 
@@ -28,6 +31,8 @@ export = qualcomm_efficient_converter
 #: Under the spelling of the other classes too.
 QEFFAutoPeftModelForCausalLM = QEffAutoPeftModelForCausalLM
 QEFFAutoLoraModelForCausalLM = QEffAutoLoraModelForCausalLM
+QEFFFluxPipeline = QEffFluxPipeline
+QEFFWanPipeline = QEffWanPipeline
 
 __version__ = "0.1.0"
 
@@ -50,8 +55,13 @@ __all__ = [
     "QEFFAutoModelForSpeechSeq2Seq",
     "QEFFAutoPeftModelForCausalLM",
     "QEFFCommonLoader",
+    "QEFFFluxPipeline",
+    "QEFFWanPipeline",
     "QEffAutoLoraModelForCausalLM",
     "QEffAutoPeftModelForCausalLM",
+    "QEffFluxPipeline",
+    "QEffWanImageToVideoPipeline",
+    "QEffWanPipeline",
     "check_qaic_sdk",
     "cloud_ai_100_exec_kv",
     "compile",

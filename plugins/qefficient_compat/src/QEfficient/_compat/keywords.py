@@ -198,6 +198,14 @@ COMPILE: tuple[Keyword, ...] = (
     ),
 )
 
+#: Entries of ``compilation`` of a module in the configuration of a pipeline.
+PIPELINE_MODULE: tuple[Keyword, ...] = (
+    Keyword(name="mdp_ts_num_devices", treatment="device", to="num_devices", harmless=(0, 1)),
+    Keyword(name="mdts_mos", treatment="device"),
+    Keyword(name="compile_only", treatment="no effect", note="compiling runs nothing else", harmless=(True,)),
+    *(each for each in COMPILE if each.treatment == "device" or each.name == "aic_num_cores"),
+)
+
 #: Keywords of ``export``.
 EXPORT: tuple[Keyword, ...] = (
     *_same("export_dir", "use_onnx_subfunctions"),
@@ -353,5 +361,17 @@ NAMES: tuple[Name, ...] = (
         instead="",
         note="refused: train with `transformers` and `peft`, and give the folder of the adapter",
     ),
-    Name(name="diffusers", instead="", note="not provided"),
+    Name(
+        name="QEffFluxPipeline",
+        instead="QEFFDiffusionPipeline",
+        note="also as `QEFFFluxPipeline`; a call compiles for its sizes, and takes `custom_config_path` and `parallel_compile`",
+    ),
+    Name(name="QEffWanPipeline", instead="QEFFDiffusionPipeline", note="videos stand in `images`, as there"),
+    Name(name="QEffWanImageToVideoPipeline", instead="QEFFDiffusionPipeline", note="likewise"),
+    Name(
+        name="diffusers",
+        instead="",
+        note="the pipelines by the same names; modules of a pipeline are no objects of their own, and load adapters with "
+        "`QEFFDiffusionPipeline.load_lora_weights`",
+    ),
 )

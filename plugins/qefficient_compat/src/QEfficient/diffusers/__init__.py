@@ -1,6 +1,7 @@
-"""Refused: pipelines for images and videos."""
+"""Pipelines for images and videos."""
 
-raise ImportError(
-    "QEfficient.diffusers is not provided: this package runs language, embedding, vision-language and speech models; run "
-    "pipelines for images and videos with the package diffusers"
-)
+from __future__ import annotations
+
+from QEfficient._compat.models import QEffFluxPipeline, QEffWanImageToVideoPipeline, QEffWanPipeline
+
+__all__ = ["QEffFluxPipeline", "QEffWanImageToVideoPipeline", "QEffWanPipeline"]

@@ -8,6 +8,7 @@ from QEfficient._compat.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient._compat.models.encoders import QEFFAutoModel, QEFFAutoModelForSequenceClassification
 from QEfficient._compat.models.image_text_to_text import QEFFAutoModelForImageTextToText
 from QEfficient._compat.models.loader import QEFFCommonLoader
+from QEfficient._compat.models.pipelines import QEffFluxPipeline, QEffWanImageToVideoPipeline, QEffWanPipeline
 from QEfficient._compat.models.speech import QEFFAutoModelForCTC, QEFFAutoModelForSpeechSeq2Seq
 
 __all__ = [
@@ -21,4 +22,7 @@ __all__ = [
     "QEFFCommonLoader",
     "QEffAutoLoraModelForCausalLM",
     "QEffAutoPeftModelForCausalLM",
+    "QEffFluxPipeline",
+    "QEffWanImageToVideoPipeline",
+    "QEffWanPipeline",
 ]
