@@ -324,11 +324,23 @@ def check_compiled(compiled: CompiledModel, request: CompileRequest, name: str, 
 def _json_problems(result: ExportedModel | CompiledModel, fields: Iterable[str]) -> list[str]:
     problems = []
     for field in fields:
+        value = getattr(result, field)
         try:
-            json.dumps(getattr(result, field))
+            text = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             problems.append(f"its {field} is not JSON: {error}")
+            continue
+        # Keys of other types are written as texts, so that a program from the store would not be the one that was compiled.
+        if _keys(json.loads(text)) != _keys(value):
+            problems.append(f"its {field} has keys that are no texts, which JSON does not keep")
     return problems
+
+
+def _keys(value: object) -> list[object]:
+    """The keys of all mappings in a value, in order."""
+    if isinstance(value, Mapping):
+        return [each for key, item in value.items() for each in (key, *_keys(item))]
+    return [each for item in value for each in _keys(item)] if isinstance(value, list | tuple) else []
 
 
 def _file_problems(compiled: CompiledModel, directory: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import re
 import threading
@@ -120,6 +121,8 @@ def test_a_compiler_may_call_the_states_otherwise(request_: CompileRequest) -> N
         ({"directory": Path("elsewhere")}, "not the output_dir"),
         ({"program": {"file": Path("x")}}, "its program is not JSON"),
         ({"metadata": {"x": {1, 2}}}, "its metadata is not JSON"),
+        ({"program": {"scale": math.nan}}, "its program is not JSON"),
+        ({"program": {"files": [{1: "x"}]}}, "its program has keys that are no texts"),
         ({"dry_run_result": "../elsewhere"}, "dry_run_result '../elsewhere' is not a path inside"),
     ],
 )

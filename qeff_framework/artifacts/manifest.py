@@ -128,7 +128,7 @@ class Manifest:
             found = path.lstat()
             if name == cls.FILE or not _is_safe(name) or not stat.S_ISREG(found.st_mode):
                 raise ArtifactError(
-                    f"{name} cannot be part of an artifact: "
+                    f"{name if name.isprintable() else ascii(name)} cannot be part of an artifact: "
                     f"it must be a regular file with a portable name, and not {cls.FILE}"
                 )
             known = (shared or {}).get(name)
@@ -316,7 +316,8 @@ def _is_safe(name: str) -> bool:
         and not path.is_absolute()
         and ".." not in path.parts
         and "\\" not in name
-        and "\0" not in name
+        # Neither a control character, nor half of a surrogate pair: bytes that are no UTF-8.
+        and name.isprintable()
     )
 
 

@@ -34,8 +34,9 @@ class QEFFAutoModelForFeatureExtraction(TaskModel):
         pooling: ``"mean"``, ``"cls"``, ``"max"``, ``"lasttoken"``, ``"weightedmean"``, ``"mean_sqrt_len_tokens"``, several
             (their results side by side), or a function of ``(last_hidden_state [B, S, H], attention_mask [B, S])``, also a torch
             module with weights; computed inside the graph. `None` returns the last hidden state. ``"auto"`` does all that a
-            sentence-transformers checkpoint asks for (poolings, dense layers, normalisation, ...), and for any other model
-            nothing. Any other value replaces all of these modules; how the checkpoint prepares texts holds in any case.
+            sentence-transformers checkpoint asks for (poolings, dense layers, normalisation, ...) or the ``pooling_type`` of a
+            GGUF file names, and for any other model nothing. Any other value replaces all of these modules; how the checkpoint
+            prepares texts holds in any case.
 
     Raises:
         OptionError: the pooling is unknown.
@@ -54,7 +55,7 @@ class QEFFAutoModelForFeatureExtraction(TaskModel):
         if pooling == "auto":
             self._head = folder.head() if folder else None
             # A checkpoint that asks for one pooling and nothing else shares its export with those who name that pooling.
-            pooling = self._head.single_pooling if self._head else None
+            pooling = self._head.single_pooling if self._head else self._source.stated_pooling()
             if pooling is not None:
                 self._head = None
         _check_names(pooling)

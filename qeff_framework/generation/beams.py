@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.errors import InputError
 from qeff_framework.generation.grammar import Grammar
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import FinishReason, Row, Step
+from qeff_framework.generation.sampling import unusable_logits
 from qeff_framework.generation.scores import build_rules
 from qeff_framework.generation.scores.normalizing import log_softmax
 from qeff_framework.generation.settings import GenerationSettings
@@ -89,11 +90,9 @@ class BeamSearch:
 
     def _log_probabilities(self, logits: NDArray[Any], row: Row) -> NDArray[np.float32]:
         scores = np.asarray(logits, dtype=np.float32)
-        if np.isnan(scores.max()):
-            raise ExecutionError(
-                f"the logits of prompt {row.index // self._settings.num_beams} at position {row.position} contain NaN: the "
-                "program overflowed or read a bad cache; compare it with PyTorch, or compile with a wider data type"
-            )
+        largest = scores.max()
+        if not np.isfinite(largest) and not self._settings.remove_invalid_values:
+            raise unusable_logits(f"prompt {row.index // self._settings.num_beams} at position {row.position}", largest)
         scores = log_softmax(scores)
         # The row's text may be another one than a step ago, so that rules read it from its beginning.
         rules = build_rules(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
-from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.errors import InputError
 from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row
+from qeff_framework.generation.sampling import unusable_logits
 from qeff_framework.generation.step_inputs import StepInputs, fitting
 
 if TYPE_CHECKING:
@@ -114,10 +115,9 @@ class DraftModel:
             if not feed[lane]:
                 del feed[lane]
                 following[lane] = int(np.argmax(logits[lane, -1]))
-                if np.isnan(logits[lane, -1, following[lane]]):
-                    raise ExecutionError(
-                        "the logits of the draft model contain NaN: its program overflowed; compile it with a wider data type"
-                    )
+                largest = logits[lane, -1, following[lane]]
+                if not np.isfinite(largest):
+                    raise unusable_logits("the draft model", largest)
         return following
 
 

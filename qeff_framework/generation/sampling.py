@@ -18,6 +18,8 @@ from qeff_framework.generation.settings import GenerationSettings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_INFINITY = float("inf")
+
 
 class TokenSelector(Protocol):
     """Picks one token for each of the given rows."""
@@ -40,8 +42,8 @@ class GreedySelector:
             token = int(scores.argmax())
             # argmax takes a NaN for the greatest number, so looking at the winner finds any NaN in the row. Functions of NumPy
             # on single numbers take microseconds of each token.
-            if scores[token] != scores[token]:
-                raise _not_a_number(row)
+            if not -_INFINITY < scores[token] < _INFINITY:
+                raise unusable_logits(f"prompt {row.index} at position {row.position}", scores[token])
             tokens.append(token)
         return tokens
 
@@ -113,8 +115,9 @@ class RuledSelector:
         scores = self._scores
         scores[:] = logits
         # The greatest of numbers among which one is NaN is NaN.
-        if np.isnan(scores.max()) and not self._settings.remove_invalid_values:
-            raise _not_a_number(row)
+        largest = scores.max()
+        if not -_INFINITY < largest < _INFINITY and not self._settings.remove_invalid_values:
+            raise unusable_logits(f"prompt {row.index} at position {row.position}", largest)
         if row.index not in self._rules:
             self._rules[row.index] = self._build(row, len(scores))
         # Scores of removed tokens are -inf, and arithmetic with them is meant.
@@ -142,8 +145,8 @@ class RuledSelector:
         sums = np.cumsum(weights, dtype=np.float64)
         if not np.isfinite(sums[-1]):
             raise ExecutionError(
-                f"the logits of prompt {row.index} at position {row.position} are infinite, so that nothing can be drawn: the "
-                "program overflowed; compile it with a wider data type, or pass remove_invalid_values=True"
+                f"the scores of prompt {row.index} are infinite after {self._asked()}, so that nothing can be drawn; compare "
+                "them with Transformers"
             )
         token = int(np.searchsorted(sums, self._generators[row.index].random() * sums[-1], side="right"))
         # Rounding may lead behind the last token that has a probability.
@@ -153,8 +156,13 @@ class RuledSelector:
         return ", ".join([*self._settings.score_settings, *(["logits_processor"] if self._custom else [])])
 
 
-def _not_a_number(row: Row) -> ExecutionError:
+def unusable_logits(of: str, largest: float) -> ExecutionError:
+    """The error for logits of which the largest is NaN or infinite: whatever token they lead to, they do not say it.
+
+    `of` names text and place.
+    """
+    held = "contain NaN" if largest != largest else "contain infinity" if largest > 0 else "are all -inf"
     return ExecutionError(
-        f"the logits of prompt {row.index} at position {row.position} contain NaN: the program "
-        "overflowed or read a bad cache; compare it with PyTorch, or compile with a wider data type"
+        f"the logits of {of} {held}: the program overflowed or read a bad cache; compare it with PyTorch, compile with a wider "
+        "data type, or let it pass with remove_invalid_values=True"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,15 @@ class CompiledClassifier(CompiledRunner):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the columns of the logits stand for, as the checkpoint's config names them, else ``LABEL_0``, ..."""
-        names = carried_config(self.compiled.directory).get("id2label") or {}
+        """What the columns of the logits stand for, as the checkpoint's config names them, else ``LABEL_0``, ...
+
+        Columns of one name have their number behind it.
+        """
+        stated = carried_config(self.compiled.directory).get("id2label") or {}
         count = int(self.compiled.outputs[0].shape[-1])
-        return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(count))
+        names = [str(stated.get(str(index), f"LABEL_{index}")) for index in range(count)]
+        times = Counter(names)
+        return tuple(name if times[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
 
     @property
     def problem_type(self) -> str | None:

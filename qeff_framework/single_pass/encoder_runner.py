@@ -11,7 +11,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.single_pass.numbers import refuse_nan
+from qeff_framework.single_pass.numbers import refuse_broken
 from qeff_framework.tasks import task_spec
 from qeff_framework.tokenization.inputs import (
     check_mask,
@@ -100,7 +100,7 @@ class EncoderRunner:
                 else:
                     results[name][start : start + count] = output[:count]
         visible = batch.mask == 1
-        refuse_nan(results, {name: visible for name in results if self._per_token[name]})
+        refuse_broken(results, {name: visible for name in results if self._per_token[name]})
         return results
 
     def _run(self, feed: Mapping[str, NDArray[Any]], batch: _Batch, start: int, count: int) -> dict[str, NDArray[Any]]:

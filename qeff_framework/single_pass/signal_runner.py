@@ -9,7 +9,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
-from qeff_framework.single_pass.numbers import refuse_nan
+from qeff_framework.single_pass.numbers import refuse_broken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class SignalRunner:
                     count = int(frames[start + number]) if self._frames else len(output[number])
                     results[name][start + number, :count] = output[number, :count]
         # Frames of padding are 0.
-        refuse_nan(results, {})
+        refuse_broken(results, {})
         return results, frames
 
     def _run(self, group: list[NDArray[Any]], seq_len: int, batch_size: int) -> dict[str, NDArray[Any]]:

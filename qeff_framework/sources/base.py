@@ -70,3 +70,10 @@ class ModelSource(Protocol):
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
         """What a sentence-transformers checkpoint says about embeddings; `None` for any other source."""
+
+    def stated_pooling(self) -> str | None:
+        """The pooling that a checkpoint of another kind says its embeddings are made by; `None` where it says nothing.
+
+        Raises:
+            UnsupportedModelError: it is none that is read here.
+        """

@@ -33,7 +33,12 @@ from qeff_framework.sources.configs import (
 from qeff_framework.sources.described import described_config
 from qeff_framework.sources.gguf_header import holds_blocks, library_reads_vocabulary, quick_reading
 from qeff_framework.sources.gguf_merges import lean_merges
-from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split, refuse_unread_tensors
+from qeff_framework.sources.gguf_metadata import (
+    complete_config,
+    refuse_unknown_split,
+    refuse_unread_tensors,
+    stated_pooling,
+)
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -207,6 +212,10 @@ class CheckpointSource:
         """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
         subfolder = self._arguments.get("subfolder") or ""
         return SentenceTransformersFolder.find(self.name, self._file_at_root, subfolder=subfolder)
+
+    def stated_pooling(self) -> str | None:
+        """See `ModelSource.stated_pooling`: the pooling type of a GGUF file, by which llama.cpp makes its embeddings."""
+        return stated_pooling(self._file(self._gguf)) if self._gguf else None
 
     @property
     def trusted(self) -> bool:

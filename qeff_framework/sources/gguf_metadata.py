@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources.gguf_header import GGUFHeader, GGUFValue
 
 #: Factors of the wavelengths of rotary positions, one for each pair of numbers of a head: Llama 3.1, LongRoPE.
@@ -53,6 +53,8 @@ _WITHOUT_EFFECT = (
 #: Rules that split text as GPT-2 does, which is what Transformers does where it has no rule; as in llama.cpp.
 _JINA = frozenset({"jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
 _GPT2_SPLITS = _JINA | {"default", "gpt-2", "phi-2", "mpt", "olmo", "gigachat", "a.x-4.0", "mellum", "modern-bert"}
+#: Values of ``pooling_type``, as the gguf package numbers them. 4 ranks pairs of texts by a head.
+_POOLINGS = {0: None, 1: "mean", 2: "cls", 3: "lasttoken"}
 _GATES = {0: "none", 1: "softmax", 2: "sigmoid"}
 #: Layers of the largest models of Gemma 2 and 3, whose attention is not scaled by the size of a head.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
@@ -105,6 +107,24 @@ _FIELDS: Mapping[str, _Field] = {
 _OFF_WITHOUT_VALUE = frozenset(
     {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping", "clip_qkv"}
 )
+
+
+def stated_pooling(file: Path) -> str | None:
+    """The pooling that a file names, by one of `contracts.POOLINGS`; `None` where it names none.
+
+    Raises:
+        UnsupportedModelError: it names one that is none of them.
+    """
+    values = GGUFHeader.of(file).values
+    architecture = _plain(values["general.architecture"])
+    key = f"{architecture}.pooling_type"
+    kind = _plain(values[key]) if key in values else 0
+    if kind not in _POOLINGS:
+        raise UnsupportedModelError(
+            f"{file.name} says {key} = {kind}, which is no way of making embeddings that is read here (4 stands for a reranker): "
+            "give pooling=, one of the names that the class documents, or None for the hidden states"
+        )
+    return _POOLINGS[kind]
 
 
 def complete_config(config: Any, file: Path, *, given: Iterable[str] = ()) -> None:

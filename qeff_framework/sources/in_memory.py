@@ -55,3 +55,6 @@ class InMemorySource:
 
     def sentence_transformers(self) -> None:
         """Nothing is said about what follows it."""
+
+    def stated_pooling(self) -> None:
+        """Nothing is said about its embeddings."""

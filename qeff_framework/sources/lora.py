@@ -214,7 +214,14 @@ class LoraAdapter:
                 kept[part] = tensor.float()
                 if match["part"].startswith("embedding"):
                     kept["is_embedding"] = tensor
-        return {self._resolved(module, name): self._delta(module, name, found) for name, found in parts.items()}
+        names = {name: self._resolved(module, name) for name in parts}
+        foreign = [name for name, ours in names.items() if not (self._is_target(name) or self._is_target(ours))]
+        if foreign:
+            raise CheckpointError(
+                f"the adapter {self.name} holds sums for {some(foreign)}, and its {CONFIG} leaves them out (target_modules, "
+                "exclude_modules, layers_to_transform): one of both files is of another adapter; download both again"
+            )
+        return {ours: self._delta(module, name, parts[name]) for name, ours in names.items()}
 
     def factors(self, module: torch.nn.Module) -> dict[str, LowRankDelta]:
         """What it adds to the weights of `module`, by their names, where that is all that it does.
@@ -445,7 +452,31 @@ class LoraAdapter:
         path = self.files()[1]
         check_weight_files([path])
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(
+                f"the adapter {self.name} holds numbers that are not finite in {some(broken)}: its training failed, or the file "
+                "is damaged; download it again, or train it again"
+            )
         return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+
+    def _is_target(self, name: str) -> bool:
+        """Whether the config lets the adapter add to a module of that name, by peft's ``check_target_module_exists``."""
+        targets, excluded = self.config.get("target_modules"), self.config.get("exclude_modules")
+        if _is_named(name, excluded):
+            return False
+        layers = self.config.get("layers_to_transform")
+        if isinstance(targets, list) and name not in targets and layers not in (None, []):
+            patterns = self.config.get("layers_pattern") or r"[^.]+"
+            found = [
+                re.match(rf"(?:^|.*?\.){one}\.(\d+)\.", name)
+                for one in ([patterns] if isinstance(patterns, str) else patterns)
+            ]
+            index = next((int(match[1]) for match in found if match), None)
+            if index not in (layers if isinstance(layers, list) else [layers]):
+                return False
+        # peft replaces a word for a kind of modules by their names when it saves.
+        return not targets or targets == "all-linear" or _is_named(name, targets)
 
     def _resolved(self, module: torch.nn.Module, name: str) -> str:
         """The name in `module`: one of both may lack the prefix of the model without its head."""
@@ -529,6 +560,13 @@ def _is_one_of(name: str, endings: object) -> bool:
     """Whether a module's name ends in one of a list of names. A pattern, or a word for a kind of modules, is no list."""
     names = endings if isinstance(endings, list) else []
     return any(name == ending or name.endswith(f".{ending}") for ending in names)
+
+
+def _is_named(name: str, stated: object) -> bool:
+    """Whether a field of the config names a module: by the end of its name, or by a pattern for all of it."""
+    return bool(stated) and (
+        re.fullmatch(stated, name) is not None if isinstance(stated, str) else _is_one_of(name, stated)
+    )
 
 
 def _names_of(module: torch.nn.Module, part: object) -> set[str]:

@@ -164,6 +164,8 @@ class FastTokenizer:
         self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
     ) -> list[Encoding]:
         """See `AligningTokenizer.encodings`."""
+        check_text(text)
+        check_text(pair or "")
         if max_length is None:
             return [self._tokenizer.encode(text, pair)]
         self._tokenizer.enable_truncation(max_length, stride=overlap, strategy="only_second")
@@ -216,16 +218,20 @@ class TransformersTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
+        check_text(text)
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_within(self, text: str, max_length: int) -> list[int]:
         """See `CuttingTokenizer.encode_within`."""
+        check_text(text)
         return list(self._tokenizer.encode(text, truncation=True, max_length=max_length))
 
     def encodings(
         self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
     ) -> list[Encoding]:
         """See `AligningTokenizer.encodings`."""
+        check_text(text)
+        check_text(pair or "")
         if not getattr(self._tokenizer, "is_fast", False):
             raise InputError(
                 f"{type(self._tokenizer).__name__} does not know where in the text its tokens stand; use a fast tokenizer "

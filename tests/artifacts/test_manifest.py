@@ -234,11 +234,13 @@ def write_linked_folder(directory):
             "manifest.json cannot be part of an artifact",
         ),
         (lambda directory: (directory / "a\\b").write_text(""), "cannot be part of an artifact"),
+        (lambda directory: (directory / "a\nb").write_text(""), r"'a\\nb' cannot be part of an artifact"),
+        (lambda directory: (directory / "a\udcff").write_text(""), r"'a\\udcff' cannot be part of an artifact"),
         (lambda directory: os.mkfifo(directory / "pipe"), "pipe cannot be part of an artifact"),
         (write_link, "link cannot be part of an artifact"),
         (write_linked_folder, "link cannot be part of an artifact"),
     ],
-    ids=["nothing", "manifest", "separator", "pipe", "link", "linked folder"],
+    ids=["nothing", "manifest", "separator", "newline", "no UTF-8", "pipe", "link", "linked folder"],
 )
 def test_what_an_artifact_cannot_carry_is_refused_when_it_is_built(get, store, build, message):
     with pytest.raises(ArtifactError, match=message):

@@ -74,7 +74,7 @@ def test_a_decoder_without_a_padding_token_is_refused_before_the_trace() -> None
 
 def test_the_artifact_of_a_checkpoint_knows_its_labels(tmp_path: Path) -> None:
     module = tiny_classifier("bert")
-    module.config.id2label = {0: "bad", 1: "middling", 2: "good"}
+    module.config.id2label = {0: "bad", 1: "good", 2: "good"}
     checkpoint = save_tiny_checkpoint(tmp_path / "classifier", module=module)
 
     model = QEFFAutoModel.from_pretrained(checkpoint)
@@ -82,7 +82,8 @@ def test_the_artifact_of_a_checkpoint_knows_its_labels(tmp_path: Path) -> None:
 
     assert compiled.task == "sequence-classification"
     with load_program(compiled.directory) as program:
-        assert program.labels == ("bad", "middling", "good")
+        # Names are keys of results; the second would take the place of the first.
+        assert program.labels == ("bad", "good (1)", "good (2)")
         logits = program.generate({"input_ids": ROWS[:1]})
     np.testing.assert_allclose(logits[0], alone(module, ROWS[0]), rtol=1e-3, atol=1e-4)
     with pytest.raises(UnsupportedModelError, match="use QEFFAutoModelForSequenceClassification"):

@@ -215,15 +215,20 @@ def test_complete_settings_take_no_additions() -> None:
         TextGenerator(FakeCausalLM()).generate([[1]], GenerationSettings(), max_new_tokens=3)
 
 
-def test_logits_that_are_not_numbers_are_an_error() -> None:
+@pytest.mark.parametrize(
+    ("place", "number", "told"),
+    [(4, np.nan, "contain NaN"), (4, np.inf, "contain infinity"), (slice(None), -np.inf, "are all -inf")],
+)
+def test_logits_that_are_not_numbers_are_an_error(place: Any, number: float, told: str) -> None:
     class Broken(FakeCausalLM):
         def model(self, history: Any) -> np.ndarray:
             logits = super().model(history)
-            logits[4] = np.nan if len(history) == 6 else logits[4]
+            if len(history) == 6:
+                logits[place] = number
             return logits
 
     for keywords in ({}, {"repetition_penalty": 1.2}):
-        with pytest.raises(ExecutionError, match="logits of prompt 0 at position 5 contain NaN"):
+        with pytest.raises(ExecutionError, match=f"logits of prompt 0 at position 5 {told}"):
             TextGenerator(Broken()).generate([[1, 2, 3]], max_new_tokens=9, **keywords)
 
 

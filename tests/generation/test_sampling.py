@@ -215,12 +215,14 @@ def test_rules_that_leave_no_token_are_an_error(generator: TextGenerator, asked:
         generator.generate([[1]], max_new_tokens=2, suppress_tokens=list(range(HF_VOCAB)), **asked)
 
 
-def test_infinite_logits_are_the_most_likely_ones_and_cannot_be_sampled() -> None:
+def test_infinite_logits_choose_a_token_where_that_is_asked_for() -> None:
     row = Row(index=0, prompt=[1], limit=1)
     logits = np.array([[0, np.inf, 3]], dtype=np.float32)
-    assert RuledSelector(resolve_settings({}, repetition_penalty=1.5), [row])(logits, [row]) == [1]
-    with pytest.raises(ExecutionError, match="logits of prompt 0 at position 0 are infinite"):
-        RuledSelector(resolve_settings({}, do_sample=True), [row])(logits, [row])
+    for settings in (resolve_settings({}, repetition_penalty=1.5), resolve_settings({}, do_sample=True)):
+        with pytest.raises(
+            ExecutionError, match="logits of prompt 0 at position 0 contain infinity.*remove_invalid_val"
+        ):
+            RuledSelector(settings, [row])(logits, [row])
     cleaned = resolve_settings({}, do_sample=True, remove_invalid_values=True)
     assert RuledSelector(cleaned, [row])(np.array([[np.nan, np.inf, -np.inf]]), [row]) == [1]
 

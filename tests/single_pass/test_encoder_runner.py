@@ -121,8 +121,11 @@ def test_programs_of_other_tasks_are_refused() -> None:
         EncoderRunner(FakeCausalLM())
 
 
+@pytest.mark.parametrize(("number", "told"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_a_result_that_is_no_number_is_refused(pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_is_no_number_is_refused(
+    pooled: bool, number: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The greatest score of a row with NaN is some class; what padding holds means nothing."""
     session = FakeEncoder(pooled=pooled)
     inputs = {"input_ids": [[1, 2, 3], [4, 5]]}
@@ -132,15 +135,15 @@ def test_a_result_that_is_no_number_is_refused(pooled: bool, monkeypatch: pytest
     def run(feed: Any) -> Any:
         outputs = {name: np.array(value, dtype=np.float32) for name, value in clean(feed).items()}
         for value in outputs.values():
-            value[place] = np.nan
+            value[place] = number
         return outputs
 
     monkeypatch.setattr(session, "run", run)
-    with pytest.raises(ExecutionError, match=r"the \w+ of row 1 contain NaN: the program overflowed"):
+    with pytest.raises(ExecutionError, match=rf"the \w+ of row 1 contain {told}: the program overflowed"):
         EncoderRunner(session)(inputs)
     place = (0,) if pooled else (1, 2)
     if not pooled:
-        assert np.isnan(EncoderRunner(session)(inputs)[1, 2]).all()
+        assert not np.isfinite(EncoderRunner(session)(inputs)[1, 2]).any()
 
 
 def test_tokens_of_padded_rows_are_found_on_either_side() -> None:

@@ -56,6 +56,9 @@ def test_a_frame_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(session, "run", lambda inputs: {"logits": np.full((2, 2, 1), np.nan, np.float32)})
     with pytest.raises(ExecutionError, match="the logits of row 0 contain NaN"):
         SignalRunner(session)({"input_values": [np.ones(8, np.float32)]})  # type: ignore[arg-type]
+    # -inf excludes a class.
+    monkeypatch.setattr(session, "run", lambda inputs: {"logits": np.full((2, 2, 1), -np.inf, np.float32)})
+    SignalRunner(session)({"input_values": [np.ones(8, np.float32)]})  # type: ignore[arg-type]
 
 
 def test_a_mask_cuts_rows() -> None:

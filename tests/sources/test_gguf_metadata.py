@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework.auto.feature_extraction import QEFFAutoModelForFeatureExtraction
+from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.gguf_metadata import complete_config, refuse_unknown_split
 from tests.gguf_files import write_file, write_gguf
@@ -202,6 +203,23 @@ def test_a_field_that_the_user_gives_stays(tmp_path: Path, store_root: Path) -> 
     file = write_gguf(tmp_path / "a.gguf", tiny_causal_lm("llama", num_hidden_layers=1)[0], say=say_linear)
     own = {"rope_theta": 500.0, "rope_type": "default"}
     assert CheckpointSource(file, {"rope_parameters": own}).config()["rope_parameters"] == own
+
+
+def test_embeddings_are_pooled_as_the_file_says(tmp_path: Path, store_root: Path) -> None:
+    """llama.cpp does it; without, an embedding model gave the vector of each token."""
+    kinds = gguf.PoolingType
+    module = tiny_causal_lm("llama", num_hidden_layers=1)[0]
+    for kind, pooling in ((None, None), (kinds.NONE, None), (kinds.MEAN, "mean"), (kinds.CLS, "cls"), (3, "lasttoken")):
+        file = write_gguf(
+            tmp_path / f"{kind}.gguf",
+            module,
+            say=lambda writer, kind=kind: None if kind is None else writer.add_uint32("llama.pooling_type", int(kind)),
+        )
+        assert QEFFAutoModelForFeatureExtraction(CheckpointSource(file, {})).pooling == pooling
+    file = write_gguf(tmp_path / "rank.gguf", module, say=lambda writer: writer.add_uint32("llama.pooling_type", 4))
+    with pytest.raises(UnsupportedModelError, match=r"llama\.pooling_type = 4.*give pooling="):
+        QEFFAutoModelForFeatureExtraction(CheckpointSource(file, {}))
+    assert QEFFAutoModelForFeatureExtraction(CheckpointSource(file, {}), pooling="cls").pooling == "cls"
 
 
 @pytest.mark.parametrize(("rule", "is_known"), [("qwen2", True), ("gpt-2", True), ("deepseek-coder", False)])

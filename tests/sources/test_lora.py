@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -45,6 +46,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"tie_word_embeddings": True},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     ),
+    "layers of a number": (
+        "llama",
+        {"num_hidden_layers": 2},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    ),
+    "all but some": (
+        "llama",
+        {"num_hidden_layers": 2},
+        {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.1\..*"},
+    ),
     "transposed": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "transposed dora": ("gpt2", {}, {"target_modules": ["c_proj"], "fan_in_fan_out": True, "use_dora": True}),
 }
@@ -72,7 +83,7 @@ def save_adapter(base: Path, module: Any, folder: Path, seed: int = 0, **fields:
 @pytest.mark.parametrize("case", CASES)
 def test_merged_is_what_peft_computes(case: str, tmp_path: Path, store_root: Path) -> None:
     model_type, of_base, of_adapter = CASES[case]
-    module, _ = tiny_causal_lm(model_type, num_hidden_layers=1, **of_base)
+    module, _ = tiny_causal_lm(model_type, **{"num_hidden_layers": 1, **of_base})
     module.save_pretrained(tmp_path / "base")
     with torch.no_grad():
         plain = module(TOKENS).logits
@@ -226,12 +237,30 @@ def test_modules_that_the_config_names_and_the_file_lacks(adapter: Path, caplog:
         ({"rank_pattern": {"q_proj": 2}}, "states the rank 2"),
         ({"use_dora": True}, "states use_dora=true, and its weights hold no lora_magnitude_vector"),
         ({"lora_bias": True}, "states lora_bias=true, and its weights hold no lora_bias"),
+        ({"target_modules": ["k_proj"]}, "holds sums for .*q_proj"),
+        ({"target_modules": r".*\.k_proj"}, "holds sums for .*q_proj"),
+        ({"exclude_modules": ["self_attn.q_proj"]}, "holds sums for .*q_proj"),
+        ({"exclude_modules": r".*\.q_proj"}, "holds sums for .*q_proj"),
+        (
+            {"layers_to_transform": [1], "layers_pattern": "layers"},
+            "holds sums for [^,]*layers.0.self_attn.q_proj, and",
+        ),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights(adapter: Path, fields: dict[str, Any], stated: str) -> None:
     """peft computes by the config: with another scale, or with random numbers in the place of what is absent."""
     change_json(adapter / "adapter_config.json", **fields)
-    with pytest.raises(CheckpointError, match=f"of the adapter lora {stated}.*download both again"):
+    with pytest.raises(CheckpointError, match=f"the adapter lora {stated}.*download both again"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_adapter_with_a_number_that_is_not_finite(adapter: Path, number: float) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    key = max(weights)
+    weights[key][0, 0] = number
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=f"numbers that are not finite in {key}: its training failed"):
         CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
 
 

@@ -121,6 +121,10 @@ def test_a_transformers_object_works_like_its_folder(tokenizer_folders: dict[str
     assert adapted.vocabulary() == ours.vocabulary()
     assert adapted.eos_token_id == ours.eos_token_id
     assert as_text_tokenizer(ours) is ours
+    for either in (adapted, ours):
+        for read in (either.encode, lambda text, it=either: it.encode_within(text, 5), either.encodings):
+            with pytest.raises(InputError, match="half of a surrogate pair"):
+                read("hi \ud83d")
 
 
 def test_folders_and_objects_that_are_no_tokenizer_are_refused(tmp_path: Path) -> None:
