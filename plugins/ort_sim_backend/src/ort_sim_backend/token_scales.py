@@ -57,10 +57,10 @@ def scale_by_token(model: ir.Model, value: ir.Value, products: Mapping[ir.Node, 
     for node in [node for node in model.graph if node in products]:
         edit, product = GraphEditor(model, node, shared), products[node]
         matrix = _rotation(rotated_at_a_time(product.sizes[0]))
-        levels, scale = edit.once("inputs", functools.partial(_by_token, edit, value, matrix))
+        levels, largest = edit.once("inputs", functools.partial(_by_token, edit, value, matrix))
         result = edit.op("MatMulIntegerToFloat", levels, *_weight(edit, product, matrix), domain=CONTRIB)
         result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
-        edit.replace(node, _like(edit.op("Mul", result, scale), result))
+        edit.replace(node, _like(edit.op("Mul", result, largest), result))
 
 
 def _rotation(size: int) -> NDArray[np.float32]:
@@ -73,18 +73,26 @@ def _rotation(size: int) -> NDArray[np.float32]:
 
 
 def _by_token(edit: GraphEditor, value: ir.Value, matrix: NDArray[np.float32]) -> tuple[ir.Value, ir.Value]:
-    """Levels uint8 like `value`, and scales ``[..., 1]``. A token of zeros has a scale of zero, and levels that say nothing."""
+    """Levels uint8 like `value`, and the largest number ``[..., 1]`` of each token, which is `_MOST` levels.
+
+    A token of zeros has levels that say nothing, and zero to multiply them with.
+    """
     value = _rotated(edit, value, matrix)
     largest = edit.op("ReduceMax", _like(edit.op("Abs", value), value), edit.int64s(-1), keepdims=1)
-    scale = edit.op("Mul", largest, edit.array(np.array(1 / _MOST, np.float32)))
-    for each in (largest, scale):
-        each.type, each.shape = value.type, _with_last(value, 1)
-    # Half a level more, since the cast cuts off.
-    shifted = _like(edit.op("Div", value, scale), value)
-    shifted = _like(edit.op("Add", shifted, edit.array(np.array(_ZERO + 0.5, np.float32))), value)
-    levels = edit.cast(shifted, ir.DataType.UINT8)
-    levels.shape = value.shape
-    return levels, scale
+    largest.type, largest.shape = value.type, _with_last(value, 1)
+    part = _like(edit.op("Div", value, largest), value)
+    # One node in place of a product, a sum and a cast: in a step of one token a node costs more than the numbers of it.
+    levels = edit.op("QuantizeLinear", part, _step(edit), edit.array(np.array(_ZERO, np.uint8)))
+    levels.type, levels.shape = ir.TensorType(ir.DataType.UINT8), value.shape
+    node = levels.producer()
+    if node is not None:
+        node.meta[ROWWISE] = True
+    return levels, largest
+
+
+def _step(edit: GraphEditor) -> ir.Value:
+    """A level, as part of the largest number."""
+    return edit.array(np.array(1 / _MOST, np.float32))
 
 
 def _rotated(edit: GraphEditor, value: ir.Value, matrix: NDArray[np.float32]) -> ir.Value:
@@ -143,7 +151,7 @@ def _weight(edit: GraphEditor, product: ConstantProduct, matrix: NDArray[np.floa
         )
     )
     zero = edit.array(np.array(_ZERO, np.uint8))
-    return weight, edit.array(np.array(1, np.float32)), factors, zero, zero
+    return weight, _step(edit), factors, zero, zero
 
 
 def _scales_of(columns: NDArray[np.float32]) -> NDArray[np.float32]:

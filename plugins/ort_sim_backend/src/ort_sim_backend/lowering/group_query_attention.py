@@ -52,7 +52,7 @@ class GroupQueryAttention(GraphPass):
     """Lowers each attention whose cache nobody else reads and whose mask is causal or a causal window."""
 
     name = "GroupQueryAttention"
-    version = "6"
+    version = "7"
 
     def __init__(self, *, ctx_len: int | None = None) -> None:
         """Caches of windows shorter than `ctx_len` get the length of the window; without it all caches keep theirs."""
@@ -254,6 +254,7 @@ def _lower(edit: GraphEditor, match: Match, *, windowed: bool) -> None:
         attended.shape = ir.Shape([batch, tokens, match.query_heads * match.head_dim])
     # The kernel leaves the rows of padding as the memory was: two runs would differ, and NaN cannot be ranked among experts.
     defined = edit.op("Where", rows.is_token, attended, edit.array(np.zeros((), np.float32)))
+    defined.type, defined.shape = attended.type, attended.shape
     by_head = edit.op("Reshape", defined, edit.int64s(0, 0, match.query_heads, match.head_dim))
     edit.replace(attention.node, edit.op("Transpose", by_head, perm=_HEADS_LAST))
     for update, updated in zip((key_update, value_update), present, strict=True):

@@ -33,7 +33,7 @@ class MultiHeadAttention(DialectPass[AttentionNode]):
     """Lowers attention of float32 with as many heads of keys as of queries."""
 
     name = "MultiHeadAttention"
-    version = "2"
+    version = "3"
     node_type = AttentionNode
 
     def lower(self, node: AttentionNode, edit: GraphEditor) -> ir.Value | None:
@@ -58,6 +58,10 @@ class MultiHeadAttention(DialectPass[AttentionNode]):
         attended = edit.op(
             "MultiHeadAttention", query, key, value, *more, domain=CONTRIB, num_heads=count, scale=node.scale
         )
+        attended.type, head_dim = node.query.type, static_dim(node.value, 3)
+        if node.query.shape is not None and head_dim is not None:
+            batch, _, tokens, _ = node.query.shape
+            attended.shape = ir.Shape([batch, tokens, (count or 0) * head_dim])
         by_head = edit.op("Reshape", attended, edit.int64s(0, 0, count or 0, -1))
         return edit.op("Transpose", by_head, perm=_HEADS_FIRST)
 
