@@ -102,6 +102,7 @@ def _import_transformers() -> None:
 
     if f"{transformers.__name__}.models" in sys.modules:
         return
+    library: Any
     try:
         from transformers.utils import import_utils as library
 

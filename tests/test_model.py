@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
-from qeff_framework.artifacts import cache_key
+from qeff_framework.artifacts import Store, cache_key
 from qeff_framework.contracts import ExportedModel, ExportRequest
 from qeff_framework.errors import (
     ArtifactError,
     BackendError,
     BackendNotInstalledError,
     BackendUnavailableError,
+    CompileError,
     OptionError,
 )
 from qeff_framework.export.hooks import CoreHooks
@@ -299,6 +300,24 @@ def test_a_missing_compiler_is_told_before_the_export_and_is_not_needed_for_what
     for other in ({"rebuild": True, **asked}, {**SIZES, "num_cores": 3}):
         with pytest.raises(BackendUnavailableError, match="'recording'.*no compiler lies in /opt; install it"):
             model.compile(RecordingBackend, **other)
+
+
+def test_weights_that_no_device_holds_are_refused_before_the_model_is_traced(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def too_many(self: RecordingBackend, options: CompileOptions, numbers: int) -> None:
+        told.append(numbers)
+        raise CompileError(f"no device holds {numbers} numbers")
+
+    monkeypatch.setattr(RecordingBackend, "check_weights", too_many)
+    monkeypatch.setattr("qeff_framework.relay.Relay.export", lambda *_, **__: pytest.fail("it is traced"))
+    with pytest.raises(CompileError, match="no device holds"):
+        model.compile(RecordingBackend, **SIZES)
+    module = tiny_causal_lm("llama")[0]
+    assert told == [sum(weight.numel() for weight in {*module.parameters()})]
+    assert not list(Store().root.glob("exports/*"))
 
 
 def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:
