@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qeff_framework import QEFFAutoModelForCausalLM
-from qeff_framework.artifacts import Store, cache_key
+from qeff_framework.artifacts import cache_key
 from qeff_framework.contracts import ExportedModel, ExportRequest
 from qeff_framework.errors import (
     ArtifactError,
@@ -303,8 +303,9 @@ def test_a_missing_compiler_is_told_before_the_export_and_is_not_needed_for_what
 
 
 def test_weights_that_no_device_holds_are_refused_before_the_model_is_traced(
-    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path))
     told = []
 
     def too_many(self: RecordingBackend, options: CompileOptions, numbers: int) -> None:
@@ -317,7 +318,7 @@ def test_weights_that_no_device_holds_are_refused_before_the_model_is_traced(
         model.compile(RecordingBackend, **SIZES)
     module = tiny_causal_lm("llama")[0]
     assert told == [sum(weight.numel() for weight in {*module.parameters()})]
-    assert not list(Store().root.glob("exports/*"))
+    assert not list(tmp_path.glob("exports/*"))
 
 
 def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:
