@@ -46,10 +46,10 @@ from qeff_framework.key_parts import (
     source_part,
     transform_part,
 )
-from qeff_framework.lean_imports import lean_imports
 from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.registry import registry
 from qeff_framework.sources import CheckpointSource, ModelSource, ModuleSource
 from qeff_framework.sources.code_digests import core_digest
@@ -318,7 +318,7 @@ class QEFFBaseModel:
         return self._export(plan, export_dir)
 
     # It may load the tokenizer.
-    @lean_imports()
+    @rare_collections()
     def _plan_export(
         self,
         relay: Relay,
@@ -376,7 +376,7 @@ class QEFFBaseModel:
     ) -> ExportedModel:
         transforms, problem = plan.transforms, plan.tokenizer_problem
 
-        @lean_imports(transformers=True)
+        @rare_collections()
         @standard_torch_defaults()
         def build(output_dir: Path) -> Mapping[str, str]:
             self._check_given()

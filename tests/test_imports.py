@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import subprocess
 import sys
 import tomllib
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import qeff_framework
-from qeff_framework import lean_imports
 from qeff_framework.plugin_api import TOOLKITS
 
 ROOT = Path(__file__).parents[1]
@@ -107,48 +105,6 @@ def test_what_exports_a_model_imports_no_loops_of_generation() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_module_is_imported_where_something_of_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "some_library"
-    (package / "heavy").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "heavy" / "__init__.py").write_text("def twice(x):\n    return 2 * x\n\nthree = 3\n", encoding="utf-8")
-    (package / "heavy" / "inner.py").write_text("four = 4\n", encoding="utf-8")
-    (package / "user.py").write_text("from some_library.heavy import twice\n", encoding="utf-8")
-    (package / "other.py").write_text("from some_library.heavy import three\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(lean_imports, "_LATER", {"some_library.heavy": ("twice",)})
-    try:
-        with lean_imports.lean_imports(), lean_imports.lean_imports():
-            user = importlib.import_module("some_library.user")
-            assert isinstance(sys.modules["some_library.heavy"], lean_imports._LaterModule)
-        assert "some_library.heavy" not in sys.modules
-        assert user.twice(4) == 8
-        assert sys.modules["some_library.heavy"].three == 3
-        del sys.modules["some_library.heavy"]
-        with lean_imports.lean_imports():
-            # Something else of it, and a module of it.
-            assert importlib.import_module("some_library.heavy.inner").four == 4
-            assert importlib.import_module("some_library.other").three == 3
-            assert not isinstance(sys.modules["some_library.heavy"], lean_imports._LaterModule)
-        assert sys.modules["some_library.heavy"].three == 3
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "some_library"]:
-            del sys.modules[name]
-
-
-def test_the_models_of_transformers_are_known_from_what_it_has_read_itself() -> None:
-    import transformers
-    from transformers.utils.import_utils import define_import_structure
-
-    folder = Path(transformers.__file__).parent / "models"
-    asked = define_import_structure.cache_info().misses
-    found = lean_imports._names_of_models(define_import_structure, folder)
-    assert define_import_structure.cache_info().misses == asked
-    # What the library finds for itself; nothing is read where its package of models was imported in the usual way.
-    expected = define_import_structure(str(folder / "__init__.py"))
-    assert {needs: names for needs, names in found.items() if names} == expected
 
 
 def test_every_public_name_is_there() -> None:

@@ -19,7 +19,7 @@ from qeff_framework.artifacts import store_root
 from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
-from qeff_framework.lean_imports import lean_imports
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import ModelSource
 from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.remote_code import references, refuse_untrusted
@@ -103,7 +103,7 @@ def check_task(source: ModelSource, task: Task) -> None:
 
 
 # Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
-@lean_imports(transformers=True)
+@rare_collections()
 def _decide(config: Mapping[str, Any]) -> _Decision:
     import transformers
     from transformers.models.auto import modeling_auto as auto

@@ -18,8 +18,8 @@ from qeff_framework.artifacts.disk import is_disk_full, require_space, told_byte
 from qeff_framework.artifacts.memory import announce_memory
 from qeff_framework.contracts import PackedMatrix
 from qeff_framework.errors import CheckpointError, OptionError
-from qeff_framework.lean_imports import lean_imports
 from qeff_framework.progress import report
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import adapters, files, quantisation, remote_code
 from qeff_framework.sources import arguments as known
 from qeff_framework.sources.code_digests import core_digest
@@ -522,11 +522,7 @@ class CheckpointSource:
         arguments = self._loader_arguments(self._tokenizer_config())
         if self._gguf:
             refuse_unknown_split(self._file(self._gguf))
-        with (
-            quick_reading(with_vocabulary=not library_reads_vocabulary()),
-            lean_merges(),
-            lean_imports(transformers=True),
-        ):
+        with quick_reading(with_vocabulary=not library_reads_vocabulary()), lean_merges(), rare_collections():
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._location, **arguments)
         self._refuse_stale(type(tokenizer))
         return tokenizer
@@ -769,7 +765,7 @@ class CheckpointSource:
             return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content)
         return self._read_config(**self._overrides)
 
-    @lean_imports(transformers=True)
+    @rare_collections()
     def _read_config(self, **overrides: Any) -> Any:
         import transformers
 
