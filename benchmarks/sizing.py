@@ -1,12 +1,12 @@
-"""What replicas, answers at a time and contexts cost on this machine, as tables for docs/sizing.md.
+"""What replicas and answers at a time cost on this machine, as tables for docs/sizing.md.
 
     python benchmarks/sizing.py CHECKPOINT [--backend ort_sim] [--precision w8] [--rounds 3] [--threads 1]
         [--write docs/sizing.md]
 
-Compiles the checkpoint for 1, 4, 8 and 16 answers at a time and for contexts of 256, 1,024 and 4,096 tokens. Programs take turns
-in rounds, and the tables have the median, so that a machine that becomes slower or faster does not decide between them. Replicas
-are those of `map_dataset` (extra `ray`), one and two, each with `--threads`; tokens and time are counted from the answers of the
-first rows on, when every replica has loaded its program. With `--write` the tables take the place of those in the file.
+Compiles the checkpoint for 1, 4, 8 and 16 answers at a time with a context of 256. Programs take turns in rounds, and the tables
+have the median, so that a machine that becomes slower or faster does not decide between them. Replicas are those of `map_dataset`
+(extra `ray`), one and two, each with `--threads`; tokens and time are counted from the answers of the first rows on, when every
+replica has loaded its program. With `--write` the tables take the place of those in the file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- measured by benchmarks/sizing.py: begin -->", "<!-- measured by benchmarks/sizing.py: end -->"
-LANES, CONTEXTS, REPLICAS = (1, 4, 8, 16), (256, 1024, 4096), (1, 2)
+LANES, REPLICAS = (1, 4, 8, 16), (1, 2)
 #: Of each prompt, and of each answer.
 PROMPT_TOKENS, NEW_TOKENS = 16, 32
-#: Answers at a time, and context, where the other one is varied.
+#: Answers at a time of a replica, and the context of all programs. Steps read the slots in use, whatever the context.
 USUAL_LANES, USUAL_CONTEXT = 8, 256
 #: Rows that a replica gets at a time, and how many such blocks each one gets.
 BLOCK, BLOCKS = 8, 6
@@ -45,13 +45,13 @@ def main() -> int:
     arguments = parser.parse_args()
 
     programs = compiled(arguments)
-    steps: dict[tuple[int, int], list[float]] = {sizes: [] for sizes in programs}
+    steps: dict[int, list[float]] = {lanes: [] for lanes in programs}
     rates: dict[int, list[float]] = {count: [] for count in REPLICAS}
     for number in range(arguments.rounds):
-        for sizes, directory in programs.items():
-            steps[sizes].append(step_seconds(directory, sizes[0], arguments.threads))
+        for lanes, directory in programs.items():
+            steps[lanes].append(step_seconds(directory, lanes, arguments.threads))
         print(f"round {number + 1} of {arguments.rounds}: steps of all programs are measured", flush=True)
-    usual = programs[USUAL_LANES, USUAL_CONTEXT]
+    usual = programs[USUAL_LANES]
     with ray_session():
         for number in range(arguments.rounds):
             for count in REPLICAS:
@@ -59,7 +59,7 @@ def main() -> int:
             print(
                 f"round {number + 1}: { ({count: round(found[-1], 1) for count, found in rates.items()}) }", flush=True
             )
-    text = page(arguments, programs, {sizes: statistics.median(found) for sizes, found in steps.items()}, rates)
+    text = page(arguments, programs, {lanes: statistics.median(found) for lanes, found in steps.items()}, rates)
     print(text)
     if arguments.write is not None:
         old = arguments.write.read_text()
@@ -71,18 +71,17 @@ def main() -> int:
     return 0
 
 
-def compiled(arguments: argparse.Namespace) -> dict[tuple[int, int], Path]:
-    """A program for each pair of answers at a time and context."""
+def compiled(arguments: argparse.Namespace) -> dict[int, Path]:
+    """A program for each number of answers at a time."""
     from qeff_framework import QEFFAutoModelForCausalLM
 
     model = QEFFAutoModelForCausalLM.from_pretrained(arguments.checkpoint)
     options: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
-    pairs = [*((lanes, USUAL_CONTEXT) for lanes in LANES), *((USUAL_LANES, context) for context in CONTEXTS)]
     return {
-        (lanes, context): model.compile(
-            backend=arguments.backend, prefill_seq_len=32, ctx_len=context, full_batch_size=lanes, **options
+        lanes: model.compile(
+            backend=arguments.backend, prefill_seq_len=32, ctx_len=USUAL_CONTEXT, full_batch_size=lanes, **options
         ).directory
-        for lanes, context in dict.fromkeys(pairs)
+        for lanes in LANES
     }
 
 
@@ -164,8 +163,8 @@ def state_bytes(directory: Path) -> int:
 
 def page(
     arguments: argparse.Namespace,
-    programs: Mapping[tuple[int, int], Path],
-    steps: Mapping[tuple[int, int], float],
+    programs: Mapping[int, Path],
+    steps: Mapping[int, float],
     rates: Mapping[int, list[float]],
 ) -> str:
     """The tables."""
@@ -188,28 +187,14 @@ def page(
     told += [f"| {count} | {statistics.median(found):.1f} | {ratios[count]:.2f} |" for count, found in rates.items()]
     told += ["", f"Answers at a time in one process, with a context of {USUAL_CONTEXT}:", ""]
     told += ["| Answers at a time | Decode step | Tokens per second | Keys and values |", "|---|---|---|---|"]
-    told += [row(lanes, USUAL_CONTEXT, str(lanes), programs, steps) for lanes in LANES]
-    told += [
-        "",
-        f"Contexts, with {usual} and texts of at most {PROMPT_TOKENS + NEW_TOKENS} tokens:",
-        "",
-    ]
-    told += ["| Context | Decode step | Tokens per second | Keys and values |", "|---|---|---|---|"]
-    told += [row(USUAL_LANES, context, f"{context:,}", programs, steps) for context in CONTEXTS]
+    told += [row(lanes, programs[lanes], steps[lanes]) for lanes in LANES]
     return "\n".join(told) + "\n"
 
 
-def row(
-    lanes: int,
-    context: int,
-    name: str,
-    programs: Mapping[tuple[int, int], Path],
-    steps: Mapping[tuple[int, int], float],
-) -> str:
+def row(lanes: int, directory: Path, seconds: float) -> str:
     """A line of a table."""
-    seconds = steps[lanes, context]
-    size = state_bytes(programs[lanes, context]) / 2**20
-    return f"| {name} | {1000 * seconds:.0f} ms | {lanes / seconds:.1f} | {size:.1f} MiB |"
+    size = state_bytes(directory) / 2**20
+    return f"| {lanes} | {1000 * seconds:.0f} ms | {lanes / seconds:.1f} | {size:.1f} MiB |"
 
 
 def processor() -> str:

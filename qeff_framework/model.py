@@ -84,6 +84,8 @@ class ExportPlan:
     """What will be exported, and the key under which it is found."""
 
     relay: Relay
+    #: Of the backend that it is exported for; `None` without one.
+    options: Any = None
     transforms: Sequence[Transform]
     extra_inputs: tuple[str, ...]
     extra_outputs: tuple[str, ...]
@@ -317,6 +319,8 @@ class QEFFBaseModel:
         )
         return self._export(plan, export_dir)
 
+    # It may load the tokenizer.
+    @rare_collections()
     def _plan_export(
         self,
         relay: Relay,
@@ -355,6 +359,7 @@ class QEFFBaseModel:
         }
         return ExportPlan(
             relay=relay,
+            options=options,
             transforms=transforms,
             extra_inputs=extra_inputs,
             extra_outputs=extra_outputs,
@@ -389,6 +394,9 @@ class QEFFBaseModel:
 
         def export(module: torch.nn.Module, output_dir: Path) -> Mapping[str, str]:
             applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]
+            packed = self._source.packed_matrices(module)
+            if plan.options is not None and self.task == "causal-lm" and not packed:
+                plan.relay.check_weights(plan.options, sum(weight.numel() for weight in module.parameters()))
             report(f"exporting {self.name} to portable ONNX{f': {plan.program}' if plan.program else ''}")
             request = ExportRequest(
                 module=module,
@@ -401,7 +409,7 @@ class QEFFBaseModel:
                 program_inputs=plan.program_inputs,
                 use_onnx_subfunctions=plan.use_onnx_subfunctions,
                 key=plan.key,
-                packed_matrices=self._source.packed_matrices(module),
+                packed_matrices=packed,
                 progress=report,
                 **self._export_arguments(),
             )

@@ -221,6 +221,12 @@ def check_compiler(descriptor: Backend, options: CompileOptions, told: str) -> N
         descriptor.check_compiler(options)
 
 
+def check_weights(descriptor: Backend, options: CompileOptions, numbers: int, told: str) -> None:
+    """Raises `CompileError` where no program with so many numbers in its weights can be made with these options."""
+    with blamed(told, "failed in check_weights()", BackendBrokenError):
+        descriptor.check_weights(options, numbers)
+
+
 def check_runtime(descriptor: Backend, runtime: RuntimeOptions, compiled_with: Mapping[str, Any], told: str) -> None:
     """Raises `OptionError` for runtime options that the backend refuses for a program of these compile options."""
     with blamed(told, "failed in check_runtime()", BackendBrokenError):

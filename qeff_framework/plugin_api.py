@@ -142,6 +142,17 @@ class Backend:
             options: an instance of `self.options`.
         """
 
+    def check_weights(self, options: CompileOptions, numbers: int) -> None:
+        """Raises `CompileError` where the weights alone are more than a device can hold.
+
+        Called for models that generate text with one program, once their checkpoint has been opened and before they are traced.
+        The graph is not there yet: `compile` is where a backend looks at all that a program holds.
+
+        Args:
+            options: an instance of `self.options`.
+            numbers: how many the program's weights have; those that stand at two places count once.
+        """
+
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Raises `OptionError` or `ValueError` for runtime options that do not go with the compile options of a program.
 

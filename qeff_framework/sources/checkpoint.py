@@ -776,6 +776,7 @@ class CheckpointSource:
             return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content)
         return self._read_config(**self._overrides)
 
+    @rare_collections()
     def _read_config(self, **overrides: Any) -> Any:
         import transformers
 

@@ -57,17 +57,36 @@ def merges_of(vocab: Mapping[str, int], vocab_scores: Mapping[str, float]) -> li
     if not pieces.are_distinct:
         return None
     whole, left, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    ids = np.fromiter(vocab.values(), np.int64, len(vocab))
-    scores = np.asarray(list(vocab_scores.values()))[whole]
-    # The last key decides first; what is alike in the library's keys, the last three, stays in the order of tokens and pieces.
-    order = np.lexsort([ids[right], ids[left], whole, -pieces.sizes[right], -pieces.sizes[left], -scores])
-    # Read number by number: lists of half a million numbers would take the memory that is saved here.
-    pairs = zip(left[order].data, right[order].data, strict=True)
-    return [(names[one], names[other]) for one, other in pairs]
+    order = np.argsort(_places(whole, pieces.sizes[left], pieces.sizes[right], list(vocab_scores.values())))
+    texts = np.array(names, object)
+    return list(zip(texts[left[order]].tolist(), texts[right[order]].tolist(), strict=True))
+
+
+def _places(whole: Numbers, left: Places, right: Places, scores: list[float]) -> Places:
+    """A number for each cut, of which none are alike, that rises in the library's order.
+
+    That is by falling score of the whole, then falling size of the left piece, then of the right one; what is alike in these
+    stays in the order of tokens. Two cuts of one token differ in the size of the left piece.
+    """
+    falling = -np.asarray(scores)
+    rank = np.unique(falling, return_inverse=True)[1]
+    keys = [rank[whole], left.max(initial=0) - left, right.max(initial=0) - right, whole]
+    result = np.zeros(len(whole), np.int64)
+    for key in keys:
+        bits = int(key.max(initial=0)).bit_length()
+        if int(result.max(initial=0)).bit_length() + bits > _BITS:
+            # What is alike so far, by numbers without gaps.
+            result = np.unique(result, return_inverse=True)[1]
+        result = (result << bits) + key
+    return result
 
 
 #: Tokens that are cut at a time.
 _TOKENS = 1 << 14
+#: Bits of a hash beyond those that number the tokens, so that most beginnings belong to no token.
+_SPARE_BITS = 2
+#: Of a number that has a sign.
+_BITS = 63
 #: Any odd number with many digits: the hash of a text is a polynomial of its characters at this place, modulo 2 to the 64.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -87,7 +106,8 @@ class _Text:
 
     def hashes(self, starts: Places, ends: Places) -> Hashes:
         """Of the parts from each start to its end."""
-        return (self._sums[ends] - self._sums[starts]) * self._inverses[starts]
+        # Times a number with many digits, since the hash of one letter would be that letter: their first bits tell them apart.
+        return (self._sums[ends] - self._sums[starts]) * self._inverses[starts] * np.uint64(_BASE)
 
 
 class _Pieces(_Text):
@@ -98,6 +118,11 @@ class _Pieces(_Text):
         known = self.hashes(self.starts, self.ends)
         self._order = np.argsort(known).astype(np.int32)
         self._known = known[self._order]
+        # Tokens whose hashes begin with the same bits stand together: where those begin, and how many they are at most.
+        self._shift = np.uint64(64 - len(names).bit_length() - _SPARE_BITS)
+        counts = np.bincount((self._known >> self._shift).astype(np.int64), minlength=1 << (64 - int(self._shift)))
+        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        self._most = int(counts.max())
         self.are_distinct = not bool(np.any(self._known[1:] == self._known[:-1]))
         # Nobody asks for other parts of them.
         del self._sums, self._inverses
@@ -119,9 +144,19 @@ class _Pieces(_Text):
         """The number of the token that each part of `text` is; -1 where it is none."""
         result: Numbers = np.full(len(starts), -1, np.int32)
         hashes = text.hashes(starts, ends)
-        at = np.minimum(np.searchsorted(self._known, hashes), len(self._known) - 1)
-        [places] = np.nonzero(self._known[at] == hashes)
-        found = self._order[at[places]]
+        begins = (hashes >> self._shift).astype(np.int64)
+        at, ends_at = self._first[begins], self._first[begins + 1]
+        parts, tokens = [], []
+        places = np.arange(len(hashes))
+        for _ in range(self._most):
+            # Most parts of a text are no token, and no token's hash begins as theirs does.
+            places = places[at[places] < ends_at[places]]
+            known = self._known[at[places]] == hashes[places]
+            parts.append(places[known])
+            tokens.append(self._order[at[places[known]]])
+            places = places[~known]
+            at[places] += 1
+        places, found = np.concatenate(parts), np.concatenate(tokens)
         # Some part may have the hash of a token by chance.
         alike = ends[places] - starts[places] == self.sizes[found]
         places, found = places[alike], found[alike]

@@ -150,6 +150,20 @@ def test_what_cannot_fit_is_refused_before_the_compiler(standin, llama_export, t
     assert sdk.invocations("qaic-compile") == []
 
 
+def test_weights_that_cannot_fit_are_refused_before_there_is_a_graph(standin) -> None:
+    from qaic_backend import QaicOptions
+    from qeff_framework import get_backend
+
+    backend, numbers = get_backend("qaic"), 70_553_706_496
+    standin(devices="ultra")
+    with pytest.raises(
+        CompileError, match=r"weights of 131\.42 GiB make 32\.85 GiB on each of 4 devices, which have 32 GiB"
+    ):
+        backend.check_weights(QaicOptions(num_devices=4, device_memory_gb=32.0), numbers)
+    for fits in ({"mxfp6_matmul": True}, {"num_layers_per_program": 20}, {"num_devices": 8}):
+        backend.check_weights(QaicOptions(**{"num_devices": 4, "device_memory_gb": 32.0, **fits}), numbers)
+
+
 def test_the_estimate_agrees_with_the_standins(standin, llama_export, tmp_path, monkeypatch) -> None:
     """The least memory that the stand-in's compiler takes is what the backend estimates, for each kind of storage."""
     import onnx_ir

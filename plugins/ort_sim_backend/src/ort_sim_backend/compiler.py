@@ -50,7 +50,7 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     if request.options.precision in COMPRESSED_BITS:
         from ort_sim_backend.narrowing import narrow
 
-        narrowed = narrow(request, announce=lambda calibration: _announce_memory(request, calibration))
+        narrowed = narrow(request, announce=lambda held, rounding: _announce_memory(request, held, rounding))
     else:
         _announce_memory(request)
     if request.options.simulate is None:
@@ -127,13 +127,13 @@ def steps_of_other_rows(request: CompileRequest) -> Iterator[Specialization]:
                 yield Specialization(name=f"{item.name}_{rows}_rows", dims=dims)
 
 
-def _announce_memory(request: CompileRequest, calibration: int = 0) -> None:
-    """Tells the peak, see `_BASE_BYTES`. `calibration`: bytes that one holds for certain."""
+def _announce_memory(request: CompileRequest, calibration: int = 0, rounding: int = 0) -> None:
+    """Tells the peak, see `_BASE_BYTES`. `calibration`: bytes that one holds for certain; `rounding`: what it adds at most."""
     tensors = [value.const_value for value in request.model.graph.initializers.values()]
     largest = max((int(tensor.nbytes) for tensor in tensors if tensor is not None), default=0)
     announce_memory(
         f"compiling for {request.backend}",
-        _BASE_BYTES + _LARGEST_TIMES * largest + _CALIBRATION_TIMES * calibration,
+        _BASE_BYTES + max(_LARGEST_TIMES * largest, rounding) + _CALIBRATION_TIMES * calibration,
         least=calibration,
         remedy="compile with calibrate=False" if calibration else "",
     )

@@ -86,11 +86,14 @@ class _Weight:
         return array if self.product.transposed else array.T
 
 
-def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda held: None) -> dict[str, Any]:
+def narrow(
+    request: CompileRequest, *, announce: Callable[[int, int], None] = lambda held, rounding: None
+) -> dict[str, Any]:
     """Gives 4 bits to those products of the request's model that bear it, and ranks the last one. Returns the counts.
 
     A model that is not calibrated, by the option `calibrate` or since no calibration fills its inputs, gets 4 bits without a
-    measurement. So do products inside branches. `announce` is called before work starts, with the bytes that a calibration holds.
+    measurement. So do products inside branches. `announce` is called before work starts, with the bytes that a calibration holds,
+    and those that rounding one weight takes beside them.
 
     Raises:
         CompileError: the calibration prompts cannot be used, or ONNX Runtime refuses the model.
@@ -103,7 +106,11 @@ def narrow(request: CompileRequest, *, announce: Callable[[int], None] = lambda 
     seen = {} if obstacle else {key: weight for key, weight in layers.items() if inside.issuperset(weight.nodes)}
     ranked = {} if obstacle else last
     rounded_weights = [*(weight for key, weight in seen.items() if key in narrowable), *ranked.values()]
-    announce(_held_bytes(request.model, rounded_weights) if seen or ranked else 0)
+    is_calibrated = bool(seen or ranked)
+    announce(
+        _held_bytes(request.model, rounded_weights) if is_calibrated else 0,
+        max(map(_rounding_bytes, rounded_weights), default=0) if is_calibrated else 0,
+    )
     if obstacle and narrowable:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
     most = BEST[request.options.precision]
@@ -158,6 +165,15 @@ def _held_bytes(model: ir.Model, weights: Sequence[_Weight]) -> int:
         if (tensor := value.const_value) is not None and any(node.op_type == "MatMulNBits" for node, _ in value.uses())
     )
     return sum(blocks) + min(SUMS_BYTES, sum(4 * weight.product.sizes[0] ** 2 for weight in weights))
+
+
+def _rounding_bytes(weight: _Weight) -> int:
+    """What `compensated` takes: the weight in float32 with what it is made from, and three float64 matrices of its inputs."""
+    return _BYTES_WHILE_READ * weight.size + 3 * 8 * weight.product.sizes[0] ** 2
+
+
+#: Of a number that is read: float32, and 16 bits of the checkpoint.
+_BYTES_WHILE_READ: Final = 6
 
 
 def _obstacle(request: CompileRequest, weights: Sequence[_Weight]) -> str:

@@ -58,6 +58,17 @@ class QaicBackend(Backend):
         del options  # for all of them
         required_compiler(find_sdk())
 
+    def check_weights(self, options: CompileOptions, numbers: int) -> None:
+        """The devices' memory."""
+        from qaic_backend.options import QaicCompileOptions
+
+        # Each of several programs has some of the layers.
+        if isinstance(options, QaicCompileOptions) and options.num_layers_per_program is None:
+            from qaic_backend.compiler.memory import check_least
+            from qaic_backend.sdk import find_sdk
+
+            check_least(numbers, options, find_sdk())
+
     def fingerprint(self) -> Mapping[str, str]:
         """Versions of this package and of both SDKs; ``none`` for an SDK that is not there or does not say its version.
 

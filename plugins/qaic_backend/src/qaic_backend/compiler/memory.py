@@ -32,15 +32,24 @@ def check_memory(
     sdk: Sdk,
 ) -> None:
     """Raises `CompileError` when weights and retained state alone are more than the devices hold."""
-    weights = weight_bytes(model, options)
-    state = state_bytes(exported, specializations, options)
+    _check_bytes(weight_bytes(model, options), state_bytes(exported, specializations, options), options, sdk)
+
+
+def check_least(numbers: int, options: QaicCompileOptions, sdk: Sdk) -> None:
+    """As `check_memory`, of the weights alone, in the smallest form that the options ask for: before there is a graph."""
+    plain = _HALF_BYTES if options.convert_to_fp16 else _FLOAT_BYTES
+    _check_bytes(numbers * (_MXFP6_BYTES if options.mxfp6_matmul else plain), 0, options, sdk)
+
+
+def _check_bytes(weights: float, state: float, options: QaicCompileOptions, sdk: Sdk) -> None:
     needed = (weights + state) / options.num_devices / GIB
     if options.device_memory_gb is None and needed <= _SMALLEST_GB:
         return  # It fits anywhere: no need to ask the tool.
     limit = device_memory_gb(options, sdk)
+    of_state = f" and retained state of {state / GIB:.2f} GiB" if state else ""
     if limit is not None and needed > limit:
         raise CompileError(
-            f"qaic: the program cannot fit: weights of {weights / GIB:.2f} GiB and retained state of {state / GIB:.2f} GiB make "
+            f"qaic: the program cannot fit: weights of {weights / GIB:.2f} GiB{of_state} make "
             f"{needed:.2f} GiB on each of {options.num_devices} devices, which have {limit:g} GiB. Use more num_devices, "
             "mxfp6_matmul, mxint8_kv_cache, or a smaller ctx_len or batch; if the devices have more, say device_memory_gb"
         )
