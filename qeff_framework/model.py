@@ -177,6 +177,8 @@ class QEFFBaseModel:
     #: Names of the programs that can be cut between their layers: what runs in front of these and behind them reads tokens and
     #: gives logits.
     cut_programs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether all of the module is in one program, so that the numbers of its weights are the program's.
+    has_one_program: ClassVar[bool] = False
 
     def __init__(self, model: torch.nn.Module | ModelSource) -> None:
         if isinstance(model, str | os.PathLike):
@@ -395,7 +397,7 @@ class QEFFBaseModel:
         def export(module: torch.nn.Module, output_dir: Path) -> Mapping[str, str]:
             applied = [f"{t.name}@{t.version}" for t in transforms if has_changed(t(module))]
             packed = self._source.packed_matrices(module)
-            if plan.options is not None and self.task == "causal-lm" and not packed:
+            if plan.options is not None and self.has_one_program and not packed:
                 plan.relay.check_weights(plan.options, sum(weight.numel() for weight in module.parameters()))
             report(f"exporting {self.name} to portable ONNX{f': {plan.program}' if plan.program else ''}")
             request = ExportRequest(

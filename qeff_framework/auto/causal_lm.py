@@ -30,6 +30,7 @@ class QEFFAutoModelForCausalLM(TaskModel):
     transformers_class = "AutoModelForCausalLM"
     shapes = CausalLMShapes
     cut_programs = frozenset({""})
+    has_one_program = True
 
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
         """Adds more beams than rows and, when a program must be made, prompts that are too long for it."""
