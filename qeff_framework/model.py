@@ -295,6 +295,7 @@ class QEFFBaseModel:
 
     # --- export -------------------------------------------------------------------------------------------------------
 
+    @rare_collections()
     def export(
         self,
         export_dir: str | os.PathLike[str] | None = None,

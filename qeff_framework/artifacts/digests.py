@@ -9,8 +9,11 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from filelock import FileLock
 
@@ -93,6 +96,62 @@ def _fed(state: hashlib._Hash, zeros: int) -> hashlib._Hash:
 
 _MOST_STATES = 64
 _zeros_states = {0: hashlib.sha256()}
+
+
+class DigestingFile:
+    """A new file whose SHA-256 is computed while it is written, so that a manifest need not read it again.
+
+    It has no ``fileno``: whatever wrote past this object would not be in the digest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """A file of that name is replaced; who has it open keeps it."""
+        path.unlink(missing_ok=True)
+        self._path = path
+        self._file = path.open("xb", buffering=0)
+        self._digest = hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Writes all of `content`."""
+        octets = memoryview(content).cast("B")
+        self._digest.update(octets)
+        written = 0
+        while written < len(octets):
+            written += self._file.write(octets[written:]) or 0
+        return written
+
+    def writelines(self, contents: Iterable[bytes | memoryview]) -> None:
+        """Writes one after the other."""
+        for content in contents:
+            self.write(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is not None:
+                self._path.unlink(missing_ok=True)
+            else:
+                descriptor = self._file.fileno()
+                found = os.fstat(descriptor)
+                # Earlier than the clock can be: otherwise a later write within its step would leave the time as it is.
+                os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns - 1))
+                _written[_file_identity(os.fstat(descriptor))] = self._digest.hexdigest()
+
+
+def sha256_as_written(found: os.stat_result) -> str | None:
+    """SHA-256 of a file with these facts, where a `DigestingFile` has written it and nobody since; told once."""
+    return _written.pop(_file_identity(found), None)
+
+
+def _file_identity(found: os.stat_result) -> tuple[int | str, ...]:
+    return (found.st_dev, *_identity(found))
+
+
+_written: dict[tuple[int | str, ...], str] = {}
 
 
 class DigestMemo:

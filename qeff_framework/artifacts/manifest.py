@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Self, TypeVar
 
-from qeff_framework.artifacts.digests import file_sha256
+from qeff_framework.artifacts.digests import file_sha256, sha256_as_written
 from qeff_framework.artifacts.json_values import Json
 from qeff_framework.contracts import COMPANIONS
 from qeff_framework.errors import ArtifactCorruptError, ArtifactError
@@ -114,7 +114,7 @@ class Manifest:
         label: str,
         shared: Mapping[str, str] | None = None,
     ) -> Self:
-        """Reads and hashes every file of `directory`, which has no manifest so far.
+        """Hashes every file of `directory`, which has no manifest so far; reads those that no `DigestingFile` has written.
 
         `shared` has the digests of files that have other names elsewhere, such as a checkpoint's own; they are not read. Each new
         name moves the time of their last change, so that they are recorded as a copy is: without it.
@@ -133,7 +133,7 @@ class Manifest:
                 )
             known = (shared or {}).get(name)
             files[name] = (
-                FileRecord.of(found, file_sha256(path))
+                FileRecord.of(found, sha256_as_written(found) or file_sha256(path))
                 if known is None
                 else FileRecord(size=found.st_size, sha256=known, mtime_ns=found.st_mtime_ns)
             )

@@ -9,6 +9,7 @@ from qeff_framework.cli.arguments import add_extension, add_model, add_output, a
 from qeff_framework.cli.command_result import CommandResult
 from qeff_framework.cli.compile import notes_of
 from qeff_framework.cli.tables import facts
+from qeff_framework.rare_collections import rare_collections
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -34,6 +35,7 @@ def add_to(subparsers: Any) -> None:
     )
 
 
+@rare_collections()
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Exports."""
     from qeff_framework.cli.models import open_model

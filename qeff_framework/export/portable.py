@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from qeff_framework.artifacts.digests import DigestingFile
 from qeff_framework.artifacts.disk import require_space, told_bytes
 from qeff_framework.contracts import AdapterRoom, ExportedModel, LowRankDelta, PackedMatrix, Task, TensorSpec
 from qeff_framework.errors import CheckpointError, ExportError, QEFFError, UnsupportedModelError
@@ -24,6 +24,7 @@ from qeff_framework.export.position_limits import position_limits
 from qeff_framework.export.references import INLINE_BYTES, refer_to_files
 from qeff_framework.export.scaled_adapters import add_scaled_adapters, add_scaled_room
 from qeff_framework.export.unloaded import refuse_unloaded, tracking_unloaded
+from qeff_framework.export.weights import ModuleTensor
 from qeff_framework.lowering.layer_functions import LayerFunctions
 from qeff_framework.progress import reported_parts
 from qeff_framework.seam.isolation import exporting
@@ -150,12 +151,24 @@ def _write_weights(model: onnx_ir.Model, directory: Path, progress: Progress) ->
     size = sum(tensor.nbytes for tensor in tensors)
     require_space(directory, int(size), "writing the weights of the model")
     done = reported_parts(f"writing {len(tensors)} weights, {told_bytes(size)}", len(tensors), announce=progress)
-    count = itertools.count()
-    written = onnx_ir.external_data.convert_tensors_to_external(
-        tensors, directory, WEIGHTS_FILE, callback=lambda tensor, info: done(next(count))
-    )
-    for value, tensor in zip(values, written, strict=True):
-        value.const_value = tensor
+    position = 0
+    with DigestingFile(directory / WEIGHTS_FILE) as file:
+        for number, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
+            done(number)
+            if isinstance(tensor, ModuleTensor):
+                tensor.tofile(file)
+            else:
+                file.write(tensor.tobytes())
+            value.const_value = onnx_ir.ExternalTensor(
+                WEIGHTS_FILE,
+                position,
+                int(tensor.nbytes),
+                tensor.dtype,
+                shape=onnx_ir.Shape(tensor.shape.numpy()),
+                name=str(tensor.name),
+                base_dir=directory,
+            )
+            position += int(tensor.nbytes)
 
 
 def _described(names: Sequence[str], matrices: Mapping[str, PackedMatrix]) -> dict[str, dict[str, int]]:

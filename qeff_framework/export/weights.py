@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir
 import torch
 
+from qeff_framework.artifacts.digests import DigestingFile
 from qeff_framework.export.page_release import MappedFiles
 from qeff_framework.export.unloaded import note_translated, placeholders
 from qeff_framework.seam.deferred import DeferredTensor, pieces
@@ -55,7 +56,7 @@ class ModuleTensor(onnx_ir.Tensor[torch.Tensor]):
         """The whole tensor as little-endian bytes."""
         return b"".join(self._chunks())
 
-    def tofile(self, file: BinaryIO) -> None:
+    def tofile(self, file: BinaryIO | DigestingFile) -> None:
         """Writes little-endian bytes without ever holding a second whole tensor."""
         file.writelines(self._chunks())
 

@@ -21,7 +21,9 @@ from typing import Any
 from qeff_framework.sources.stand_ins import StandIn
 
 #: Numbers of the types of values, and how a value of fixed size is stored.
-_BYTE, _STRING, _ARRAY = 0, 8, 9
+_STRING, _ARRAY = 8, 9
+#: No type of GGUF. Transformers leaves values of a type that it does not know as they are.
+_UNPARSED = -1
 _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _ALIGNMENT = "general.alignment"
 _MAGIC = b"GGUF"
@@ -59,8 +61,8 @@ class GGUFHeader:
 
     Args:
         path: a little-endian file.
-        with_vocabulary: read the texts and numbers of the vocabulary as well; otherwise its tokens are empty texts, whose count
-            some configs are made from, and its other arrays have no items.
+        with_vocabulary: read the texts and numbers of the vocabulary as well; otherwise its tokens are one item, a list of
+            as many zeros, whose length some configs are made from, and its other arrays have no items.
 
     Raises:
         ValueError: the file is none of GGUF, or is cut in its header.
@@ -113,8 +115,8 @@ class GGUFHeader:
         inner, count = self._take("IQ")
         if inner == _STRING and not keeps:
             self._pass_texts(count)
-            # Only their number is asked for, and Transformers parses item by item: a byte takes a third of a text's time.
-            return GGUFValue(types=(_BYTE,), items=[(0,)] * count if counts else [])
+            # Only their number is asked for, and Transformers would parse item by item.
+            return GGUFValue(types=(_UNPARSED,), items=[[0] * count] if counts else [])
         if inner == _STRING:
             return GGUFValue(types=(kind, inner), items=[self._text() for _ in range(count)])
         form = f"<{count}{_FORMS[inner]}"
@@ -170,7 +172,7 @@ class _QuickReader:
         self.fields: dict[str, Any] = {}
         for name, value in header.values.items():
             # Single numbers as the package has them; of an array, whatever holds one number does.
-            is_number = value.types[0] not in (_STRING, _ARRAY) and len(value.items) == 1
+            is_number = value.types[0] not in (_STRING, _ARRAY, _UNPARSED)
             items = [np.asarray(value.items[0])] if is_number else value.items
             self.fields[name] = ReaderField(0, name, items, list(range(len(items))), list(value.types))
         self.tensors = [

@@ -26,8 +26,9 @@ from qeff_framework.sources.stand_ins import StandIn
 
 Array = NDArray[Any]
 
-#: Rows that are shorter are dequantised as one; what sixteen such rows take meanwhile stays in a processor's cache.
-_ROW_NUMBERS = 1 << 13
+#: Numbers that are dequantised at a time, a multiple of every type's block: the package's intermediate arrays stay in a
+#: processor's cache.
+_NUMBERS = 1 << 17
 
 _PLAIN = {number: getattr(torch, name) for number, name in PLAIN.items()}
 
@@ -98,14 +99,16 @@ class _Blocks:
 
     def rows(self, start: int, stop: int) -> Array:
         """float32 of some rows; a row is the last dimension."""
-        from gguf import GGMLQuantizationType, dequantize
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-        content = self.stored.read_rows(start, stop).numpy()
-        # The package takes sixteen rows at a time: of short ones the calls take longer than the numbers.
-        joined = math.gcd(len(content), 1 << max(0, (_ROW_NUMBERS // self._columns).bit_length() - 1))
-        longer = content.reshape(len(content) // joined, -1)
-        found: Array = dequantize(longer, GGMLQuantizationType(self.place.kind)).reshape(len(content), -1)
-        return found.astype(np.float32, copy=False)
+        kind = GGMLQuantizationType(self.place.kind)
+        block, width = GGML_QUANT_SIZES[kind]
+        content = self.stored.read_rows(start, stop).numpy().reshape(-1)
+        found: Array = np.empty(len(content) // width * block, np.float32)
+        step = _NUMBERS // block * width
+        for first, number in zip(range(0, len(content), step), range(0, len(found), _NUMBERS), strict=True):
+            found[number : number + _NUMBERS] = dequantize(content[first : first + step], kind)
+        return found.reshape(-1, self._columns)
 
     @property
     def _columns(self) -> int:

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from qeff_framework.artifacts import content_digest, digests
+from qeff_framework.artifacts.manifest import Manifest, verify
 from qeff_framework.errors import ArtifactError
 
 LARGE = b"w" * (2 << 20)
@@ -161,3 +162,41 @@ def test_holes_of_a_sparse_file_count_as_zeros(tmp_path, written, size):
             file.write(data)
             content[offset : offset + len(data)] = data
     assert digests.file_sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_was_digested_while_it_was_written_is_not_read_for_the_manifest(tmp_path, monkeypatch):
+    with digests.DigestingFile(tmp_path / "weights.bin") as file:
+        file.writelines([LARGE[:5], memoryview(LARGE)[5:]])
+    monkeypatch.setattr("qeff_framework.artifacts.manifest.file_sha256", None)
+
+    found = Manifest.describe(tmp_path, kind="exports", key="k", key_parts={}, label="")
+
+    assert found.files["weights.bin"].sha256 == hashlib.sha256(LARGE).hexdigest()
+    found.save(tmp_path)
+    monkeypatch.undo()
+    assert verify(tmp_path, full=True) == []
+
+
+def test_a_file_that_was_written_to_after_its_digest_is_read_for_the_manifest(tmp_path):
+    """However soon: the clock of a file system goes in steps."""
+    for number in range(20):
+        path = tmp_path / f"{number}.bin"
+        with digests.DigestingFile(path) as file:
+            file.write(LARGE[:100])
+        with path.open("r+b") as other:
+            other.write(b"x")
+
+    found = Manifest.describe(tmp_path, kind="exports", key="k", key_parts={}, label="")
+
+    assert {record.sha256 for record in found.files.values()} == {hashlib.sha256(b"x" + LARGE[1:100]).hexdigest()}
+
+
+def test_a_file_that_could_not_be_written_to_its_end_is_removed(tmp_path):
+    def parts():
+        yield LARGE
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), digests.DigestingFile(tmp_path / "weights.bin") as file:
+        file.writelines(parts())
+
+    assert not (tmp_path / "weights.bin").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import signal
 import subprocess
@@ -54,6 +55,15 @@ def test_importing_the_command_imports_nothing_heavy(environment):
     done = subprocess.run([*command()[:1], "-c", source], env=environment, capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[1] == "[]"
+
+
+def test_no_cycles_are_looked_for_when_the_command_ends(qeff, monkeypatch):
+    called_at_exit = []
+    monkeypatch.setattr(atexit, "register", called_at_exit.append)
+
+    qeff("--version")
+
+    assert called_at_exit == [gc.freeze]
 
 
 def test_a_model_is_opened_while_cycles_are_looked_for_rarely(monkeypatch):
