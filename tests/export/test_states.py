@@ -10,7 +10,6 @@ from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
 from qeff_framework.export.portable import export_portable
 from tests.library_versions import needs_tested_transformers
 
-
 #: No more layers than two of a kind: the loop over the tokens of each is traced by itself.
 LAYERS = {"mamba": {"num_hidden_layers": 2}, "recurrent_gemma": {"num_hidden_layers": 3}}
 
