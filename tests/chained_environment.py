@@ -11,6 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Of the kit's checks of the dialect, one or two for each operator, those with most of its attributes; and no whole models.
+#: `make authors` runs all of it over every backend that is tested in an environment of its own.
+SHORT_KIT = "not test_generation_ and (not test_dialect_ or {})".format(
+    " or ".join(
+        f"test_dialect_{name}"
+        for name in (
+            *("kv_update_nan", "kv_update_cb_nan", "kv_gather", "causal_mask_window", "rms_norm_ordinary"),
+            *("attention_bias_with_softcap", "attention_sinks_with_window", "attention_padding_mask_nan"),
+            *("unused_slots_bias_nan", "encoder_attention_partly_filled"),
+            *(
+                "moe_limit",
+                "moe_unused_expert_nan",
+                "quantized_matmul_4",
+                "quantized_moe_biased",
+                "quantized_moe_partly",
+            ),
+        )
+    )
+)
+
 
 @dataclass(frozen=True)
 class ChainedEnvironment:
@@ -44,13 +64,15 @@ class ChainedEnvironment:
 
     def install(self, folders: Sequence[Path]) -> None:
         """Installs packages as their authors do while they work on them; needs no package index."""
-        options = ["--disable-pip-version-check", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+        options = ["--disable-pip-version-check", "--quiet", "--no-compile"]
+        options += ["--no-index", "--no-deps", "--no-build-isolation"]
         done = self.run("pip", "install", *options, *(part for folder in folders for part in ("-e", str(folder))))
         assert done.returncode == 0, done.stderr
 
     def download(self, *requirements: str) -> None:
         """Installs from the package index, without dependencies."""
-        done = self.run("pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps", *requirements)
+        options = ["--disable-pip-version-check", "--quiet", "--no-compile", "--no-deps"]
+        done = self.run("pip", "install", *options, *requirements)
         assert done.returncode == 0, done.stderr
 
 

@@ -66,6 +66,7 @@ LONG = frozenset(
         "plugins/qefficient_compat/test_flows.py",
         "plugins/qnn_backend/aic/test_framework.py",
         "plugins/qnn_backend/htp/test_models.py",
+        "test_packaging.py",
         "testing/test_our_backends.py",
     }
 )

@@ -1,4 +1,4 @@
-"""``qeff coverage`` runs, collects and tells; the checks themselves are tested in tests/coverage."""
+"""``qeff coverage`` runs, collects and tells; the checks and a run in processes of their own are tested in tests/coverage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from qeff_framework.coverage import processes
 from qeff_framework.coverage.processes import Report
 from qeff_framework.coverage.table import read_page
-from tests.cli.conftest import run_process
 
 KNOWN = {
     "llama": Report(model_type="llama", ok=True, seconds=8.0, facts={"class": "Llama", "logit_error": 2e-5}),
@@ -122,14 +121,3 @@ def test_wrong_usage(qeff, known, argv, told):
     assert result.code == 2
     assert told in result.err
     assert known == []
-
-
-def test_a_real_type_in_a_process_of_its_own(environment, tmp_path):
-    result = run_process(environment, "coverage", "gpt_bigcode", "--backend", "ort_sim", "--json", cwd=tmp_path)
-
-    assert result.code == 0
-    [found] = result.json["results"]
-    assert (found["model_type"], found["result"]) == ("gpt_bigcode", "pass")
-    assert found["logit_error"] < 1e-3
-    assert "1 of 1  gpt_bigcode  pass" in result.err
-    assert list(tmp_path.glob("home/*")) == []

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from qeff_framework.errors import ExecutionError
 from tests.fake_distributions import write_distribution
 
 SWEEP = """
-import os, sys, time
+import contextlib, io, json, os, sys, time
 from qeff_framework.coverage.processes import CheckError, sweep
 
 def dies():
@@ -34,22 +37,60 @@ def works():
 ways = {"hangs": lambda: time.sleep(60), "dies": dies, "fails": fails, "raises": raises, "works": works}
 for report in sweep(lambda name: ways[name](), list(ways), time_limit=5.0):
     print(report.to_json())
-print([name for name in ("onnxruntime", "ort_sim_backend") if name in sys.modules], file=sys.stderr)
-print(len([name for name in sys.modules if name.startswith("qeff_framework.")]), file=sys.stderr)
-missing = {"cli.coverage", "export.trace", "seam.cache", "generation.loop", "auto.causal_lm", "coverage.parity"}
-print([name for name in missing if f"qeff_framework.{name}" not in sys.modules], file=sys.stderr)
+ours = {name.removeprefix("qeff_framework.") for name in sys.modules if name.startswith("qeff_framework.")}
+wanted = {"cli.coverage", "export.trace", "seam.cache", "generation.loop", "auto.causal_lm", "coverage.parity"}
+backends = [name for name in ("onnxruntime", "ort_sim_backend") if name in sys.modules]
+print(json.dumps({"ours": len(ours), "missing": sorted(wanted - ours), "backends": backends}))
+
+# What a user runs, in the same process: most of its time goes into what a sweep loads beforehand.
+from qeff_framework.cli import main
+
+document = io.StringIO()
+with contextlib.redirect_stdout(document):
+    code = main(["coverage", "gpt_bigcode", "--backend", "ort_sim", "--json"])
+print(json.dumps({"code": code, "document": json.loads(document.getvalue())}))
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What the process above told."""
+
+    reports: dict[str, Report]
+    #: What the parent had loaded.
+    loaded: dict[str, Any]
+    #: Of the command.
+    code: int
+    document: dict[str, Any]
+    progress: str
+    #: What lies where it ran, and in the store.
+    left: list[Path]
+
+
 @pytest.fixture(scope="module")
-def swept() -> tuple[dict[str, Report], list[str]]:
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", SWEEP], capture_output=True, text=True, check=True)
-    reports = [Report.from_json(line) for line in ended.stdout.splitlines()]
-    return {report.model_type: report for report in reports}, ended.stderr.splitlines()[-3:]
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    place = tmp_path_factory.mktemp("swept")
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SWEEP],
+        env={**os.environ, "QEFF_HOME": str(place / "home")},
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *lines, loaded, command = ended.stdout.splitlines()
+    reports = [Report.from_json(line) for line in lines]
+    return Swept(
+        reports={report.model_type: report for report in reports},
+        loaded=json.loads(loaded),
+        progress=ended.stderr,
+        left=list(place.rglob("*")),
+        **json.loads(command),
+    )
 
 
-def test_a_type_that_hangs_or_dies_costs_only_its_own_line(swept: tuple[dict[str, Report], list[str]]) -> None:
-    reports, _ = swept
+def test_a_type_that_hangs_or_dies_costs_only_its_own_line(swept: Swept) -> None:
+    reports = swept.reports
     assert {name: report.error for name, report in reports.items()} == {
         "hangs": "no result within 5 s",
         "dies": "the process ended with exit code 3: terminate called",
@@ -66,11 +107,19 @@ def test_a_type_that_hangs_or_dies_costs_only_its_own_line(swept: tuple[dict[str
     }
 
 
-def test_the_parent_loads_the_framework_and_no_backend(swept: tuple[dict[str, Report], list[str]]) -> None:
-    reports, (backends, count, missing) = swept
-    assert (backends, missing) == ("[]", "[]")
+def test_the_parent_loads_the_framework_and_no_backend(swept: Swept) -> None:
+    assert swept.loaded["missing"] == swept.loaded["backends"] == []
     # What a check finds loaded is what the parent had: an edit of the sources reaches none of the processes.
-    assert reports["works"].facts["loaded"] == int(count)
+    assert swept.reports["works"].facts["loaded"] == swept.loaded["ours"]
+
+
+def test_the_command_checks_a_real_type_in_a_process_of_its_own(swept: Swept) -> None:
+    assert swept.code == 0
+    [found] = swept.document["results"]
+    assert (found["model_type"], found["result"]) == ("gpt_bigcode", "pass")
+    assert found["logit_error"] < 1e-3
+    assert "1 of 1  gpt_bigcode  pass" in swept.progress
+    assert swept.left == []
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 import transformers
 
 from qeff_framework.coverage import reference
+from qeff_framework.coverage.processes import Check, Report, first_line
 from qeff_framework.coverage.reference import (
     CLEAR_MARGIN,
     UNCACHED,
@@ -143,16 +143,25 @@ def test_a_model_that_ignores_its_input_is_refused(monkeypatch: pytest.MonkeyPat
         check_encoder("bert")
 
 
-def test_the_command_prints_a_line_a_type_and_fails_if_one_has_no_reference() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "qeff_framework.coverage.reference", "llama", "rwkv", "nonesuch"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = {line["model_type"]: line for line in map(json.loads, ended.stdout.splitlines())}
-    assert ended.returncode == 1
+def test_the_command_prints_a_line_a_type_and_fails_if_one_has_no_reference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sweep_here(check: Check, model_types: Iterable[str], *, time_limit: float) -> Iterator[Report]:
+        """In this process: tests/coverage/test_processes.py starts those of a sweep."""
+        assert time_limit == 120
+        for model_type in model_types:
+            error, facts = None, {}
+            try:
+                facts = check(model_type)
+            except UnsupportedModelError as reason:
+                error = first_line(reason)
+            yield Report(model_type=model_type, ok=error is None, seconds=0.0, error=error, facts=facts)
+
+    monkeypatch.setattr(reference, "sweep", sweep_here)
+    assert reference.main(["llama", "nonesuch"]) == 1
+    lines = {line["model_type"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert lines["llama"]["ok"]
-    assert lines["rwkv"]["ok"]
+    assert lines["llama"]["class"] == "LlamaForCausalLM"
     assert not lines["nonesuch"]["ok"]
     assert lines["nonesuch"]["error"].startswith("UnsupportedModelError: ")
+    assert reference.main(["llama"]) == 0

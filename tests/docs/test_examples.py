@@ -184,7 +184,7 @@ def test_commands(document: str, substitutes: dict[str, str], monkeypatch: pytes
     for command in found:
         arguments = shlex.split(substitute(f"{command} ", substitutes))[1:]
         if arguments[0] == "coverage":
-            # It forks, which needs a process in which no library has started threads: tests/cli/test_coverage.py runs it in one.
+            # It forks, which needs a process in which no library has started threads: tests/coverage/test_processes.py runs it in one.
             build_parser().parse_args(arguments)
         else:
             assert cli.main(arguments) == 0, command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.chained_environment import ChainedEnvironment
+from tests.chained_environment import SHORT_KIT, ChainedEnvironment
 
 ROOT = Path(__file__).parents[2]
 #: Package -> what it needs beside the environment of the suite, from the package index.
@@ -32,8 +32,7 @@ def test_the_examples_pass_their_own_tests(tmp_path: Path) -> None:
     folders = [Path(shutil.copytree(ROOT / "examples" / name, tmp_path / f"copy-of-{name}")) for name in EXAMPLES]
     environment.install(folders)
     # One process: most of the time goes into importing torch and Transformers.
-    # `make authors` runs the conformance kit with models, too.
     options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "--show-capture=no"]
-    options += ["-k", "not test_generation_"]
+    options += ["-k", SHORT_KIT]
     done = environment.run("pytest", *options, f"--rootdir={tmp_path}", *(str(folder / "tests") for folder in folders))
     assert done.returncode == 0, done.stdout + done.stderr

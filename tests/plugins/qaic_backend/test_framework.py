@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,17 +215,20 @@ print(model.compile(backend="qaic", prefill_seq_len=4, ctx_len=24, num_cores=2).
 """
 
 
-def test_standin_two_processes_compile_once(standin, tmp_path) -> None:
+def test_standin_two_processes_compile_once(standin, tmp_path, monkeypatch) -> None:
     sdk = standin()
     checkpoint = save_tiny_checkpoint(tmp_path / "model", "gpt2")
-    environment = {**os.environ, "QEFF_HOME": str(tmp_path / "home with blanks")}
+    home = tmp_path / "home with blanks"
+    monkeypatch.setenv("QEFF_HOME", str(home))
+    # Tests of the store let two processes build an export; without one to make, neither imports torch, and they compile together.
+    QEFFAutoModelForCausalLM.from_pretrained(checkpoint).export()
     command = [sys.executable, "-c", COMPILE, str(checkpoint)]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first, second = (process.communicate(timeout=200)[0].strip() for process in running)
     assert [process.returncode for process in running] == [0, 0]
     assert first == second
     assert "home with blanks" in first
-    assert sorted(stored.kind for stored in Store(tmp_path / "home with blanks").list()) == ["compiled", "exports"]
+    assert sorted(stored.kind for stored in Store(home).list()) == ["compiled", "exports"]
     assert len(sdk.invocations("qaic-compile")) == 1
 
 
