@@ -104,6 +104,21 @@ def test_inputs_of_unequal_size_get_units_of_their_own_and_one_scale_loses_less_
     assert not found["smoothed"][0, 5].any()
 
 
+@pytest.mark.parametrize(
+    ("rows", "many", "scaled"), [(1, 1 << 20, 0), (1, 1 << 15, 3), (1, 1 << 16, 2), (2, 1 << 20, 4)]
+)
+def test_small_products_of_a_step_of_one_token_stay_in_blocks(rows, many, scaled, exported, tmp_path, monkeypatch):
+    """`gate` and `up` have 1 << 16 numbers together, `down` 1 << 15, `other` 1 << 14."""
+    monkeypatch.setattr("ort_sim_backend.narrowing._FEW_NUMBERS", many)
+    compile_program(
+        exported, tmp_path / "program", specializations(batch=rows, ctx_len=8, chunks=(8, 1)), precision="w8"
+    )
+
+    assert Counter(sizes_of_blocks(tmp_path / "program").values()) == {
+        size: n for size, n in ((0, scaled), (32, 5 - scaled)) if n
+    }
+
+
 def test_a_cpu_that_does_not_hold_the_sums_of_a_program_refuses_it(exported, tmp_path, monkeypatch):
     program = compile_program(exported, tmp_path / "program", SHAPES, precision="w8")
     execute(program)

@@ -55,6 +55,11 @@ BEST: Final = {"w8": 256, "w4": 128}
 PROBE_FILE: Final = "probe.onnx"
 #: Bits that all products come with.
 _EIGHT: Final = 8
+#: Where a step has one token, products that read one input and have fewer numbers together stay in blocks, which are one node
+#: in place of two, and of seven for the input. In Gemma 3 270M these are all of the attention, in a Llama of 135 million weights
+#: all but the gates. A step takes 0.84 to 0.92 and 0.85 to 0.93 of the time, a chunk of a prompt 1.2 to 1.4 and 1.3 to 1.4; in
+#: blocks altogether, the latter take 0.87 to 0.91 and 1.6 to 1.7 (AVX2, two threads).
+_FEW_NUMBERS: Final = 1 << 20
 #: Numbers in a group of logits, the one that takes the least time first.
 _GROUPS: Final = (128, 256, 64, 512, 32)
 
@@ -114,7 +119,10 @@ def narrow(
     if obstacle and narrowable:
         request.progress(f"rounding weights to 4 bits without calibration: {obstacle}")
     most = BEST[request.options.precision]
-    products = {weight.nodes[0]: weight.product for weight in seen.values() if _can_be_rotated(weight)}
+    products = _worth_scales(
+        {weight.nodes[0]: weight.product for weight in seen.values() if _can_be_rotated(weight)},
+        0 if _fewest_tokens(request) > 1 else _FEW_NUMBERS,
+    )
     found = sources(products)
     narrowed: list[tuple[_Weight, Compensated]] = []
     smoothed: list[Source] = []
@@ -273,6 +281,21 @@ def _can_be_rotated(weight: _Weight) -> bool:
     is_known = value is not None and value.shape is not None
     # Another use has other inputs.
     return is_known and len(weight.nodes) == 1 and rotated_at_a_time(weight.product.sizes[0]) > 0
+
+
+def _fewest_tokens(request: CompileRequest) -> int:
+    """Of a step that was asked for, over all its rows."""
+    return min(item.dims.get("batch_size", 1) * item.dims.get("seq_len", 1) for item in request.specializations)
+
+
+def _worth_scales(products: Mapping[ir.Node, ConstantProduct], fewest: int) -> dict[ir.Node, ConstantProduct]:
+    """Those of `products` that have at least `fewest` numbers with the others that read the same."""
+    return {
+        node: products[node]
+        for readers in _readers(products).values()
+        if sum(math.prod(products[node].sizes) for node in readers) >= fewest
+        for node in readers
+    }
 
 
 def _readers(products: Mapping[ir.Node, ConstantProduct]) -> dict[ir.Value, list[ir.Node]]:
