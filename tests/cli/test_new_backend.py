@@ -7,7 +7,8 @@ import json
 import pytest
 
 from qeff_framework.plugin_api import API_VERSION
-from tests.chained_environment import SHORT_KIT, ChainedEnvironment
+from qeff_framework.testing import BackendConformance
+from tests.chained_environment import SHORT_DIALECT, SHORT_KIT, ChainedEnvironment
 
 
 @pytest.mark.parametrize("name", ["4chip", "a b", "../up", "auto", "", "a.b", "x" * 70])
@@ -24,6 +25,16 @@ def test_a_folder_with_content_is_left_alone(qeff, tmp_path):
     assert "is not empty; name another folder with --dir" in qeff("new-backend", "acme", "--dir", tmp_path).err
     assert qeff("new-backend", "acme", "--dir", tmp_path / "mine.txt" / "below").code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_kit_has_the_checks_that_are_chosen_of_it():
+    """Otherwise an operator of a generated package would not be checked."""
+
+    class Kit(BackendConformance):
+        backend = "ort_sim"
+
+    checks = [name.removeprefix("test_dialect_") for name in dir(Kit)]
+    assert [chosen for chosen in SHORT_DIALECT if not any(name.startswith(chosen) for name in checks)] == []
 
 
 def test_what_is_generated_passes_its_own_tests(qeff, tmp_path):

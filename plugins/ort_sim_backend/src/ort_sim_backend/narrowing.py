@@ -121,7 +121,7 @@ def narrow(
     most = BEST[request.options.precision]
     products = _worth_scales(
         {weight.nodes[0]: weight.product for weight in seen.values() if _can_be_rotated(weight)},
-        0 if _fewest_tokens(request) > 1 else _FEW_NUMBERS,
+        _FEW_NUMBERS if _has_step_of_one_token(request) else 0,
     )
     found = sources(products)
     narrowed: list[tuple[_Weight, Compensated]] = []
@@ -283,9 +283,9 @@ def _can_be_rotated(weight: _Weight) -> bool:
     return is_known and len(weight.nodes) == 1 and rotated_at_a_time(weight.product.sizes[0]) > 0
 
 
-def _fewest_tokens(request: CompileRequest) -> int:
-    """Of a step that was asked for, over all its rows."""
-    return min(item.dims.get("batch_size", 1) * item.dims.get("seq_len", 1) for item in request.specializations)
+def _has_step_of_one_token(request: CompileRequest) -> bool:
+    """Whether a step that was asked for reads one token in all; what reads no text, such as pictures, has none."""
+    return any(item.dims.get("batch_size", 1) * item.dims.get("seq_len", 0) == 1 for item in request.specializations)
 
 
 def _worth_scales(products: Mapping[ir.Node, ConstantProduct], fewest: int) -> dict[ir.Node, ConstantProduct]:
