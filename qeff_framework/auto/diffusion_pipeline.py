@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from qeff_framework.auto.joined_programs import joined
 from qeff_framework.contracts import BASE_ADAPTER, AdapterRoom, CompiledModel, ExportedModel, Specialization, Task
 from qeff_framework.diffusion.arguments import (
-    PICTURES,
     PICTURES_OF_A_PROMPT,
     SIZES,
-    call_parameters,
-    guidance_argument,
     scales_of,
     takes_time_steps,
 )
@@ -49,8 +46,6 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
     from qeff_framework.sources.pipeline_files import StoredComponent
 
-#: Guidance of the runs that are recorded: above 1 a pipeline computes with and without the prompt.
-_GUIDED, _UNGUIDED = 5.0, 1.0
 #: The classes of diffusers that make a pipeline of another one's components.
 _FORMS = {
     "text-to-image": "AutoPipelineForText2Image",
@@ -252,14 +247,14 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             CheckpointError: it is no LoRA adapter, it is for another architecture, or it changes more than sums of low rank can.
             UnsupportedModelError: diffusers has no adapters for the pipeline.
         """
-        from qeff_framework.diffusion.adapters import read_adapter
+        from qeff_framework.diffusion.adapters import check_room, read_adapter
 
         if adapter_name == BASE_ADAPTER or adapter_name in self._adapters:
             what = "is the pipeline alone" if adapter_name == BASE_ADAPTER else "is loaded already; delete it first"
             raise OptionError(f"load_lora_weights: '{adapter_name}' {what}; choose another name")
         adapter = read_adapter(self._pipeline, pretrained_model_name_or_path_or_dict, **kwargs)
         if self._rooms is not None:
-            self._check_room(adapter_name, adapter, self._rooms, count=len(self._adapters) + 1)
+            check_room(adapter_name, adapter, self._rooms, count=len(self._adapters) + 1)
         self._adapters[adapter_name] = adapter
         self._scales = {adapter_name: 1.0}
 
@@ -372,44 +367,6 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             if scheduler is not given.get(name):
                 setattr(runner.pipeline, name, copy.deepcopy(scheduler))
         self._handed = (runner, now)
-
-    def _prepare_rooms(self, shapes: PipelineShapes) -> None:
-        self._rooms, self._written = None, ()
-        if shapes.max_loras is None:
-            return
-        if not self._adapters:
-            raise OptionError(
-                f"max_loras={shapes.max_loras}: load an adapter first, which says for which layers there must be room"
-            )
-        rank = shapes.max_lora_rank or max(adapter.rank for adapter in self._adapters.values())
-        weights: dict[str, set[str]] = {}
-        for adapter in self._adapters.values():
-            for component, deltas in adapter.factors.items():
-                weights.setdefault(component, set()).update(deltas)
-        rooms = {
-            component: AdapterRoom(slots=shapes.max_loras, rank=rank, weights=tuple(sorted(names)))
-            for component, names in weights.items()
-        }
-        for number, (name, adapter) in enumerate(self._adapters.items(), start=1):
-            self._check_room(name, adapter, rooms, count=number)
-        self._rooms = rooms
-
-    def _check_room(self, name: str, adapter: PipelineAdapter, rooms: Mapping[str, AdapterRoom], *, count: int) -> None:
-        room = next(iter(rooms.values()))
-        known = {(component, weight) for component, each in rooms.items() for weight in each.weights}
-        own = {(component, weight) for component, deltas in adapter.factors.items() for weight in deltas}
-        problem = ""
-        if count > room.slots:
-            problem = f"is adapter number {count}; delete another one, or compile with max_loras={count}"
-        elif adapter.rank > room.rank:
-            problem = f"has the rank {adapter.rank}; compile with max_lora_rank={adapter.rank}"
-        elif own - known:
-            problem = f"adds to {' '.join(min(own - known))}; load an adapter for all layers before compile"
-        if problem:
-            raise OptionError(
-                f"the programs have room for {room.slots} adapters of rank {room.rank} for {len(known)} weights, and '{name}' "
-                f"{problem}"
-            )
 
     def _export_key(self) -> Mapping[str, object]:
         component = self._pipeline_source.exported
@@ -614,11 +571,19 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             self._pipeline_source.save_host_part(directory)
 
     def _programs(self, relay: Relay, options: object, shapes: PipelineShapes) -> list[Program]:
+        from qeff_framework.diffusion.adapters import adapter_rooms
+        from qeff_framework.diffusion.short_runs import short_runs
+
         self._pipeline_source.look_again()
-        self._prepare_rooms(shapes)
+        self._written = ()
+        self._rooms = None
+        if shapes.max_loras is not None:
+            self._rooms = adapter_rooms(self._adapters, slots=shapes.max_loras, rank=shapes.max_lora_rank)
         names: Counter[str] = Counter()
         programs = []
-        runs, calls = self._recorded(shapes)
+        runs = short_runs(self._pipeline, shapes, self._call)
+        self._pipeline_source.host_weights = runs.host_weights
+        calls = runs.calls
         if shapes.enable_first_block_cache:
             calls = self._cut(calls)
         if shapes.guidance_runs > 1:
@@ -632,7 +597,7 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             self._pipeline_source.exported = call.component
             plan = self._plan_export(relay, options, program=name, program_inputs={"call": call.as_json()})
             height, width = shapes.image_sizes[number]
-            asked = {"height": height, "width": width, **runs[number]}
+            asked = {"height": height, "width": width, **runs.arguments[number]}
             sizes = {size: int(value) for size, value in asked.items() if size in SIZES and value is not None}
             dims = {"batch_size": shapes.batch_size, "guidance": int(shapes.guidance), **sizes}
             entry = Specialization(name=name, dims=dims)
@@ -674,97 +639,6 @@ class QEFFDiffusionPipeline(QEFFBaseModel):
             for part in (calls_of_parts(cut[call.component], call) if call.component in cut else [call])
         ]
 
-    def _recorded(self, shapes: PipelineShapes) -> tuple[list[dict[str, Any]], list[tuple[Call, int]]]:
-        """The arguments of each run, and the calls. A pipeline that refuses to run without a picture runs with one."""
-        from qeff_framework.diffusion.recording import recorded
-
-        def calls(arguments: list[dict[str, Any]]) -> list[tuple[Call, int]]:
-            listed = self._with_a_generator_for_each(arguments, shapes.batch_size)
-            recording = recorded(self._pipeline, [*arguments, *listed])
-            self._pipeline_source.host_weights = recording.host_weights
-            return [(call, number % len(arguments)) for call, number in recording.calls]
-
-        def runs(*, pictures: bool) -> list[dict[str, Any]]:
-            return [self._run(shapes, height, width, pictures=pictures) for height, width in shapes.image_sizes]
-
-        plain = runs(pictures=False)
-        missing = [name for name in PICTURES if name in call_parameters(self._pipeline) and name not in self._call]
-        try:
-            return plain, calls(plain)
-        except (OptionError, UnsupportedModelError) as error:
-            if not missing:
-                raise
-            if shapes.height is None:
-                raise OptionError(
-                    f"{type(self._pipeline).__name__} does not run without a picture ({error}); give the height and width of "
-                    f"the pictures, or a picture: call={{'{missing[0]}': ...}}"
-                ) from error
-            without = error
-        given = runs(pictures=True)
-        try:
-            return given, calls(given)
-        except (OptionError, UnsupportedModelError) as error:
-            raise _clearer(without, error) from error
-
-    def _with_a_generator_for_each(self, runs: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
-        """The runs once more: with a generator for each picture diffusers encodes the pictures that it is given one by one."""
-        import torch
-
-        taken = call_parameters(self._pipeline)
-        if rows == 1 or "generator" not in taken or "generator" in self._call or not set(PICTURES) & set(taken):
-            return []
-        return [{**run, "generator": [torch.Generator() for _ in range(rows)]} for run in runs]
-
-    def _run(self, shapes: PipelineShapes, height: int | None, width: int | None, *, pictures: bool) -> dict[str, Any]:
-        """Arguments of a short run of these sizes."""
-        taken = call_parameters(self._pipeline)
-        kind = type(self._pipeline).__name__
-        if "prompt" not in taken:
-            raise UnsupportedModelError(f"{kind} takes no prompt")
-        asked = {
-            "height": height,
-            "width": width,
-            "num_frames": shapes.num_frames,
-            "max_sequence_length": shapes.max_sequence_length,
-        }
-        reads_pictures = any(name in taken for name in PICTURES)
-        given = {name: value for name, value in asked.items() if value is not None}
-        unknown = [name for name in {**given, **self._call} if name not in taken]
-        unknown = [name for name in unknown if not (reads_pictures and name in ("height", "width"))]
-        if unknown:
-            raise OptionError(f"{kind} takes no {' and no '.join(unknown)}; leave it out")
-        guidance = guidance_argument(taken)
-        fixed: dict[str, Any] = {
-            "prompt": ["a"] * shapes.batch_size,
-            "negative_prompt": [""] * shapes.batch_size if shapes.guidance else None,
-            # Of a part of the steps only, so that a picture's own latents are computed as well.
-            "strength": 0.75,
-            "num_inference_steps": 4,
-            "output_type": "np",
-        }
-        if guidance is not None:
-            fixed[guidance] = _GUIDED if shapes.guidance else _UNGUIDED
-        if pictures and height is not None and width is not None:
-            fixed |= self._example_pictures(height, width, shapes.batch_size)
-        return {name: value for name, value in {**given, **fixed, **self._call}.items() if name in taken}
-
-    def _example_pictures(self, height: int, width: int, batch_size: int) -> dict[str, Any]:
-        from PIL import Image
-
-        from qeff_framework.diffusion.folder import networks_of
-
-        picture = Image.new("RGB", (width, height), "grey")
-        # White is what an inpainting pipeline paints.
-        mask = Image.new("L", (width, height), "white")
-        made: dict[str, Any] = {name: mask if "mask" in name else picture for name in PICTURES}
-        made = {name: each if batch_size == 1 else [each] * batch_size for name, each in made.items()}
-        several = networks_of(getattr(self._pipeline, "controlnet", None))
-        if several:
-            # Each of several ControlNets reads a picture.
-            read = "control_image" if "control_image" in call_parameters(self._pipeline) else "image"
-            made[read] = [made[read]] * len(several)
-        return made
-
 
 class QEFFFluxPipeline(QEFFDiffusionPipeline):
     """The class under a name that users of the Qualcomm stack know; it takes every pipeline, as the other does."""
@@ -796,15 +670,6 @@ def _component_options(
                 f"compile_config: {', '.join(of_all)} of {component} is for all components; give it to compile() itself"
             )
     return {component: dict(options) for component, options in found.items()}
-
-
-def _clearer(
-    without: OptionError | UnsupportedModelError, error: OptionError | UnsupportedModelError
-) -> OptionError | UnsupportedModelError:
-    """Of the errors of a run without a picture and of one with it the one that somebody wrote for this; else both."""
-    # What code of diffusers stumbles over has a cause.
-    told = [each for each in (error, without) if each.__cause__ is None]
-    return told[0] if told else type(error)(f"{without}; and with a picture: {error}")
 
 
 def _short(place: str) -> str:

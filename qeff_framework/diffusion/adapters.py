@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qeff_framework.contracts import LowRankDelta
+from qeff_framework.contracts import AdapterRoom, LowRankDelta
 from qeff_framework.diffusion.folder import components_with_weights, with_components
-from qeff_framework.errors import CheckpointError, InputError, UnsupportedModelError
+from qeff_framework.errors import CheckpointError, InputError, OptionError, UnsupportedModelError
 from qeff_framework.thread_quiet import muted_loggers
 
 if TYPE_CHECKING:
@@ -93,6 +93,47 @@ def merge_adapter(
                 f"{told} cannot be merged into {type(pipeline).__name__}: {_reason(error)}"
             ) from error
     return names
+
+
+def adapter_rooms(adapters: Mapping[str, PipelineAdapter], *, slots: int, rank: int | None) -> dict[str, AdapterRoom]:
+    """Room for `slots` adapters of `rank`, the largest of `adapters` by default, in each component that one of them changes.
+
+    Raises:
+        OptionError: one of `adapters` does not fit, or there is none, which would say for which layers there must be room.
+    """
+    if not adapters:
+        raise OptionError(f"max_loras={slots}: load an adapter first, which says for which layers there must be room")
+    weights: dict[str, set[str]] = {}
+    for adapter in adapters.values():
+        for component, deltas in adapter.factors.items():
+            weights.setdefault(component, set()).update(deltas)
+    most = rank or max(adapter.rank for adapter in adapters.values())
+    rooms = {
+        component: AdapterRoom(slots=slots, rank=most, weights=tuple(sorted(names)))
+        for component, names in weights.items()
+    }
+    for number, (name, adapter) in enumerate(adapters.items(), start=1):
+        check_room(name, adapter, rooms, count=number)
+    return rooms
+
+
+def check_room(name: str, adapter: PipelineAdapter, rooms: Mapping[str, AdapterRoom], *, count: int) -> None:
+    """Raises `OptionError` where `adapter`, number `count` of those in `rooms`, does not fit."""
+    room = next(iter(rooms.values()))
+    known = {(component, weight) for component, each in rooms.items() for weight in each.weights}
+    own = {(component, weight) for component, deltas in adapter.factors.items() for weight in deltas}
+    problem = ""
+    if count > room.slots:
+        problem = f"is adapter number {count}; delete another one, or compile with max_loras={count}"
+    elif adapter.rank > room.rank:
+        problem = f"has the rank {adapter.rank}; compile with max_lora_rank={adapter.rank}"
+    elif own - known:
+        problem = f"adds to {' '.join(min(own - known))}; load an adapter for all layers before compile"
+    if problem:
+        raise OptionError(
+            f"the programs have room for {room.slots} adapters of rank {room.rank} for {len(known)} weights, and '{name}' "
+            f"{problem}"
+        )
 
 
 def _is_local(weights: str | os.PathLike[str]) -> bool:

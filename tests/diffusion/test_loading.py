@@ -15,7 +15,6 @@ from qeff_framework.coverage.tiny_pipelines import tiny_pipeline
 from qeff_framework.diffusion.components import without_weights
 from qeff_framework.diffusion.recording import recorded
 from qeff_framework.errors import InputError
-from qeff_framework.shapes import PipelineShapes
 from qeff_framework.sources.pipeline_files import StoredComponent
 
 
@@ -47,19 +46,6 @@ def test_a_component_that_the_pipeline_completes_is_read(tmp_path: Path, monkeyp
     source.exported = "text_encoder"
     found = source.load_for_export("", tmp_path)
     assert [name for name, _ in found.named_children()] == ["text_encoder"]
-
-
-def test_pictures_of_several_prompts_are_encoded_together_and_one_by_one() -> None:
-    # With a generator for each picture diffusers calls the encoder for each.
-    tiny = tiny_pipeline("stable-diffusion/image-to-image")
-    shapes = PipelineShapes(height=64, width=64, batch_size=2)
-    # Seeded for the picture that is made after compile.
-    before = torch.manual_seed(1).get_state()
-    _, calls = QEFFDiffusionPipeline(tiny.pipeline)._recorded(shapes)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    found = [call.arguments["x"]["tensor"]["shape"][0] for call, _ in calls if call.method == "encode"]
-    assert sorted(found) == [1, 2]
-    assert {number for _, number in calls} == {0}
 
 
 def test_a_package_that_a_pipeline_stumbles_over_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

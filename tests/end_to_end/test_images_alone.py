@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from qeff_framework import (
@@ -43,9 +44,11 @@ def _turned(file: Path) -> Path:
 
 
 def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module, processor = resnet()
-    for part in (module, processor):
+    module, saved = resnet()
+    for part in (module, saved):
         part.save_pretrained(tmp_path / "model")
+    # Of the kind that an artifact gets as well: with torchvision, where that is installed.
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
     model = QEFFAutoModel.from_pretrained(tmp_path / "model")
     assert isinstance(model, QEFFAutoModelForImageClassification)
     compiled = model.compile("ort_sim", batch_size=2)

@@ -336,7 +336,7 @@ def test_pictures_that_do_not_fit_are_refused_before_any_work(
         (model / "model_index.json").write_text(
             index.replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
         )
-    monkeypatch.setattr(QEFFDiffusionPipeline, "_recorded", lambda *_: pytest.fail("the pipeline is run"))
+    monkeypatch.setattr("qeff_framework.diffusion.short_runs.recorded", lambda *_: pytest.fail("the pipeline is run"))
     backend = [] if form == "artifact" else ["--backend", "ort_sim"]
     assert main(["generate", str(model), *backend, "--prompt", "a", "--output", "out.png", *arguments]) != 0
     assert re.search(message, capsys.readouterr().err)

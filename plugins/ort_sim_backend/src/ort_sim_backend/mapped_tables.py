@@ -70,8 +70,9 @@ class RowReader:
                 f"{self.numbers} has {wrong}, and there are {self._count} rows to choose from: give 0 to {self._count - 1}"
             )
         length = target.nbytes // max(len(found), 1)
-        file, offset, count = self._file.fileno(), self._offset, self._count
-        pieces = [_read_at(file, length, offset + (number % count) * length) for number in found.tolist()]
+        file = self._file.fileno()
+        places = found.astype(np.int64) % self._count * length + self._offset
+        pieces = [_read_at(file, length, place) for place in places.tolist()]
         content = b"".join(pieces)
         if len(content) != target.nbytes:
             row = next(number for number, piece in zip(found, pieces, strict=True) if len(piece) != length)
