@@ -25,6 +25,7 @@ from qeff_framework.sources import arguments as known
 from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.configs import (
     checked_module,
+    number_as_text,
     odd_field,
     plain_config,
     save_generation_config,
@@ -93,9 +94,16 @@ class CheckpointSource:
     def __init__(self, name_or_path: str | os.PathLike[str], load_arguments: Mapping[str, Any]) -> None:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
+        if not text.strip():
+            # A path of nothing is the current directory.
+            raise CheckpointError(
+                "the name of the model is empty; give a folder with a config.json, a .gguf file, or a hub id"
+            )
         adapter = arguments.get(known.ADAPTER)
         #: The adapter whose config names this model; `None` where the caller does.
         self._named_by: str | None = None
+        #: Transformers' warnings about the config.
+        self._said_of_config: list[str] = []
         if adapters.is_adapter_folder(text):
             self._named_by = text
             (text, revision), adapter = adapters.base_of_folder(text, given=adapter), text
@@ -784,10 +792,12 @@ class CheckpointSource:
             report(f"reading the metadata of {self._gguf}")
             files.check_weight_files([self._file(self._gguf)])
         try:
-            with quiet_transformers(), quick_reading():
+            with captured_transformers() as said, quick_reading():
                 config = transformers.AutoConfig.from_pretrained(
                     self._location, **self._loader_arguments(), **overrides
                 )
+            # Some are told once in a process: what an earlier reading has told is kept.
+            self._said_of_config += said
         except Exception as error:
             reason = odd_field(self._plain_config_file()) or f"{first_line(error)}{remote_code.trust_hint(error)}"
             if overrides:
@@ -872,9 +882,17 @@ class CheckpointSource:
         told = conversion_failures(said) or _told(error)
         if isinstance(error, KeyError) and (stated := _stating(self.config(), error.args[0] if error.args else None)):
             told = f"{told}: its config.json states {stated}, which the installed Transformers does not know"
+        elif not self._gguf and (doubts := self._doubts_about_config()):
+            told = f"{told}; of its config.json, {doubts}"
         if self._gguf:
             told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
         return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
+
+    def _doubts_about_config(self) -> str:
+        """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
+        if text := number_as_text(self._plain_config_file()):
+            return text
+        return f"Transformers says: {' '.join(self._said_of_config[0].split())}" if self._said_of_config else ""
 
     def _display_name(self, text: str) -> str:
         if self._gguf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import signal
 import subprocess
 import time
@@ -123,6 +124,8 @@ def test_wrong_usage_is_2_with_one_message(qeff, argv):
         (["compile", "./nonexistent", "--backend", "ort_sim"], "does not exist"),
         (["generate", "./nonexistent", "--backend", "ort_sim", "--prompt", "x"], "does not exist"),
         (["generate", "./nonexistent", "--prompts-file", "./nonexistent.txt"], "cannot be read"),
+        (["generate", "./nonexistent", "--prompts-file", os.devnull], "holds no prompts"),
+        (["export", ""], "the name of the model is empty"),
         (["inspect", "./nonexistent"], "is not a directory"),
         (["inspect", "."], "holds neither compiled.json nor exported.json"),
         (["cache", "rm", "nonexistent", "--yes"], "no artifact"),

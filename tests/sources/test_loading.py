@@ -44,6 +44,23 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
         ),
         ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "states rope_parameters.rope_type='ntk', which"),
         ({"dtype": "float8"}, "dtype='float8' is no type of torch; write"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "4"}},
+            "rope_parameters.factor='4' is a text; write the number",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 8,
+                    "factor": 4.0,
+                    "short_factor": [1.0, 1.0, 1.0],
+                    "long_factor": [2.0] * 4,
+                }
+            },
+            "of its config.json, Transformers says: .*short_factor field must have length",
+        ),
         ({"quantization_config": "int4"}, "quantization_config='int4' is no object with a quant_method; write"),
         ({"quantization_config": {}}, "states a quantization_config without a quant_method"),
     ],
