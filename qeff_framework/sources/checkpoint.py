@@ -180,10 +180,10 @@ class CheckpointSource:
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if self._gguf:
             parts["gguf"] = _version_of_gguf()
-        read = () if self._adapter is None else self._adapter.files()
-        read = read if self._tokenizer_of is None else (*read, *self._tokenizer_of.tokenizer_files().values())
+        read = {} if self._adapter is None else {path.name: path for path in self._adapter.files()}
+        read |= {} if self._tokenizer_of is None else self._tokenizer_of.tokenizer_files()
         if read:
-            parts["adapter"] = {path.name: content_digest(path) for path in read}
+            parts["adapter"] = {name: content_digest(path) for name, path in read.items()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
             return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
