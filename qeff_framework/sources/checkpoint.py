@@ -570,9 +570,14 @@ class CheckpointSource:
             ) from problem
         # What the library says about its hub is no help with a folder.
         told = first_line(problem).partition(". If you were trying to load it from")[0] if problem is not None else ""
+        stated = any(self._optional_file(name) for name in ("preprocessor_config.json", "processor_config.json"))
+        missing = (
+            "tokenizer.json, or the vocabulary of its tokenizer, which the processor holds as well"
+            if stated and not self._has_tokenizer_files()
+            else "preprocessor_config.json or processor_config.json"
+        )
         raise CheckpointError(
-            f"the processor of {self.name}, which prepares its input, cannot be loaded: {told}; add the checkpoint's "
-            "preprocessor_config.json or processor_config.json"
+            f"the processor of {self.name}, which prepares its input, cannot be loaded: {told}; add the checkpoint's {missing}"
         ) from problem
 
     def generation_config(self) -> Mapping[str, Any]:
