@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -976,6 +977,11 @@ def _told(error: Exception) -> str:
         return (
             "a file of torch among its weights holds more than plain tensors, such as a whole module or tensors of torchao's "
             "classes; load it where it was made, and save the checkpoint as safetensors (save_pretrained)"
+        )
+    if sys.flags.optimize > 1:
+        return (
+            f"{first_line(error)}; Python was started without docstrings (-OO, PYTHONOPTIMIZE=2), which Transformers reads: "
+            "start it without that option"
         )
     return f"{first_line(error)}{remote_code.trust_hint(error)}"
 

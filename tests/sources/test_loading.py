@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_config_that_transformers_does_not_take(fields: dict[str, Any], stated
     """Its own message has two lines, or the value alone."""
     change_json(checkpoint / "config.json", **fields)
     with pytest.raises(CheckpointError, match=f"tiny.*{stated}"):
+        load(checkpoint)
+
+
+def test_python_without_docstrings(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers reads its own docstrings when it imports the code of a model: no checkpoint is at fault."""
+    change_json(checkpoint / "config.json", hidden_act="sillu")
+    flags = SimpleNamespace(optimize=2)
+    monkeypatch.setattr("qeff_framework.sources.checkpoint.sys", SimpleNamespace(flags=flags))
+    with pytest.raises(CheckpointError, match="Python was started without docstrings .*PYTHONOPTIMIZE=2"):
         load(checkpoint)
 
 
