@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from qeff_framework.auto.given_prompts import require_beams, require_room
+from qeff_framework.auto.given_prompts import require_beams, require_lookup, require_room
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import Task
 from qeff_framework.model import GivenInput
@@ -33,9 +33,11 @@ class QEFFAutoModelForCausalLM(TaskModel):
     has_one_program = True
 
     def require_input(self, given: GivenInput, sizes: Mapping[str, Any]) -> None:
-        """Adds more beams than rows and, when a program must be made, prompts that are too long for it."""
+        """Adds more beams than rows, drafts that are not checked and, when a program must be made, prompts too long for it."""
         super().require_input(given, sizes)
-        require_beams(given.settings, self._sizes_among(sizes), self._checkpoint_beams())
+        shapes = self._sizes_among(sizes)
+        require_beams(given.settings, shapes, self._checkpoint_beams())
+        require_lookup(given.settings, shapes)
 
     def _require_room(self, given: GivenInput, shapes: CausalLMShapes) -> None:
         for index, ids in enumerate(self._prompt_ids(given)):

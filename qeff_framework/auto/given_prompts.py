@@ -49,6 +49,16 @@ def beams_problem(beams: int, shapes: Any) -> str:
     return ""
 
 
+def require_lookup(settings: Mapping[str, Any], shapes: Any) -> None:
+    """Raises `InputError` for drafts that a program of these sizes would not check."""
+    drafts = settings.get("prompt_lookup_num_tokens")
+    if drafts and not shapes.num_speculative_tokens:
+        raise InputError(
+            f"prompt_lookup_num_tokens={drafts}: the program would return the logits of one token per step; give "
+            f"num_speculative_tokens={drafts} (-O num_speculative_tokens={drafts})"
+        )
+
+
 def require_plain_loop(settings: Mapping[str, Any], task: str) -> None:
     """Raises `InputError` for settings that a decoder of sound, or of an image, does not follow."""
     given = [name for name in _OF_TEXT_LOOPS if settings.get(name) is not None]

@@ -50,6 +50,7 @@ SUCCESS, FAILURE, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with `argv` (by default the process's arguments) and returns its exit code."""
+    _open_closed_streams()
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         # A model's text may hold characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
@@ -61,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return NO_READER
+    except OSError as error:
+        # What a command itself cannot read or write is told by `_main`.
+        _forget_stdout()
+        with contextlib.suppress(OSError):
+            print(f"qeff: error: the output cannot be written: {error}", file=sys.stderr)
+        return FAILURE
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             print("qeff: interrupted", file=sys.stderr)
@@ -198,6 +205,24 @@ def _library_warnings(*, shown: bool) -> Iterator[None]:
         if not shown and not sys.warnoptions:
             warnings.simplefilter("ignore")
         yield
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that the caller has closed (``>&-``) on nothing.
+
+    Python has `None` in their place, and the next file that is opened, such as one of weights, would get what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            # For child processes as well.
+            os.set_inheritable(number, True)
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def _forget_stdout() -> None:

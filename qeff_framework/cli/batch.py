@@ -77,6 +77,8 @@ def add_to(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     """Loads the program and answers the rows."""
+    from qeff_framework.generation import resolve_settings
+    from qeff_framework.generation.grammar import check_grammar
     from qeff_framework.progress import report
 
     if not args.input.is_file():
@@ -101,6 +103,8 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:
     settings = given_grammar(args)
     if args.max_new_tokens is not None:
         settings["max_new_tokens"] = args.max_new_tokens
+    # Once, and not as the error of every row.
+    check_grammar(resolve_settings({}, None, **settings))
 
     told = 0.0
 

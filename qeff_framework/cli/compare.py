@@ -18,9 +18,10 @@ from qeff_framework.cli.arguments import (
     texts_by_name,
 )
 from qeff_framework.cli.command_result import CommandResult
+from qeff_framework.cli.generate_input import lines_of_prompts
 from qeff_framework.cli.tables import facts, table
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.textfiles import read_input, split_lines
+from qeff_framework.textfiles import read_input
 
 if TYPE_CHECKING:
     from qeff_framework.cli.progress import ProgressHandler
@@ -151,7 +152,7 @@ def _given_texts(args: argparse.Namespace) -> tuple[list[str], str]:
 
     prompts = [*args.prompt]
     if args.prompts_file is not None:
-        prompts += [line for line in split_lines(_read(args.prompts_file, "prompts")) if line.strip()]
+        prompts += lines_of_prompts(args.prompts_file)
     text = BUILT_IN_TEXT if args.text is None else _read(args.text, "text")
     if not text.strip():
         raise InputError(f"{args.text} has no text")
@@ -173,7 +174,7 @@ def _complete_sizes(args: argparse.Namespace) -> None:
     if "ctx_len" not in texts:
         args.ctx_len = str(_CTX_LEN)
     # Set for the compilation as well: the choice probes every backend, and is told.
-    args.backend = args.backend or registry.choose()
+    args.backend = registry.choose() if args.backend is None else args.backend
     backend = registry.descriptor(args.backend)
     set_already = {"num_speculative_tokens", "include_sampler", "full_batch_size", "batch_size"} & set(texts)
     length = texts.get("prefill_seq_len", "32")

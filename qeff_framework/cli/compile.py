@@ -111,7 +111,7 @@ def compile_model(
     from qeff_framework.registry import registry
 
     texts = compile_texts(args)
-    backend = args.backend or registry.choose()
+    backend = registry.choose() if args.backend is None else args.backend
     descriptor = registry.descriptor(backend)
     # A program that is run afterwards must not be compiled for a backend that cannot be loaded to run it.
     relay = registry.get(backend, extensions=(), stage=None if hasattr(args, "runtime_options") else "compile")

@@ -14,6 +14,7 @@ from qeff_framework.errors import OptionError
 from qeff_framework.tasks import task_spec
 
 if TYPE_CHECKING:
+    from qeff_framework.auto import QEFFAutoModelForCausalLM
     from qeff_framework.contracts import CompiledModel
     from qeff_framework.runtime import CompiledRunner
 
@@ -31,13 +32,21 @@ def add_draft(group: Any) -> None:
 
 
 def check_draft(args: argparse.Namespace) -> None:
-    """Raises `OptionError` where drafts cannot work, before a model is compiled for them."""
+    """Raises `OptionError` or `CheckpointError` where drafts cannot work, before a model is compiled for them."""
     if args.draft is None:
         return
     if getattr(args, "prompt_lookup_num_tokens", None) is not None:
         raise OptionError("--draft and --prompt-lookup-num-tokens both propose tokens; give one of the two")
     if artifact_at(Path(args.model)) is None and "num_speculative_tokens" not in compile_texts(args):
         raise OptionError(f"--draft {args.draft}: {_REMEDY}")
+    if artifact_at(Path(args.draft)) is None:
+        _draft_model(args)
+
+
+def _draft_model(args: argparse.Namespace) -> QEFFAutoModelForCausalLM:
+    from qeff_framework.auto import QEFFAutoModelForCausalLM
+
+    return QEFFAutoModelForCausalLM.from_pretrained(args.draft)
 
 
 @contextmanager
@@ -61,9 +70,7 @@ def opened_draft(args: argparse.Namespace, compiled: CompiledModel) -> Iterator[
         raise OptionError(f"--draft {args.draft}: the program returns the logits of one token per step; {_REMEDY}")
     draft = artifact_at(Path(args.draft))
     if draft is None:
-        from qeff_framework.auto import QEFFAutoModelForCausalLM
-
-        draft = QEFFAutoModelForCausalLM.from_pretrained(args.draft).compile(
+        draft = _draft_model(args).compile(
             compiled.backend,
             extensions=args.extension,
             batch_size=shape.batch_size,

@@ -47,11 +47,19 @@ def add_settings(generation: Any) -> None:
     )
 
 
+def lines_of_prompts(file: str) -> list[str]:
+    """The prompts in a file, a line each. Raises `InputError` where it holds none: nothing else stands in for them."""
+    lines = [line for line in split_lines(_read(file, "prompts")) if line.strip()]
+    if not lines:
+        raise InputError(f"{file} holds no prompts: it is empty, or all of its lines are; write one text per line")
+    return lines
+
+
 def given_prompts(args: argparse.Namespace) -> list[str]:
     """The texts of ``--prompt`` and ``--prompts-file``. Raises `OptionError` where nothing was given to work on."""
     prompts = [*args.prompt]
     if args.prompts_file is not None:
-        prompts += [line for line in split_lines(_read(args.prompts_file, "prompts")) if line.strip()]
+        prompts += lines_of_prompts(args.prompts_file)
     if not prompts and args.messages_file is None:
         raise OptionError(
             "there is nothing to work on; give --prompt TEXT, --prompts-file FILE or --messages-file FILE; for models of images "
@@ -147,6 +155,7 @@ def _read(file: str, what: str) -> str:
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, checked before a model is compiled for them."""
     from qeff_framework.generation import resolve_settings
+    from qeff_framework.generation.grammar import check_grammar
 
     given = {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
     if given and not args.do_sample:
@@ -158,7 +167,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name, None) is not None:
             given[name] = getattr(args, name)
     given |= given_grammar(args)
-    resolve_settings({}, None, **given)
+    check_grammar(resolve_settings({}, None, **given))
     if getattr(args, "chat_template_kwargs", None) is not None:
         given["chat_template_kwargs"] = _template_variables(args)
     return given

@@ -29,6 +29,10 @@ def artifact_at(directory: Path) -> CompiledModel | None:
 
 def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
     """The compiled artifact that MODEL|ARTIFACT names, or `None` when it names a model."""
+    if not args.model.strip():
+        raise OptionError(
+            "the name of the model is empty; give a checkpoint folder, a .gguf file, a hub id or an artifact"
+        )
     directory = Path(args.model)
     compiled = artifact_at(directory)
     if compiled is None:
@@ -41,6 +45,11 @@ def given_artifact(args: argparse.Namespace) -> CompiledModel | None:
                 f"{directory} was compiled for backend '{compiled.backend}', not for '{args.backend}'; leave --backend out, "
                 "or give the model instead of the artifact"
             )
+    if getattr(args, "task", "auto") not in ("auto", compiled.task):
+        raise OptionError(
+            f"{directory} was compiled for the task {compiled.task}, not for {args.task}; leave --task out, or give the model "
+            "instead of the artifact"
+        )
     of_the_model = (
         "gguf_file",
         "revision",

@@ -39,10 +39,7 @@ class Grammar:
 
         # Level 0: the library prints nothing; its errors are read below.
         self._matcher = LLMatcher(tokens, text, log_level=0)
-        if self._matcher.is_error():
-            # The text goes on with the place in llguidance's own notation.
-            reason = self._matcher.get_error().strip().splitlines()[0]
-            raise OptionError(f"{setting} cannot be followed: {reason}; change it, or leave it out")
+        _refuse_grammar(setting, self._matcher.get_error())
         self.setting = setting
 
     def rule(self) -> GrammarRule:
@@ -84,18 +81,10 @@ def grammar_of(settings: GenerationSettings, tokenizer: TextTokenizer | None, vo
         OptionError: the extra is not installed, or the schema or the expression is wrong or beyond what the library can do.
         InputError: nothing ends a text, or the tokenizer does not tell the bytes of its tokens.
     """
-    asked = [name for name in ("json_schema", "regex") if getattr(settings, name) is not None]
-    if not asked:
+    described = _described(settings)
+    if described is None:
         return None
-    if len(asked) > 1:
-        raise OptionError("json_schema and regex both describe the whole answer; give one of the two")
-    (setting,) = asked
-    try:
-        from llguidance import LLMatcher
-    except ImportError as error:
-        raise OptionError(
-            f"{setting} needs llguidance, which is not installed; pip install 'qeff-framework[guided]'"
-        ) from error
+    setting, text = described
     if not settings.eos_token_ids:
         raise InputError(
             f"{setting} needs an end of sequence, which ends a complete answer; give eos_token_id=..., and leave ignore_eos out"
@@ -111,13 +100,47 @@ def grammar_of(settings: GenerationSettings, tokenizer: TextTokenizer | None, vo
         raise InputError(
             f"{setting} needs a fast tokenizer, which tells the bytes of its tokens; pass one as tokenizer=..."
         )
-    if settings.regex is not None:
-        return Grammar(setting, LLMatcher.grammar_from_regex(settings.regex), tokens)
+    return Grammar(setting, text, tokens)
+
+
+def check_grammar(settings: GenerationSettings) -> None:
+    """Raises `OptionError` for a schema or an expression that no answer can follow: known before there is a tokenizer."""
+    described = _described(settings)
+    if described is not None:
+        from llguidance import LLMatcher
+
+        _refuse_grammar(described[0], LLMatcher.validate_grammar(described[1]))
+
+
+def _described(settings: GenerationSettings) -> tuple[str, str] | None:
+    """The setting that describes the answer, and the grammar in llguidance's notation; `None` where none does."""
+    asked = [name for name in ("json_schema", "regex") if getattr(settings, name) is not None]
+    if not asked:
+        return None
+    if len(asked) > 1:
+        raise OptionError("json_schema and regex both describe the whole answer; give one of the two")
+    (setting,) = asked
     try:
-        text = LLMatcher.grammar_from_json_schema(schema_text(settings.json_schema), defaults=_JSON_OPTIONS)
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise OptionError(
+            f"{setting} needs llguidance, which is not installed; pip install 'qeff-framework[guided]'"
+        ) from error
+    if settings.regex is not None:
+        return setting, LLMatcher.grammar_from_regex(settings.regex)
+    try:
+        return setting, LLMatcher.grammar_from_json_schema(schema_text(settings.json_schema), defaults=_JSON_OPTIONS)
     except ValueError as error:
         raise OptionError(f"json_schema cannot be followed: {error}; change it, or leave it out") from error
-    return Grammar(setting, text, tokens)
+
+
+def _refuse_grammar(setting: str, problem: str) -> None:
+    """Raises `OptionError` where llguidance has a `problem` with the grammar."""
+    if problem:
+        # The text goes on with the place in llguidance's own notation.
+        raise OptionError(
+            f"{setting} cannot be followed: {problem.strip().splitlines()[0]}; change it, or leave it out"
+        )
 
 
 def schema_text(schema: Any) -> str:

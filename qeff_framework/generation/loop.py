@@ -174,6 +174,11 @@ class TextGenerator:
         for row, of_row in zip(request.rows, _repeated(images or (), beams), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
+            if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+                raise InputError(
+                    f"streamer={type(streamer).__name__} has no put and end, which a streamer of Transformers has; "
+                    "stream=True prints the text without one"
+                )
             if beams > 1:
                 raise InputError(
                     "a streamer gets tokens as they are chosen, and beam search chooses them at the end; leave it out"

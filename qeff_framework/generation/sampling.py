@@ -163,6 +163,6 @@ def unusable_logits(of: str, largest: float) -> ExecutionError:
     """
     held = "contain NaN" if largest != largest else "contain infinity" if largest > 0 else "are all -inf"
     return ExecutionError(
-        f"the logits of {of} {held}: the program overflowed or read a bad cache; compare it with PyTorch, compile with a wider "
-        "data type, or let it pass with remove_invalid_values=True"
+        f"the logits of {of} {held}: the program overflowed or read a bad cache, or the checkpoint's weights hold such numbers; "
+        "compare it with PyTorch, compile with a wider data type, or let it pass with remove_invalid_values=True"
     )

@@ -60,8 +60,23 @@ class StopRules:
     def _criterion_met(self, row: Row) -> bool:
         ids = self._history.ids(row)
         # Every criterion is asked, also after one has said yes: some of them count.
-        verdicts = [bool(criterion(ids, None)) for criterion in self._criteria]
+        verdicts = [_verdict(criterion, ids) for criterion in self._criteria]
         return any(verdicts)
+
+
+def _verdict(criterion: Any, ids: Any) -> bool:
+    """What a criterion says: `True` or `False`, or one of them in an array or tensor of one value."""
+    said = criterion(ids, None)
+    if (
+        not isinstance(said, (bool, int))
+        and getattr(said, "size", None) != 1
+        and getattr(said, "shape", None) not in ((), (1,))
+    ):
+        raise InputError(
+            f"a stopping criterion ({type(criterion).__name__}) returned {said!r:.80} for one row; it returns True or False, or "
+            "a tensor of one such value"
+        )
+    return bool(said)
 
 
 #: Tokens of the prompt that the first generated one is decoded behind: its text may depend on its neighbours.

@@ -10,7 +10,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.classifiers import CompiledClassifier
-from qeff_framework.runtime.processed import ProcessedRunner, processor_output
+from qeff_framework.runtime.processed import ProcessedRunner, check_mapping, processor_output
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.single_pass.signal_runner import SignalRunner
 
@@ -76,6 +76,7 @@ class CompiledZeroShotImageClassifier(ImageRunner):
             InputError: no inputs, or of another size than was compiled for.
         """
         given = processor_output(inputs, tensors)
+        check_mapping(given, "pixel_values and input_ids")
         # What tokenizers return for models that have no use for it.
         unknown = sorted({*given} - {*self._text_inputs, "pixel_values", "attention_mask", "token_type_ids"})
         if unknown:

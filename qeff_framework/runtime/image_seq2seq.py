@@ -16,7 +16,7 @@ from qeff_framework.generation.output import PerfMetrics
 from qeff_framework.images.units import image_units
 from qeff_framework.options import check_switches
 from qeff_framework.runtime.image_program import ImageProgram
-from qeff_framework.runtime.processed import ProcessedRunner
+from qeff_framework.runtime.processed import ProcessedRunner, check_mapping
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.text_generation import generation_defaults
 from qeff_framework.speech.decoder import Question, SpeechDecoder
@@ -83,6 +83,7 @@ class CompiledImageSeq2Seq(ProcessedRunner):
             processor, inputs = None, processor
         check_switches("generate", stream=stream)
         given = inputs if inputs is not None else tensors
+        check_mapping(given, "pixel_values")
         if bool(given) == (images is not None):
             raise InputError("give images=[...], or what a processor returns, and not both")
         if images is not None:

@@ -17,6 +17,7 @@ from qeff_framework.images.rows import NO_BLOCK, ROPE_POSITIONS, TILES_SEEN, VIS
 from qeff_framework.images.units import PIXELS, VIDEO_PIXELS, image_units
 from qeff_framework.options import check_switches
 from qeff_framework.runtime.image_program import ImageProgram
+from qeff_framework.runtime.processed import check_mapping
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
 from qeff_framework.runtime.text_generation import generation_defaults
@@ -242,6 +243,8 @@ class CompiledImageTextToText(CompiledRunner):
             name: settings.pop(name) for name in list(settings) if name in _OF_TEXT or self._is_image_input(name)
         }
         check_switches("generate", stream=stream)
+        if inputs is not None:
+            check_mapping(inputs, "input_ids and pixel_values")
         given = [inputs] if inputs is not None else [tensors] if tensors else []
         if (prompts is not None) + len(given) != 1:
             raise InputError("give prompts=[...] with images=[...], or what a processor returns, and not both")

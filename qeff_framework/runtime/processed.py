@@ -34,6 +34,14 @@ class ProcessedRunner(CompiledRunner):
         return SignalRunner(self.session)
 
 
+def check_mapping(inputs: object, name: str) -> None:
+    """Raises `InputError` for anything but a mapping, such as the sound or the image itself; `name` is what one should hold."""
+    if not isinstance(inputs, Mapping):
+        raise InputError(
+            f"the program takes what the model's processor returns: a mapping with {name}; got {type(inputs).__name__}"
+        )
+
+
 def processor_output(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a processor returned, given as one argument or as keywords."""
     given = {name: value for name, value in tensors.items() if value is not None}

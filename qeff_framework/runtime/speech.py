@@ -13,7 +13,7 @@ import numpy as np
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.options import check_switches
-from qeff_framework.runtime.processed import processor_output
+from qeff_framework.runtime.processed import check_mapping, processor_output
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import carried_config
 from qeff_framework.runtime.sound import SoundRunner
@@ -235,6 +235,7 @@ class CompiledSpeechSeq2Seq(SoundRunner):
     # --- what a processor returned ------------------------------------------------------------------------------------
 
     def _clips(self, inputs: Mapping[str, Any]) -> list[Clip]:
+        check_mapping(inputs, self._main.name)
         if self.window is None:
             name = self._main.name
             if inputs.get(name) is None:

@@ -151,6 +151,11 @@ def _rule(name: str, module: torch.nn.Module, layer_type: str | None) -> LengthR
         short, endless = (_at_length(module, layer_type, length) for length in (2, _ENDLESS))
     except Exception:  # noqa: BLE001 - whatever a module says to arguments that it does not take, such as a table of positions
         return None
+    if not all(bool(leaf.isfinite().all()) for leaf in short):
+        raise UnsupportedModelError(
+            f"its rotary embedding ({name}, rope_type {_rope_type(module, layer_type)!r}) gives no finite numbers, even for the "
+            "shortest text; correct rope_theta and the other fields of rope_parameters in its config"
+        )
     if _equal(short, endless):
         return None
     lengths = sorted({2, *_boundaries(getattr(module, "config", None))})

@@ -22,6 +22,7 @@ from qeff_framework.errors import ExecutionError, InputError, QEFFError
 from qeff_framework.serving.answer import Delta
 from qeff_framework.serving.engine import Engine, Job
 from qeff_framework.serving.parquet import parquet_rows
+from qeff_framework.tokenization import is_conversation
 
 #: Fields of an input row that are not settings of the generation.
 _PROMPTS = ("prompt", "messages")
@@ -272,6 +273,12 @@ def _parsed(content: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     if len(given) != 1:
         raise InputError('a row is an object with either "prompt" or "messages"')
     prompt = row.pop(given[0])
+    plain = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    # A text there would be read as a prompt, past the chat template.
+    if given[0] == "messages" and not is_conversation(plain):
+        raise InputError('"messages" must be a list of messages, [{"role": "user", "content": "..."}]')
+    if not isinstance(plain, (str, list, tuple)):
+        raise InputError(f'"prompt" must be a text or a list of token ids, got {json.dumps(plain, default=str):.80}')
     if refused := sorted(_NOT_FOR_ROWS & row.keys()):
         raise InputError(f"{', '.join(refused)} cannot be set for a row")
     return prompt, row

@@ -138,7 +138,10 @@ class SignalRunner:
                 raise InputError(
                     f"row {number} of {self._main.name} holds the id {odd[0]}{known}: is this the tokenizer of this model?"
                 )
-        return row.astype(self._main.dtype, copy=False)
+        try:
+            return row.astype(self._main.dtype, copy=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"row {number} of {self._main.name} must hold numbers: {error}") from error
 
     def _check(self, row: NDArray[Any], number: int) -> None:
         wanted = self._main.shape[1:]

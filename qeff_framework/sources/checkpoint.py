@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from qeff_framework.sources import arguments as known
 from qeff_framework.sources.code_digests import core_digest
 from qeff_framework.sources.configs import (
     checked_module,
+    number_as_text,
     odd_field,
     plain_config,
     save_generation_config,
@@ -93,9 +95,16 @@ class CheckpointSource:
     def __init__(self, name_or_path: str | os.PathLike[str], load_arguments: Mapping[str, Any]) -> None:
         arguments, self._overrides = known.split_arguments(load_arguments)
         text = os.fspath(name_or_path)
+        if not text.strip():
+            # A path of nothing is the current directory.
+            raise CheckpointError(
+                "the name of the model is empty; give a folder with a config.json, a .gguf file, or a hub id"
+            )
         adapter = arguments.get(known.ADAPTER)
         #: The adapter whose config names this model; `None` where the caller does.
         self._named_by: str | None = None
+        #: Transformers' warnings about the config.
+        self._said_of_config: list[str] = []
         if adapters.is_adapter_folder(text):
             self._named_by = text
             (text, revision), adapter = adapters.base_of_folder(text, given=adapter), text
@@ -172,10 +181,10 @@ class CheckpointSource:
         parts = {"arguments": known.identifying({**deciding, **self._overrides}), **self._code_identity()}
         if self._gguf:
             parts["gguf"] = _version_of_gguf()
-        read = () if self._adapter is None else self._adapter.files()
-        read = read if self._tokenizer_of is None else (*read, *self._tokenizer_of.tokenizer_files().values())
+        read = {} if self._adapter is None else {path.name: path for path in self._adapter.files()}
+        read |= {} if self._tokenizer_of is None else self._tokenizer_of.tokenizer_files()
         if read:
-            parts["adapter"] = {path.name: content_digest(path) for path in read}
+            parts["adapter"] = {name: content_digest(path) for name, path in read.items()}
         if isinstance(self._place, LocalFolder):
             found = self._content_files(self._place)
             return {"files": {name: _digest(path) for name, path in sorted(found.items())}, **parts}
@@ -562,9 +571,14 @@ class CheckpointSource:
             ) from problem
         # What the library says about its hub is no help with a folder.
         told = first_line(problem).partition(". If you were trying to load it from")[0] if problem is not None else ""
+        stated = any(self._optional_file(name) for name in ("preprocessor_config.json", "processor_config.json"))
+        missing = (
+            "tokenizer.json, or the vocabulary of its tokenizer, which the processor holds as well"
+            if stated and not self._has_tokenizer_files()
+            else "preprocessor_config.json or processor_config.json"
+        )
         raise CheckpointError(
-            f"the processor of {self.name}, which prepares its input, cannot be loaded: {told}; add the checkpoint's "
-            "preprocessor_config.json or processor_config.json"
+            f"the processor of {self.name}, which prepares its input, cannot be loaded: {told}; add the checkpoint's {missing}"
         ) from problem
 
     def generation_config(self) -> Mapping[str, Any]:
@@ -784,10 +798,12 @@ class CheckpointSource:
             report(f"reading the metadata of {self._gguf}")
             files.check_weight_files([self._file(self._gguf)])
         try:
-            with quiet_transformers(), quick_reading():
+            with captured_transformers() as said, quick_reading():
                 config = transformers.AutoConfig.from_pretrained(
                     self._location, **self._loader_arguments(), **overrides
                 )
+            # Some are told once in a process: what an earlier reading has told is kept.
+            self._said_of_config += said
         except Exception as error:
             reason = odd_field(self._plain_config_file()) or f"{first_line(error)}{remote_code.trust_hint(error)}"
             if overrides:
@@ -872,9 +888,17 @@ class CheckpointSource:
         told = conversion_failures(said) or _told(error)
         if isinstance(error, KeyError) and (stated := _stating(self.config(), error.args[0] if error.args else None)):
             told = f"{told}: its config.json states {stated}, which the installed Transformers does not know"
+        elif not self._gguf and (doubts := self._doubts_about_config()):
+            told = f"{told}; of its config.json, {doubts}"
         if self._gguf:
             told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
         return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
+
+    def _doubts_about_config(self) -> str:
+        """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
+        if text := number_as_text(self._plain_config_file()):
+            return text
+        return f"Transformers says: {' '.join(self._said_of_config[0].split())}" if self._said_of_config else ""
 
     def _display_name(self, text: str) -> str:
         if self._gguf:
@@ -953,6 +977,11 @@ def _told(error: Exception) -> str:
         return (
             "a file of torch among its weights holds more than plain tensors, such as a whole module or tensors of torchao's "
             "classes; load it where it was made, and save the checkpoint as safetensors (save_pretrained)"
+        )
+    if sys.flags.optimize > 1:
+        return (
+            f"{first_line(error)}; Python was started without docstrings (-OO, PYTHONOPTIMIZE=2), which Transformers reads: "
+            "start it without that option"
         )
     return f"{first_line(error)}{remote_code.trust_hint(error)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from qeff_framework.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
+
+#: A number that was written as a text.
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -44,6 +48,16 @@ def odd_field(config: Mapping[str, Any], inside: str = "") -> str:
                 "field where the weights are not quantised"
             )
         elif isinstance(value, Mapping) and (found := odd_field(value, f"{inside}{name}.")):
+            return found
+    return ""
+
+
+def number_as_text(config: Mapping[str, Any], inside: str = "") -> str:
+    """Which field of a config holds a number as a text, which Transformers' code may compute with; empty where none does."""
+    for name, value in config.items():
+        if isinstance(value, str) and _NUMBER.fullmatch(value) and not name.endswith("version"):
+            return f"{inside}{name}={value!r} is a text; write the number without quotation marks"
+        if isinstance(value, Mapping) and (found := number_as_text(value, f"{inside}{name}.")):
             return found
     return ""
 

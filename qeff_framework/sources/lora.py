@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from qeff_framework.contracts import LowRankDelta
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.files import TOKENIZER_CONFIG, check_weight_files, read_json
+from qeff_framework.sources.files import TOKENIZER_CONFIG, check_weight_files, code_files, companion_files, read_json
 from qeff_framework.sources.loading_report import some
 from qeff_framework.sources.places import HubRepository, LocalFolder, Place
 
@@ -62,7 +62,7 @@ _READ = frozenset(
         *("init_lora_weights", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config"),
     }
 )
-#: What Transformers saves of a tokenizer.
+#: What Transformers saves of a tokenizer: looked for in a repository, whose other files are not known by name.
 _TOKENIZER_FILES = (
     *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -136,9 +136,13 @@ class LoraAdapter:
         return str(revision) if revision else None
 
     def tokenizer_files(self) -> dict[str, Path]:
-        """The files of the tokenizer that was saved with it, by name; empty where there is none."""
+        """The files that may belong to the tokenizer that was saved with it, by name; empty where there is none."""
         if self._place.optional_file(TOKENIZER_CONFIG) is None:
             return {}
+        if isinstance(self._place, LocalFolder):
+            root = self._place.root
+            # A tokenizer class chooses the names of its files by itself, and may be code of the folder.
+            return {name: path for name, path in (*companion_files(root), *code_files(root)) if name != CONFIG}
         found = {name: self._place.optional_file(name) for name in _TOKENIZER_FILES}
         return {name: path for name, path in found.items() if path is not None}
 

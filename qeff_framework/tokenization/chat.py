@@ -51,6 +51,17 @@ class ChatOptions:
     #: Further variables of the template, for instance ``{"enable_thinking": False}``.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises `OptionError` for variables of the template that the call sets itself: what they say would be lost."""
+        own = [
+            name for name in (*(entry.name for entry in fields(self)), "messages") if name in self.chat_template_kwargs
+        ]
+        if own:
+            raise OptionError(
+                f"chat_template_kwargs holds {', '.join(own)}, which {'is' if len(own) == 1 else 'are'} given for every "
+                "conversation in another way: as an argument of the call, or in the messages; leave it out there"
+            )
+
     @property
     def given(self) -> tuple[str, ...]:
         """Names of the options that were set."""

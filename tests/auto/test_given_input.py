@@ -50,6 +50,16 @@ def test_clips_longer_than_the_programs(tmp_path: Path) -> None:
         model.require_input(GivenInput(clips=[2.0, 2.5]), {"seq_len": [16_000, 32_000], "batch_size": 1})
 
 
+def test_a_processor_without_the_files_of_its_tokenizer(tmp_path: Path) -> None:
+    """Its preprocessor_config.json is there, and nothing is gained by adding it."""
+    folder = folder_of(tmp_path, "wav2vec2", "Wav2Vec2ForCTC")
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        CheckpointError, match="the processor of .* cannot be loaded: .*; add the checkpoint's tokenizer.json"
+    ):
+        QEFFAutoModelForCTC.from_pretrained(folder).require_input(GivenInput(clips=[1.0]), {})
+
+
 def test_a_classifier_of_sound_comes_without_a_tokenizer(tmp_path: Path) -> None:
     """Transformers' processor for the type cannot be made without one; the feature extractor is all that is needed."""
     folder = folder_of(tmp_path, "hubert", "HubertForSequenceClassification")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
+import os
+import shlex
 import signal
 import subprocess
 import time
@@ -123,6 +126,8 @@ def test_wrong_usage_is_2_with_one_message(qeff, argv):
         (["compile", "./nonexistent", "--backend", "ort_sim"], "does not exist"),
         (["generate", "./nonexistent", "--backend", "ort_sim", "--prompt", "x"], "does not exist"),
         (["generate", "./nonexistent", "--prompts-file", "./nonexistent.txt"], "cannot be read"),
+        (["generate", "./nonexistent", "--prompts-file", os.devnull], "holds no prompts"),
+        (["export", ""], "the name of the model is empty"),
         (["inspect", "./nonexistent"], "is not a directory"),
         (["inspect", "."], "holds neither compiled.json nor exported.json"),
         (["cache", "rm", "nonexistent", "--yes"], "no artifact"),
@@ -262,6 +267,25 @@ def test_reader_that_has_gone_is_no_error(environment, option, unbuffered):
 
     assert process.returncode == 141
     assert err == b""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        ("1>&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("1>/dev/full", 1, "qeff: error: the output cannot be written: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_output_that_goes_nowhere(environment, redirection, code, told):
+    """Closed by a shell or a service manager, Python has no stream for it, and a file that is opened next gets its number."""
+    shell = f"exec {shlex.join(command('backends', '--json'))} {redirection}"
+
+    done = subprocess.run(["sh", "-c", shell], env=environment, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (code, told)
+    if redirection == "2>&-":
+        assert json.loads(done.stdout)["backends"]
 
 
 def test_text_that_the_terminal_cannot_show(environment, toy_site, toy_artifact):

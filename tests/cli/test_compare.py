@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -73,6 +74,7 @@ def test_a_program_of_the_device_misses_a_narrow_gate(model_qeff, llama, text, t
         (["--plot", "."], "is a folder; name a file in it"),
         (["--plot", "errors.png"], "the charts are SVG"),
         (["--text", "no_such_file.txt"], "cannot be read"),
+        (["--prompts-file", os.devnull], "holds no prompts"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_compiled(model_qeff, llama, argv, told, monkeypatch):

@@ -216,6 +216,8 @@ def test_runtime_option(model_qeff, toy_artifact):
         (["--ctx-len", "8"], "compiled already"),
         (["-O", "level=2"], "compiled already"),
         (["--backend", "ort_sim"], "compiled for backend 'toy'"),
+        (["--backend", ""], "compiled for backend 'toy'"),
+        (["--task", "encoder"], "compiled for the task causal-lm, not for encoder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -417,6 +419,24 @@ def test_a_draft_model_gives_the_same_text_in_fewer_steps(model_qeff, llama, art
     assert drafted["results"] == plain["results"]
     # The draft model is the model itself: what it proposes is right.
     assert drafted["metrics"]["drafts_accepted"] == drafted["metrics"]["drafts_proposed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--draft", "./nowhere", "-O", "num_speculative_tokens=2"), "model folder ./nowhere does not exist"),
+        (("--prompt-lookup-num-tokens", 2), "give num_speculative_tokens=2 (-O num_speculative_tokens=2)"),
+        (("--regex", "("), "regex cannot be followed"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_no_program_could_follow_is_told_before_it_is_compiled(model_qeff, llama, options, told, monkeypatch):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel.compile", lambda *_, **__: pytest.fail("compiled"))
+
+    result = model_qeff("generate", llama, "--backend", "ort_sim", "--prompt", "one", *options)
+
+    assert result.code in (1, 2)
+    assert told in result.err
 
 
 @pytest.mark.parametrize(

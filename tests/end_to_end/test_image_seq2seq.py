@@ -106,6 +106,7 @@ def test_tokens_of_images_with_and_without_prompts(session_store: Path) -> None:
             "beams": ({"pixel_values": pixels, "num_beams": 3}, "compile with batch_size=3"),
             "sampling": ({"pixel_values": pixels, "do_sample": True}, "do_sample=True is not supported"),
             "none": ({"images": [None]}, "one image for each text"),
+            "array": ({"inputs": pixels}, "a mapping with pixel_values; got"),
         }
         for given, told in wrong.values():
             with pytest.raises(InputError, match=told):

@@ -158,6 +158,8 @@ def refuses_what_does_not_fit(
     for given, told in wrong.values():
         with pytest.raises(InputError, match=told):
             model.generate({**inputs, "pixel_values": given})
+    with pytest.raises(InputError, match="a mapping with input_ids and pixel_values; got Tensor"):
+        model.generate(inputs=pixels)
     with pytest.raises(InputError, match="takes pixel_values_videos: .* compile with num_frames"):
         model.generate({**inputs, "pixel_values_videos": pixels})
     one_prompt = {"input_ids": [[IMAGE_TOKEN] * 48], "pixel_values": pixels}

@@ -157,6 +157,9 @@ def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpee
 def test_what_cannot_be_done_is_said(program: CompiledSpeechSeq2Seq, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         program.generate(input_features=np.zeros((1, 8, 3100), np.float32), **settings)
+    for given in (np.zeros(16_000, np.float32), "speech.wav"):
+        with pytest.raises(InputError, match=f"a mapping with input_features; got {type(given).__name__}"):
+            program.generate(given)
 
 
 def test_an_artifact_runs_without_torch_and_transformers(program: CompiledSpeechSeq2Seq) -> None:

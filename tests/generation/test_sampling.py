@@ -125,6 +125,23 @@ def test_stopping_criteria_end_their_row_only(generator: TextGenerator) -> None:
         generator.generate(PROMPTS, stopping_criteria=StopAfter(stop))
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"logits_processor": [lambda ids, scores: scores[:, :3]]}, r"returned \[1, 3\] instead of .* shape"),
+        ({"logits_processor": [lambda ids, scores: None]}, "returned NoneType instead of a tensor"),
+        ({"stopping_criteria": [lambda ids, scores: None]}, "returned None for one row; it returns True or False"),
+        ({"stopping_criteria": [lambda ids, scores: ids[0] > 0]}, r"returned tensor\(\[.* for one row"),
+        ({"streamer": object()}, "streamer=object has no put and end"),
+    ],
+)
+def test_what_the_caller_gives_answers_as_that_of_transformers(
+    generator: TextGenerator, asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        generator.generate(PROMPTS[0], max_new_tokens=4, **asked)
+
+
 class Recorder(BaseStreamer):
     def __init__(self) -> None:
         self.calls: list[Any] = []

@@ -193,6 +193,12 @@ def test_a_form_that_is_not_known_is_refused_in_words():
         replace_rotary(weightless_copy(model), find_length_dependent_rotary(model))
 
 
+@pytest.mark.parametrize("theta", [0.0, -5.0, float("nan")])
+def test_frequencies_that_are_no_numbers_are_refused(theta):
+    with pytest.raises(UnsupportedModelError, match="gives no finite numbers.*correct rope_theta"):
+        find_length_dependent_rotary(llama(rope_type="default", rope_theta=theta))
+
+
 @pytest.mark.parametrize(("model_type", "expected"), [("phi3", (17,)), ("llama", ())])
 def test_transformers_says_whether_it_reads_a_grown_text_anew(model_type, expected):
     model, _ = tiny_causal_lm(model_type, **(LONG if model_type == "phi3" else {}))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qeff_framework.artifacts import Manifest
 from qeff_framework.errors import ExecutionError, InputError
 from qeff_framework.serving import Engine
+from qeff_framework.serving import batch as batches
 from qeff_framework.serving.batch import BatchProgress, complete, run_batch
 from tests.serving.programs import program
 
@@ -85,6 +86,14 @@ def test_each_row_gets_what_generate_gives_and_a_bad_row_its_error(
         run_batch(engine, shorter, target, settings={"max_new_tokens": 6})
     with pytest.raises(InputError, match="is no output of `qeff batch`"):
         run_batch(engine, target, source)
+
+
+def test_prompts_and_messages_are_what_their_names_say(engine: Engine) -> None:
+    """A text under "messages" would be answered without the chat template."""
+    rows = ['{"messages": "my name is"}', '{"messages": {"role": "user"}}', '{"prompt": null}', '{"prompt": {"a": 1}}']
+    told = [answer["error"] for answer in batches.answers(engine, enumerate(rows), {})]
+    assert [text.partition(",")[0] for text in told[:2]] == ['"messages" must be a list of messages'] * 2
+    assert told[2:] == [f'"prompt" must be a text or a list of token ids, got {got}' for got in ("null", '{"a": 1}')]
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -220,6 +220,7 @@ def test_models_health_metrics_and_the_page(served: Served) -> None:
         ),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "body", "two names of one limit"),
         ({"chat_template_kwargs": {"no_such_variable": 1}}, None, "does not read 'no_such_variable'"),
+        ({"chat_template_kwargs": {"tools": []}}, None, "chat_template_kwargs holds tools, which is given"),
         ({"messages": [{"role": "user", "contents": "x"}]}, None, "has no 'content'"),
     ],
 )

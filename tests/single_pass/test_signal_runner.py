@@ -76,6 +76,7 @@ def test_a_mask_cuts_rows() -> None:
     ("inputs", "message"),
     [
         ({"input_features": [[1.0]]}, "a mapping with input_values"),
+        ({"input_values": [["speech.wav"]]}, "row 0 of input_values must hold numbers"),
         ({"input_values": [], "attention_mask": None}, "no inputs were given"),
         ({"input_values": np.ones((1, 20))}, "a length of 20, the program was compiled for seq_len 8, 16"),
         ({"input_values": np.ones((1, 3))}, "row 0 of the inputs has a length of 3, too little for a single frame"),

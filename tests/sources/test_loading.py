@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,23 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
         ),
         ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "states rope_parameters.rope_type='ntk', which"),
         ({"dtype": "float8"}, "dtype='float8' is no type of torch; write"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "4"}},
+            "rope_parameters.factor='4' is a text; write the number",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 8,
+                    "factor": 4.0,
+                    "short_factor": [1.0, 1.0, 1.0],
+                    "long_factor": [2.0] * 4,
+                }
+            },
+            "of its config.json, Transformers says: .*short_factor field must have length",
+        ),
         ({"quantization_config": "int4"}, "quantization_config='int4' is no object with a quant_method; write"),
         ({"quantization_config": {}}, "states a quantization_config without a quant_method"),
     ],
@@ -52,6 +70,15 @@ def test_a_config_that_transformers_does_not_take(fields: dict[str, Any], stated
     """Its own message has two lines, or the value alone."""
     change_json(checkpoint / "config.json", **fields)
     with pytest.raises(CheckpointError, match=f"tiny.*{stated}"):
+        load(checkpoint)
+
+
+def test_python_without_docstrings(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers reads its own docstrings when it imports the code of a model: no checkpoint is at fault."""
+    change_json(checkpoint / "config.json", hidden_act="sillu")
+    flags = SimpleNamespace(optimize=2)
+    monkeypatch.setattr("qeff_framework.sources.checkpoint.sys", SimpleNamespace(flags=flags))
+    with pytest.raises(CheckpointError, match="Python was started without docstrings .*PYTHONOPTIMIZE=2"):
         load(checkpoint)
 
 

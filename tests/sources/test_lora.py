@@ -280,6 +280,18 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
 
 
+@pytest.mark.parametrize("name", ["additional_chat_templates/tool.jinja", "source.spm", "tokenization_own.py"])
+def test_every_file_of_the_tokenizer_of_an_adapter_decides(adapter: Path, checkpoint: Path, name: str) -> None:
+    """Its class chooses the names of its files; an artifact carries what was made of them."""
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(adapter)
+    identities = []
+    for text in ("{{ messages }}", "{{ messages[0] }}"):
+        (adapter / name).parent.mkdir(exist_ok=True)
+        (adapter / name).write_text(text)
+        identities.append(CheckpointSource(adapter, {}).identity())
+    assert identities[0] != identities[1]
+
+
 def test_a_tokenizer_that_was_saved_with_an_adapter_is_taken(
     adapter: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

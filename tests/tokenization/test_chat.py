@@ -146,6 +146,13 @@ def test_what_cannot_be_rendered_says_why(
         tokenizer.encode_chat(messages, ChatOptions(**asked))
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"])
+def test_a_variable_that_the_call_sets_itself_is_refused(name: str) -> None:
+    """What it says would be lost: the call's own value stands in its place."""
+    with pytest.raises(OptionError, match=f"chat_template_kwargs holds {name}, which is given"):
+        ChatOptions(chat_template_kwargs={name: False, "enable_thinking": True})
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

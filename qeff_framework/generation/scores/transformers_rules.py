@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.generation.history import TokenHistory
 from qeff_framework.generation.rows import Row
@@ -30,7 +28,13 @@ class TransformersRule:
         # A copy: a processor may keep what it was given, and the next rule writes into `scores`.
         given = torch.from_numpy(scores[None].copy())
         result = self._processor(self._history.ids(row), given)
-        scores[:] = np.asarray(result.detach().to("cpu", torch.float32).numpy()).reshape(scores.shape)
+        if not isinstance(result, torch.Tensor) or result.shape != given.shape:
+            returned = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise InputError(
+                f"a logits processor ({type(self._processor).__name__}) returned {returned} instead of a tensor of the scores' "
+                f"shape {list(given.shape)}; a processor changes the scores that it is given and returns them"
+            )
+        scores[:] = result.detach().to("cpu", torch.float32).numpy()[0]
 
 
 def watermark(config: Any, history: TokenHistory, vocab_size: int) -> ScoreRule:
