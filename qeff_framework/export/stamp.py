@@ -147,11 +147,13 @@ class _Body:
                 values[old] = new
             copies.append(copy)
         self._model.graph.insert_before(call, copies)
-        after = [self._result(place, values) for place in range(len(call.outputs) + len(layer.states))]
-        for result, made in zip(call.outputs, after, strict=False):
-            result.replace_all_uses_with(made, replace_graph_outputs=True)
+        for place, result in enumerate(call.outputs):
+            # One that nothing reads, such as the weights of an attention, has no mark any more behind the traced layer.
+            if result.uses() or result.is_graph_output():
+                result.replace_all_uses_with(self._result(place, values), replace_graph_outputs=True)
+        after = [self._result(place, values) for place, _ in enumerate(layer.states, len(call.outputs))]
         self._model.graph.remove(call, safe=True)
-        return dict(zip(layer.states, zip(before, after[len(call.outputs) :], strict=True), strict=True))
+        return dict(zip(layer.states, zip(before, after, strict=True), strict=True))
 
     def take_name(self) -> None:
         """Names the traced nodes after their layer, as the copies are."""
@@ -168,7 +170,8 @@ class _Body:
         return onnx_ir.Value(name=state.name, shape=pattern.shape.copy(), type=pattern.type)
 
     def _result(self, place: int, values: Mapping[onnx_ir.Value | None, onnx_ir.Value | None]) -> onnx_ir.Value:
-        made = values.get(self._outputs[place], self._outputs[place])
+        inner = self._outputs.get(place)
+        made = values.get(inner, inner)
         if made is None:
             raise NotAlikeError(f"{self._layer.name} has no result {place}")
         return made

@@ -25,6 +25,7 @@ from qeff_framework.export.resizing import replace_smoothed_resizes
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
+from qeff_framework.export.table_bounds import taking_bounds
 from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.lowering.layer_functions import LAYERS_KEY
@@ -82,7 +83,8 @@ def _trace_within_bounds(
     graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
 ) -> torch.export.ExportedProgram:
     try:
-        return _trace(graph, arguments, dynamic_shapes)
+        with taking_bounds(graph, dynamic_shapes):
+            return _trace(graph, arguments, dynamic_shapes)
     except UserError as error:
         if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
             raise
