@@ -7,7 +7,7 @@ holds for their numbers need not hold for those of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir
@@ -23,11 +23,13 @@ from qeff_framework.seam.states import StateId
 
 
 @contextmanager
-def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds) -> Iterator[None]:
-    """While the body simplifies `model`, the weights of the layers that are copied have no numbers."""
+def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds, names: Container[str] = ()) -> Iterator[None]:
+    """While the body simplifies `model`, the weights of the layers that are copied, and those of `names`, have no numbers."""
     graph = model.graph
     prefixes = tuple(f"{kind[0].name}." for kind in kinds.kinds)
-    hidden = [value for name, value in graph.initializers.items() if name.startswith(prefixes)] if prefixes else []
+    hidden = [
+        value for name, value in graph.initializers.items() if name in names or (prefixes and name.startswith(prefixes))
+    ]
     contents = [(str(value.name), value, value.const_value) for value in hidden]
     for name, value, _ in contents:
         del graph.initializers[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -135,10 +135,12 @@ def translate(
     weights: Mapping[str, torch.Tensor],
     kinds: LayerKinds = _NO_KINDS,
     states: Sequence[StateId] = (),
+    replaceable: Container[str] = (),
 ) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are.
 
     `kinds`: the layers that stand in the program as one node each. `states`: those of the graph, see `stamp_layers`.
+    `replaceable`: initializers that may get other numbers afterwards. Nothing is made of those that they have.
 
     Raises:
         NotAlikeError: such a node cannot be replaced by the layer that it is alike.
@@ -149,7 +151,7 @@ def translate(
         model = to_onnx(program, ONNX_OPSET).model
         strip_module_prefix(model)
         bind_weights(model, weights)
-        with ExitStack() as hidden:
+        with hidden_weights(model, _NO_KINDS, replaceable), ExitStack() as hidden:
             hidden.enter_context(hidden_weights(model, kinds))
 
             def stamp() -> None:
