@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -58,6 +59,7 @@ def trace(
         torch.no_grad(),
         quiet_exporter(),
         _graphs_without_source(),
+        _nodes_without_layout(),
         _shapes_without_cache(any(dim is not None for dim in pytree.tree_leaves(dynamic_shapes))),
         NumbersOnTheHost() as numbers,
     ):
@@ -209,6 +211,32 @@ def _graphs_without_source() -> Iterator[None]:
             yield
     finally:
         config.do_not_emit_stack_traces = before
+
+
+@contextlib.contextmanager
+def _nodes_without_layout() -> Iterator[None]:
+    """Makes nodes without a second description of their results, for which torch tries each order of symbolic strides.
+
+    Each result is beside it in the node, and nothing of an export reads the description. It is a twentieth of a small export.
+    A version of torch that keeps it elsewhere makes it all the same.
+    """
+    try:
+        from torch.fx.experimental import proxy_tensor
+
+        describe = proxy_tensor._extract_tensor_metadata  # noqa: SLF001
+    except (ImportError, AttributeError):
+        yield
+        return
+    exporting = threading.get_ident()
+
+    def undescribed(*args: Any, **kwargs: Any) -> Any:
+        return None if threading.get_ident() == exporting else describe(*args, **kwargs)
+
+    proxy_tensor._extract_tensor_metadata = undescribed  # type: ignore[assignment]  # noqa: SLF001
+    try:
+        yield
+    finally:
+        proxy_tensor._extract_tensor_metadata = describe  # noqa: SLF001
 
 
 @contextlib.contextmanager
