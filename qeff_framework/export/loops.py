@@ -105,9 +105,9 @@ def _firsts(weightless: torch.nn.Module, sites: Sequence[LoopSite], batch: int) 
     if len(sites) < _SEVERAL:
         return {}
     recorder = LayerRecorder()
-    steps = _Steps([TokenStep(weightless, site) for site in sites], recorder)
+    steps = [TokenStep(weightless, site) for site in sites]
     try:
-        probe(steps, ([step.example(batch) for step in steps.steps],))
+        probe(_Steps(steps, recorder), ([step.example(batch) for step in steps],))
     except Exception as reason:  # noqa: BLE001 - what is wrong shows in the trace
         logger.info("every step is traced: %s", reason)
         return {}

@@ -110,7 +110,7 @@ def _exact(rule: Any) -> Any:
 
 def _rooted(rule: Any) -> Any:
     pattern = getattr(rule, "_target_pattern", None)
-    outputs = getattr(pattern, "output_nodes", None)
+    outputs: Any = getattr(pattern, "output_nodes", None)
     root = outputs[0].op_identifier() if outputs else None
     if root is None:
         return rule

@@ -220,10 +220,11 @@ def _nodes_without_layout() -> Iterator[None]:
     Each result is beside it in the node, and nothing of an export reads the description. It is a twentieth of a small export.
     A version of torch that keeps it elsewhere makes it all the same.
     """
+    nodes: Any
     try:
-        from torch.fx.experimental import proxy_tensor
+        from torch.fx.experimental import proxy_tensor as nodes
 
-        describe = proxy_tensor._extract_tensor_metadata  # noqa: SLF001
+        describe = nodes._extract_tensor_metadata  # noqa: SLF001
     except (ImportError, AttributeError):
         yield
         return
@@ -232,11 +233,11 @@ def _nodes_without_layout() -> Iterator[None]:
     def undescribed(*args: Any, **kwargs: Any) -> Any:
         return None if threading.get_ident() == exporting else describe(*args, **kwargs)
 
-    proxy_tensor._extract_tensor_metadata = undescribed  # type: ignore[assignment]  # noqa: SLF001
+    nodes._extract_tensor_metadata = undescribed  # noqa: SLF001
     try:
         yield
     finally:
-        proxy_tensor._extract_tensor_metadata = describe  # noqa: SLF001
+        nodes._extract_tensor_metadata = describe  # noqa: SLF001
 
 
 @contextlib.contextmanager

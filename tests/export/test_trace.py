@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.export import Dim
+from torch.fx.experimental import proxy_tensor
 
 from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.export import trace as tracing
@@ -89,3 +91,26 @@ def test_a_dimension_of_one_size_is_no_bound() -> None:
 
     with pytest.raises(AssertionError, match="size"):
         program.module()(torch.ones(2, 4))
+
+
+def test_only_the_exporting_thread_makes_nodes_without_their_layout() -> None:
+    described = proxy_tensor._extract_tensor_metadata
+    found: list[Any] = []
+
+    def describe() -> None:
+        found.append(proxy_tensor._extract_tensor_metadata(torch.ones(2)))
+
+    class Watched(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            if not found:
+                describe()
+                other = threading.Thread(target=describe)
+                other.start()
+                other.join()
+            return values + 1
+
+    trace(Watched(), (torch.ones(2, 5),), ({1: Dim("size", min=1)},))
+
+    assert found[0] is None
+    assert tuple(found[1].shape) == (2,)
+    assert proxy_tensor._extract_tensor_metadata is described
