@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir
@@ -11,9 +12,19 @@ import torch
 from qeff_framework.dialect.names import DOMAIN
 from qeff_framework.errors import ExportError
 from qeff_framework.export.interface import BATCH
-from qeff_framework.export.trace import trace, translate
+from qeff_framework.export.page_release import MappedFiles
+from qeff_framework.export.trace import probe, trace, translate
+from qeff_framework.export.weights import ModuleTensor
 from qeff_framework.lowering.editor import GraphEditor
+from qeff_framework.seam.cache import SeamCache
+from qeff_framework.seam.layers import Layer, LayerRecorder
 from qeff_framework.seam.loops import LOOP_OP, LoopSite, TokenStep
+from qeff_framework.seam.mask_plan import MaskPlan
+
+logger = logging.getLogger(__name__)
+
+#: Of fewer sites none is like another one.
+_SEVERAL = 2
 
 
 def insert_loops(
@@ -23,25 +34,116 @@ def insert_loops(
     weights: Mapping[str, torch.Tensor],
     batch: int,
 ) -> None:
-    """Replaces each ``TokenLoop`` of `model` by a ``Scan`` over the traced step of its site."""
-    for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type == LOOP_OP]:
-        site = sites[node.attributes["site"].as_int()]
-        _replace(model, node, site, _body(weightless, site, weights, batch))
+    """Replaces each ``TokenLoop`` of `model` by a ``Scan`` over the step of its site. Of steps that are alike one is traced."""
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type == LOOP_OP]
+    bodies = _bodies(weightless, [sites[node.attributes["site"].as_int()] for node in nodes], weights, batch)
+    for node, (site, body) in zip(nodes, bodies, strict=True):
+        _replace(model, node, site, body)
+
+
+def _bodies(
+    weightless: torch.nn.Module, sites: Sequence[LoopSite], weights: Mapping[str, torch.Tensor], batch: int
+) -> Iterator[tuple[LoopSite, onnx_ir.Model]]:
+    """Each site with the body of its loop."""
+    patterns: dict[int, _Pattern] = {}
+    firsts = _firsts(weightless, sites, batch)
+    for number, site in enumerate(sites):
+        first = firsts.get(number)
+        if first is None:
+            yield site, _body(weightless, site, weights, batch)
+            continue
+        if first == number:
+            own = _own_weights(site, weights)
+            patterns[number] = _Pattern(_body(weightless, site, weights, batch, replaceable=own), own)
+        yield site, patterns[first].copy(site, weights)
 
 
 def _body(
-    weightless: torch.nn.Module, site: LoopSite, weights: Mapping[str, torch.Tensor], batch: int
+    weightless: torch.nn.Module,
+    site: LoopSite,
+    weights: Mapping[str, torch.Tensor],
+    batch: int,
+    replaceable: Container[str] = (),
 ) -> onnx_ir.Model:
     step = TokenStep(weightless, site)
     example = step.example(batch)
     dim = torch.export.Dim(BATCH, min=1)
     axes = tuple(_batch_axes(argument, dim, batch) for argument in example)
-    own = {
-        name.removeprefix(f"{site.name}."): weight
-        for name, weight in weights.items()
-        if name.startswith(f"{site.name}.")
+    return translate(trace(step, example, axes), _own_weights(site, weights), replaceable=replaceable)
+
+
+def _own_weights(site: LoopSite, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = f"{site.name}."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+class _Pattern:
+    """The body of a loop whose weights may be replaced by those of other sites."""
+
+    def __init__(self, body: onnx_ir.Model, replaceable: Container[str]) -> None:
+        self._body = body
+        self._replaceable = replaceable
+        self._files = MappedFiles()
+
+    def copy(self, site: LoopSite, weights: Mapping[str, torch.Tensor]) -> onnx_ir.Model:
+        """The body with the weights of `site`."""
+        body, own = self._body.clone(), _own_weights(site, weights)
+        for name, value in body.graph.initializers.items():
+            if name in self._replaceable and value.dtype is not None:
+                content = ModuleTensor(own[name], dtype=value.dtype, name=name, mapped_files=self._files)
+                if content.shape != value.shape:
+                    raise ExportError(f"{name} of {site.name} has not the shape that it has in steps like its own")
+                value.const_value = content
+        return body
+
+
+def _firsts(weightless: torch.nn.Module, sites: Sequence[LoopSite], batch: int) -> dict[int, int]:
+    """The sites of which there are several alike, with the first one whose step does the same.
+
+    Steps are compared as layers are. Constants are computed of buffers, so that these must have the same numbers.
+    """
+    if len(sites) < _SEVERAL:
+        return {}
+    recorder = LayerRecorder()
+    steps = [TokenStep(weightless, site) for site in sites]
+    try:
+        probe(_Steps(steps, recorder), ([step.example(batch) for step in steps],))
+    except Exception as reason:  # noqa: BLE001 - what is wrong shows in the trace
+        logger.info("every step is traced: %s", reason)
+        return {}
+    numbers = {f"steps.{number}": number for number in range(len(sites))}
+    return {
+        numbers[layer.name]: numbers[kind[0].name]
+        for kind in recorder.kinds().kinds
+        if numbers.keys() >= {layer.name for layer in kind} and _have_equal_buffers(kind)
+        for layer in kind
     }
-    return translate(trace(step, example, axes), own)
+
+
+def _have_equal_buffers(layers: Sequence[Layer]) -> bool:
+    first = layers[0].buffers
+    return all(
+        layer.buffers.keys() == first.keys()
+        and all(
+            first[name].dtype == buffer.dtype and torch.equal(first[name], buffer)
+            for name, buffer in layer.buffers.items()
+        )
+        for layer in layers[1:]
+    )
+
+
+class _Steps(torch.nn.Module):
+    """The steps of several sites, each of them once."""
+
+    def __init__(self, steps: Sequence[TokenStep], recorder: LayerRecorder) -> None:
+        super().__init__()
+        self.steps = torch.nn.ModuleList(steps)
+        self._recorder = recorder
+
+    def forward(self, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        """Returns the results of each."""
+        with self._recorder.watching(self, SeamCache(1), MaskPlan()):
+            return [step(*given) for step, given in zip(self.steps, arguments, strict=True)]
 
 
 def _batch_axes(argument: Any, dim: Any, batch: int) -> Any:

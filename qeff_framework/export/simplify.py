@@ -59,16 +59,18 @@ def simplify(
 class _RootedRule:
     """A rewrite rule that is tried only at nodes of the operator that its pattern ends in."""
 
-    def __init__(self, rule: Any, root: onnx_ir.OperatorIdentifier) -> None:
+    def __init__(self, rule: Any, root: onnx_ir.OperatorIdentifier, readers: int) -> None:
         self._rule = rule
         self._root = root
+        #: How many nodes like the root read the same first input. The rule looks for the others in the whole graph.
+        self._readers = readers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rule, name)
 
     def try_rewrite(self, model: onnx_ir.Model, graph: Any, node: onnx_ir.Node, **options: Any) -> Any:
         """Returns the replacement, or `None` where the rule does not apply."""
-        if node.op_identifier() != self._root:
+        if node.op_identifier() != self._root or (self._readers > 1 and not self._has_readers(node)):
             return None
         found = self._rule.try_rewrite(model, graph, node, **options)
         if found is not None and found.new_initializers:
@@ -78,6 +80,11 @@ class _RootedRule:
                 value.name = value.const_value.name = _free_name(value.name, taken)
                 taken.add(value.name)
         return found
+
+    def _has_readers(self, node: onnx_ir.Node) -> bool:
+        source = node.inputs[0]
+        uses = () if source is None else source.uses()
+        return sum(place == 0 and user.op_identifier() == self._root for user, place in uses) >= self._readers
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
@@ -103,6 +110,9 @@ def _exact(rule: Any) -> Any:
 
 def _rooted(rule: Any) -> Any:
     pattern = getattr(rule, "_target_pattern", None)
-    outputs = getattr(pattern, "output_nodes", None)
+    outputs: Any = getattr(pattern, "output_nodes", None)
     root = outputs[0].op_identifier() if outputs else None
-    return rule if root is None else _RootedRule(rule, root)
+    if root is None:
+        return rule
+    alike = all(node.op_identifier() == root and node.inputs[0] is outputs[0].inputs[0] for node in outputs)
+    return _RootedRule(rule, root, len(outputs) if len(outputs) > 1 and alike else 1)

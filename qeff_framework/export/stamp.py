@@ -7,7 +7,7 @@ holds for their numbers need not hold for those of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx_ir
@@ -23,11 +23,13 @@ from qeff_framework.seam.states import StateId
 
 
 @contextmanager
-def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds) -> Iterator[None]:
-    """While the body simplifies `model`, the weights of the layers that are copied have no numbers."""
+def hidden_weights(model: onnx_ir.Model, kinds: LayerKinds, names: Container[str] = ()) -> Iterator[None]:
+    """While the body simplifies `model`, the weights of the layers that are copied, and those of `names`, have no numbers."""
     graph = model.graph
     prefixes = tuple(f"{kind[0].name}." for kind in kinds.kinds)
-    hidden = [value for name, value in graph.initializers.items() if name.startswith(prefixes)] if prefixes else []
+    hidden = [
+        value for name, value in graph.initializers.items() if name in names or (prefixes and name.startswith(prefixes))
+    ]
     contents = [(str(value.name), value, value.const_value) for value in hidden]
     for name, value, _ in contents:
         del graph.initializers[name]
@@ -147,11 +149,13 @@ class _Body:
                 values[old] = new
             copies.append(copy)
         self._model.graph.insert_before(call, copies)
-        after = [self._result(place, values) for place in range(len(call.outputs) + len(layer.states))]
-        for result, made in zip(call.outputs, after, strict=False):
-            result.replace_all_uses_with(made, replace_graph_outputs=True)
+        for place, result in enumerate(call.outputs):
+            # One that nothing reads, such as the weights of an attention, has no mark any more behind the traced layer.
+            if result.uses() or result.is_graph_output():
+                result.replace_all_uses_with(self._result(place, values), replace_graph_outputs=True)
+        after = [self._result(place, values) for place, _ in enumerate(layer.states, len(call.outputs))]
         self._model.graph.remove(call, safe=True)
-        return dict(zip(layer.states, zip(before, after[len(call.outputs) :], strict=True), strict=True))
+        return dict(zip(layer.states, zip(before, after, strict=True), strict=True))
 
     def take_name(self) -> None:
         """Names the traced nodes after their layer, as the copies are."""
@@ -168,7 +172,8 @@ class _Body:
         return onnx_ir.Value(name=state.name, shape=pattern.shape.copy(), type=pattern.type)
 
     def _result(self, place: int, values: Mapping[onnx_ir.Value | None, onnx_ir.Value | None]) -> onnx_ir.Value:
-        made = values.get(self._outputs[place], self._outputs[place])
+        inner = self._outputs.get(place)
+        made = values.get(inner, inner)
         if made is None:
             raise NotAlikeError(f"{self._layer.name} has no result {place}")
         return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,6 +26,7 @@ from qeff_framework.export.resizing import replace_smoothed_resizes
 from qeff_framework.export.rewrites import rewrite_untranslatable
 from qeff_framework.export.simplify import simplify
 from qeff_framework.export.stamp import hidden_weights, stamp_layers
+from qeff_framework.export.table_bounds import taking_bounds
 from qeff_framework.export.translations import to_onnx
 from qeff_framework.export.weights import ModuleTensor, bind_weights, store_transposed
 from qeff_framework.lowering.layer_functions import LAYERS_KEY
@@ -57,6 +59,7 @@ def trace(
         torch.no_grad(),
         quiet_exporter(),
         _graphs_without_source(),
+        _nodes_without_layout(),
         _shapes_without_cache(any(dim is not None for dim in pytree.tree_leaves(dynamic_shapes))),
         NumbersOnTheHost() as numbers,
     ):
@@ -82,7 +85,8 @@ def _trace_within_bounds(
     graph: torch.nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...]
 ) -> torch.export.ExportedProgram:
     try:
-        return _trace(graph, arguments, dynamic_shapes)
+        with taking_bounds(graph, dynamic_shapes):
+            return _trace(graph, arguments, dynamic_shapes)
     except UserError as error:
         if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION or "Suggested fixes" not in error.msg:
             raise
@@ -133,10 +137,12 @@ def translate(
     weights: Mapping[str, torch.Tensor],
     kinds: LayerKinds = _NO_KINDS,
     states: Sequence[StateId] = (),
+    replaceable: Container[str] = (),
 ) -> onnx_ir.Model:
     """Translates a traced program to ONNX over the module's own `weights` and simplifies it; dialect ops stay as they are.
 
     `kinds`: the layers that stand in the program as one node each. `states`: those of the graph, see `stamp_layers`.
+    `replaceable`: initializers that may get other numbers afterwards. Nothing is made of those that they have.
 
     Raises:
         NotAlikeError: such a node cannot be replaced by the layer that it is alike.
@@ -147,7 +153,7 @@ def translate(
         model = to_onnx(program, ONNX_OPSET).model
         strip_module_prefix(model)
         bind_weights(model, weights)
-        with ExitStack() as hidden:
+        with hidden_weights(model, _NO_KINDS, replaceable), ExitStack() as hidden:
             hidden.enter_context(hidden_weights(model, kinds))
 
             def stamp() -> None:
@@ -205,6 +211,33 @@ def _graphs_without_source() -> Iterator[None]:
             yield
     finally:
         config.do_not_emit_stack_traces = before
+
+
+@contextlib.contextmanager
+def _nodes_without_layout() -> Iterator[None]:
+    """Makes nodes without a second description of their results, for which torch tries each order of symbolic strides.
+
+    Each result is beside it in the node, and nothing of an export reads the description. It is a twentieth of a small export.
+    A version of torch that keeps it elsewhere makes it all the same.
+    """
+    nodes: Any
+    try:
+        from torch.fx.experimental import proxy_tensor as nodes
+
+        describe = nodes._extract_tensor_metadata  # noqa: SLF001
+    except (ImportError, AttributeError):
+        yield
+        return
+    exporting = threading.get_ident()
+
+    def undescribed(*args: Any, **kwargs: Any) -> Any:
+        return None if threading.get_ident() == exporting else describe(*args, **kwargs)
+
+    nodes._extract_tensor_metadata = undescribed  # noqa: SLF001
+    try:
+        yield
+    finally:
+        nodes._extract_tensor_metadata = describe  # noqa: SLF001
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The exporter of torch, without the work that it repeats at every export.
 
-Three things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
-torchlib, and the signature of each is read from its annotations: here it is built once, of signatures that torchlib has read. The
+Four things take half of the time of a small export and change nothing. The table of translations lists some 700 functions of
+torchlib, and the signature of each is read from its annotations: here it is built once, of signatures that torchlib has read.
+The signature of ONNX's operator is read for each node: here once for an operator. The
 table of decompositions asks torch for each of its operators how it is decomposed: here once for as many operators as there are,
 and only where something may be decomposed. And the pass that makes promotions of types explicit runs every node of the program
 again on fake tensors: here only the nodes whose arguments are promoted. Where another version of torch keeps these things
@@ -28,7 +29,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONN
     else:
         from torch.onnx._internal.exporter import _core
 
-        with _known_decompositions(), _promotion_of_changed_nodes():
+        with _known_decompositions(), _promotion_of_changed_nodes(), _operators_read_once():
             converted = _core.export(program, registry=registry, optimize=False, verbose=False, opset_version=opset)
     if converted is None:
         raise RuntimeError("torch.onnx.export returned nothing")
@@ -76,6 +77,35 @@ def _signatures_read_once() -> Iterator[None]:
         yield
     finally:
         schemas.op_signature_from_function, traced.function_ir = read, from_source
+
+
+@contextlib.contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """Gives onnxscript the signature of an operator of ONNX that it has read before: it reads that of each node."""
+    signature: Any
+    try:
+        from onnx_ir.schemas import OpSignature as signature  # noqa: N813
+
+        read = vars(signature)["from_op_schema"]
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def known(schema: Any) -> Any:
+        key = (schema.domain, schema.name, schema.since_version)
+        if key not in _OPERATORS:
+            _OPERATORS[key] = read.__get__(None, signature)(schema)
+        return _OPERATORS[key]
+
+    signature.from_op_schema = staticmethod(known)
+    try:
+        yield
+    finally:
+        signature.from_op_schema = read
+
+
+#: Signatures by domain, name and version of an operator.
+_OPERATORS: dict[tuple[str, str, int], Any] = {}
 
 
 @contextlib.contextmanager

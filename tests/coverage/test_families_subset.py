@@ -29,8 +29,11 @@ ELSEWHERE = {"windows", "sinks and experts", "one key head"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ELSEWHERE])
-def test_tokens_are_those_of_transformers(kind: str) -> None:
+def test_tokens_are_those_of_transformers(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "qeff_framework.export")
     model_type = KINDS[kind]
     changes = {ALIKE[model_type]: 2} if model_type in ALIKE else {}
     facts = check_causal_lm(tiny_model(model_type, "causal-lm", changes=changes), "ort_sim", {})
     assert facts["logit_error"] < 0.01
+    # Layers that are alike are traced once.
+    assert "every layer is traced" not in caplog.text

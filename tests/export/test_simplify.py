@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import onnx
 import onnx_ir
 import onnxscript.optimizer
 import torch
 
-from qeff_framework.export.simplify import simplify
+from qeff_framework.export.simplify import _RootedRule, _rules, simplify
 from qeff_framework.export.trace import quiet_exporter
 
 
@@ -29,6 +31,26 @@ def test_the_graph_is_that_of_the_whole_optimizer() -> None:
     onnxscript.optimizer.optimize_ir(theirs, inline=False)
     assert _nodes(ours) == _nodes(theirs)
     assert len(_nodes(ours)) < before
+
+
+def test_a_rule_for_two_readers_of_a_tensor_is_tried_only_where_there_are_two() -> None:
+    model = onnx_ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 20]>
+        halves (float[2, 8] x, float[2, 8] z) => (float[2, 4] y, float[2, 4] w, float[2, 8] v)
+        <int64[1] zero = {0}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] axis = {1}> {
+            first = Slice (x, zero, four, axis)
+            second = Slice (x, four, eight, axis)
+            y = Add (second, first)
+            w = Slice (z, zero, four, axis)
+            v = Relu (z)
+        }"""
+    )
+    tried: list[str | None] = []
+    rule = SimpleNamespace(try_rewrite=lambda *args: tried.append(args[2].outputs[0].name))
+    for node in model.graph:
+        _RootedRule(rule, ("", "Slice", ""), 2).try_rewrite(model, model.graph, node)
+    assert tried == ["first", "second"]
+    assert [each._readers for each in _rules().rules if getattr(each, "_readers", 1) > 1] == [2]
 
 
 def test_two_readers_of_a_tensor_that_become_reshapes_keep_their_shapes() -> None:

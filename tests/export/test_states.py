@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from qeff_framework.coverage.tiny import tiny_model, tiny_prompts
+from qeff_framework.export import loops
 from qeff_framework.export.portable import export_portable
+from qeff_framework.export.trace import trace
 from tests.library_versions import needs_tested_transformers
 
-#: No more layers than two of a kind: the loop over the tokens of each is traced by itself.
+#: No more layers than two of a kind.
 LAYERS = {"mamba": {"num_hidden_layers": 2}, "recurrent_gemma": {"num_hidden_layers": 3}}
 
 
@@ -19,12 +22,17 @@ LAYERS = {"mamba": {"num_hidden_layers": 2}, "recurrent_gemma": {"num_hidden_lay
 )
 def graph(request, tmp_path_factory):
     module = tiny_model(request.param, "causal-lm", changes=LAYERS.get(request.param))
-    return Graph(export_portable(module, task="causal-lm", output_dir=tmp_path_factory.mktemp(request.param)))
+    traced = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "trace", lambda step, *args: traced.append(step.site.name) or trace(step, *args))
+        exported = export_portable(module, task="causal-lm", output_dir=tmp_path_factory.mktemp(request.param))
+    return Graph(exported, traced)
 
 
 class Graph:
-    def __init__(self, exported):
+    def __init__(self, exported, traced):
         self.exported = exported
+        self.traced = traced
         self.session = onnxruntime.InferenceSession(exported.model_path, providers=["CPUExecutionProvider"])
 
     def states(self, batch):
@@ -48,6 +56,13 @@ def test_the_states_are_named_and_typed(graph):
     for state in graph.exported.states:
         assert state.output == f"{state.input}_RetainedState"
         assert state.input.startswith("past_")
+
+
+def test_of_steps_that_are_alike_one_is_traced(graph):
+    bodies = {node.name for node in onnx.load(graph.exported.model_path, load_external_data=False).graph.node}
+    looped = sorted(name for name in bodies if name.endswith(".loop"))
+    assert [f"{name}.loop" for name in graph.traced] == looped[:1]
+    assert len(looped) in (0, 2)
 
 
 def test_chunks_padding_and_single_tokens_agree_with_one_pass(graph):
