@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -13,11 +14,12 @@ from tests.fake_distributions import write_distribution
 
 
 @pytest.fixture
-def site(environment, tmp_path):
-    """A site-packages directory for the command's process, which starts with nothing but the toy backend."""
+def site(tmp_path, monkeypatch):
+    """A site-packages directory on the import path, which starts with nothing but the toy backend."""
     root = install_toy(tmp_path / "site")
-    environment["PYTHONPATH"] += f":{root}"
-    environment["QEFF_DISABLE_BACKENDS"] = "ort_sim,qnn,qaic"
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("QEFF_DISABLE_BACKENDS", "ort_sim,qnn,qaic")
     return root
 
 
@@ -31,13 +33,14 @@ def add(site, name, source, *, target="Descriptor", group=BACKEND_GROUP):
     )
 
 
-def diagnosed(environment, *argv):
-    result = run_process(environment, "doctor", *argv, "--json")
+def diagnosed(qeff, *argv):
+    result = qeff("doctor", *argv, "--json")
     return result, {item["name"]: item for item in result.json["backends"]}
 
 
 def test_shows_checks_and_remedies(site, environment):
-    result = run_process(environment, "doctor", "toy")
+    environment["PYTHONPATH"] += f":{site}"
+    result = run_process({**environment, "QEFF_DISABLE_BACKENDS": "ort_sim,qnn,qaic"}, "doctor", "toy")
 
     assert result.code == 0
     assert "toy (qeff-toy-backend 0.3.0): can compile and execute here (simulator, rank -5)" in result.out
@@ -45,10 +48,10 @@ def test_shows_checks_and_remedies(site, environment):
     assert "-> take the shoes off" in result.out
 
 
-def test_broken_backend_is_reported_and_not_fatal(site, environment):
+def test_broken_backend_is_reported_and_not_fatal(site, qeff):
     add(site, "broken", "raise ImportError('libbroken.so is missing')")
 
-    result, found = diagnosed(environment)
+    result, found = diagnosed(qeff)
 
     assert result.code == 0
     assert found["toy"]["usable"]
@@ -74,10 +77,10 @@ def test_broken_backend_is_reported_and_not_fatal(site, environment):
     ],
     ids=["exits at import", "no descriptor", "other name", "probe raises"],
 )
-def test_odd_backends(site, environment, source, status, told):
+def test_odd_backends(site, qeff, source, status, told):
     add(site, "odd", source)
 
-    result, found = diagnosed(environment, "odd")
+    result, found = diagnosed(qeff, "odd")
 
     assert result.code == 1
     assert found["odd"]["status"] == status
@@ -85,11 +88,11 @@ def test_odd_backends(site, environment, source, status, told):
     assert "Traceback" not in result.err
 
 
-def test_implementation_that_cannot_be_loaded_is_a_failed_check(site, environment):
+def test_implementation_that_cannot_be_loaded_is_a_failed_check(site, qeff):
     source = DESCRIPTOR.replace('name = "toy"', 'name = "hollow"').replace("toy_hooks", "hollow_hooks")
     add(site, "hollow", source, target="ToyBackend")
 
-    result, found = diagnosed(environment, "hollow")
+    result, found = diagnosed(qeff, "hollow")
 
     assert result.code == 1
     assert not found["hollow"]["usable"]
@@ -97,27 +100,27 @@ def test_implementation_that_cannot_be_loaded_is_a_failed_check(site, environmen
     assert "hollow_hooks" in found["hollow"]["exception"]
 
 
-def test_other_plugin_api(site, environment):
+def test_other_plugin_api(site, qeff):
     add(site, "future", "raise AssertionError('must not be imported')", group="qeff_framework.backends.v9")
 
-    result, found = diagnosed(environment, "future")
+    result, found = diagnosed(qeff, "future")
 
     assert result.code == 1
     assert found["future"]["status"] == "incompatible"
 
 
-def test_two_packages_of_one_name(site, environment):
+def test_two_packages_of_one_name(site, qeff):
     add(site, "twin", "x = 1")
     write_distribution(site, "another-twin", entry_points={BACKEND_GROUP: {"twin": "twin_module:x"}}, modules={})
 
-    result = run_process(environment, "doctor", "twin", "--json")
+    result = qeff("doctor", "twin", "--json")
 
     assert result.code == 1
     assert [item["status"] for item in result.json["backends"]] == ["conflict", "conflict"]
 
 
-def test_nothing_usable_is_1(site, environment):
-    result = run_process({**environment, "QEFF_BACKENDS": ""}, "doctor")
+def test_nothing_usable_is_1(site, qeff):
+    result = qeff("doctor", QEFF_BACKENDS="")
 
     assert result.code == 1
     assert "qeff-framework" in result.out
@@ -149,7 +152,7 @@ def test_nothing_is_wrong_in_this_environment(qeff):
     assert checks["extension timing"]["status"] == "ok"
 
 
-def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, environment, tmp_path):
+def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, qeff, tmp_path, monkeypatch):
     add(site, "picky", "x = 1")
     metadata = site / "qeff_picky_backend-2.1.dist-info" / "METADATA"
     needs = ["numpy<1", "nowhere-to-be-found>=2", "absent; extra == 'more'", "pluggy>=1"]
@@ -157,9 +160,9 @@ def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, enviro
     other = tmp_path / "other"
     group = {BACKEND_GROUP: {"picky": "picky_module:x"}}
     write_distribution(other, "qeff-picky-backend", "2.0", entry_points=group, modules={})
-    environment["PYTHONPATH"] += f":{other}"
+    monkeypatch.setattr("sys.path", [*sys.path, str(other)])
 
-    result = run_process(environment, "doctor", "toy", "--json")
+    result = qeff("doctor", "toy", "--json")
 
     bad = {name: check["remedy"] for name, check in checks_of(result).items() if check["status"] != "ok"}
     assert bad == {
@@ -170,7 +173,7 @@ def test_versions_that_do_not_fit_and_packages_that_are_there_twice(site, enviro
     assert result.code == 0
 
 
-def test_what_an_editable_install_leaves_beside_its_sources_is_no_second_package(site, environment, tmp_path):
+def test_what_an_editable_install_leaves_beside_its_sources_is_no_second_package(site, qeff, tmp_path, monkeypatch):
     add(site, "edited", "x = 1")
     source = tmp_path / "my source"
     (site / "qeff_edited_backend-2.1.dist-info" / "direct_url.json").write_text(
@@ -182,14 +185,14 @@ def test_what_an_editable_install_leaves_beside_its_sources_is_no_second_package
     elsewhere = tmp_path / "elsewhere" / "qeff_edited_backend.egg-info"
 
     def complaints():
-        result = run_process(environment, "doctor", "toy", "--json")
+        result = qeff("doctor", "toy", "--json")
         return [name for name, check in checks_of(result).items() if check["status"] != "ok"]
 
-    environment["PYTHONPATH"] += f":{left.parent}"
+    monkeypatch.setattr("sys.path", [*sys.path, str(left.parent)])
     assert complaints() == []
     elsewhere.parent.mkdir()
     left.rename(elsewhere)
-    environment["PYTHONPATH"] += f":{elsewhere.parent}"
+    monkeypatch.setattr("sys.path", [*sys.path, str(elsewhere.parent)])
     assert complaints() == ["qeff-edited-backend is installed 2 times"]
 
 
@@ -220,15 +223,15 @@ def test_a_device_without_a_backend_is_told(qeff, tmp_path, monkeypatch, rank, s
     assert ("pip install qeff-acme-npu-backend" in check["remedy"]) == (status == "warning")
 
 
-def test_every_backend_that_cannot_be_used_has_a_remedy(site, environment):
+def test_every_backend_that_cannot_be_used_has_a_remedy(site, qeff, monkeypatch):
     add(site, "broken", "raise ImportError('libbroken.so is missing')")
     add(site, "future", "x = 1", group="qeff_framework.backends.v9")
     add(site, "twin", "x = 1")
     write_distribution(site, "another-twin", entry_points={BACKEND_GROUP: {"twin": "twin_module:x"}}, modules={})
-    environment["QEFF_BACKEND_"] = "toy"
+    monkeypatch.setenv("QEFF_BACKEND_", "toy")
 
-    _, found = diagnosed(environment)
-    text = run_process(environment, "doctor").out
+    _, found = diagnosed(qeff)
+    text = qeff("doctor").out
 
     assert {item["status"] for item in found.values()} == {"available", "broken", "incompatible", "conflict", "blocked"}
     assert all(item["remedy"] or item["status"] == "available" for item in found.values())

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qaic_backend.sdk import ROOT_VARIABLE
-from qeff_framework.contracts import ExportedModel
+from qeff_framework.contracts import CompiledModel, ExportedModel
 from qeff_framework.export.portable import export_portable
+from tests.plugins.qaic_backend.sessions import compile_program
 from tests.sdk_standins.qaic import StandinSdk, install_standin
 from tests.tiny_models import tiny_causal_lm
 
@@ -66,3 +67,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedM
 @pytest.fixture(scope="session")
 def llama_export(exports: Callable[..., ExportedModel]) -> ExportedModel:
     return exports("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_program(llama_export: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
+    """`llama_export` compiled as `compile_program` does without options. Tests open it and write nothing into it."""
+    folder = tmp_path_factory.mktemp("llama-program")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ROOT_VARIABLE, str(install_standin(folder / "sdk").root))
+        return compile_program(llama_export, folder / "program")

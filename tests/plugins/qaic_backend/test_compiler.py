@@ -183,10 +183,10 @@ def test_standin_large_weights_are_split_into_several_files(standin, llama_expor
     assert answers[0] == answers[1]
 
 
-def test_standin_sub_functions(standin, llama_export, tmp_path) -> None:
+def test_standin_sub_functions(standin, llama_export, llama_program, tmp_path) -> None:
     """Nothing in a sub-function has a shape that is known at run time only, and no index is beyond the cache when reading."""
     standin()
-    plain = open_session(compile_program(llama_export, tmp_path / "plain"))
+    plain = open_session(llama_program)
     expected = continuation(plain, [[5, 17, 99, 23, 42]], chunk=4, new_tokens=5)
     plain.close()
     compiled = compile_program(llama_export, tmp_path / "program", sub_functions=True)

@@ -32,9 +32,9 @@ def test_layers_are_divided_as_the_contract_says(layers, count, expected) -> Non
     assert sum(expected) == layers
 
 
-def test_standin_pipeline_with_tensor_slicing_in_each_stage(standin, llama_export, tmp_path) -> None:
+def test_standin_pipeline_with_tensor_slicing_in_each_stage(standin, llama_export, llama_program, tmp_path) -> None:
     sdk = standin(devices="ultra")
-    one = open_session(compile_program(llama_export, tmp_path / "one"))
+    one = open_session(llama_program)
     expected = continuation(one, [PROMPT], chunk=4, new_tokens=6)
     one.close()
     compiled = compile_program(llama_export, tmp_path / "program", num_devices=4, mdp_num_partitions=2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qaic_backend.lowering import RotaryTables
-from qeff_framework.contracts import AdapterRoom, ExportedModel, StateSpec
+from qeff_framework.contracts import AdapterRoom, CompiledModel, ExportedModel, StateSpec
 from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
 from qeff_framework.export.portable import export_portable
 from tests.eager import eager_greedy
@@ -33,15 +33,15 @@ CHUNK, NEW_TOKENS = 4, 10
     ("model_type", "options"),
     [("llama", {}), ("gemma3_text", {}), ("gpt2", {}), ("mamba", {}), ("mixtral", {"convert_to_fp16": False})],
 )
-def test_standin_gives_the_tokens_of_eager_decoding(model_type, options, standin, tmp_path, monkeypatch) -> None:
+def test_standin_gives_the_tokens_of_eager_decoding(
+    model_type, options, standin, exports, tmp_path, monkeypatch
+) -> None:
     module, _ = tiny_causal_lm(model_type)
     expected = [eager_greedy(module, prompt, NEW_TOKENS) for prompt in PROMPTS]
     assert len({token for tokens in expected for token in tokens}) > 5, "the reference is degenerate"
-    (tmp_path / "export").mkdir()
-    exported = export_portable(module, task="causal-lm", output_dir=tmp_path / "export")
     standin()
 
-    compiled = compile_program(exported, tmp_path / "program", batch_size=len(PROMPTS), **options)
+    compiled = compile_program(exports(model_type), tmp_path / "program", batch_size=len(PROMPTS), **options)
     for negative_scatter in ("wrap", "drop"):
         monkeypatch.setenv(NEGATIVE_SCATTER_VARIABLE, negative_scatter)
         session = open_session(compiled)
@@ -70,9 +70,9 @@ def test_standin_experts_in_half_precision(standin, exports, tmp_path) -> None:
 
 
 @pytest.fixture
-def llama_session(standin, llama_export, tmp_path):
+def llama_session(standin, llama_program):
     standin()
-    session = open_session(compile_program(llama_export, tmp_path / "program"))
+    session = open_session(llama_program)
     yield session
     session.close()
 
@@ -93,7 +93,7 @@ def test_standin_state_is_kept_until_reset(llama_session) -> None:
     assert first.dtype == np.float32
 
 
-def test_standin_states_are_read_and_written(standin, llama_export, tmp_path) -> None:
+def test_standin_states_are_read_and_written(standin, llama_export, llama_program, tmp_path) -> None:
     """They leave the device beside a step of padding, which changes nothing, and go there with the next step."""
     standin()
     filling = open_session(compile_program(llama_export, tmp_path / "fills", prefill_only=True))
@@ -107,7 +107,7 @@ def test_standin_states_are_read_and_written(standin, llama_export, tmp_path) ->
         value.dtype == np.float32 and value[:, :, :3].any() and not value[:, :, 3:].any() for value in states.values()
     )
 
-    whole = open_session(compile_program(llama_export, tmp_path / "program"))
+    whole = open_session(llama_program)
     whole.run({"input_ids": np.array([[7, 8, 9, 0]]), "position_ids": np.array([[0, 1, 2, -1]])})
     expected = whole.run(feed(5, 3))["logits"].copy()
     whole.close()
@@ -163,19 +163,16 @@ def test_standin_adapters_are_written_and_stay_when_the_text_is_forgotten(standi
     session.close()
 
 
-def test_standin_program_of_another_artifact_is_refused(standin, llama_export, tmp_path) -> None:
+def test_standin_program_of_another_artifact_is_refused(standin, llama_export, llama_program, tmp_path) -> None:
     sdk = standin()
-    compiled, longer = (
-        compile_program(llama_export, tmp_path / name, **sizes)
-        for name, sizes in (("program", {}), ("longer", {"prefill_seq_len": 8}))
-    )
+    longer = compile_program(llama_export, tmp_path / "longer", prefill_seq_len=8)
     with pytest.raises(
         ExecutionError, match="has no shapes for the specialization 'prefill', so it is not the one of this"
     ):
-        open_session(replace(longer, directory=compiled.directory))
+        open_session(replace(longer, directory=llama_program.directory))
     renamed = StateSpec(input="past_key.7", output="past_key.7_RetainedState")
     with pytest.raises(ExecutionError, match=r"the program lacks past_key\.7, so it is not the one of this artifact"):
-        open_session(replace(compiled, states=(renamed, *compiled.states[1:])))
+        open_session(replace(llama_program, states=(renamed, *llama_program.states[1:])))
     sdk.assert_released()
 
 
@@ -202,22 +199,19 @@ def test_standin_failed_step_needs_a_reset(llama_session, monkeypatch) -> None:
     ids=["load", "activate", "exec", "qpc", "context"],
 )
 def test_standin_failures_while_opening_give_the_device_back(
-    call, fault, error, message, standin, llama_export, tmp_path, monkeypatch
+    call, fault, error, message, standin, llama_program, monkeypatch
 ) -> None:
     sdk = standin()
-    compiled = compile_program(llama_export, tmp_path / "program")
     monkeypatch.setenv(*fault_environment(runtime={call: fault}).popitem())
     with pytest.raises(error, match=message):
-        open_session(compiled)
+        open_session(llama_program)
     sdk.assert_released()
 
 
 @pytest.mark.parametrize("profile", ["legacy", "1.22"])
-def test_standin_time_limit_has_the_name_that_the_sdk_knows(
-    profile, standin, llama_export, tmp_path, monkeypatch
-) -> None:
+def test_standin_time_limit_has_the_name_that_the_sdk_knows(profile, standin, llama_program, monkeypatch) -> None:
     standin(profile=profile)
-    session = open_session(compile_program(llama_export, tmp_path / "program"), timeout_ms=100)
+    session = open_session(llama_program, timeout_ms=100)
     with monkeypatch.context() as faults:
         faults.setenv(*fault_environment(runtime={"execute": CallFault(sleep_seconds=1)}).popitem())
         with pytest.raises(ExecutionError, match=r"QS_TIMEDOUT \(9\).*timeout_ms"):
@@ -227,9 +221,11 @@ def test_standin_time_limit_has_the_name_that_the_sdk_knows(
     session.close()
 
 
-def test_standin_four_devices_of_one_board(standin, llama_export: ExportedModel, tmp_path: Path) -> None:
+def test_standin_four_devices_of_one_board(
+    standin, llama_export: ExportedModel, llama_program: CompiledModel, tmp_path: Path
+) -> None:
     sdk = standin(devices="two_boards")
-    one = open_session(compile_program(llama_export, tmp_path / "one"))
+    one = open_session(llama_program)
     expected = continuation(one, PROMPTS[:1], chunk=CHUNK, new_tokens=4)
     one.close()
     compiled = compile_program(llama_export, tmp_path / "four", num_devices=4)
@@ -244,11 +240,12 @@ def test_standin_four_devices_of_one_board(standin, llama_export: ExportedModel,
         open_session(compiled, device_ids=(0,))
 
 
-def test_standin_mxint8_cache_and_mxfp6_weights_stay_close(standin, llama_export, tmp_path) -> None:
+def test_standin_mxint8_cache_and_mxfp6_weights_stay_close(standin, llama_export, llama_program, tmp_path) -> None:
     standin()
     logits = []
-    for name, options in (("plain", {}), ("small", {"mxint8_kv_cache": True, "mxfp6_matmul": True})):
-        session = open_session(compile_program(llama_export, tmp_path / name, **options))
+    small = compile_program(llama_export, tmp_path / "small", mxint8_kv_cache=True, mxfp6_matmul=True)
+    for compiled in (llama_program, small):
+        session = open_session(compiled)
         session.run(feed(7, 0))
         session.reset()
         session.run(feed(7, 0))
