@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.tokenizer_folders import tokenizer_folders
 
@@ -22,6 +23,10 @@ logging.getLogger("torch.__trace").disabled = True
 # looking for cycles every 700 objects takes a tenth of the run.
 gc.set_threshold(50_000, 20, 10)
 
+
+# What an example takes on a busy machine says nothing.
+settings.register_profile("suite", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
 

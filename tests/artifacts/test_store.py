@@ -210,7 +210,7 @@ class RefusedError(Exception):
     pass
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=5),
     stop=st.integers(0, 5),

@@ -37,7 +37,7 @@ from qeff_framework.shapes import CausalLMShapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-_FEW = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+_FEW = settings(max_examples=30, derandomize=True, suppress_health_check=list(HealthCheck))
 _PLAIN = ModelConfig(task="causal-lm", model_type="gpt_bigcode")
 #: The smallest change that every family knows.
 _SMALL = dataclasses.replace(_PLAIN, changes={"layers": {"n_layer": 1}})

@@ -143,7 +143,7 @@ def samplings(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(samplings())
 def test_a_draw_is_the_gumbel_maximum_of_what_transformers_leaves(alone: Sampler, case: dict[str, Any]) -> None:
     history, asked = case["history"], case["asked"]
@@ -160,7 +160,7 @@ def test_a_draw_is_the_gumbel_maximum_of_what_transformers_leaves(alone: Sampler
     assert token == np.argmax(noisy) or best - second < 1e-4
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(samplings(), st.integers(0, VOCAB - 1), st.integers(0, 2**32))
 def test_masked_tokens_have_no_probability_and_the_others_what_transformers_gives_them(
     guided: Sampler, case: dict[str, Any], least: int, seed: int
@@ -182,7 +182,7 @@ def test_masked_tokens_have_no_probability_and_the_others_what_transformers_give
     assert token == host_probabilities(penalty, masked, history).argmax()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(samplings())
 def test_temperature_zero_is_greedy_whatever_the_rest_is(alone: Sampler, case: dict[str, Any]) -> None:
     history = case["history"]

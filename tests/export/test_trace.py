@@ -68,9 +68,10 @@ def test_the_bound_of_a_table_takes_no_second_trace(torch_tells_early: bool, mon
     monkeypatch.setattr(tracing, "_trace", lambda *args: runs.append(args) or once(*args))
     if not torch_tells_early:  # A version of torch that keeps its bounds elsewhere.
         monkeypatch.setattr(tracing, "taking_bounds", lambda *_: nullcontext())
-    size = {1: Dim("size", min=1)}
+    size = Dim("size", min=1)
 
-    program = trace(LearnedPositions(), ([torch.ones(2, 9), torch.ones(2, 9)],), ([size, size],))
+    # Dimensions by axis, and one for each axis: torch takes both.
+    program = trace(LearnedPositions(), ([torch.ones(2, 9), torch.ones(2, 9)],), ([{1: size}, (None, size)],))
 
     assert len(runs) == (1 if torch_tells_early else 2)
     for count in (1, 9, 16):

@@ -101,7 +101,7 @@ MANY_ENDS = SimpleNamespace(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases())
 @example(MANY_ENDS)
 def test_texts_are_those_of_transformers(case: SimpleNamespace) -> None:

@@ -41,7 +41,7 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(generations())
 def test_every_prompt_gets_what_it_gets_alone(case: dict[str, Any]) -> None:
     fewer = [rows for rows in case["fewer"] if rows < case["rows"]]

@@ -43,7 +43,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(cases())
 def test_tokens_are_those_without_a_draft_model(case: dict[str, Any]) -> None:
     asked = GenerationSettings(**case["asked"])

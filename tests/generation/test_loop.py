@@ -38,7 +38,7 @@ def generations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(generations())
 def test_chunks_and_batches_do_not_change_what_a_prompt_gets(case: dict[str, Any]) -> None:
     session = FakeCausalLM(case["batch_size"], case["prefill"], case["ctx_len"])
@@ -140,7 +140,7 @@ def byte_level(tokenizer_folders: dict[str, Path]) -> Any:
     return AutoTokenizer.from_pretrained(tokenizer_folders["byte_level"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     text=st.text("the quick", min_size=4, max_size=14),
     cut=st.integers(1, 6),

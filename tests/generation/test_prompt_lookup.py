@@ -56,7 +56,7 @@ def generated(case: dict[str, Any], **more: Any) -> tuple[GenerationOutput, Fake
     return output, session
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 # A draft that ends its row spares no step.
 @example(
     {

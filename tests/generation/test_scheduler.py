@@ -114,7 +114,7 @@ class Requests(RuleBasedStateMachine):
         assert self.scheduler.running == self.scheduler.waiting == 0
 
 
-Requests.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 test_every_request_gets_what_it_gets_alone = Requests.TestCase
 
 

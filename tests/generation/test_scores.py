@@ -93,7 +93,7 @@ def transformers_processors(case: dict[str, Any], limit: int) -> Any:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cases())
 def test_scores_are_those_of_transformers_at_every_step(case: dict[str, Any]) -> None:
     limit = len(case["generated"]) + 1

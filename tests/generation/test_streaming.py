@@ -24,13 +24,13 @@ def pieces_of(tokenizer: TextTokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.put(token) for token in ids), detokenizer.finish()]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, len(BYTE_LEVEL.vocabulary()) - 1), max_size=60))
 def test_pieces_of_any_byte_level_tokens_add_up_to_the_text(ids: list[int]) -> None:
     assert "".join(pieces_of(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=40), st.sampled_from([BYTE_LEVEL, BYTE_FALLBACK]))
 def test_pieces_of_a_text_hold_whole_characters_only(text: str, tokenizer: FastTokenizer) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -40,7 +40,7 @@ def test_pieces_of_a_text_hold_whole_characters_only(text: str, tokenizer: FastT
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["the", "it", "fo", "x", " ", "é", "🦊", ".", "<eos>"]), max_size=50))
 def test_pieces_add_up_across_special_tokens_and_leading_spaces(words: list[str]) -> None:
     ids = BYTE_FALLBACK.encode("".join(words))

@@ -43,7 +43,7 @@ def one_hot_sessions(batch: int, seq: int, capacity: int) -> tuple[ort.Inference
     return session(model), session(changed)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sequences())
 def test_a_product_with_a_one_hot_matrix_equals_the_dialect_and_padding_writes_nothing(sequence):
     positions = sequence.steps[0]
@@ -61,7 +61,7 @@ def test_a_product_with_a_one_hot_matrix_equals_the_dialect_and_padding_writes_n
 
 
 @pytest.mark.parametrize("chunk", [0, 4])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences())
 def test_steps_equal_the_dialect(chunk, sequence):
     portable, changed = sessions(chunk)
@@ -105,7 +105,7 @@ def row_sessions() -> tuple[ort.InferenceSession, ort.InferenceSession]:
     return session(model), session(changed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences())
 def test_rows_of_a_larger_cache_equal_the_dialect(sequence):
     portable, changed = row_sessions()

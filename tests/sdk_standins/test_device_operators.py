@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from tests.sdk_standins.graphs import ACCELERATOR, make_model
@@ -130,7 +130,6 @@ def test_r11_only_accelerator_functions_are_changed() -> None:
     assert model.SerializeToString() == before
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=70))
 def test_bfloat16_agrees_with_another_implementation(values: list[float]) -> None:
     array = np.array(values, np.float32)
@@ -143,7 +142,6 @@ def block(exponent: int) -> st.SearchStrategy[list[float]]:
     return st.lists(st.floats(-(2.0**exponent), 2.0**exponent, width=32), min_size=1, max_size=70)
 
 
-@settings(deadline=None)
 @given(block(10))
 @example([1e-45])
 def test_mxint8_error_bound_and_idempotence(values: list[float]) -> None:
@@ -157,7 +155,6 @@ def test_mxint8_error_bound_and_idempotence(values: list[float]) -> None:
     np.testing.assert_array_equal(block_formats.quantize_mxint8(rounded)[0], rounded)
 
 
-@settings(deadline=None)
 @given(block(4))
 @example([1e-45])
 def test_mxfp6_values_are_e2m3_numbers(values: list[float]) -> None:

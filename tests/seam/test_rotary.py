@@ -132,7 +132,7 @@ def replaced():
     return pairs
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(sorted(LENGTH_DEPENDENT)),
     rows=st.lists(st.tuples(st.integers(0, 90), st.integers(1, 90)), min_size=1, max_size=4),

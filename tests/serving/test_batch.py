@@ -96,7 +96,7 @@ def test_prompts_and_messages_are_what_their_names_say(engine: Engine) -> None:
     assert told[2:] == [f'"prompt" must be a text or a list of token ids, got {got}' for got in ("null", '{"a": 1}')]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=st.floats(0, 1), interrupted=st.integers(0, 9))
 def test_it_goes_on_where_it_was_killed(engine: Engine, tmp_path: Path, kept: float, interrupted: int) -> None:
     source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"

@@ -453,7 +453,7 @@ JSON = st.recursive(
 FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields})
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     page=st.sampled_from(["completions", "chat/completions"]),
     changes=st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3),

@@ -17,7 +17,7 @@ from tests.generation.fakes import FakeCausalLM, FakeEncoder, encode
 ALL = ("input_ids", "attention_mask", "token_type_ids")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=8), min_size=1, max_size=7),
     st.booleans(),

@@ -23,7 +23,7 @@ PADDED = [[4, 5, 6], [0, 0, 9]]
 DEFAULTS = {"pad_token_id": 0, "eos_token_id": 2}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     rows=st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=3),
     pad=st.none() | st.integers(0, 3),

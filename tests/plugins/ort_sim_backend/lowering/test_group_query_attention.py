@@ -42,7 +42,7 @@ def fixed(capacity: int, *steps: list[list[int]]) -> Sequence:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences())
 @example(fixed(8, [[0, 1, 2, 3], [0, 1, -1, -1]], [[4, 5, 6, 7], [2, -1, -1, -1]], [[-1], [3]]))  # as a prefill goes
 @example(fixed(6, [[0, 1, 2, 3]], [[4, 5, -1, -1]]))  # the padded chunk would pass the end of the cache
@@ -79,7 +79,7 @@ def windowed_session(variant: str) -> ort.InferenceSession:
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "window" in name])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=appended_texts())
 @example(texts=fixed(9, [[0, 1, 2, 3], [0, -1, -1, -1]], [[4, 5, 6, 7], [-1] * 4], [[8], [1]], [[-1], [2]], [[0], [3]]))
 def test_a_cache_of_the_window_gives_the_same(variant, texts):

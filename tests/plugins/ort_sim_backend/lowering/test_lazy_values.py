@@ -19,7 +19,7 @@ def models(request):
 
 
 def test_results_are_those_of_the_dialect_whatever_unused_slots_hold(models):
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=25, derandomize=True)
     @given(sequence=sequences())
     def same(sequence):
         states = sequence.states()
