@@ -77,7 +77,8 @@ def _symbols(arguments: Any, shapes: Any) -> Iterator[tuple[torch.SymInt, Dim]]:
     """The symbolic sizes of `arguments`, with the dimensions of `shapes` that they stand for."""
     if isinstance(arguments, torch.Tensor):
         # Torch takes both: dimensions by axis, and one for each axis.
-        for axis, dim in shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes or ()):
+        dims: Any = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes or ())
+        for axis, dim in dims:
             size = arguments.shape[axis]
             if isinstance(size, torch.SymInt) and isinstance(dim, Dim) and size.node.expr.is_symbol:
                 yield size, dim
