@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qeff_framework.errors import ExportError
+from qeff_framework.errors import ExportError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -72,7 +72,16 @@ class MaskPlan:
     def form_of_call(
         self, function: MaskFunction, config: PreTrainedConfig | None, local_size: int | None
     ) -> ClosedForm | None:
-        """The closed form of this call's mask, `None` when it has none."""
+        """The closed form of this call's mask, `None` when it has none.
+
+        Raises:
+            UnsupportedModelError: the call is about a window in which there is no token.
+        """
+        if local_size is not None and local_size <= 0:
+            raise UnsupportedModelError(
+                f"its attention has a window of {local_size} tokens, in which no token sees anything, not even itself; for "
+                "attention without a window write null in its config (sliding_window)"
+            )
         if self.recording:
             self.forms.append(recognise(function, candidate_sizes(config, local_size)))
         if self._next >= len(self.forms):

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, masking_utils
 
+from qeff_framework.errors import UnsupportedModelError
 from qeff_framework.seam.mask_plan import ClosedForm, MaskPlan, candidate_sizes, recognise
 
 NO_PADDING = torch.zeros(1, dtype=torch.int64)
@@ -66,3 +67,10 @@ def test_a_plan_answers_later_passes_from_its_record():
     answers = [plan.form_of_call(lambda *indices: pytest.fail("not evaluated again"), None, None) for _ in range(2)]
 
     assert answers == [ClosedForm(), ClosedForm(window=4)]
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_without_tokens_is_refused(window):
+    """Transformers computes something where a whole row is masked, and its generate fails."""
+    with pytest.raises(UnsupportedModelError, match=f"a window of {window} tokens.*write null"):
+        MaskPlan().form_of_call(masking_utils.sliding_window_causal_mask_function(window), None, window)

@@ -88,7 +88,9 @@ def test_an_interruption_ends_the_process_and_its_helpers(tmp_path: Path) -> Non
         # A run of the tests in the background ignores the signal, and its processes do as well.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from qeff_framework.toolchains import run_process\n"
-        "run_process(['sh', '-c', 'sleep 60 & echo $! >helper; wait'], Path(), log=Path('tool.log'), time_limit_seconds=60)"
+        # Half a second, so that the caller has it in hand: Python loses a process whose start is interrupted.
+        "tool = 'sleep 60 & sleep 0.5; echo $! >helper; wait'\n"
+        "run_process(['sh', '-c', tool], Path(), log=Path('tool.log'), time_limit_seconds=60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     helper = tmp_path / "helper"
