@@ -48,7 +48,7 @@ from qeff_framework.lowering.replicated_heads import ReplicateKVHeads, lowered_s
 from qeff_framework.lowering.rotary_tables import RotaryTables
 from qeff_framework.lowering.scatter_updates import ScatterUpdates
 from qeff_framework.lowering.specialize import BindSizes, PerGraph, bind_sizes, specialized_graphs
-from qeff_framework.lowering.stored_weights import load_portable, matrices_of
+from qeff_framework.lowering.stored_weights import load_portable, matrices_of, turned_matrix
 from qeff_framework.lowering.unroll_scan import UnrollScan
 from qeff_framework.lowering.unused import RemoveUnused
 from qeff_framework.lowering.values import (
@@ -159,6 +159,7 @@ __all__ = [
     "static_shape",
     "subgraphs",
     "take_out_angles",
+    "turned_matrix",
     "weight_of",
     "weights",
     "write_tensors",

@@ -28,6 +28,9 @@ STORED = ".stored."
 _CHUNK_BYTES = 16 * 2**20
 #: Most bytes of a turned weight that are held at a time, as it is stored; all of it is read for each such part.
 _TURNED_BYTES = 256 * 2**20
+#: Columns of a turned matrix that are copied at a time. The table of Gemma 3 270M takes 0.4 s with 64, 0.6 with 16 or 2,048,
+#: and 2 to 3 s at once.
+_TURNED_COLUMNS = 64
 
 Array = NDArray[Any]
 
@@ -309,7 +312,7 @@ class StoredWeight(ir.LazyTensor):
             turned = inner.rows(first, last)
             for start, stop in _spans(turned.shape, self.dtype.itemsize, _CHUNK_BYTES):
                 # A copy, as the caller may keep the last piece while the next part is read.
-                piece = np.ascontiguousarray(turned[start:stop])
+                piece = _contiguous(turned[start:stop])
                 yield source.converted(piece) if isinstance(source, (_Cast, _Rounded)) else piece
             del turned
 
@@ -318,6 +321,32 @@ def matrices_of(tensor: ir.TensorProtocol) -> Iterator[Array]:
     """The parts of a stack along its first dimension, such as the weights of experts; some are read at a time from a file."""
     for piece in tensor.pieces() if isinstance(tensor, StoredWeight) else (tensor.numpy(),):
         yield from piece
+
+
+def turned_matrix(tensor: ir.TensorProtocol) -> Array:
+    """A matrix ``[N, K]`` as an array ``[K, N]`` in order; some rows are read at a time where it lies in a file."""
+    if not isinstance(tensor, StoredWeight):
+        return _contiguous(tensor.numpy().T)
+    rows, columns = (int(size) for size in tensor.shape.numpy())
+    result, first = np.empty((columns, rows), _number_type(tensor.dtype)), 0
+    for piece in tensor.pieces():
+        _fill(result[:, first : first + len(piece)], piece.T)
+        first += len(piece)
+    return result.view(tensor.dtype.numpy())
+
+
+def _contiguous(array: Array) -> Array:
+    """A copy in order. Of a matrix that is turned some columns are copied at a time: what is read then stays in the cache."""
+    result = np.empty(array.shape, array.dtype)
+    _fill(result, array)
+    return result
+
+
+def _fill(target: Array, array: Array) -> None:
+    is_turned = array.ndim > 1 and abs(array.strides[-1]) > abs(array.strides[-2])
+    step = _TURNED_COLUMNS if is_turned else max(1, array.shape[-1])
+    for start in range(0, array.shape[-1], step):
+        target[..., start : start + step] = array[..., start : start + step]
 
 
 def put_stored_form(model: ir.Model, value: ir.Value, places: Mapping[Path, Path]) -> None:
@@ -594,7 +623,8 @@ def _write(file: BinaryIO, piece: Array) -> None:
 
 
 def _little_endian(piece: Array) -> memoryview:
-    ordered: Array = np.ascontiguousarray(piece).astype(piece.dtype.newbyteorder("<"), copy=False)
+    in_order = piece if piece.flags.c_contiguous else _contiguous(piece)
+    ordered: Array = in_order.astype(piece.dtype.newbyteorder("<"), copy=False)
     return ordered.data.cast("B")
 
 

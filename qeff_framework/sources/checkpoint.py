@@ -381,7 +381,11 @@ class CheckpointSource:
         import transformers
 
         # The GGUF reader draws a progress bar that no setting turns off.
-        with swallowed_stderr():
+        with swallowed_stderr(), contextlib.ExitStack() as stack:
+            if self._gguf and not deferred:
+                from qeff_framework.sources.gguf_weights import loading_gguf
+
+                stack.enter_context(loading_gguf())
             if self._packed is not None:
                 return load_dequantised(
                     self._packed, auto_class, self._location, arguments["config"], arguments, deferred=deferred

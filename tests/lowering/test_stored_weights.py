@@ -19,6 +19,7 @@ from qeff_framework.lowering import (
     link_stored_weights,
     narrow_stored_weights,
     stored_weights,
+    turned_matrix,
     weight_of,
     write_weights,
 )
@@ -252,6 +253,32 @@ def test_a_turned_weight_is_never_held_whole(
     # As was told before: a part of the numbers.
     assert turned.working_bytes / 2 < peak < turned.working_bytes < numbers.nbytes / 2
     assert np.array_equal(turned.numpy(), numbers.transpose(permutation))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_turned_matrix_takes_one_copy(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).standard_normal((300, 257)).astype(kind)
+    monkeypatch.setattr(stored_weights, "_CHUNK_BYTES", numbers.nbytes // 16)
+    (tmp_path / "weights").write_bytes(numbers.tobytes())
+    dtype = ir.DataType.from_numpy(numbers.dtype)
+    tensor = ir.ExternalTensor(
+        "weights", 0, numbers.nbytes, dtype, shape=ir.Shape(numbers.shape), name="w", base_dir=tmp_path
+    )
+    value = ir.Value(name="w", shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+    fold_stored_weights(ir.Model(ir.Graph([], [], nodes=[], initializers=[value], opset_imports={}), ir_version=10))
+    assert isinstance(weight_of(value), StoredWeight)
+
+    for source in (weight_of(value), ir.Tensor(numbers)):
+        tracemalloc.start()
+        try:
+            found = turned_matrix(source)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert found.flags.c_contiguous
+        assert found.dtype == kind
+        assert np.array_equal(found, numbers.T)
+        assert peak < 1.5 * numbers.nbytes
 
 
 def test_the_same_bytes_are_one_weight(stored: Path) -> None:

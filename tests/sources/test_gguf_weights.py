@@ -24,7 +24,7 @@ from qeff_framework.seam.deferred import (
 )
 from qeff_framework.sources import CheckpointSource
 from qeff_framework.sources.gguf_header import GGUFHeader, quick_reading
-from qeff_framework.sources.gguf_weights import deferring_gguf
+from qeff_framework.sources.gguf_weights import deferring_gguf, loading_gguf
 from tests.gguf_files import finish, write_gguf
 from tests.tiny_models import tiny_causal_lm
 
@@ -78,6 +78,10 @@ def test_each_weight_is_what_transformers_makes_of_it(architecture: str, model_t
         assert isinstance(found[name], DeferredTensor)
         assert torch.equal(found[name].float().materialise(), tensor), name
         assert torch.equal(torch.cat(list(pieces(found[name].float(), 512))), tensor), name
+    with loading_gguf():
+        loaded = library.load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+    assert {name: tensor.dtype for name, tensor in loaded.items()} == dict.fromkeys(wanted, torch.float32)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())
     kinds = {type(tensor.recipe) for tensor in found.values()}
     assert ComputedTensor in kinds
 
@@ -135,3 +139,14 @@ def test_the_header_is_that_of_the_package(tmp_path: Path) -> None:
     assert {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(file).tensors} == {
         name: place.offset for name, place in places.items()
     }
+
+
+def test_a_file_with_two_tensors_of_one_name_is_refused(tmp_path: Path, store_root: Path) -> None:
+    file = write_gguf(tmp_path / "a.gguf", tiny_causal_lm("llama", num_hidden_layers=1)[0])
+    content = file.read_bytes()
+    assert content.count(b"blk.0.attn_v.weight") == 1
+    file.write_bytes(content.replace(b"blk.0.attn_v.weight", b"blk.0.attn_k.weight"))
+    (directory := tmp_path / "export").mkdir()
+    for load in (CheckpointSource.load, lambda source, kind: source.load_for_export(kind, directory)):
+        with pytest.raises(CheckpointError, match=r"a.*two of its tensors are named blk\.0\.attn_k\.weight"):
+            load(CheckpointSource(file, {}), AUTO)

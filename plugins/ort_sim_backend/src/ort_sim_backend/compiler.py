@@ -14,6 +14,7 @@ from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
 from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
 from ort_sim_backend.spread_weights import has_transformed_weights, spread_weights
+from ort_sim_backend.stored_packing import store_packed_weights
 from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
 from qeff_framework.plugin_api import CompiledModel, CompileError, CompileRequest, Specialization, announce_memory
 from qeff_framework.sessions import check_distinct_shapes, check_specializations
@@ -74,7 +75,10 @@ def compile_model(request: CompileRequest) -> CompiledModel:
     tables = put_back(directory / MODEL_FILE, packed, lookup_tables(packed), names, TAIL_FILE) if packed else None
     if any(has_subgraph(node) for node in request.model.graph):
         name_inner_values(directory / MODEL_FILE)
-    if has_transformed_weights(request.model):
+    if request.options.store_packed_weights:
+        request.progress("packing the weights")
+        store_packed_weights(directory / MODEL_FILE, directory / WEIGHTS_FILE, inline_bytes=_INLINE_BYTES)
+    elif has_transformed_weights(request.model):
         spread_weights(directory / MODEL_FILE, WEIGHTS_FILE)
     of_rows, in_place = states_of_rows(request.model, states), states_updated_in_place(request.model, states)
     if not set(of_rows) <= set(in_place):
@@ -130,10 +134,13 @@ def steps_of_other_rows(request: CompileRequest) -> Iterator[Specialization]:
 def _announce_memory(request: CompileRequest, calibration: int = 0, rounding: int = 0) -> None:
     """Tells the peak, see `_BASE_BYTES`. `calibration`: bytes that one holds for certain; `rounding`: what it adds at most."""
     tensors = [value.const_value for value in request.model.graph.initializers.values()]
-    largest = max((int(tensor.nbytes) for tensor in tensors if tensor is not None), default=0)
+    sizes = [int(tensor.nbytes) for tensor in tensors if tensor is not None]
+    largest = max(sizes, default=0)
+    # ONNX Runtime keeps what it has packed until all of it is written.
+    packed = sum(sizes) if request.options.store_packed_weights else 0
     announce_memory(
         f"compiling for {request.backend}",
-        _BASE_BYTES + max(_LARGEST_TIMES * largest, rounding) + _CALIBRATION_TIMES * calibration,
+        _BASE_BYTES + packed + max(_LARGEST_TIMES * largest, rounding) + _CALIBRATION_TIMES * calibration,
         least=calibration,
         remedy="compile with calibrate=False" if calibration else "",
     )

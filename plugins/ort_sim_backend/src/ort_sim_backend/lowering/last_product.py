@@ -22,6 +22,7 @@ from qeff_framework.lowering import (
     operand,
     readers,
     static_dim,
+    turned_matrix,
     weight_of,
 )
 
@@ -100,7 +101,7 @@ def _lower(model: ir.Model, product: ConstantProduct) -> None:
             name,
             product.sizes,
             np.float32,
-            lambda: np.ascontiguousarray(source.numpy().T) if transposed else source.numpy(),
+            lambda: turned_matrix(source) if transposed else source.numpy(),
         ),
     )
     # An initializer that is an input as well may be replaced by a caller, so ONNX Runtime makes no copy of it.
