@@ -28,6 +28,7 @@ from qeff_framework.sources.configs import (
     checked_module,
     number_as_text,
     odd_field,
+    padding_beyond_vocabulary,
     plain_config,
     save_generation_config,
     write_json,
@@ -896,8 +897,8 @@ class CheckpointSource:
 
     def _doubts_about_config(self) -> str:
         """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
-        if text := number_as_text(self._plain_config_file()):
-            return text
+        if doubt := number_as_text(self._plain_config_file()) or padding_beyond_vocabulary(self.config()):
+            return doubt
         return f"Transformers says: {' '.join(self._said_of_config[0].split())}" if self._said_of_config else ""
 
     def _display_name(self, text: str) -> str:

@@ -62,6 +62,7 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
             },
             "of its config.json, Transformers says: .*short_factor field must have length",
         ),
+        ({"pad_token_id": 999}, r"pad_token_id=999 is no token of a vocabulary of vocab_size=\d+; write"),
         ({"quantization_config": "int4"}, "quantization_config='int4' is no object with a quant_method; write"),
         ({"quantization_config": {}}, "states a quantization_config without a quant_method"),
     ],
