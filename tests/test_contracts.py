@@ -58,7 +58,14 @@ def test_options_are_written_in_the_forms_that_keys_have(tmp_path: Path) -> None
     level = Enum("Level", {"HIGH": "high"})
     options = {"level": level.HIGH, "units": frozenset({"b", "a"})}
     compiled = CompiledModel(
-        directory=tmp_path, backend="acme", task="encoder", specializations=(), inputs=(), outputs=(), states=(), options=options
+        directory=tmp_path,
+        backend="acme",
+        task="encoder",
+        specializations=(),
+        inputs=(),
+        outputs=(),
+        states=(),
+        options=options,
     )
     compiled.save()
     assert CompiledModel.load(tmp_path).options == {"level": "high", "units": ["a", "b"]} == key_value(options)

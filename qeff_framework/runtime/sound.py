@@ -49,7 +49,8 @@ class SoundRunner(ProcessedRunner):
         chosen = processor if processor is not None else self.processor
         extractor = getattr(chosen, "feature_extractor", chosen)
         rate = int(extractor.sampling_rate)
-        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, Real | None):
+        given_rate: Any = sampling_rate
+        if isinstance(given_rate, bool) or not isinstance(given_rate, Real | None):
             raise InputError(f"sampling_rate={sampling_rate!r} must be a number of samples per second")
         if sampling_rate is not None and sampling_rate != rate:
             raise InputError(
@@ -84,8 +85,8 @@ def _samples(given: Any, number: int) -> NDArray[Any]:
         raise InputError(f"clip {number} cannot be read as numbers ({error}); {form}") from error
     if clip.dtype.kind in "US" or isinstance(given, PathLike):
         raise InputError(
-            f"clip {number} is a text, not a waveform; {form}: of a file, for instance soundfile.read(file, dtype='float32')[0], or use qeff "
-            "generate --audio"
+            f"clip {number} is a text, not a waveform; {form}: of a file, for instance soundfile.read(file, dtype='float32')[0], "
+            "or use qeff generate --audio"
         )
     # Whole numbers in a list are samples as Transformers reads them.
     if clip.dtype.kind not in "fiu" or (clip.dtype.kind != "f" and hasattr(given, "dtype")):

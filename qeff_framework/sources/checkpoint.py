@@ -563,7 +563,11 @@ class CheckpointSource:
             try:
                 with quiet_transformers():
                     load: Any = getattr(transformers, name).from_pretrained
-                    return load(self._location, **self._loader_arguments())
+                    found = load(self._location, **self._loader_arguments())
+                # Where the folder has nothing else, `AutoProcessor` returns the tokenizer.
+                if not isinstance(found, transformers.PreTrainedTokenizerBase):
+                    return found
+                problem = CheckpointError("there is a tokenizer alone, which reads neither images nor sound")
             except Exception as error:  # noqa: BLE001  (whatever a processor raises is told)
                 problem = error
         if isinstance(problem, ImportError):

@@ -67,10 +67,14 @@ def padding_beyond_vocabulary(config: Mapping[str, Any], inside: str = "") -> st
     padding, size = config.get("pad_token_id"), config.get("vocab_size")
     if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
         return (
-            f"{inside}pad_token_id={padding} is no token of a vocabulary of {inside}vocab_size={size}; write the tokenizer's id, or "
-            "null where the model pads nothing"
+            f"{inside}pad_token_id={padding} is no token of a vocabulary of {inside}vocab_size={size}; write the tokenizer's id, "
+            "or null where the model pads nothing"
         )
-    inner = (padding_beyond_vocabulary(value, f"{inside}{name}.") for name, value in config.items() if isinstance(value, Mapping))
+    inner = (
+        padding_beyond_vocabulary(value, f"{inside}{name}.")
+        for name, value in config.items()
+        if isinstance(value, Mapping)
+    )
     return next(filter(None, inner), "")
 
 

@@ -258,7 +258,11 @@ def test_the_forms_of_a_prompt_are_told_in_one_sentence(served: Served, prompt: 
             {"content-type": "application/x-www-form-urlencoded"},  # curl's own for --data
             "the body must be JSON, and the header says 'application/x-www-form-urlencoded'; send it with 'Content-Type: ",
         ),
-        (b'{"model": "tiny", "prompt": "a"}', {"content-type": ""}, "the body must be JSON, and no header says so; send"),
+        (
+            b'{"model": "tiny", "prompt": "a"}',
+            {"content-type": ""},
+            "the body must be JSON, and no header says so; send",
+        ),
     ],
 )
 def test_a_body_that_is_not_read_is_told(served: Served, body: bytes, headers: dict[str, str], message: str) -> None:
