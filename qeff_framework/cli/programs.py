@@ -40,8 +40,8 @@ def _check_complete(directory: Path) -> None:
     for name in (CompiledModel.FILE, ExportedModel.FILE):
         if name in listed:
             raise ArtifactCorruptError(
-                f"{directory} cannot be used as an artifact: its {Manifest.FILE} lists {name}, which is not there; copy the whole "
-                "directory again, or build the artifact again"
+                f"{directory} cannot be used as an artifact: its {Manifest.FILE} lists {name}, which is not there; copy the "
+                "whole directory again, or build the artifact again"
             )
 
 

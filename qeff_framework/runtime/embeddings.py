@@ -59,7 +59,8 @@ class CompiledEncoder(CompiledRunner):
                 )
             if tensors:
                 raise InputError(
-                    f"{', '.join(sorted(tensors))} cannot be given beside texts; give texts, with prompt= or prompt_name=, or tokens"
+                    f"{', '.join(sorted(tensors))} cannot be given beside texts; give texts, with prompt= or prompt_name=, "
+                    "or tokens"
                 )
             return self._encoder(
                 tokenise_texts(texts, self.tokenizer, preparation, prompt=prompt, prompt_name=prompt_name)
