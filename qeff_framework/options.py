@@ -215,12 +215,24 @@ def parse_options(
             accepted[name] = _checked(typed, hints[name], fields[name])
         except ValueError as error:
             problems.append(f"option '{name}' {error}")
+    problems += [f"option '{name}' has no default and must be given" for name in _missing(fields.values(), values)]
     if not problems:
         try:
             return schema(**accepted)
         except (ValueError, TypeError) as error:
             problems.append(str(error))
     raise OptionError(f"{owner}: " + "; ".join(problems))
+
+
+def _missing(fields: Iterable[dataclasses.Field[Any]], values: Mapping[str, object]) -> list[str]:
+    return [
+        field.name
+        for field in fields
+        if field.init
+        and field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
 
 
 #: Compile options that a backend without them takes at `False`.
@@ -292,8 +304,8 @@ def _matches(value: object, hint: Any) -> bool:
     if hint is None:
         return value is None
     if origin is tuple and isinstance(value, tuple):
-        item = typing.get_args(hint)[0]
-        return all(_matches(part, item) for part in value)
+        items = _items(hint, len(value))
+        return len(items) == len(value) and all(map(_matches, value, items))
     return isinstance(value, origin or hint)
 
 
@@ -314,9 +326,18 @@ def _from_text(text: str, hint: Any) -> object:
         except ValueError:
             raise ValueError(f"must be {hint.__name__}, got {text!r}") from None
     if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return tuple(_from_text(part.strip(), item) for part in text.split(",") if part.strip())
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        items = _items(hint, len(parts))
+        if len(items) != len(parts):
+            raise ValueError(f"must be {_type_name(hint)}, got {len(parts)} values: {text!r}")
+        return tuple(map(_from_text, parts, items))
     return text
+
+
+def _items(hint: Any, length: int) -> tuple[Any, ...]:
+    """The types of the members of a tuple of this type: as many as `length`, or as many as the type says."""
+    items = typing.get_args(hint)
+    return items[:1] * length if items[-1:] == (Ellipsis,) else items
 
 
 def _first_that_reads(text: str, hints: Sequence[Any]) -> object:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qeff_framework.artifacts.keys import key_value
 from qeff_framework.contracts import (
     CompiledModel,
     CompileRequest,
@@ -49,6 +51,24 @@ def test_a_program_survives_writing_and_reading(tmp_path: Path) -> None:
     )
     compiled.save()
     assert CompiledModel.load(tmp_path) == compiled
+
+
+def test_options_are_written_in_the_forms_that_keys_have(tmp_path: Path) -> None:
+    """A backend's options may be members of an enumeration and sets, which JSON has no word for."""
+    level = Enum("Level", {"HIGH": "high"})
+    options = {"level": level.HIGH, "units": frozenset({"b", "a"})}
+    compiled = CompiledModel(
+        directory=tmp_path,
+        backend="acme",
+        task="encoder",
+        specializations=(),
+        inputs=(),
+        outputs=(),
+        states=(),
+        options=options,
+    )
+    compiled.save()
+    assert CompiledModel.load(tmp_path).options == {"level": "high", "units": ["a", "b"]} == key_value(options)
 
 
 def test_a_side_file_is_written_as_its_name(tmp_path: Path) -> None:

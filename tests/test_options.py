@@ -111,6 +111,33 @@ def test_unreadable_text_is_refused(text: dict[str, str]) -> None:
         parse_options(AcmeOptions, text, owner="backend 'acme'", from_text=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TileOptions(CompileOptions):
+    tile: tuple[int, str]
+    shape: tuple[int, int] = option((1, 2), "rows and columns")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({}, "option 'tile' has no default and must be given"),
+        ({"tile": (1, 2)}, r"option 'tile' must be tuple\[int, str\], got tuple \(1, 2\)"),
+        ({"tile": (1, "a"), "shape": (3,)}, r"option 'shape' must be tuple\[int, int\], got tuple \(3,\)"),
+        ({"tile": (1, "a"), "shape": (3, 4, 5)}, "option 'shape' must be"),
+    ],
+)
+def test_options_without_a_default_and_tuples_of_one_length(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(OptionError, match=complaint):
+        parse_options(TileOptions, values, owner="backend 'acme'")
+
+
+def test_text_for_a_tuple_of_one_length() -> None:
+    texts = {"tile": "3,a", "shape": "4,5"}
+    assert parse_options(TileOptions, texts, owner="x", from_text=True) == TileOptions(tile=(3, "a"), shape=(4, 5))
+    with pytest.raises(OptionError, match=r"option 'shape' must be tuple\[int, int\], got 1 values: '3'"):
+        parse_options(TileOptions, {**texts, "shape": "3"}, owner="x", from_text=True)
+
+
 def test_formats_that_a_backend_lacks_are_taken_at_false_only() -> None:
     def parsed(value: object, **how: bool) -> CompileOptions:
         return parse_options(CompileOptions, {"mxfp6_matmul": value}, owner="backend 'plain'", **how)

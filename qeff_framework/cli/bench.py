@@ -115,14 +115,14 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
 def _program(args: argparse.Namespace) -> CompiledModel:
     """The program to measure; `args.rows` holds the rows that were asked for, or `None`."""
     from qeff_framework.cli.compile import checked_runtime_options, compile_model
-    from qeff_framework.cli.programs import given_artifact
+    from qeff_framework.cli.programs import artifact_at, given_artifact
     from qeff_framework.registry import registry
     from qeff_framework.runtime.loading import backend_of
 
     if args.warmups < 0 or not 0 < args.time_limit < math.inf:
         raise OptionError("--warmups must be 0 or more, and --time-limit a number of seconds above 0")
     args.rows, asked = None, args.batch_size
-    if (Path(args.model) / "compiled.json").is_file():
+    if artifact_at(Path(args.model)) is not None:
         args.batch_size = None  # rows of a case, not a size to compile for
         artifact = given_artifact(args)
         if args.against is not None:
@@ -137,7 +137,13 @@ def _program(args: argparse.Namespace) -> CompiledModel:
     texts = compile_texts(args)
     if "ctx_len" not in texts:
         args.ctx_len = str(max(args.prompt_len) + args.new_tokens)
-    return compile_model(args, check_task=lambda task: _check_task(task, args), prefer="causal-lm")
+
+    def check(task: str) -> None:
+        _check_task(task, args)
+        if (size := texts.get("ctx_len", "")).isdecimal():
+            _check_room(args, int(size), has_encoder=task_spec(task).is_encoder_decoder)
+
+    return compile_model(args, check_task=check, prefer="causal-lm")
 
 
 def _check_task(task: str, args: argparse.Namespace) -> None:
@@ -172,13 +178,18 @@ def _cases(args: argparse.Namespace, shape: Any, rows: int) -> list[Case]:
     for length in args.prompt_len:
         if length > limit:
             raise InputError(f"--prompt-len {length}: the program reads prompts of up to {limit} tokens")
-        held = args.new_tokens + (1 if shape.has_encoder else length)
-        if held > shape.ctx_len:
-            raise InputError(
-                f"--prompt-len {length} and --new-tokens {args.new_tokens} do not fit into ctx_len={shape.ctx_len}; shorten one, "
-                "or compile for a longer context"
-            )
+    _check_room(args, shape.ctx_len, has_encoder=shape.has_encoder)
     return [Case(prompt_len=length, new_tokens=args.new_tokens, batch_size=rows) for length in args.prompt_len]
+
+
+def _check_room(args: argparse.Namespace, ctx_len: int, *, has_encoder: bool) -> None:
+    """Raises `InputError` for a case that a context of this length does not hold."""
+    for length in args.prompt_len:
+        if args.new_tokens + (1 if has_encoder else length) > ctx_len:
+            raise InputError(
+                f"--prompt-len {length} and --new-tokens {args.new_tokens} do not fit into ctx_len={ctx_len}; shorten one, or "
+                "compile for a longer context"
+            )
 
 
 def _contenders(args: argparse.Namespace, compiled: CompiledModel) -> list[Contender]:

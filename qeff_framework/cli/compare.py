@@ -101,7 +101,10 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
     _complete_sizes(args)
     from qeff_framework.model import GivenInput
 
-    compiled = compile_model(args, check_task=_check_task, given=GivenInput(texts=True), prefer=_TASK)
+    # The program reads the prompts with Transformers' continuations, token by token: no beams, whatever the checkpoint asks for.
+    settings = {"max_new_tokens": args.new_tokens, "num_beams": 1}
+    given = GivenInput(texts=True, prompts=prompts, settings=settings)
+    compiled = compile_model(args, check_task=_check_task, given=given, prefer=_TASK)
     runtime_texts = texts_by_name(args.runtime_options)
     runtime = (
         typed_options(runtime_texts, [registry.descriptor(backend_of(compiled)).runtime_options])

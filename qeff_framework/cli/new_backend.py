@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import keyword
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
     from qeff_framework.cli.progress import ProgressHandler
+
+logger = logging.getLogger(__name__)
 
 #: Where the compiler runs -> folder of `backend_template` with the files that differ.
 VARIANTS = ("external", "python")
@@ -50,6 +53,7 @@ def add_to(subparsers: Any) -> None:
 def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  # noqa: ARG001 - every subcommand has this signature
     """Writes the package."""
     words = _words(args.name)
+    _warn_of_namesakes(words)
     directory: Path = args.dir or Path(words["distribution"])
     files = write_package(directory, words, args.compiler)
     steps = (f"pip install -e '{directory}[test]'", f"pytest {directory}", f"qeff doctor {words['name']}")
@@ -68,6 +72,21 @@ def run(args: argparse.Namespace, progress: ProgressHandler) -> CommandResult:  
             ]
         ),
     )
+
+
+def _warn_of_namesakes(words: dict[str, str]) -> None:
+    """Of two installed backends with one name neither is chosen by it, and pip puts one package in another's place."""
+    from qeff_framework.registry import list_backends, normalize
+
+    for backend in list_backends():
+        if normalize(backend.name) == words["name"]:
+            logger.warning(
+                "a backend named '%s' is installed, by the package %s %s: before yours is installed, uninstall that one, or give "
+                "yours another name",
+                backend.name,
+                backend.distribution,
+                backend.version,
+            )
 
 
 def write_package(directory: Path, words: dict[str, str], variant: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import compile_texts, texts_by_name
-from qeff_framework.errors import ArtifactError, OptionError
+from qeff_framework.errors import ArtifactCorruptError, ArtifactError, OptionError
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import CompiledModel
@@ -22,9 +22,27 @@ def artifact_at(directory: Path) -> CompiledModel | None:
         raise ArtifactError(
             f"{directory} is an export, which no backend has compiled; give the model or a compiled artifact"
         )
-    if not (directory / CompiledModel.FILE).is_file():
-        return None
-    return CompiledModel.load(directory)
+    if (directory / CompiledModel.FILE).is_file():
+        return CompiledModel.load(directory)
+    _check_complete(directory)
+    return None
+
+
+def _check_complete(directory: Path) -> None:
+    """Raises `ArtifactCorruptError` for an artifact whose copy lacks the file that tells what it is: it is no checkpoint."""
+    from qeff_framework.artifacts import Manifest
+    from qeff_framework.contracts import CompiledModel, ExportedModel
+
+    try:
+        listed = Manifest.load(directory).files
+    except ArtifactError:
+        return
+    for name in (CompiledModel.FILE, ExportedModel.FILE):
+        if name in listed:
+            raise ArtifactCorruptError(
+                f"{directory} cannot be used as an artifact: its {Manifest.FILE} lists {name}, which is not there; copy the "
+                "whole directory again, or build the artifact again"
+            )
 
 
 def given_artifact(args: argparse.Namespace) -> CompiledModel | None:

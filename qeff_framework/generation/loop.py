@@ -296,6 +296,11 @@ class TextGenerator:
                 raise OptionError(
                     f"generate: {name} takes a list, and a {type(functions).__name__} was given; put it into one: {name}=[...]"
                 )
+            odd = [each for each in functions or () if not callable(each)]
+            if odd:
+                raise OptionError(
+                    f"generate: {name} holds {odd[0]!r:.60}, which cannot be called with token ids and scores"
+                )
         beams = settings.num_beams
         if beams > 1:
             has_draft = draft is not None or settings.prompt_lookup_num_tokens is not None

@@ -58,10 +58,15 @@ class CompiledEncoder(CompiledRunner):
                     "folder and compile again, or give tokens"
                 )
             if tensors:
-                raise InputError("give texts or tokens, and not both")
+                raise InputError(
+                    f"{', '.join(sorted(tensors))} cannot be given beside texts; give texts, with prompt= or prompt_name=, "
+                    "or tokens"
+                )
             return self._encoder(
                 tokenise_texts(texts, self.tokenizer, preparation, prompt=prompt, prompt_name=prompt_name)
             )
+        if isinstance(texts, list | tuple) and not texts and not tensors:
+            raise InputError("no texts were given; give at least one")
         if prompt is not None or prompt_name is not None:
             raise InputError("prompt and prompt_name are for texts: tokens are taken as they are")
         given: Any = inputs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qeff_framework.errors import InputError
@@ -47,21 +49,18 @@ class SoundRunner(ProcessedRunner):
         chosen = processor if processor is not None else self.processor
         extractor = getattr(chosen, "feature_extractor", chosen)
         rate = int(extractor.sampling_rate)
+        given_rate: Any = sampling_rate
+        if isinstance(given_rate, bool) or not isinstance(given_rate, Real | None):
+            raise InputError(f"sampling_rate={sampling_rate!r} must be a number of samples per second")
         if sampling_rate is not None and sampling_rate != rate:
             raise InputError(
                 f"the sound has {sampling_rate} samples per second, and the model was made for {rate}; resample it first, for "
                 "instance with soxr.resample"
             )
-        several = isinstance(audio, (list, tuple)) and len(audio) > 0 and np.ndim(audio[0]) > 0
-        clips = [np.asarray(clip, dtype=np.float32) for clip in (audio if several else [audio])]
-        for number, (clip, given) in enumerate(zip(clips, audio if several else [audio], strict=True)):
-            if getattr(getattr(given, "dtype", None), "kind", "") in {"i", "u"}:
-                raise InputError(
-                    f"clip {number} is of type {given.dtype}; give float32 from -1 to 1, of 16 bits for instance "
-                    "clip.astype('float32') / 32768"
-                )
-            if clip.ndim != 1 or not clip.size:
-                raise InputError(f"clip {number} has the shape {list(clip.shape)}; give one channel, [samples]")
+        if isinstance(audio, (list, tuple)) and not len(audio):
+            raise InputError("there is no sound: the list of clips is empty")
+        several = isinstance(audio, (list, tuple)) and (np.ndim(audio[0]) > 0 or isinstance(audio[0], (str, PathLike)))
+        clips = [_samples(clip, number) for number, clip in enumerate(audio if several else [audio])]
         # One by one, and put together by the program: what pads them together may normalise over the padding.
         try:
             made = [self._prepared_clip(extractor, clip, rate) for clip in clips]
@@ -73,6 +72,30 @@ class SoundRunner(ProcessedRunner):
     def _prepared_clip(self, extractor: Any, clip: NDArray[Any], rate: int) -> Mapping[str, Any]:
         made: Mapping[str, Any] = extractor(clip, sampling_rate=rate, return_tensors="np")
         return made
+
+
+def _samples(given: Any, number: int) -> NDArray[Any]:
+    """The waveform ``[samples]`` in float32. Raises `InputError` for what is none."""
+    import numpy as np
+
+    form = "give float32 from -1 to 1"
+    try:
+        clip = np.asarray(given)
+    except Exception as error:  # an array of any library makes its own NumPy array
+        raise InputError(f"clip {number} cannot be read as numbers ({error}); {form}") from error
+    if clip.dtype.kind in "US" or isinstance(given, PathLike):
+        raise InputError(
+            f"clip {number} is a text, not a waveform; {form}: of a file, for instance soundfile.read(file, dtype='float32')[0], "
+            "or use qeff generate --audio"
+        )
+    # Whole numbers in a list are samples as Transformers reads them.
+    if clip.dtype.kind not in "fiu" or (clip.dtype.kind != "f" and hasattr(given, "dtype")):
+        raise InputError(
+            f"clip {number} is of type {clip.dtype}; {form}, of 16 bits for instance clip.astype('float32') / 32768"
+        )
+    if clip.ndim != 1 or not clip.size:
+        raise InputError(f"clip {number} has the shape {list(clip.shape)}; give one channel, [samples]")
+    return clip.astype(np.float32, copy=False)
 
 
 class CompiledCTC(SoundRunner):

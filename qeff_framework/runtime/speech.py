@@ -122,6 +122,11 @@ class CompiledSpeechSeq2Seq(SoundRunner):
         )
         if stream and self.tokenizer is None:
             raise InputError(f"{self.no_tokenizer}; or leave stream=True out")
+        if settings.pop("return_token_timestamps", None):
+            raise InputError(
+                "return_token_timestamps=True cannot be done on a compiled program: times of single words are read from the "
+                "decoder's attention; return_timestamps=True gives segments with times"
+            )
         tensors = {name: settings.pop(name) for name in (self._main.name, "attention_mask") if name in settings}
         given = processor_output(inputs, tensors)
         of_windows = {

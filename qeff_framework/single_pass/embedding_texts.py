@@ -29,6 +29,10 @@ def tokenise_texts(
     Raises:
         InputError: an unknown prompt, a prompt that the program cannot leave out of its pooling, or something that is no text.
     """
+    asked: tuple[tuple[str, Any], ...] = (("prompt", prompt), ("prompt_name", prompt_name))
+    for name, given in asked:
+        if not isinstance(given, str | None):
+            raise InputError(f"{name}={given!r} must be one text, for all texts of the call")
     chosen = _prompt(preparation, prompt, prompt_name)
     for number, text in enumerate(texts):
         if not isinstance(text, str):

@@ -55,7 +55,12 @@ def find_answer(
         InputError: question or context is empty, the question leaves no room for the context, or there is no token by which the
             model could say that there is no answer.
     """
-    for name, text in (("question", question), ("context", context)):
+    given: tuple[tuple[str, Any], ...] = (("question", question), ("context", context))
+    for name, text in given:
+        if not isinstance(text, str):
+            raise InputError(
+                f"the {name} is of type {type(text).__name__}; give one text, and call answer once for each {name}"
+            )
         if not text.strip():
             raise InputError(f"the {name} is empty; give some text")
     if max_answer_len < 1:

@@ -138,6 +138,8 @@ class SignalRunner:
                 raise InputError(
                     f"row {number} of {self._main.name} holds the id {odd[0]}{known}: is this the tokenizer of this model?"
                 )
+        if row.dtype.kind == "c":  # a cast would leave the imaginary parts out
+            raise InputError(f"row {number} of {self._main.name} must hold real numbers, and is of type {row.dtype}")
         try:
             return row.astype(self._main.dtype, copy=False)
         except (TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ from qeff_framework.sources.configs import (
     checked_module,
     number_as_text,
     odd_field,
+    padding_beyond_vocabulary,
     plain_config,
     save_generation_config,
     write_json,
@@ -44,9 +45,11 @@ from qeff_framework.sources.gguf_metadata import (
 from qeff_framework.sources.hub import optional_hub_file
 from qeff_framework.sources.loading_report import (
     LoadingReport,
+    absent_members,
     conversion_failures,
     judge_loading,
     refuse_integer_weights,
+    some,
 )
 from qeff_framework.sources.lora import LoraAdapter
 from qeff_framework.sources.module import ModuleSource
@@ -566,7 +569,11 @@ class CheckpointSource:
             try:
                 with quiet_transformers():
                     load: Any = getattr(transformers, name).from_pretrained
-                    return load(self._location, **self._loader_arguments())
+                    found = load(self._location, **self._loader_arguments())
+                # Where the folder has nothing else, `AutoProcessor` returns the tokenizer.
+                if not isinstance(found, transformers.PreTrainedTokenizerBase):
+                    return found
+                problem = CheckpointError("there is a tokenizer alone, which reads neither images nor sound")
             except Exception as error:  # noqa: BLE001  (whatever a processor raises is told)
                 problem = error
         if isinstance(problem, ImportError):
@@ -867,7 +874,12 @@ class CheckpointSource:
     def _judge(self, module: torch.nn.Module, info: Mapping[str, Any]) -> None:
         self._refuse_stale(type(module), type(getattr(module, "config", None)))
         allowed = bool(self._arguments.get("ignore_mismatched_sizes"))
-        self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
+        try:
+            self._report = judge_loading(info, module, self.name, mismatch_allowed=allowed)
+        except CheckpointError as error:
+            if info["mismatched_keys"] and (absent := self._absent_members()):
+                raise CheckpointError(f"{error}; {absent}") from error
+            raise
         if self._gguf:
             from qeff_framework.sources.gguf_weights import unread_tensors
 
@@ -889,7 +901,10 @@ class CheckpointSource:
                 _check_generation_config(folder)
             except CheckpointError as damage:
                 return damage
-        told = conversion_failures(said) or _told(error)
+        told = conversion_failures(said)
+        if told and (absent := self._absent_members()):
+            told = f"{told}; {absent}"
+        told = told or _told(error)
         if isinstance(error, KeyError) and (stated := _stating(self.config(), error.args[0] if error.args else None)):
             told = f"{told}: its config.json states {stated}, which the installed Transformers does not know"
         elif not self._gguf and (doubts := self._doubts_about_config()):
@@ -898,10 +913,17 @@ class CheckpointSource:
             told = f"{told}; is {self._file(self._gguf)} complete? If not, download it again"
         return CheckpointError(f"{self.name} cannot be loaded as {auto_class}: {told}")
 
+    def _absent_members(self) -> str:
+        """Which weights of a list, such as that of the experts, the files do not hold: the loader stacks what is there."""
+        found = self._weight_files(self._place) if isinstance(self._place, LocalFolder) else self._fetched_weights()
+        shards = [path for path in found if path.suffix == ".safetensors"]
+        absent = absent_members(name for path in shards for name in files.safetensors_header(path))
+        return f"its files do not hold {some(absent)}, but others of that kind: download them again" if absent else ""
+
     def _doubts_about_config(self) -> str:
         """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
-        if text := number_as_text(self._plain_config_file()):
-            return text
+        if doubt := number_as_text(self._plain_config_file()) or padding_beyond_vocabulary(self.config()):
+            return doubt
         return f"Transformers says: {' '.join(self._said_of_config[0].split())}" if self._said_of_config else ""
 
     def _display_name(self, text: str) -> str:

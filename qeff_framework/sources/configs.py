@@ -62,6 +62,22 @@ def number_as_text(config: Mapping[str, Any], inside: str = "") -> str:
     return ""
 
 
+def padding_beyond_vocabulary(config: Mapping[str, Any], inside: str = "") -> str:
+    """Which ``pad_token_id`` has no row in its config's vocabulary: torch then makes no table, and names no field."""
+    padding, size = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
+        return (
+            f"{inside}pad_token_id={padding} is no token of a vocabulary of {inside}vocab_size={size}; write the tokenizer's id, "
+            "or null where the model pads nothing"
+        )
+    inner = (
+        padding_beyond_vocabulary(value, f"{inside}{name}.")
+        for name, value in config.items()
+        if isinstance(value, Mapping)
+    )
+    return next(filter(None, inner), "")
+
+
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the float32 `module` in eval mode and without gradients. Raises what `check_float32` raises."""
     check_float32(module)

@@ -126,10 +126,31 @@ def conversion_failures(said: Iterable[str]) -> str:
             rows = [line.split("|")[0].strip() for line in message.splitlines() if "CONVERSION" in line and "|" in line]
             # A traceback, its last line, that line again, and what was being done.
             reasons = [line for line in details.splitlines() if re.match(r"\w*(Error|Exception): ", line)]
+            # Of a second try, the error of the first one comes before: that there is such a report.
+            reasons = [line for line in reasons if "CONVERSION" not in line]
             return (
                 f"{some(rows)} cannot be made from the checkpoint's weights: {next(iter(reasons), 'no reason is told')}"
             )
     return ""
+
+
+def absent_members(names: Iterable[str]) -> list[str]:
+    """Names that are missing among those of lists inside of a layer, such as experts, where most members have one like it."""
+    lists: dict[str, dict[int, set[str]]] = {}
+    for name in names:
+        parts = name.split(".")
+        *outer, inner = [index for index, part in enumerate(parts) if part.isdecimal()] or [0]
+        if outer and inner + 1 < len(parts):
+            members = lists.setdefault(".".join(parts[:inner]), {})
+            members.setdefault(int(parts[inner]), set()).add(".".join(parts[inner + 1 :]))
+    absent = []
+    for place, members in lists.items():
+        count = max(members) + 1
+        for part in sorted(set().union(*members.values())):
+            lacking = [number for number in range(count) if part not in members.get(number, ())]
+            if 2 * len(lacking) < count:
+                absent += [f"{place}.{number}.{part}" for number in lacking]
+    return absent
 
 
 def some(names: Sequence[str], count: int = 4, separator: str = ", ") -> str:

@@ -91,6 +91,12 @@ class SpeechFacts:
         """Raises `InputError` for a language or a task that the model does not have, before anything runs."""
         if not self.is_multilingual and (language is not None or task is not None):
             raise InputError("language and task cannot be chosen for a model of English alone; leave them out")
+        asked: tuple[tuple[str, object], ...] = (("language", language), ("task", task))
+        for name, value in asked:
+            if not isinstance(value, str | None):
+                raise InputError(
+                    f"{name}={value!r} must be one text, for all clips of the call; call generate once for each {name}"
+                )
         if language is not None:
             self.language_id(language)
         if task is not None:

@@ -134,6 +134,8 @@ def as_text_list(value: Any) -> Any:
 
 
 def _is_whole(item: object, name: str) -> bool:
+    if isinstance(item, float):  # a mask of ``torch.ones``, which Transformers takes as well
+        return name == "attention_mask" and item.is_integer()
     return isinstance(item, int) and not (isinstance(item, bool) and name == "input_ids")
 
 

@@ -8,8 +8,9 @@ import shlex
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,8 @@ from qeff_framework.parallel import check_stopped
 
 #: The wait for a process looks at it this often at least; it starts with short pauses, for processes that end at once.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+#: What ends a command from outside; where Python handles it, the handler may raise an exception.
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 #: A shell returns 128 + N for a child that signal N has ended.
 _SHELL_SIGNALS = 128
 #: Signals that a process gets for its own faults. Others in a shell's exit code may be an exit code of the tool's own.
@@ -197,17 +200,19 @@ def run_to_end(
     The process is ended where `check_stopped` raises.
     """
     deadline = time.monotonic() + time_limit_seconds
-    process = subprocess.Popen(
-        list(argv),
-        cwd=directory,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
     timed_out, pause = False, _SHORTEST_PAUSE
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with _interruptions_held():
+            process = subprocess.Popen(
+                list(argv),
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
         while not _has_ended(process):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -219,8 +224,35 @@ def run_to_end(
                 on_wait()
             check_stopped()
     finally:
-        _kill_group(process)
+        if process is not None:
+            _kill_group(process)
     return process.returncode, timed_out
+
+
+@contextlib.contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """Delivers at the end the signals that arrive inside and whose handlers may raise: `Popen` loses a process then.
+
+    Python runs handlers in the main thread alone, so nothing is held in another one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_deliver, arrived)
+        for number in _INTERRUPTIONS:
+            handler = signal.getsignal(number)
+            # Without a function of Python's, the signal ends this process at once or is ignored.
+            if callable(handler):
+                stack.callback(signal.signal, number, handler)
+                signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+
+
+def _deliver(arrived: Sequence[int]) -> None:
+    for number in arrived:
+        signal.raise_signal(number)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

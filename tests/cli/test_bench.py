@@ -119,6 +119,17 @@ def test_what_an_artifact_cannot_do_is_refused(model_qeff, artifact, argv, told)
     assert told in result.err
 
 
+def test_cases_that_the_context_does_not_hold_are_refused_before_the_export(qeff, llama, monkeypatch):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel.export", lambda *_, **__: pytest.fail("exported"))
+
+    result = qeff(
+        "bench", llama, "--backend", "ort_sim", "--ctx-len", "32", "--prompt-len", "8,30", "--new-tokens", "3"
+    )
+
+    assert result.code == 1
+    assert "--prompt-len 30 and --new-tokens 3 do not fit into ctx_len=32; shorten one" in result.err
+
+
 def test_other_tasks_are_refused_before_anything_is_compiled(model_qeff, bert):
     result = model_qeff("bench", bert, "--backend", "ort_sim")
 

@@ -86,6 +86,16 @@ def test_mistakes_are_told_before_anything_is_compiled(model_qeff, llama, argv, 
     assert told in result.err
 
 
+def test_a_prompt_too_long_for_the_context_is_refused_before_the_export(qeff, llama, monkeypatch):
+    monkeypatch.setattr("qeff_framework.model.QEFFBaseModel.export", lambda *_, **__: pytest.fail("exported"))
+
+    result = qeff("compare", llama, "--backend", "ort_sim", *SIZES, *PROMPTS[:-1], "30")
+
+    assert result.code == 1
+    assert "and 30 new ones make" in result.err
+    assert "more than ctx_len=32; ask for at most" in result.err
+
+
 def test_a_text_without_a_token_to_predict_is_refused(model_qeff, llama, tmp_path):
     """It would have a perplexity of 1, by both."""
     short = tmp_path / "short.txt"

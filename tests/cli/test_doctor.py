@@ -109,6 +109,22 @@ def test_other_plugin_api(site, qeff):
     assert found["future"]["status"] == "incompatible"
 
 
+@pytest.mark.parametrize("api", ["1.99", "2.0"])
+def test_descriptor_for_another_plugin_api(site, qeff, api):
+    source = DESCRIPTOR.replace('name = "toy"', f'name = "newer"\n    api = "{api}"')
+    add(site, "newer", source.replace("toy_hooks", "newer_hooks"), target="ToyBackend")
+
+    result, found = diagnosed(qeff, "newer")
+
+    assert result.code == 1
+    assert found["newer"]["status"] == "incompatible"
+    assert f"was built for plugin API {api}" in found["newer"]["verdict"]
+    assert found["newer"]["checks"] == []
+    assert found["newer"]["remedy"] == (
+        "install versions that fit together: pip install --upgrade qeff-newer-backend qeff-framework"
+    )
+
+
 def test_two_packages_of_one_name(site, qeff):
     add(site, "twin", "x = 1")
     write_distribution(site, "another-twin", entry_points={BACKEND_GROUP: {"twin": "twin_module:x"}}, modules={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_text_and_figures(model_qeff, toy_artifact):
         "artifact",
     ]
     assert figures.splitlines()[-1].endswith(str(toy_artifact))
+
+
+def test_an_artifact_that_lost_its_description_is_no_checkpoint(model_qeff, toy_artifact, tmp_path):
+    copy = shutil.copytree(toy_artifact, tmp_path / "copy")
+    (copy / "compiled.json").unlink()
+
+    result = model_qeff("generate", copy, "--prompt", "one")
+
+    assert result.code == 1
+    assert "manifest.json lists compiled.json, which is not there; copy the whole directory again" in result.err
 
 
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])

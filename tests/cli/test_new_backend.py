@@ -27,6 +27,13 @@ def test_a_folder_with_content_is_left_alone(qeff, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_name_that_is_installed_is_told(qeff, tmp_path):
+    result = qeff("new-backend", "ORT-Sim", "--dir", tmp_path / "mine")
+    assert result.code == 0
+    assert "a backend named 'ort_sim' is installed, by the package qeff-ort-sim-backend " in result.err
+    assert "is installed" not in qeff("new-backend", "acme", "--dir", tmp_path / "acme").err
+
+
 def test_the_kit_has_the_checks_that_are_chosen_of_it():
     """Otherwise an operator of a generated package would not be checked."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from qeff_framework import (
     load_compiled,
 )
 from qeff_framework.cli.app import main
-from qeff_framework.errors import InputError, OptionError
+from qeff_framework.errors import CheckpointError, InputError, OptionError
 from qeff_framework.sources import CheckpointSource
 from tests.image_models import clip_of_words, picture, resnet
 
@@ -41,6 +42,18 @@ def _turned(file: Path) -> Path:
     exif[0x0112] = 6
     image.save(file, exif=exif)
     return file
+
+
+def test_a_tokenizer_is_no_processor_of_images(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Transformers takes it for one where a folder holds nothing else."""
+    folder = next(iter(tokenizer_folders.values()))
+    shutil.copytree(folder, tmp_path / "model")
+    resnet()[0].save_pretrained(tmp_path / "model")
+    model = QEFFAutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    with pytest.raises(
+        CheckpointError, match=r"the processor of model, .*; add the checkpoint's preprocessor_config\.json"
+    ):
+        model.compile("ort_sim")
 
 
 def test_classes_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,10 @@ def test_texts_give_what_encode_gives(model: Any, library: tuple[Path, SentenceT
     np.testing.assert_allclose(model.generate(TEXTS, prompt=""), theirs.encode(TEXTS, prompt=""), atol=2e-6)
     with pytest.raises(InputError, match="no prompt named 'question', only document, passage, query"):
         model.generate(TEXTS, prompt_name="question")
+    with pytest.raises(InputError, match="normalize cannot be given beside texts"):
+        model.generate(TEXTS, normalize=True)
+    with pytest.raises(InputError, match="no texts were given; give at least one"):
+        model.generate([])
 
 
 def test_tokens_of_texts_that_were_not_prepared_are_refused(

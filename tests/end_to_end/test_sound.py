@@ -46,6 +46,19 @@ def test_logits_of_each_frame_are_those_of_the_clip_alone(tmp_path: Path, capsys
             program.transcribe(CLIPS, sampling_rate=8000)
         with pytest.raises(InputError, match="clip 0 is of type int16; give float32 from -1 to 1"):
             program.transcribe((CLIPS[0] * 32767).astype(np.int16))
+        for odd, told in (
+            ([], "there is no sound: the list of clips is empty"),
+            (["speech.wav"], r"clip 0 is a text, not a waveform; give .* soundfile\.read"),
+            (Path("speech.wav"), "clip 0 is a text, not a waveform"),
+            (CLIPS[0].astype(np.complex64), "clip 0 is of type complex64"),
+            (CLIPS[0] > 0, "clip 0 is of type bool"),
+            ([*CLIPS, [0.5, None]], f"clip {len(CLIPS)} is of type object"),
+        ):
+            with pytest.raises(InputError, match=told):
+                program.transcribe(odd)
+        with pytest.raises(InputError, match="sampling_rate='16000' must be a number of samples per second"):
+            program.transcribe(CLIPS, sampling_rate="16000")
+        assert program.transcribe([each.tolist() for each in CLIPS], sampling_rate=np.int64(RATE)) == texts
     for number, length in enumerate(lengths):
         with torch.no_grad():
             wanted = module(torch.tensor(np.asarray(inputs["input_values"][number]))[None]).logits[0].numpy()

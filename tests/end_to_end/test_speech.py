@@ -140,6 +140,9 @@ def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpee
     ("settings", "message"),
     [
         ({"language": "klingon"}, "does not know the language 'klingon'; it knows de, en"),
+        ({"language": ["de", "en"]}, r"language=\['de', 'en'\] must be one text, for all clips of the call"),
+        ({"task": 1}, "task=1 must be one text"),
+        ({"return_token_timestamps": True}, "times of single words are read from the decoder's attention"),
         ({"task": "summarize"}, "does not know the task 'summarize'; it knows transcribe, translate"),
         ({"return_timestamps": False}, "a clip is longer than the window"),
         ({"max_new_tokens": 100}, "more than the compiled ctx_len=64; ask for at most 62"),

@@ -123,6 +123,9 @@ def test_stopping_criteria_end_their_row_only(generator: TextGenerator) -> None:
     assert output.finish_reasons[0] == "stopping_criteria"
     with pytest.raises(OptionError, match=r"stopping_criteria takes a list, and a StopAfter was given; .*=\[\.\.\.\]"):
         generator.generate(PROMPTS, stopping_criteria=StopAfter(stop))
+    for name in ("stopping_criteria", "logits_processor"):
+        with pytest.raises(OptionError, match=f"{name} holds 'stop', which cannot be called with token ids and scores"):
+            generator.generate(PROMPTS, **{name: ["stop"]})
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,10 @@ def test_models_health_metrics_and_the_page(served: Served) -> None:
         ({"logit_bias": {"x": 1}}, "body", "is no token id"),
         ({"logit_bias": {"99999": 1}}, None, "99999"),
         ({"stop": [""]}, None, "empty string"),
+        ({"stop": [3]}, "stop", "stop: must be a text or a list of 16 texts at most"),
+        ({"max_tokens": True}, "body", "max_tokens must be a number, and is true"),
+        ({"temperature": False}, "body", "temperature must be a number, and is false"),
+        ({"logprobs": 1, "top_logprobs": True}, "body", "top_logprobs must be a number, and is true"),
         ({"stream_options": {}}, "body", "stream=true"),
         (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -233,6 +237,39 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
     assert message in answer["error"]["message"]
     assert answer["error"]["param"] == param
     assert "Traceback" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [True], ["a", [3]], [-1], 3, {"text": "a"}])
+def test_the_forms_of_a_prompt_are_told_in_one_sentence(served: Served, prompt: Any) -> None:
+    error = served.send("POST", "/v1/completions", {"model": "tiny", "prompt": prompt})[2]["error"]
+    assert error["param"] == "prompt"
+    assert error["message"] == (
+        "prompt: must be a text, a list of texts, a list of token ids or a list of such lists, and no list may be empty"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        (b'{"model" "tiny"}', {}, "the body is no valid JSON: Expecting ':' delimiter at character 9"),
+        (b"[]", {}, "the body is JSON, but no object"),
+        (
+            b'{"model": "tiny", "prompt": "a"}',
+            {"content-type": "application/x-www-form-urlencoded"},  # curl's own for --data
+            "the body must be JSON, and the header says 'application/x-www-form-urlencoded'; send it with 'Content-Type: ",
+        ),
+        (
+            b'{"model": "tiny", "prompt": "a"}',
+            {"content-type": ""},
+            "the body must be JSON, and no header says so; send",
+        ),
+    ],
+)
+def test_a_body_that_is_not_read_is_told(served: Served, body: bytes, headers: dict[str, str], message: str) -> None:
+    status, _, answer = served.send("POST", "/v1/completions", body, headers)
+    assert status == 400
+    assert answer["error"]["message"].startswith(message)
+    assert answer["error"]["param"] is None
 
 
 def test_null_is_what_is_not_set(served: Served) -> None:

@@ -45,6 +45,8 @@ def test_prompts_stand_in_front_and_long_texts_are_cut() -> None:
     ("preparation", "chosen", "reason"),
     [
         ({"prompts": {"query": "q:"}}, {"prompt_name": "passage"}, "no prompt named 'passage', only query"),
+        ({}, {"prompt": 5}, "prompt=5 must be one text, for all texts of the call"),
+        ({"prompts": {"query": "q:"}}, {"prompt_name": ["query"]}, r"prompt_name=\['query'\] must be one text"),
         ({"prompt_in_pooling": False}, {"prompt": "q:"}, "leaves the prompt out of its pooling"),
     ],
 )

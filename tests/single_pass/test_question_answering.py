@@ -157,11 +157,18 @@ def test_token_types_are_those_that_the_model_reads(raw: Tokenizer) -> None:
     [
         ("", CONTEXT, 32, "the question is empty"),
         (QUESTION, " ", 32, "the context is empty"),
+        (
+            [QUESTION],
+            CONTEXT,
+            32,
+            "the question is of type list; give one text, and call answer once for each question",
+        ),
+        (QUESTION, None, 32, "the context is of type NoneType; give one text"),
         (QUESTION, CONTEXT, 7, "the question takes 7 of the program's 7 tokens"),
     ],
 )
 def test_what_has_no_answer_is_refused_before_the_run(
-    question: str, context: str, limit: int, message: str, tokenizer: FastTokenizer
+    question: Any, context: Any, limit: int, message: str, tokenizer: FastTokenizer
 ) -> None:
     calls: list[Any] = []
     with pytest.raises(InputError, match=message):

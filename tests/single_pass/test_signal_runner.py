@@ -77,6 +77,10 @@ def test_a_mask_cuts_rows() -> None:
     [
         ({"input_features": [[1.0]]}, "a mapping with input_values"),
         ({"input_values": [["speech.wav"]]}, "row 0 of input_values must hold numbers"),
+        (
+            {"input_values": np.ones((1, 8), np.complex64)},
+            "row 0 of input_values must hold real numbers, and is of type complex64",
+        ),
         ({"input_values": [], "attention_mask": None}, "no inputs were given"),
         ({"input_values": np.ones((1, 20))}, "a length of 20, the program was compiled for seq_len 8, 16"),
         ({"input_values": np.ones((1, 3))}, "row 0 of the inputs has a length of 3, too little for a single frame"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,7 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
             },
             "of its config.json, Transformers says: .*short_factor field must have length",
         ),
+        ({"pad_token_id": 999}, r"pad_token_id=999 is no token of a vocabulary of vocab_size=\d+; write"),
         ({"quantization_config": "int4"}, "quantization_config='int4' is no object with a quant_method; write"),
         ({"quantization_config": {}}, "states a quantization_config without a quant_method"),
     ],
@@ -169,7 +171,14 @@ def test_weights_that_the_loader_puts_together(tmp_path: Path, store_root: Path)
     assert load(tmp_path).unloaded() == frozenset()
     expert = next(key for key in whole if "experts.1.w2" in key)
     for changed, complaint in (
-        ({key: value for key, value in whole.items() if key != expert}, r"experts\.down_proj is \[3, "),
+        (
+            {key: value for key, value in whole.items() if key != expert},
+            rf"experts\.down_proj is \[3, .*; its files do not hold {re.escape(expert)}, but others of that kind: download",
+        ),
+        (
+            {key: value for key, value in whole.items() if key != expert.replace("w2", "w1")},
+            rf"gate_up_proj cannot be made .*: Sizes of tensors must match .* hold {re.escape(expert.replace('w2', 'w1'))}, but",
+        ),
         ({**whole, expert: whole[expert][:-1].contiguous()}, r"experts\.down_proj cannot be made .*equal size"),
         ({**whole, expert: whole[expert].to(torch.int8)}, "as numbers of type I8"),
     ):

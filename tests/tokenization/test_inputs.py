@@ -83,6 +83,7 @@ def test_an_id_that_ends_sequences_is_text_and_worth_a_warning(caplog: pytest.Lo
     [
         ({"input_ids": [[4, 5, 6]], "attention_mask": [[1, 0, 1]]}, r"hidden by attention_mask at place 1 \(token 5\)"),
         ({"input_ids": [[4, 5]], "attention_mask": [[2, 1]]}, "row 0, holds 2; it must hold 1 for tokens"),
+        ({"input_ids": [[4, 5]], "attention_mask": [[0.5, 1.0]]}, "attention_mask, row 0, must be a list .* holds 0.5"),
         ({"input_ids": [[4, 5]], "attention_mask": [[[1, 1], [1, 1]]]}, "attention_mask, row 0, must be a list"),
         ([[4, 0, 5]], r"padding id 0 between other tokens \(at place 1\), and no attention_mask"),
         ([[0, 0]], "row 0 of the inputs is padding only"),
@@ -96,8 +97,12 @@ def test_what_cannot_be_honoured_is_refused_before_the_first_step(inputs: Any, m
     with pytest.raises(InputError, match=message):
         TextGenerator(session, generation_defaults=DEFAULTS).generate(inputs, max_new_tokens=2)
     assert session.steps == []
-    kept = {"input_ids": [[4, 0, 5]], "attention_mask": [[1, 1, 1]]}
-    assert TextGenerator(session, generation_defaults=DEFAULTS).generate(kept, max_new_tokens=1).prompt_lengths == [3]
+    # Transformers takes a mask of torch.ones as well.
+    for mask in ([[1, 1, 1]], np.ones((1, 3), np.float32)):
+        kept = {"input_ids": [[4, 0, 5]], "attention_mask": mask}
+        assert TextGenerator(session, generation_defaults=DEFAULTS).generate(kept, max_new_tokens=1).prompt_lengths == [
+            3
+        ]
 
 
 def test_encoders_read_every_id_without_a_mask_as_transformers_do(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,7 @@ def test_an_interruption_ends_the_process_and_its_helpers(tmp_path: Path) -> Non
         # A run of the tests in the background ignores the signal, and its processes do as well.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from qeff_framework.toolchains import run_process\n"
-        # Half a second, so that the caller has it in hand: Python loses a process whose start is interrupted.
-        "tool = 'sleep 60 & sleep 0.5; echo $! >helper; wait'\n"
+        "tool = 'sleep 60 & echo $! >helper; wait'\n"
         "run_process(['sh', '-c', tool], Path(), log=Path('tool.log'), time_limit_seconds=60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -100,6 +100,31 @@ def test_an_interruption_ends_the_process_and_its_helpers(tmp_path: Path) -> Non
     caller.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in caller.communicate(timeout=20)[1]
     wait_until_gone(int(helper.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_a_process_starts_ends_it(number: int, tmp_path: Path, monkeypatch) -> None:
+    """Python loses a process when a handler raises inside of Popen; and the handlers are as before afterwards."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **keywords))
+        signal.raise_signal(number)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for one in before:
+            signal.signal(one, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            run(["sleep", "60"], tmp_path)
+        assert all(signal.getsignal(one) is signal.default_int_handler for one in before)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert started[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -64,8 +65,10 @@ def add_handlers(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
+        if unread := _unread_body(request, problems):
+            return ApiError(400, unread).response()
         told = [f"{_place(problem)}: {problem['msg'].removeprefix('Value error, ')}" for problem in problems]
         param = _place(problems[0]) if problems else None
         return ApiError(400, "; ".join(told) or "the request is not valid", param=param).response()
@@ -80,6 +83,26 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refused)
     for kind in (ApiError, QEFFError):
         app.add_exception_handler(kind, answer)
+
+
+def _unread_body(request: Request, problems: Sequence[Any]) -> str:
+    """Why a body is no JSON object; empty where it is one, in which something is wrong."""
+    for problem in problems:
+        if problem["type"] == "json_invalid":
+            return f"the body is no valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+        if problem["type"] == "model_attributes_type" and tuple(problem["loc"]) == ("body",):
+            kind = request.headers.get("content-type", "")
+            if not _is_json(kind):
+                stated = f"and the header says {kind!r}" if kind else "and no header says so"
+                return f"the body must be JSON, {stated}; send it with 'Content-Type: application/json'"
+            return "the body is JSON, but no object"
+    return ""
+
+
+def _is_json(content_type: str) -> bool:
+    """Whether the header of a body says that it is JSON, by FastAPI's rule."""
+    main, _, sub = content_type.partition(";")[0].strip().lower().partition("/")
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
 
 
 def _place(problem: Any) -> str:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
-Texts = (
-    str
-    | Annotated[list[str], Field(min_length=1)]
-    | Annotated[TokenIds, Field(min_length=1)]
-    | Annotated[list[TokenIds], Field(min_length=1)]
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
 )
+
+
+def _one_of(forms: str) -> WrapValidator:
+    """Tells the forms of a field that takes several in one sentence: pydantic tells what is wrong with each."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"must be {forms}") from None
+
+    return WrapValidator(check)
+
+
+#: Strict: true and false are no ids.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]], Field(min_length=1)]
+Texts = Annotated[
+    str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)],
+    _one_of("a text, a list of texts, a list of token ids or a list of such lists, and no list may be empty"),
+]
+Stops = Annotated[
+    str | Annotated[list[str], Field(max_length=16)] | None, _one_of("a text or a list of 16 texts at most")
+]
 
 
 class ApiRequest(BaseModel):
@@ -30,6 +53,22 @@ class ApiRequest(BaseModel):
         if not _is_unicode(data):
             raise ValueError("a text holds half of a surrogate pair, which is no character")
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, data: Any) -> Any:
+        """Pydantic takes true as 1: ``"max_tokens": true`` would be an answer of one token."""
+        for name, field in cls.model_fields.items():
+            if isinstance(data, dict) and isinstance(data.get(name), bool) and _is_number(field.annotation):
+                raise ValueError(f"{name} must be a number, and is {str(data[name]).lower()}")
+        return data
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, and neither true nor false."""
+    kinds = {annotation, *get_args(annotation)}
+    kinds |= {inner for kind in kinds for inner in get_args(kind)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 def _is_unicode(value: Any) -> bool:
@@ -88,7 +127,7 @@ class GenerationRequest(ApiRequest):
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Stops = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None

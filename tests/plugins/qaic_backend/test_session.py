@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -204,6 +205,20 @@ def test_standin_failures_while_opening_give_the_device_back(
     sdk = standin()
     monkeypatch.setenv(*fault_environment(runtime={call: fault}).popitem())
     with pytest.raises(error, match=message):
+        open_session(llama_program)
+    sdk.assert_released()
+
+
+def test_standin_interruption_while_opening_gives_the_device_back(standin, llama_program, monkeypatch) -> None:
+    """Between the activation, which takes the cores, and the session that would give them back."""
+    sdk = standin()
+    open_session(llama_program).close()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["qaicrt"], "ExecObj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         open_session(llama_program)
     sdk.assert_released()
 
