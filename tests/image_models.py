@@ -224,6 +224,10 @@ def built(make: Callable[[], tuple[PreTrainedModel, Image]]) -> tuple[PreTrained
 
 
 def greedy(module: PreTrainedModel, prompt: list[int], images: list[Image], video: Image | None = None) -> list[int]:
+    """What Transformers answers. `module` stays as it was, so that every test finds the exports of the first."""
+    # Qwen-VL keeps how far positions were moved by the images of the last text.
+    moved = [part for part in module.modules() if hasattr(part, "rope_deltas")]
+    before = [part.rope_deltas for part in moved]
     ids = torch.tensor([prompt])
     given: dict[str, Any] = {name: torch.cat([each[name] for each in images]) for name in (images[0] if images else ())}
     given |= video or {}
@@ -240,6 +244,8 @@ def greedy(module: PreTrainedModel, prompt: list[int], images: list[Image], vide
             pad_token_id=0,
             **given,
         )
+    for part, value in zip(moved, before, strict=True):
+        part.rope_deltas = value
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
 

@@ -127,6 +127,10 @@ def _replace_by_equivalents(graph: torch.fx.Graph) -> None:
             )
         elif node.target is _ATEN.batch_norm.default:
             _replace_batch_norm(graph, node)
+        elif node.target is _ATEN._weight_norm.default:  # noqa: SLF001
+            _replace_weight_norm(graph, node)
+        elif node.target is _ATEN.adaptive_avg_pool2d.default and list(_arguments(node)["output_size"]) == [1, 1]:
+            node.target, node.args, node.kwargs = _ATEN.mean.dim, (_arguments(node)["self"], [-2, -1], True), {}
         elif _is_its_argument(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -195,15 +199,28 @@ def _replace_variance(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     if not sizes or not all(isinstance(size, int) for size in sizes) or count <= 0:
         return
     with graph.inserting_before(node):
-
-        def call(op: Any, *args: Any) -> torch.fx.Node:
-            result = graph.call_function(op, args)
-            result.meta["val"] = op(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
-            return result
-
-        difference = call(_ATEN.sub.Tensor, source, call(_ATEN.mean.dim, source, dims, True))
-        total = call(_ATEN.sum.dim_IntList, call(_ATEN.mul.Tensor, difference, difference), dims, given["keepdim"])
+        difference = _call(graph, _ATEN.sub.Tensor, source, _call(graph, _ATEN.mean.dim, source, dims, True))
+        squares = _call(graph, _ATEN.mul.Tensor, difference, difference)
+        total = _call(graph, _ATEN.sum.dim_IntList, squares, dims, given["keepdim"])
     node.target, node.args, node.kwargs = _ATEN.div.Tensor, (total, float(count)), {}
+
+
+def _replace_weight_norm(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Replaces a weight given as direction and length, as convolutions of speech models have it, by what torch makes of it."""
+    given = _arguments(node)
+    direction, length = given["v"], given["g"]
+    others = [dim for dim in range(direction.meta["val"].dim()) if dim != given["dim"]]
+    with graph.inserting_before(node):
+        norm = _call(graph, _ATEN.linalg_vector_norm.default, direction, 2.0, others, True)
+        scale = _call(graph, _ATEN.div.Tensor, length, norm)
+    node.target, node.args, node.kwargs = _ATEN.mul.Tensor, (direction, scale), {}
+
+
+def _call(graph: torch.fx.Graph, op: Any, *args: Any) -> torch.fx.Node:
+    """A node for `op`, at the place where the graph inserts, that knows the value that it returns."""
+    result = graph.call_function(op, args)
+    result.meta["val"] = op(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
+    return result
 
 
 def _replace_batch_norm(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

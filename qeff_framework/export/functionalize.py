@@ -58,6 +58,11 @@ def functionalize(graph: torch.fx.Graph) -> None:
     _broadcast_copies(graph)
     order: dict[torch.fx.Node, float] = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
+        if node.target is _ATEN.unsqueeze_.default and not _is_changed(node.args[0]):
+            # It changes the shape for all that read the tensor afterwards, and no number.
+            node.target = _ATEN.unsqueeze.default
+            _replace_after(node.args[0], node, order)
+            continue
         if node.op != "call_function" or node.target not in _OUT_OF_PLACE or not _keeps_dtype(node):
             continue
         changed = node.args[0]
@@ -115,6 +120,8 @@ def _write_part(
 def _copy_results(graph: torch.fx.Graph) -> None:
     """Makes a fill with a number a copy of such a tensor, and another change of a part a copy of what it makes of the part."""
     for node in graph.nodes:
+        if node.target is _ATEN.fill_.Tensor:
+            node.target = _ATEN.copy_.default  # It broadcasts the one number.
         is_fill = node.target is _ATEN.fill_.Scalar
         if not is_fill and (node.target not in _OUT_OF_PLACE or node.target is _ATEN.copy_.default):
             continue
@@ -140,7 +147,9 @@ def _broadcast_copies(graph: torch.fx.Graph) -> None:
         changed, value = node.args[:2]
         if _shape(value) is not None and _shape(value) != _shape(changed):
             with graph.inserting_before(node):
-                expanded = graph.call_function(_ATEN.expand_as.default, (value, changed))
+                # A part that only the copy reads can be written in place of the whole: what is read is another one.
+                like = graph.node_copy(changed) if changed.target in _SCATTER else changed
+                expanded = graph.call_function(_ATEN.expand_as.default, (value, like))
             expanded.meta["val"] = value.meta["val"].expand_as(changed.meta["val"])
             node.update_arg(1, expanded)
 
@@ -166,6 +175,11 @@ def _keeps_dtype(node: torch.fx.Node) -> bool:
     indices = {torch.int64} if node.target in _INDEXED else set()
     masks = {torch.bool} if node.target in (_ATEN.masked_fill_.Scalar, _ATEN.index_put_.default) else set()
     return len(dtypes - indices - masks) <= 1
+
+
+def _is_changed(node: Any) -> bool:
+    """Tells whether an operator has changed the tensor in place, which then has several nodes; each would get the new shape."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
 
 
 def _owns_memory(node: Any) -> bool:

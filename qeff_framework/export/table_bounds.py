@@ -1,8 +1,8 @@
 """Lets a trace take over a bound of a dimension where the model's code has one, instead of being repeated with it.
 
-A model that reads its positions from a table of, say, 512 rows takes no longer texts. Torch traces it to the end and then refuses
-the dimension that was said to have no bound, with a bound to try: a second trace of the same operators would follow. So the
-dimension gets the bound when the tracer finds it.
+A model that reads its positions from a table of, say, 512 rows takes no longer texts, and one that makes frames of, say, 220
+samples no shorter clips. Torch traces it to the end and then refuses the dimension that was said to have no bound, with a bound
+to try: a second trace of the same operators would follow. So the dimension gets the bound when the tracer finds it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch.export import Dim
 
+#: The least size with which the tracer begins.
+_TRACED_FROM = 2
+
 
 @contextlib.contextmanager
 def taking_bounds(graph: torch.nn.Module, dynamic_shapes: tuple[Any, ...]) -> Iterator[None]:
-    """While the body traces `graph`, its dimensions get the upper bounds that are found. One of a single size is still refused.
+    """While the body traces `graph`, its dimensions get the bounds that are found. One of a single size is still refused.
 
     With a version of torch that keeps its bounds elsewhere they are refused as well, behind the trace.
     """
@@ -53,8 +56,9 @@ def _handing_on(
         found = environment.var_to_range[symbol]
         for sizes, axis in constraints[names[symbol]]:
             known = sizes[axis].vr
-            if found.lower < found.upper < known.upper:
-                narrowed = type(known)(known.lower, found.upper)
+            lower = found.lower if found.lower > _TRACED_FROM else known.lower
+            narrowed = type(known)(max(known.lower, lower), min(known.upper, found.upper))
+            if found.lower < found.upper and narrowed != known:
                 sizes[axis] = dataclasses.replace(sizes[axis], vr=narrowed)
 
     return update_and_hand_on

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForImageTextToText, load_compiled
 from qeff_framework.coverage.tiny import tiny_model
@@ -90,8 +91,9 @@ def test_each_window_has_the_inputs_that_it_reads_sizes_of(sizes, settings):
 
 
 def test_the_language_model_behind_an_image_encoder_is_cut():
-    """Qwen3-VL: its first layers read features of the image as well."""
+    """Qwen3-VL: its first layers read features of the image as well. What an earlier text has left in the module plays no part."""
     module, image = built(qwen3_vl)
+    module.model.rope_deltas = torch.tensor([[7]])
     prompt = [5, 6, 7, *[IMAGE_TOKEN] * 6, 8, 9]
     model = QEFFAutoModelForImageTextToText(module, processor=Processor(image))
     sizes = {"prefill_seq_len": 4, "ctx_len": 32, "img_size": 28, "num_layers_per_program": 1}

@@ -71,7 +71,10 @@ def _change_of_what_was_read_through_a_view(x: torch.Tensor) -> torch.Tensor:
 
 def _products(x: torch.Tensor) -> torch.Tensor:
     convolved = torch.nn.functional.conv2d(x[None, None], x[None, None, :1], stride=2, padding="valid")
-    return torch.outer(x[0], x[1]) + torch.outer(x[2], torch.arange(3)) + convolved.sum()
+    pooled = torch.nn.functional.adaptive_avg_pool2d(x[None, None], 1) + torch.nn.functional.adaptive_avg_pool2d(
+        x[None], (1, 1)
+    )
+    return torch.outer(x[0], x[1]) + torch.outer(x[2], torch.arange(3)) + convolved.sum() + pooled[0, 0]
 
 
 def _write_by_index(x: torch.Tensor) -> torch.Tensor:
@@ -80,15 +83,31 @@ def _write_by_index(x: torch.Tensor) -> torch.Tensor:
     result[:, :1].fill_(0.5)
     result[torch.tensor([1]), torch.tensor([2])] = x[0, :1]
     result[2][x[2] > 0.5] = 4.0
+    result[:, 2].fill_(x[0, 1])
     result.index_add_(0, torch.tensor([1]), x[:1])
     hidden = torch.where(x > 0, x, -1.0)[None, None].where(x > -2.0, 0.0)
     hidden[:, 0][:, 1][hidden[:, 0, 1] > 0.1] = 5.0
-    return result * x.sin().fill_(2.0) + hidden[0, 0]
+    wider = x.sin()
+    wide = wider.view(3, 3) * wider
+    wider.unsqueeze_(1)
+    wide += wider[:, 0] + wider.squeeze(1)
+    return result * x.sin().fill_(2.0) + hidden[0, 0] + wide
 
 
 def _norm_with_statistics(x: torch.Tensor) -> torch.Tensor:
     mean, variance = torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 2.0, 0.5])
     return torch.nn.functional.batch_norm(x, mean, variance, bias=mean, eps=0.1) * 2.0
+
+
+def _weights_with_a_norm(x: torch.Tensor) -> torch.Tensor:
+    """As Wav2Vec2 embeds positions; the dimension that keeps its length is the first one, one between, and the last one."""
+    weights = x[None] + torch.arange(1.0, 3.0)[:, None, None]
+    lengths = (
+        torch.tensor([[[0.5]], [[2.0]]]),
+        torch.tensor([[[0.5], [2.0], [1.0]]]),
+        torch.tensor([[[0.5, 2.0, 1.0]]]),
+    )
+    return sum(torch._weight_norm(weights, length, dim) for dim, length in enumerate(lengths)) * x.sin()
 
 
 def _fill_slices_of_a_row(x: torch.Tensor) -> torch.Tensor:
@@ -181,6 +200,7 @@ _TRANSLATED = (
     _products,
     _write_by_index,
     _norm_with_statistics,
+    _weights_with_a_norm,
     _a_number_that_nobody_reads,
 )
 _ALIASED = (

@@ -80,6 +80,25 @@ def test_the_bound_of_a_table_takes_no_second_trace(torch_tells_early: bool, mon
         ]
 
 
+class Convolved(torch.nn.Module):
+    """Makes sums of seven numbers that lie side by side, as a model of sound makes frames of samples."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv1d(values[:, None], torch.ones(1, 1, 7))
+
+
+def test_the_fewest_samples_of_a_frame_take_no_second_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    once = tracing._trace
+    monkeypatch.setattr(tracing, "_trace", lambda *args: runs.append(args) or once(*args))
+
+    program = trace(Convolved(), (torch.ones(2, 9),), ({1: Dim("size", min=1)},))
+
+    assert len(runs) == 1
+    for count in (7, 12):
+        assert program.module(check_guards=False)(torch.ones(2, count)).tolist() == [[[7.0] * (count - 6)]] * 2
+
+
 class OneSize(torch.nn.Module):
     """Takes rows of five numbers alone."""
 
