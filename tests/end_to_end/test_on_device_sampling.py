@@ -121,7 +121,10 @@ def test_what_the_program_cannot_do_is_refused(models) -> None:
             "frequency_penalty: the program chooses tokens on the device, by bad_words_ids, begin_suppress",
         ),
         ({"do_sample": True, "typical_p": 0.5}, "^typical_p: the program"),
-        ({"logits_processor": [lambda ids, scores: scores]}, "logits_processor: the program .* compile without include_sampler"),
+        (
+            {"logits_processor": [lambda ids, scores: scores]},
+            "logits_processor: the program .* compile without include_sampler",
+        ),
         ({"prompt_lookup_num_tokens": 2}, "returns the logits of one token per step"),
     ]:
         with pytest.raises(InputError, match=message):
