@@ -68,6 +68,8 @@ def run_parts(
     context = contextvars.copy_context()
     stop, failures = threading.Event(), list[BaseException]()
     left, results = dict.fromkeys(parts), dict[str, T]()
+    #: Not `Thread.join`: when it is interrupted, Python 3.11 and 3.12 take the thread for one that has ended.
+    ended = {name: threading.Event() for name in parts}
 
     def work(name: str, function: Callable[[], T]) -> None:
         _PART.set(_Part(name=name if computes else "", stop=stop))
@@ -79,6 +81,8 @@ def run_parts(
         except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
             stop.set()
+        finally:
+            ended[name].set()
 
     threads = [
         threading.Thread(target=context.copy().run, args=(work, name, function), name=f"qeff {name}")
@@ -87,15 +91,14 @@ def run_parts(
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(LOOK_SECONDS)
+        for has_ended in ended.values():
+            while not has_ended.wait(LOOK_SECONDS):
                 check_stopped()
     except BaseException:
         stop.set()
-        for thread in threads:
+        for thread, has_ended in zip(threads, ended.values(), strict=True):
             if thread.ident is not None:
-                thread.join()
+                has_ended.wait()
         raise
     if failures:
         raise failures[0]
