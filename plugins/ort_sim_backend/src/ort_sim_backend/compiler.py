@@ -12,7 +12,7 @@ from ort_sim_backend.in_place import states_of_rows, states_of_windows, states_u
 from ort_sim_backend.lowering import final_passes
 from ort_sim_backend.options import COMPRESSED_BITS
 from ort_sim_backend.packed_weights import as_inputs, lookup_tables, packed_weights, put_back, write_packed
-from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from ort_sim_backend.runtime import available_cpus, open_session, reason, save_program, session_options
 from ort_sim_backend.spread_weights import has_transformed_weights, spread_weights
 from ort_sim_backend.stored_packing import store_packed_weights
 from qeff_framework.lowering import has_subgraph, lowered_specs, write_weights
@@ -136,7 +136,7 @@ def _announce_memory(request: CompileRequest, calibration: int = 0, rounding: in
     tensors = [value.const_value for value in request.model.graph.initializers.values()]
     sizes = [int(tensor.nbytes) for tensor in tensors if tensor is not None]
     largest = max(sizes, default=0)
-    # ONNX Runtime keeps what it has packed until all of it is written.
+    # At most: what is packed may be held until all of it is written.
     packed = sum(sizes) if request.options.store_packed_weights else 0
     announce_memory(
         f"compiling for {request.backend}",
@@ -161,11 +161,7 @@ def _takes_layout(request: CompileRequest) -> bool:
 def optimize(source: Path, target: Path, *, level: str) -> None:
     """Runs ONNX Runtime's graph optimisations on `source` and saves the result with its weights beside it."""
     options = session_options(optimization_level=level, threads=available_cpus(), pack_weights=False)
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_min_size_in_bytes", str(_INLINE_BYTES)
-    )
+    save_program(options, target, weights_file=WEIGHTS_FILE, inline_bytes=_INLINE_BYTES)
     try:
         open_session(source, options)
     except Exception as error:

@@ -36,6 +36,15 @@ def session_options(*, optimization_level: str, threads: int, pack_weights: bool
     return options
 
 
+def save_program(options: ort.SessionOptions, target: Path, *, weights_file: str, inline_bytes: int) -> None:
+    """Makes a session write its graph to `target`, and initializers from `inline_bytes` bytes on to `weights_file` beside it."""
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights_file)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", str(inline_bytes)
+    )
+
+
 def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """A session on the CPU provider. ONNX Runtime replaces providers that it cannot load without an error, so this is checked."""
     session = ort.InferenceSession(str(model), options, providers=[PROVIDER], disabled_optimizers=[*_SLOWER_FUSIONS])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ort_sim_backend.runtime import available_cpus, open_session, reason, session_options
+from ort_sim_backend.runtime import available_cpus, open_session, reason, save_program, session_options
 from qeff_framework.plugin_api import CompileError, require_space
 
 
@@ -31,13 +31,8 @@ def store_packed_weights(model: Path, weights: Path, *, inline_bytes: int) -> No
     require_space(model.parent, 2 * weights.stat().st_size, "writing weights in the layout of this CPU")
     with tempfile.TemporaryDirectory(dir=model.parent, prefix="packing-") as folder:
         options = session_options(optimization_level="none", threads=available_cpus(), pack_weights=True)
-        options.optimized_model_filepath = str(Path(folder, model.name))
-        for name, value in (
-            ("optimized_model_external_initializers_file_name", weights.name),
-            ("optimized_model_external_initializers_min_size_in_bytes", str(inline_bytes)),
-            ("save_external_prepacked_constant_initializers", "1"),
-        ):
-            options.add_session_config_entry(f"session.{name}", value)
+        save_program(options, Path(folder, model.name), weights_file=weights.name, inline_bytes=inline_bytes)
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         try:
             open_session(model, options)
         except Exception as error:
