@@ -6,7 +6,9 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +65,7 @@ def require_space(directory: Path, needed: int, what: str) -> None:
 
 def _size(directory: Path) -> int:
     """Bytes of the files below `directory`, without those that vanish meanwhile."""
-    size = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                size += Path(parent, name).lstat().st_size
-    return size
+    return sum(size for _, size in _sizes(directory))
 
 
 def told_bytes(count: float) -> str:
@@ -106,6 +103,49 @@ def sync_tree(directory: Path) -> None:
             if stat.S_ISREG(file.lstat().st_mode):
                 sync(file)
         sync(Path(parent))
+
+
+@contextmanager
+def synced_meanwhile(directory: Path) -> Iterator[Future[None]]:
+    """Forces large files below `directory` to the disk while the body writes them, so that `sync_tree` finds little to wait for.
+
+    Whoever publishes the files asks for the result first: an `OSError` where the disk has not taken what was written, which a
+    system may tell once and never again.
+    """
+    over = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="qeff sync") as other:
+        try:
+            yield other.submit(_sync_growing, directory, over)
+        finally:
+            over.set()
+
+
+#: Between two looks, and what makes a file worth one: the disk takes about as much meanwhile.
+_LOOK_SECONDS = 0.2
+_GROWN_BYTES = 32 * 2**20
+
+
+def _sync_growing(directory: Path, over: threading.Event) -> None:
+    """Forces files to the disk that have grown, until `over` is set."""
+    forced: dict[Path, int] = {}
+    while not over.wait(_LOOK_SECONDS):
+        for file, size in _sizes(directory):
+            if size - forced.get(file, 0) >= _GROWN_BYTES and not over.is_set():
+                # One that has been moved or deleted is the body's own affair.
+                with suppress(FileNotFoundError):
+                    sync(file)
+                forced[file] = size
+
+
+def _sizes(directory: Path) -> Iterator[tuple[Path, int]]:
+    """The files below `directory` with their bytes, without those that vanish meanwhile."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            file = Path(parent, name)
+            with suppress(OSError):
+                found = file.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    yield file, found.st_size
 
 
 def sync(path: Path) -> None:

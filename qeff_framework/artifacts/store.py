@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from qeff_framework.artifacts.disk import is_disk_full, os_errors_explained, sync, sync_tree
+from qeff_framework.artifacts.disk import is_disk_full, os_errors_explained, sync, sync_tree, synced_meanwhile
 from qeff_framework.artifacts.json_values import Json
 from qeff_framework.artifacts.keys import MEMO_FILE, cache_key, content_digest, key_value
 from qeff_framework.artifacts.manifest import Manifest, Problem, verify
@@ -371,13 +371,15 @@ def _build(
     """Builds and publishes; `replaced` names the artifacts that the new one takes the place of, once it is complete."""
     with staging_directory(staging_parent, prefix=staging_prefix, remedy=remedy) as staging:
         try:
-            shared = recipe.builder(staging)
+            with synced_meanwhile(staging) as early:
+                shared = recipe.builder(staging)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             with os_errors_explained(f"cannot build {recipe.what} in {staging_parent}", remedy):
                 raise
         with os_errors_explained(f"cannot publish {recipe.what} as {target}", remedy):
+            early.result()
             with ThreadPoolExecutor(1) as other:
                 # What the builder has written goes to the disk while it is read for the manifest.
                 synced = other.submit(sync_tree, staging)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qeff_framework.artifacts import ProblemKind, Store, cache_key, open_artifact, store_root, verify
+from qeff_framework.artifacts import disk as disk_module
 from qeff_framework.artifacts import store as store_module
 from qeff_framework.errors import ArtifactError
 
@@ -288,6 +289,34 @@ def test_everything_is_on_the_disk_before_it_is_published(get, store, monkeypatc
     assert manifest == ("manifest.json", True, 0)
     assert directory[1:] == (True, 0)
     assert parent == (artifact.path.parent.name, True, 1)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_large_files_go_to_the_disk_while_they_are_written(get, store, monkeypatch, builder, is_told):
+    synced, forced = threading.Event(), disk_module.sync
+
+    def sync(path):
+        if path.name == "program.bin" and not synced.is_set():
+            synced.set()
+            if is_told:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        forced(path)
+
+    def building(directory):
+        builder(directory)
+        assert synced.wait(30)
+
+    monkeypatch.setattr(disk_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(disk_module, "_GROWN_BYTES", 1)
+    monkeypatch.setattr(disk_module, "sync", sync)
+    if not is_told:
+        assert get(builder=building).path.is_dir()
+        return
+    # A second attempt to force the file would succeed: the system has told its error.
+    with pytest.raises(ArtifactError, match=r"cannot publish .*Input/output error"):
+        get(builder=building)
+    assert list(store.list()) == []
+    assert nothing_unfinished(store)
 
 
 # --- destination ------------------------------------------------------------------------------------------------------
