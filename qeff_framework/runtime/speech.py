@@ -181,7 +181,7 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 start=start,
                 window=window,
                 timestamps=timestamps,
-                limit=lambda count: self._limit(count, resolved),
+                limit=lambda started, before: self._limit(started, resolved, before),
                 attempts=attempts,
                 thresholds=thresholds,
                 context=context,
@@ -388,8 +388,11 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                 clip.seek = clip.frames
                 tell(clip, clip.segments)
 
-    def _limit(self, started: int, settings: GenerationSettings) -> int:
-        """New tokens behind `started` start tokens."""
+    def _limit(self, started: int, settings: GenerationSettings, before: int = 0) -> int:
+        """New tokens behind `started` start tokens, in a clip whose windows before had `before`.
+
+        With each window of a clip Transformers adds the start tokens to ``max_length``.
+        """
         room = self._decoder.ctx_len - started
         if settings.max_new_tokens is not None:
             if settings.max_new_tokens > room and not settings.limit_is_advice:
@@ -398,7 +401,7 @@ class CompiledSpeechSeq2Seq(SoundRunner):
                     f"ctx_len={self._decoder.ctx_len}; ask for at most {room}, or compile with a greater ctx_len"
                 )
             return min(settings.max_new_tokens, room)
-        return room if settings.max_length is None else max(1, min(settings.max_length, room))
+        return room if settings.max_length is None else max(1, min(settings.max_length + before, room))
 
     def _output(self, clips: Sequence[Clip]) -> SpeechOutput:
         segments = [

@@ -35,6 +35,8 @@ class Clip:
     language_id: int | None = None
     #: What was said before is context for the next window.
     is_trusted: bool = True
+    #: Start tokens of the windows that were read; of a window no more count than what was said before can have.
+    started: int = 0
 
     @property
     def frames(self) -> int:
@@ -57,7 +59,7 @@ class WindowReader:
         start: start tokens of each window.
         window: frames of features in a window.
         timestamps: the answer holds time stamps; a clip longer than a window needs them.
-        limit: new tokens at most behind so many start tokens.
+        limit: new tokens at most behind so many start tokens, in a clip whose windows before had so many.
         attempts: at a window, one behind the other while the answer is not good enough; at least one.
         thresholds: what is good enough.
         context: what stands before the start tokens.
@@ -71,7 +73,7 @@ class WindowReader:
     start: StartTokens
     window: int
     timestamps: bool
-    limit: Callable[[int], int]
+    limit: Callable[[int, int], int]
     attempts: Sequence[Attempt]
     thresholds: Thresholds
     context: Context
@@ -113,6 +115,8 @@ class WindowReader:
             left = unfit
             if not left:
                 break
+        for clip, prefix in zip(group, prefixes, strict=True):
+            clip.started += min(self.context.longest, len(prefix) + len(clip.start))
 
     def _question(self, clip: Clip, prefix: Sequence[int], attempt: int) -> Question:
         prompt = [*prefix, *clip.start]
@@ -120,7 +124,8 @@ class WindowReader:
         seed = int(np.random.SeedSequence([self.seed, clip.seek, attempt]).generate_state(1)[0])
         token = self.facts.no_speech_token_id
         silence = None if token is None else (len(prefix), token)
-        return Question(prompt=prompt, limit=self.limit(len(prompt)), clip=clip.number, seed=seed, silence=silence)
+        limit = self.limit(len(prompt), clip.started - max(0, len(prompt) - self.context.longest))
+        return Question(prompt=prompt, limit=limit, clip=clip.number, seed=seed, silence=silence)
 
     def _rules(self) -> list[Timestamps]:
         begin = self.facts.timestamp_begin

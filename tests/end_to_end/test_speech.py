@@ -57,9 +57,9 @@ def _reference(module: PreTrainedModel, seconds: int, **settings: Any) -> dict[s
         settings["return_timestamps"] = True
     if "prompt_ids" in settings:
         settings["prompt_ids"] = torch.tensor(settings["prompt_ids"])
-    found: dict[str, Any] = module.generate(
-        input_features=made["input_features"], max_new_tokens=NEW_TOKENS, return_segments=True, **settings
-    )
+    if "max_length" not in settings:
+        settings["max_new_tokens"] = NEW_TOKENS
+    found: dict[str, Any] = module.generate(input_features=made["input_features"], return_segments=True, **settings)
     return found
 
 
@@ -128,6 +128,14 @@ def test_texts_while_they_are_written_down(program: CompiledSpeechSeq2Seq, capsy
     assert sorted(capsys.readouterr().out.splitlines()) == [
         f"[{number}] {text}" for number, text in enumerate(found.generated_texts)
     ]
+
+
+@pytest.mark.parametrize("settings", [{}, {"condition_on_prev_tokens": True}])
+def test_the_greatest_length_grows_with_each_window(
+    module: PreTrainedModel, program: CompiledSpeechSeq2Seq, settings: dict[str, Any]
+) -> None:
+    found = program.generate(program.prepared(clip(65, 65)), max_length=6, **settings)
+    assert found.generated_ids == [_reference(module, 65, max_length=6, **settings)["sequences"][0].tolist()]
 
 
 def test_a_task_begins_the_answer(module: PreTrainedModel, program: CompiledSpeechSeq2Seq) -> None:
