@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, cast
 
 from qeff_framework.contracts import (
     COMPANIONS,
@@ -125,7 +125,6 @@ def check_descriptor(descriptor: Backend, origin: str) -> None:
             _is_schema(RuntimeOptions),
             "a dataclass derived from RuntimeOptions with annotations that can be resolved",
         ),
-        ("capabilities", _are_capabilities, "an instance of Capabilities with fields of the right types"),
         ("implementation", lambda value: isinstance(value, str) and ":" in value, "text like 'package.module:Class'"),
         (
             "execute_implementation",
@@ -138,6 +137,7 @@ def check_descriptor(descriptor: Backend, origin: str) -> None:
         for name, is_right, what in expected
         if not is_right(getattr(descriptor, name, None))
     ]
+    wrong += _wrong_capabilities(getattr(descriptor, "capabilities", None), "capabilities")
     if wrong:
         raise BackendIncompatibleError(
             f"the backend descriptor of {origin} is wrong: {'; '.join(wrong)}; see qeff_framework.plugin_api.Backend"
@@ -155,10 +155,18 @@ def checked_probe(descriptor: Backend, told: str) -> Probe:
         probe: object = _within(PROBE_SECONDS, descriptor.probe)
     if not isinstance(probe, Probe):
         raise BackendBrokenError(f"{told} returned {_shown(probe)} from probe(), not a Probe")
-    flags = (probe.can_compile, probe.can_execute, probe.hardware)
-    fields_fit = all(isinstance(flag, bool) for flag in flags) and isinstance(probe.rank, int)
-    if not fields_fit or not isinstance(probe.other_options, str) or not _all_of(Check, probe.checks):
-        raise BackendBrokenError(f"{told} returned a Probe with fields of wrong types from probe(): {_shown(probe)}")
+    flags = dict.fromkeys(("can_compile", "can_execute", "hardware"), "True or False")
+    kinds = {bool: flags, int: {"rank": "a whole number"}, str: {"other_options": "text"}}
+    wrong = [
+        f"{name} is {_shown(getattr(probe, name))}, not {told_kind}"
+        for kind, names in kinds.items()
+        for name, told_kind in names.items()
+        if not isinstance(getattr(probe, name), kind)
+    ]
+    if not _all_of(Check, probe.checks):
+        wrong.append(f"checks is {_shown(probe.checks)}, not a tuple of Check")
+    if wrong:
+        raise BackendBrokenError(f"{told} returned a wrong Probe from probe(): {'; '.join(wrong)}")
     for check in probe.checks:
         texts = (check.name, check.detail, check.remedy)
         if not isinstance(check.status, Status) or not all(isinstance(text, str) for text in texts):
@@ -208,11 +216,9 @@ def checked_capabilities(descriptor: Backend, options: CompileOptions, told: str
     """Returns the answer of ``capabilities_for()``. Raises `BackendBrokenError` for anything else than `Capabilities`."""
     with blamed(told, "failed in capabilities_for()", BackendBrokenError):
         answer: object = descriptor.capabilities_for(options)
-    if not _are_capabilities(answer):
-        raise BackendBrokenError(
-            f"{told} returned {_shown(answer)} from capabilities_for(), not Capabilities with fields of the right types"
-        )
-    return answer
+    if wrong := _wrong_capabilities(answer, "the answer"):
+        raise BackendBrokenError(f"{told} returned wrong Capabilities from capabilities_for(): {'; '.join(wrong)}")
+    return cast("Capabilities", answer)
 
 
 def check_compiler(descriptor: Backend, options: CompileOptions, told: str) -> None:
@@ -465,18 +471,30 @@ def _is_schema(base: type[Any]) -> Callable[[Any], bool]:
     return is_right
 
 
-def _are_capabilities(value: object) -> TypeGuard[Capabilities]:
-    if not isinstance(value, Capabilities) or not isinstance(value.tasks, (set, frozenset)):
-        return False
-    flags = [field.name for field in dataclasses.fields(Capabilities) if field.name not in ("tasks", "scope")]
-    if not all(isinstance(task, str) and not _misspells_a_task(task) for task in value.tasks):
-        return False
-    return isinstance(value.scope, str) and all(isinstance(getattr(value, name), bool) for name in flags)
+def _wrong_capabilities(value: object, what: str) -> list[str]:
+    """What is wrong with `value`, whose name is `what`; empty where nothing is."""
+    if not isinstance(value, Capabilities):
+        return [f"{what} is {_shown(value)}, not an instance of Capabilities"]
+    # What somebody else's code has put there may be of any type.
+    fields: dict[str, Any] = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    tasks, scope = fields.pop("tasks"), fields.pop("scope")
+    wrong = [
+        f"{what}.{name} is {_shown(flag)}, not True or False"
+        for name, flag in fields.items()
+        if not isinstance(flag, bool)
+    ]
+    if not isinstance(scope, str):
+        wrong.append(f"{what}.scope is {_shown(scope)}, not text")
+    if not isinstance(tasks, (set, frozenset)) or not all(isinstance(task, str) for task in tasks):
+        return [*wrong, f"{what}.tasks is {_shown(tasks)}, not a set of names of tasks"]
+    meant = {task: _misspelled_task(task) for task in sorted(tasks)}
+    return [*wrong, *(f"{what}.tasks has {task!r}, which is spelled {name!r}" for task, name in meant.items() if name)]
 
 
-def _misspells_a_task(name: str) -> bool:
-    """Whether it is a task but for case and separators. Other unknown names may be tasks of a newer core."""
-    return name not in task_names() and name.lower().replace("_", "-").replace(" ", "-") in task_names()
+def _misspelled_task(name: str) -> str:
+    """The task that `name` is but for case and separators; "" for others, which may be tasks of a newer core."""
+    meant = name.lower().replace("_", "-").replace(" ", "-")
+    return meant if name not in task_names() and meant in task_names() else ""
 
 
 def _same_place(one: object, other: Path) -> bool:

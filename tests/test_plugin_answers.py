@@ -325,16 +325,26 @@ def test_what_a_probe_says_is_printable() -> None:
 )
 def test_a_descriptor_with_a_wrong_field_is_refused(field: str, value: object) -> None:
     descriptor = type("Odd", (RecordingBackend,), {field: value})()
-    with pytest.raises(BackendIncompatibleError, match=f"qeff-odd 1.0 is wrong: {field} is"):
+    with pytest.raises(BackendIncompatibleError, match=f"qeff-odd 1.0 is wrong: {field}"):
         check_descriptor(descriptor, "qeff-odd 1.0")
 
 
-def test_capabilities_of_another_form_name_the_backend() -> None:
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "the answer is None, not an instance of Capabilities"),
+        ({"dry_run": "yes"}, "the answer.dry_run is 'yes', not True or False"),
+        ({"scope": None}, "the answer.scope is None, not text"),
+        ({"tasks": "causal-lm"}, "the answer.tasks is 'causal-lm', not a set of names of tasks"),
+        ({"tasks": {"causal_lm", "encoder"}}, "the answer.tasks has 'causal_lm', which is spelled 'causal-lm'"),
+    ],
+)
+def test_wrong_capabilities_name_the_backend_and_the_field(answer: Mapping[str, Any] | None, said: str) -> None:
     class Odd(RecordingBackend):
         def capabilities_for(self, options: CompileOptions) -> Capabilities:
-            return None  # type: ignore[return-value]
+            return answer if answer is None else Capabilities(**{"tasks": frozenset(), **answer})  # type: ignore[return-value]
 
-    with pytest.raises(BackendBrokenError, match=r"acme.*returned None from capabilities_for\(\)"):
+    with pytest.raises(BackendBrokenError, match=rf"acme.*wrong Capabilities from capabilities_for\(\): {said}"):
         checked_capabilities(Odd(), RecordingOptions(), TOLD)
 
 
