@@ -174,6 +174,10 @@ def _complete_sizes(args: argparse.Namespace) -> None:
     from qeff_framework.registry import registry
 
     texts = compile_texts(args)
+    if texts.get("include_sampler", "").lower() in ("true", "1"):
+        raise OptionError(
+            "a program that chooses its tokens itself returns no logits to compare; leave include_sampler out"
+        )
     if "ctx_len" not in texts:
         args.ctx_len = str(_CTX_LEN)
     # Set for the compilation as well: the choice probes every backend, and is told.

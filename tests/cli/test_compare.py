@@ -75,6 +75,7 @@ def test_a_program_of_the_device_misses_a_narrow_gate(model_qeff, llama, text, t
         (["--plot", "errors.png"], "the charts are SVG"),
         (["--text", "no_such_file.txt"], "cannot be read"),
         (["--prompts-file", os.devnull], "holds no prompts"),
+        (["-O", "include_sampler=true"], "returns no logits to compare; leave include_sampler out"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_compiled(model_qeff, llama, argv, told, monkeypatch):
