@@ -24,7 +24,7 @@ from qeff_framework.contracts import (
     Transform,
     TransformRequest,
 )
-from qeff_framework.errors import BackendUnavailableError
+from qeff_framework.errors import BackendUnavailableError, OptionError
 from qeff_framework.options import parse_options
 from qeff_framework.plugin_api import Backend
 from qeff_framework.registry import registry
@@ -135,6 +135,13 @@ class Subject:
         """Raises `NotClaimedError` unless `claimed`."""
         if not claimed:
             raise NotClaimedError(f"it does not claim {what}")
+
+    def need_accepted(self, **options: Any) -> None:
+        """Raises `NotClaimedError` where these options are refused beside those of the settings, as for another target."""
+        try:
+            self.options(**options)
+        except OptionError as error:
+            raise NotClaimedError(f"it does not claim {', '.join(options)} with the settings: {error}") from error
 
     # --- places -------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -27,7 +28,7 @@ from qeff_framework.testing import (
 from qeff_framework.testing.groups import dialect
 from qeff_framework.testing.reports import to_document, to_html, to_junit, to_text
 from tests.testing.mutants.execute import StateNotReset
-from tests.testing.toy_backend import ToyBackend
+from tests.testing.toy_backend import ToyBackend, ToyOptions
 from tests.testing.toy_hooks import ToyHooks
 
 
@@ -148,6 +149,24 @@ class EncodersOnly(ToyBackend):
 def test_what_is_not_claimed_is_not_run(workspace: Path) -> None:
     report = run_conformance(EncodersOnly, only=[CHECK, "execute/continuous_batching"], workspace=workspace)
     assert {*outcomes(report).values()} == {Outcome.NOT_CLAIMED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionsOfOneTarget(ToyOptions):
+    def __post_init__(self) -> None:
+        if self.num_layers_per_program is not None:
+            raise OptionError("num_layers_per_program is for another target")
+
+
+class OneTarget(ToyBackend):
+    options = OptionsOfOneTarget
+
+
+def test_an_option_that_is_refused_with_the_settings_is_not_claimed(workspace: Path) -> None:
+    report = run_conformance(OneTarget, only=["generation/windows_of_layers"], workspace=workspace)
+    [found] = report.results
+    assert found.outcome is Outcome.NOT_CLAIMED
+    assert found.message.endswith("num_layers_per_program is for another target")
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

@@ -404,7 +404,7 @@ def _quantized_experts(
     for weight, outputs in (("up", outer), ("down", hidden)):
         shape = (_EXPERTS, outputs, -(-inputs[weight] // _BLOCK))
         constants[f"{weight}_levels"] = random.integers(0, 256, (*shape, _BLOCK * bits // 8)).astype(np.uint8)
-        constants[f"{weight}_scales"] = ((random.random(shape) + 0.5) * 2 / 2**bits).astype(np.float32)
+        constants[f"{weight}_scales"] = ((random.random(shape) + 0.5) / 2 / 2**bits).astype(np.float32)
         constants[f"{weight}_scales"][-1] += poison
         constants[f"{weight}_zero_points"] = random.integers(0, 2**bits, shape).astype(np.uint8)
     first, second, third, *others = constants.values()

@@ -184,6 +184,7 @@ def check_compute_contexts(subject: Subject) -> None:
 def check_windows_of_layers(subject: Subject) -> None:
     """A program for each layer, of which one hands on to the next, generate the tokens of one program."""
     subject.need(issubclass(subject.backend.options, LayerWindowOptions), "num_layers_per_program")
+    subject.need_accepted(num_layers_per_program=1)
     reference = _reference(_PLAIN, "causal-lm")
     model = _compiled(subject, _causal_lm(subject, _PLAIN), **_SIZES, num_layers_per_program=1)
     _require_tokens(subject, _generated(subject, model, reference.prompts), reference, "a program for each layer")
