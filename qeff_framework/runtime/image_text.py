@@ -514,12 +514,13 @@ def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
         return [[] for _ in range(prompts)]
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     if prompts == 1 and not any(isinstance(each, (list, tuple)) for each in given):
-        return [given]
+        return [[each for each in given if each is not None]]
     if len(given) != prompts:
         raise InputError(
             f"{prompts} prompts and images for {len(given)} were given; give a list of images (or None) for each prompt"
         )
-    return [[] if each is None else list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+    lists = [list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+    return [[image for image in of_prompt if image is not None] for of_prompt in lists]
 
 
 def _rendered(processor: Any, text: str, images: int, videos: int = 0) -> str:

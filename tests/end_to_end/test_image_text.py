@@ -128,7 +128,11 @@ def keeps_features_inside(model: QEFFAutoModelForImageTextToText, module: PreTra
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="one program for images and text .*compile two programs"):
         program.take_images_from(program)
-    for sizes, told in (({"skip_lang": True}, "leave out one of two programs"), ({"img_size": [28, 56]}, "one size")):
+    for sizes, told in (
+        ({"skip_lang": True}, "leave out one of two programs"),
+        ({"img_size": [28, 56]}, "one size"),
+        ({"img_size": 0}, "img_size=0 must be at least 1"),
+    ):
         with pytest.raises(OptionError, match=told):
             model.compile(backend="ort_sim", **sizes)
     portable = load_portable(model.export().model_path)
