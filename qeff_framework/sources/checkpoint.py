@@ -221,7 +221,14 @@ class CheckpointSource:
         return content if head is None else {**content, "architectures": [head]}
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
-        """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
+        """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint.
+
+        What was saved with an adapter counts before what was saved with its base.
+        """
+        if self._adapter is not None:
+            trained = SentenceTransformersFolder.find(self.name, self._adapter.optional_file)
+            if trained is not None:
+                return trained
         subfolder = self._arguments.get("subfolder") or ""
         return SentenceTransformersFolder.find(self.name, self._file_at_root, subfolder=subfolder)
 

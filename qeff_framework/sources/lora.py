@@ -129,6 +129,10 @@ class LoraAdapter:
             )
         return self._place.file(CONFIG), found
 
+    def optional_file(self, name: str) -> Path | None:
+        """A file that was saved with it; `None` where there is none."""
+        return self._place.optional_file(name)
+
     @property
     def base_revision(self) -> str | None:
         """The revision of its base model on the hub, by its config."""

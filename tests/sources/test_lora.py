@@ -296,6 +296,24 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
 
 
+def test_modules_of_sentence_transformers_that_were_saved_with_an_adapter(adapter: Path, checkpoint: Path) -> None:
+    """They would be those of the base, which has none: a vector for each token in place of an embedding."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
+    (adapter / "modules.json").write_text(json.dumps(modules))
+    (adapter / "1_Pooling").mkdir()
+    (adapter / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    (adapter / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+    for source in (CheckpointSource(adapter, {}), CheckpointSource(checkpoint, {"adapter": adapter})):
+        found = source.sentence_transformers()
+        assert found is not None
+        assert str(found.head()) == "lasttoken > normalize"
+        assert found.texts({}).prompts["query"] == "q: "
+    (adapter / "modules.json").unlink()
+    with pytest.raises(CheckpointError, match="1_Pooling/config.json and no modules.json"):
+        CheckpointSource(adapter, {}).sentence_transformers()
+
+
 @pytest.mark.parametrize(
     ("content", "stated"),
     [([1], "holds no tensors by names"), ({"a": Path}, "holds more than plain tensors")],
