@@ -26,4 +26,9 @@ def token_types(tokenizer: TextTokenizer, rows: Sequence[Sequence[int]]) -> list
 def single_texts(tokenizer: TextTokenizer, rows: Sequence[Sequence[int]]) -> dict[str, list[list[int]]]:
     """Tokenizer output for `rows`, each the tokens of one text."""
     types = token_types(tokenizer, rows)
-    return {"input_ids": [list(row) for row in rows], **({} if types is None else {"token_type_ids": types})}
+    return {
+        "input_ids": [list(row) for row in rows],
+        # Without a mask, a text that ends in the padding token would be taken for a padded one.
+        "attention_mask": [[1] * len(row) for row in rows],
+        **({} if types is None else {"token_type_ids": types}),
+    }
