@@ -67,6 +67,9 @@ _TOKENIZER_FILES = (
     *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+#: What is saved of a processor of images or sound; one of the first two where there is one.
+PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_FILES = (*PROCESSOR_CONFIGS, "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 #: Ways of starting a training that leave the weights of the base as they are.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PREFIX = "base_model.model."
@@ -150,8 +153,14 @@ class LoraAdapter:
         found = {name: self._place.optional_file(name) for name in _TOKENIZER_FILES}
         return {name: path for name, path in found.items() if path is not None}
 
+    def processor_files(self) -> dict[str, Path]:
+        """The files of the processor that was saved with it, by name; empty where there is none."""
+        found = {name: self._place.optional_file(name) for name in _PROCESSOR_FILES}
+        held = {name: path for name, path in found.items() if path is not None}
+        return held if any(name in held for name in PROCESSOR_CONFIGS) else {}
+
     def tokenizer_arguments(self) -> dict[str, Any]:
-        """Where Transformers finds that tokenizer: arguments of its ``from_pretrained``."""
+        """Where Transformers finds that tokenizer, or processor: arguments of its ``from_pretrained``."""
         commit = self._place.commit(CONFIG) if isinstance(self._place, HubRepository) else None
         return {"pretrained_model_name_or_path": self._place.location, **({"revision": commit} if commit else {})}
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from qeff_framework import QEFFAutoModel, QEFFAutoPeftModelForCausalLM
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.sources import CheckpointSource
+from tests.image_models import built, llava, saved_llava
 from tests.sources.conftest import change_json
 from tests.tiny_models import tiny_causal_lm
 
@@ -312,6 +313,19 @@ def test_modules_of_sentence_transformers_that_were_saved_with_an_adapter(adapte
     (adapter / "modules.json").unlink()
     with pytest.raises(CheckpointError, match="1_Pooling/config.json and no modules.json"):
         CheckpointSource(adapter, {}).sentence_transformers()
+
+
+def test_a_processor_that_was_saved_with_an_adapter_is_taken(adapter: Path, tmp_path: Path, store_root: Path) -> None:
+    processor = saved_llava(built(llava)[0], tmp_path / "llava")
+    arguments = {"adapter": adapter}
+    before = CheckpointSource(tmp_path / "llava", arguments)
+    identity = before.identity()
+    assert list(before.processor().image_processor.image_mean) == list(processor.image_processor.image_mean)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(adapter)
+    after = CheckpointSource(tmp_path / "llava", arguments)
+    assert list(after.processor().image_processor.image_mean) == [0.1, 0.2, 0.3]
+    assert after.identity() != identity
 
 
 @pytest.mark.parametrize(
