@@ -502,6 +502,15 @@ class ImageTextShapes(CausalLMShapes):
             raise ValueError(
                 f"height has {len(heights)} sizes and width has {len(widths)}; give one width for each height"
             )
+        named = {
+            "img_size": _several(self.img_size),
+            "height": heights,
+            "width": widths,
+            "num_frames": self.video_lengths,
+        }
+        for name, sizes in named.items():
+            if any(size < 1 for size in sizes):
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         of_text = self.include_sampler or self.num_speculative_tokens is not None or self.prefill_only is not None
         if of_text or self.has_compute_contexts:
             raise ValueError(

@@ -16,10 +16,25 @@ def store_root() -> Path:
     """
     try:
         if home := os.environ.get("QEFF_HOME"):
-            return Path(home).expanduser().absolute()
-        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (cache if cache.is_absolute() else Path.home() / ".cache") / "qeff"
+            root = Path(home).expanduser().absolute()
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+            root = (cache if cache.is_absolute() else Path.home() / ".cache") / "qeff"
     except RuntimeError as error:
         raise ArtifactError(
             f"the artifact store has no place: {error}. Set QEFF_HOME to a writable directory"
         ) from error
+    if not _is_utf8(root):
+        # Neither JSON nor libraries that are not Python's take such a path.
+        raise ArtifactError(
+            f"the artifact store {os.fsencode(root)!r} has a name that is no UTF-8. Set QEFF_HOME to another directory"
+        )
+    return root
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -409,7 +409,13 @@ class QEFFAutoModelForImageTextToText(ProcessedModel):
         image = np.zeros((height, width, 3), dtype=np.uint8)
         # A shade: units that are empty are told apart from fillings by their contents.
         image[:, :, 0] = np.arange(width, dtype=np.uint8)[None]
-        tensors = dict(processor(images=[image], return_tensors="pt"))
+        try:
+            tensors = dict(processor(images=[image], return_tensors="pt"))
+        except Exception as error:
+            raise OptionError(
+                f"the processor of {self.name} takes no image of {height} x {width} pixels ({type(error).__name__}: {error}); "
+                "give another size, or restore the checkpoint's files for the processor"
+            ) from error
         names = encoder_inputs(self._model_class())
         try:
             units = image_units({name: tensors[name] for name in tensors if name in names})

@@ -48,6 +48,8 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         super().__init__(model)
         self._adapters: dict[str, LoraAdapter] = {}
         self._active = BASE_ADAPTER
+        #: Those that are a part of the last program.
+        self._compiled_in: Mapping[str, LoraAdapter] = {}
         #: Places of the program for adapters that are written into it; `None` where they are a part of it.
         self._room: AdapterRoom | None = None
         #: What every adapter of such a program adds, and the runner and the adapters that were written last.
@@ -162,6 +164,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
     ) -> Any:
         """See `qeff_framework.runtime.CompiledCausalLM.generate`; prompts without an adapter of their own take the active one."""
         mapping = self._active if prompt_to_adapter_mapping is None else prompt_to_adapter_mapping
+        self._check_compiled_in([mapping] if isinstance(mapping, str) else mapping)
         return super().generate(*args, prompt_to_adapter_mapping=mapping, **kwargs)
 
     @property
@@ -171,6 +174,18 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
         if self._room is not None:
             self._write_adapters(self._room, runner)
         return runner
+
+    def _check_compiled_in(self, names: Any) -> None:
+        """Raises `OptionError` for a name under which another adapter was loaded since the program was compiled."""
+        if self._room is not None or not isinstance(names, list | tuple):
+            return
+        for name in filter(lambda each: isinstance(each, str), names):
+            held, loaded = self._compiled_in.get(name), self._adapters.get(name)
+            if held is not None and loaded is not None and held is not loaded:
+                raise OptionError(
+                    f"'{name}' was another adapter when the program was compiled; call compile() again, or load this one under a "
+                    "name of its own"
+                )
 
     def _check_loaded(self, asked: str, name: str) -> None:
         if name != BASE_ADAPTER and name not in self._adapters:
@@ -190,6 +205,7 @@ class QEFFAutoPeftModelForCausalLM(QEFFAutoModelForCausalLM):
 
     def _programs(self, relay: Relay, options: object, shapes: Any) -> list[Program]:
         self._room, self._factors, self._written = None, {}, ()
+        self._compiled_in = dict(self._adapters)
         if shapes.max_loras is not None:
             if not self._adapters:
                 raise OptionError(

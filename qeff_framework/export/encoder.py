@@ -87,7 +87,7 @@ def _graph(
     norms, rotary = find_rms_norms(module), find_length_dependent_rotary(module)
     weightless = weightless_copy(module)
     adapt(weightless, norms, rotary)
-    inputs = _input_names(weightless)
+    inputs = input_names(weightless)
     graph = _TokensGraph(weightless, inputs=inputs, fields=fields, pooling=pooling, counts_tokens=bool(rotary))
     example = _example(inputs)
     with stage("probe run"):
@@ -102,7 +102,14 @@ def _graph(
     rename_interface(model, inputs=inputs, outputs=outputs)
     rename_dims(model, {BATCH: (0, 0), SEQ: (0, 1)})
     _drop_unused_token_types(model)
-    return PortableGraph(model=model)
+    return PortableGraph(model=model, metadata=_lost_types(weightless, inputs))
+
+
+def _lost_types(weightless: PreTrainedModel, inputs: tuple[str, ...]) -> dict[str, int]:
+    """That the program knows type 0 alone, where the model looks types up among its tokens (GPT-2) and the graph does not."""
+    parameters = inspect.signature(weightless.forward).parameters
+    is_lost = "token_type_ids" in parameters and "token_type_ids" not in inputs
+    return {"type_vocab_size": 1} if is_lost else {}
 
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
@@ -166,7 +173,7 @@ def _tensor(outputs: Any, name: str) -> torch.Tensor:
     return result
 
 
-def _input_names(weightless: PreTrainedModel) -> tuple[str, ...]:
+def input_names(weightless: PreTrainedModel) -> tuple[str, ...]:
     """``token_type_ids`` is an input only where more than one type exists; a model without it takes type 0 everywhere.
 
     A model without ``attention_mask`` takes every token for text. So does its graph, and nothing that runs it may pad.
@@ -177,9 +184,15 @@ def _input_names(weightless: PreTrainedModel) -> tuple[str, ...]:
     names = ["input_ids"]
     if "attention_mask" in parameters:
         names.append("attention_mask")
-    if "token_type_ids" in parameters and (getattr(weightless.config, "type_vocab_size", None) or 0) > 1:
+    if "token_type_ids" in parameters and _has_token_types(weightless):
         names.append("token_type_ids")
     return tuple(names)
+
+
+def _has_token_types(weightless: PreTrainedModel) -> bool:
+    """Whether types other than 0 mean something: there are several, or attention compares those of two tokens (XLNet)."""
+    count: int = getattr(weightless.config, "type_vocab_size", None) or 0
+    return count > 1 or any(hasattr(part, "seg_embed") for part in weightless.modules())
 
 
 def _example(inputs: tuple[str, ...]) -> tuple[list[torch.Tensor]]:

@@ -56,6 +56,12 @@ def image_units(tensors: Mapping[str, Any]) -> list[Unit]:
     arrays = {name: _array(value) for name, value in tensors.items() if value is not None}
     main = next((name for name in (PIXELS, VIDEO_PIXELS) if name in arrays), next(iter(arrays)))
     pixels = arrays[main]
+    odd = next((name for name, array in arrays.items() if array.ndim < 1 or array.dtype.kind not in "biuf"), None)
+    if odd is not None:
+        raise InputError(
+            f"{odd} must hold real numbers for each image, and is {list(arrays[odd].shape)} of type {arrays[odd].dtype}; "
+            "pass what the processor returns as it is"
+        )
     grid = next((name for name in _GRIDS if name in arrays), None)
     if grid is not None:
         parts = _split_patches(pixels, arrays[grid], grid)
@@ -126,7 +132,9 @@ def _split_patches(pixels: NDArray[Any], grid: NDArray[Any], name: str) -> list[
 
 def _array(value: Any) -> NDArray[Any]:
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        # NumPy has no such type.
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     if isinstance(value, Sequence):
         value = (
             np.stack([_array(each) for each in value]) if value and hasattr(value[0], "shape") else np.asarray(value)

@@ -25,7 +25,7 @@ from qeff_framework.runtime.text_generation import generation_defaults
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qeff_framework.generation import GenerationOutput, TextGenerator
+    from qeff_framework.generation import GenerationOutput, GenerationSettings, TextGenerator
     from qeff_framework.images.units import Unit
     from qeff_framework.tokenization import ChatOptions
     from qeff_framework.tokenization.chat import Conversation
@@ -182,7 +182,9 @@ class CompiledImageTextToText(CompiledRunner):
             ) from error
         self._refuse_other_contents(processed)
         prompt = ImagePrompt(
-            ids=self._ids(processed)[0], units=self._units(processed), sees=self._sees(processed, 1)[0]
+            ids=(ids := self._ids(processed)[0]),
+            units=self._units(processed),
+            sees=self._sees(processed, [ids])[0],
         )
         for unit in prompt.units:
             self._program_for(unit)
@@ -258,7 +260,7 @@ class CompiledImageTextToText(CompiledRunner):
         resolved = generator.settings(generation_config, **settings)
         if prompts is not None:
             given = self._processed(processor or self.processor, prompts, images, videos)
-        rows = [row for each in given for row in self._rows(each)]
+        rows = [row for each in given for row in self._rows(each, resolved)]
         return generator.generate_ids(
             [ids for ids, _ in rows],
             resolved,
@@ -328,11 +330,13 @@ class CompiledImageTextToText(CompiledRunner):
 
     # --- rows ----------------------------------------------------------------------------------------------------------
 
-    def _rows(self, inputs: Mapping[str, Any]) -> list[tuple[list[int], RowImages]]:
+    def _rows(self, inputs: Mapping[str, Any], settings: GenerationSettings) -> list[tuple[list[int], RowImages]]:
         """Token ids and images of each prompt of a processor's output."""
         self._refuse_other_contents(inputs)
-        prompts = self._ids(inputs)
-        return self._matched(prompts, self._units(inputs), self._sees(inputs, len(prompts)))
+        # Padding that no mask tells is found as that of prompts of text is.
+        of_text = {name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}
+        prompts = [list(row) for row in self._generator.tokenized(of_text, settings).ids]
+        return self._matched(prompts, self._units(inputs), self._sees(inputs, prompts))
 
     @staticmethod
     def _ids(inputs: Mapping[str, Any]) -> list[list[int]]:
@@ -340,15 +344,21 @@ class CompiledImageTextToText(CompiledRunner):
 
         return normalize_inputs({name: inputs[name] for name in _OF_TEXT if inputs.get(name) is not None}, None)
 
-    def _sees(self, inputs: Mapping[str, Any], prompts: int) -> list[NDArray[np.int64] | None]:
+    def _sees(self, inputs: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> list[NDArray[np.int64] | None]:
         """Which tiles each token of each prompt sees, ``[P, G]``; `None` where the processor does not tell."""
         given = inputs.get(TILES_SEEN)
         if given is None or not self._tile_tokens:
-            return [None] * prompts
+            return [None] * len(prompts)
         of_rows = np.asarray(given)
         mask = inputs.get("attention_mask")
         is_token = np.ones(of_rows.shape[:2], dtype=bool) if mask is None else np.asarray(mask).astype(bool)
-        return [of_row[kept].reshape(int(kept.sum()), -1) for of_row, kept in zip(of_rows, is_token, strict=True)]
+        found = [of_row[kept].reshape(int(kept.sum()), -1) for of_row, kept in zip(of_rows, is_token, strict=True)]
+        if [len(row) for row in found] != [len(prompt) for prompt in prompts]:
+            raise InputError(
+                f"{TILES_SEEN} has not a row for each token of input_ids; pass what the processor returns as it is, with its "
+                "attention_mask"
+            )
+        return found
 
     def _matched(
         self, prompts: Sequence[list[int]], units: Sequence[Unit], sees: Sequence[NDArray[np.int64] | None]
@@ -514,12 +524,13 @@ def _images_per_prompt(images: Any, prompts: int) -> list[list[Any]]:
         return [[] for _ in range(prompts)]
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     if prompts == 1 and not any(isinstance(each, (list, tuple)) for each in given):
-        return [given]
+        return [[each for each in given if each is not None]]
     if len(given) != prompts:
         raise InputError(
             f"{prompts} prompts and images for {len(given)} were given; give a list of images (or None) for each prompt"
         )
-    return [[] if each is None else list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+    lists = [list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+    return [[image for image in of_prompt if image is not None] for of_prompt in lists]
 
 
 def _rendered(processor: Any, text: str, images: int, videos: int = 0) -> str:

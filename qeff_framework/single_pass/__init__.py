@@ -6,6 +6,7 @@ from qeff_framework.single_pass.classification import class_scores, ranking_scor
 from qeff_framework.single_pass.embedding_texts import check_tokens, tokenise_texts
 from qeff_framework.single_pass.encoder_runner import EncoderRunner
 from qeff_framework.single_pass.question_answering import Answer, SpanLogits, find_answer
+from qeff_framework.single_pass.token_types import single_texts, token_types
 
 __all__ = [
     "Answer",
@@ -15,5 +16,7 @@ __all__ = [
     "class_scores",
     "find_answer",
     "ranking_scores",
+    "single_texts",
+    "token_types",
     "tokenise_texts",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qeff_framework.errors import InputError
+from qeff_framework.single_pass.token_types import single_texts
 from qeff_framework.tokenization.inputs import integer_rows
 from qeff_framework.tokenization.tokenizer import CuttingTokenizer, TextTokenizer
 
@@ -24,7 +25,7 @@ def tokenise_texts(
     prompt: str | None = None,
     prompt_name: str | None = None,
 ) -> dict[str, list[list[int]]]:
-    """Returns ``input_ids`` of `texts`, rows of unequal lengths. `prompt` wins over `prompt_name`, both over the default.
+    """Returns tokenizer output for `texts`, rows of unequal lengths. `prompt` wins over `prompt_name`, both over the default.
 
     Raises:
         InputError: an unknown prompt, a prompt that the program cannot leave out of its pooling, or something that is no text.
@@ -39,8 +40,8 @@ def tokenise_texts(
             raise InputError(f"text {number} is a {type(text).__name__}; give texts, or what a tokenizer returns")
     limit = preparation.get("max_tokens")
     if limit is not None and isinstance(tokenizer, CuttingTokenizer):
-        return {"input_ids": [tokenizer.encode_within(chosen + text, int(limit)) for text in texts]}
-    return {"input_ids": [tokenizer.encode(chosen + text) for text in texts]}
+        return single_texts(tokenizer, [tokenizer.encode_within(chosen + text, int(limit)) for text in texts])
+    return single_texts(tokenizer, [tokenizer.encode(chosen + text) for text in texts])
 
 
 def check_tokens(inputs: object, preparation: Mapping[str, Any]) -> None:

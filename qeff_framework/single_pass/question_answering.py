@@ -63,6 +63,9 @@ def find_answer(
             )
         if not text.strip():
             raise InputError(f"the {name} is empty; give some text")
+    for name, count in (("max_answer_len", max_answer_len), ("doc_stride", doc_stride)):
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise InputError(f"{name}={count!r} must be a whole number of tokens")
     if max_answer_len < 1:
         raise InputError(f"max_answer_len={max_answer_len} must be at least 1")
     if doc_stride < 0:

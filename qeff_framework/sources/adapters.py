@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.sources.files import CONFIG as CHECKPOINT_CONFIG
 from qeff_framework.sources.files import read_json
 from qeff_framework.sources.lora import LoraAdapter, folders_of_adapters
@@ -63,6 +63,11 @@ def base_is_missing(path: str | os.PathLike[str], base: str, reason: str = "") -
 
 def open_adapter(name_or_path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> LoraAdapter:
     """The adapter in a local folder, or on the hub. `arguments`: those of ``from_pretrained`` about fetching."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise OptionError(
+            f"adapter={name_or_path!r} is no folder and no hub id; give one adapter, which is merged into the weights. "
+            "Several, among which prompts choose, are for QEFFAutoPeftModelForCausalLM"
+        )
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
     if path.is_dir():

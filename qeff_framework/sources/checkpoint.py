@@ -186,6 +186,7 @@ class CheckpointSource:
             parts["gguf"] = _version_of_gguf()
         read = {} if self._adapter is None else {path.name: path for path in self._adapter.files()}
         read |= {} if self._tokenizer_of is None else self._tokenizer_of.tokenizer_files()
+        read |= {} if self._adapter is None else self._adapter.processor_files()
         if read:
             parts["adapter"] = {name: content_digest(path) for name, path in read.items()}
         if isinstance(self._place, LocalFolder):
@@ -221,7 +222,14 @@ class CheckpointSource:
         return content if head is None else {**content, "architectures": [head]}
 
     def sentence_transformers(self) -> SentenceTransformersFolder | None:
-        """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint."""
+        """What follows the Transformer in a sentence-transformers checkpoint; `None` for any other checkpoint.
+
+        What was saved with an adapter counts before what was saved with its base.
+        """
+        if self._adapter is not None:
+            trained = SentenceTransformersFolder.find(self.name, self._adapter.optional_file)
+            if trained is not None:
+                return trained
         subfolder = self._arguments.get("subfolder") or ""
         return SentenceTransformersFolder.find(self.name, self._file_at_root, subfolder=subfolder)
 
@@ -541,9 +549,7 @@ class CheckpointSource:
         report(f"reading the tokenizer of {self.name}")
         if self._tokenizer_of is not None and self._tokenizer_of.tokenizer_files():
             # Tokens were added for the adapter, or it was trained with another template.
-            fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
-            fetching = {**fetching, known.TRUST: self.trusted, **self._tokenizer_of.tokenizer_arguments()}
-            return transformers.AutoTokenizer.from_pretrained(**fetching)
+            return transformers.AutoTokenizer.from_pretrained(**self._arguments_of(self._tokenizer_of))
         arguments = self._loader_arguments(self._tokenizer_config())
         if self._gguf:
             refuse_unknown_split(self._file(self._gguf))
@@ -552,8 +558,13 @@ class CheckpointSource:
         self._refuse_stale(type(tokenizer))
         return tokenizer
 
+    def _arguments_of(self, adapter: LoraAdapter) -> dict[str, Any]:
+        """Arguments of ``from_pretrained`` for what was saved with an adapter."""
+        fetching = {name: value for name, value in self._arguments.items() if name in known.FETCHING}
+        return {**fetching, known.TRUST: self.trusted, **adapter.tokenizer_arguments()}
+
     def processor(self, part: str = "AutoProcessor") -> Any:
-        """The processor of Transformers that prepares images or sound.
+        """The processor of Transformers that prepares images or sound: the adapter's, if one was saved with it, else the base's.
 
         Args:
             part: the class that loads what must be there of it. A classifier of sound comes without a tokenizer, which a
@@ -564,12 +575,15 @@ class CheckpointSource:
         """
         import transformers
 
+        arguments = {"pretrained_model_name_or_path": self._location, **self._loader_arguments()}
+        if self._adapter is not None and self._adapter.processor_files():
+            arguments = self._arguments_of(self._adapter)
         problem: Exception | None = None
         for name in dict.fromkeys(("AutoProcessor", part)):
             try:
                 with quiet_transformers():
                     load: Any = getattr(transformers, name).from_pretrained
-                    found = load(self._location, **self._loader_arguments())
+                    found = load(**arguments)
                 # Where the folder has nothing else, `AutoProcessor` returns the tokenizer.
                 if not isinstance(found, transformers.PreTrainedTokenizerBase):
                     return found

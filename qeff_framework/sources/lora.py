@@ -67,6 +67,9 @@ _TOKENIZER_FILES = (
     *(TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+#: What is saved of a processor of images or sound; one of the first two where there is one.
+PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_FILES = (*PROCESSOR_CONFIGS, "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 #: Ways of starting a training that leave the weights of the base as they are.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PREFIX = "base_model.model."
@@ -129,6 +132,10 @@ class LoraAdapter:
             )
         return self._place.file(CONFIG), found
 
+    def optional_file(self, name: str) -> Path | None:
+        """A file that was saved with it; `None` where there is none."""
+        return self._place.optional_file(name)
+
     @property
     def base_revision(self) -> str | None:
         """The revision of its base model on the hub, by its config."""
@@ -146,8 +153,14 @@ class LoraAdapter:
         found = {name: self._place.optional_file(name) for name in _TOKENIZER_FILES}
         return {name: path for name, path in found.items() if path is not None}
 
+    def processor_files(self) -> dict[str, Path]:
+        """The files of the processor that was saved with it, by name; empty where there is none."""
+        found = {name: self._place.optional_file(name) for name in _PROCESSOR_FILES}
+        held = {name: path for name, path in found.items() if path is not None}
+        return held if any(name in held for name in PROCESSOR_CONFIGS) else {}
+
     def tokenizer_arguments(self) -> dict[str, Any]:
-        """Where Transformers finds that tokenizer: arguments of its ``from_pretrained``."""
+        """Where Transformers finds that tokenizer, or processor: arguments of its ``from_pretrained``."""
         commit = self._place.commit(CONFIG) if isinstance(self._place, HubRepository) else None
         return {"pretrained_model_name_or_path": self._place.location, **({"revision": commit} if commit else {})}
 
@@ -293,16 +306,30 @@ class LoraAdapter:
                 "well; save it with path_initial_model_for_weight_conversion, which makes a plain LoRA of it, or merge it into "
                 "its base with peft (merge_and_unload) and give the result"
             )
+        self._check_patterns()
         unknown = sorted(name for name, value in self.config.items() if value and name not in _READ)
         if unknown:
             raise CheckpointError(
                 f"the adapter {self.name} states {', '.join(unknown)}, which is not read here; {merging}"
             )
 
+    def _check_patterns(self) -> None:
+        """Raises `CheckpointError` for a text that is to be a regular expression and is none."""
+        for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            stated = self.config.get(field)
+            for pattern in [stated] if isinstance(stated, str) else stated if isinstance(stated, Mapping) else ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise CheckpointError(
+                        f"the {CONFIG} of the adapter {self.name} states {field} with {pattern!r}, which is no regular "
+                        f"expression ({error}); restore the file or download it again"
+                    ) from error
+
     def _scale(self, module_name: str, rank: int) -> float:
         patterns, default = self.config.get("alpha_pattern") or {}, self.config.get("lora_alpha", 8)
         alpha = _by_pattern(patterns, module_name, default) if isinstance(patterns, Mapping) else None
-        if not isinstance(alpha, int | float):
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
             raise CheckpointError(
                 f"the {CONFIG} of the adapter {self.name} states lora_alpha={default!r} and alpha_pattern={patterns!r}, which "
                 f"give no number for {module_name}; restore the file or download it again"
@@ -450,19 +477,25 @@ class LoraAdapter:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By their names in the base model."""
-        import torch
         from safetensors.torch import load_file
 
         path = self.files()[1]
         check_weight_files([path])
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+        tensors = load_file(path) if path.suffix == ".safetensors" else _torch_tensors(path, self.name)
+        # Tests for numbers that are not finite exist for some types alone.
+        broken = [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]
         if broken:
             raise CheckpointError(
                 f"the adapter {self.name} holds numbers that are not finite in {some(broken)}: its training failed, or the file "
                 "is damaged; download it again, or train it again"
             )
-        return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+        found = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+        if len(found) != len(tensors):
+            twice = [key for key in tensors if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in tensors]
+            raise CheckpointError(
+                f"the adapter {self.name} holds {some(twice)} twice, with and without '{_PREFIX}' in front; take one of both out"
+            )
+        return found
 
     def _is_target(self, name: str) -> bool:
         """Whether the config lets the adapter add to a module of that name, by peft's ``check_target_module_exists``."""
@@ -547,6 +580,24 @@ class LoraAdapter:
                 f"the {CONFIG} of the adapter {self.name} {problem} for {name}: one of both files is of another adapter; "
                 "download both again"
             )
+
+
+def _torch_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file that torch has written."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path.name} of the adapter {name} holds more than plain tensors, or is damaged ({type(error).__name__}); save it "
+            "as safetensors or download it again"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise CheckpointError(
+            f"{path.name} of the adapter {name} holds no tensors by names; save it as safetensors or download it again"
+        )
+    return dict(content)
 
 
 def folders_of_adapters(place: Place) -> list[Path]:

@@ -192,8 +192,11 @@ class SentenceTransformersFolder:
             CheckpointError: a file is damaged, or names a prompt that is not there.
         """
         transformer, model = self._transformer_config(), self._model_config()
+        stated = model.get("prompts") or {}
+        if not isinstance(stated, Mapping):
+            raise CheckpointError(f"{self._name}: prompts in {_MODEL_FILE} are no texts by name; correct the file")
         prompts = {"query": "", "document": ""} | {
-            str(name): str(text) for name, text in (model.get("prompts") or {}).items() if text is not None
+            str(name): str(text) for name, text in stated.items() if text is not None
         }
         default = model.get("default_prompt_name")
         if default is not None and default not in prompts:
@@ -379,7 +382,12 @@ class SentenceTransformersFolder:
     def _max_tokens(self, transformer: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
         asked = transformer.get("max_seq_length")
         if asked is not None:
-            return int(asked)
+            if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+                raise CheckpointError(
+                    f"{self._name}: max_seq_length of its Transformer module is {asked!r}, not a number of tokens; correct the "
+                    "file"
+                )
+            return asked
         tokenizer = _read_object(self._fetch, _join(self._base, self._modules[0]["path"], "tokenizer_config.json"))
         limits = [tokenizer.get("model_max_length"), config.get("max_position_embeddings")]
         usable = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]

@@ -254,6 +254,12 @@ def test_a_full_disk_is_explained_and_leaves_nothing(get, store, monkeypatch, bu
     assert nothing_unfinished(store)
 
 
+def test_a_root_whose_name_is_no_text_is_refused(monkeypatch):
+    monkeypatch.setenv("QEFF_HOME", "/tmp/\udcff")
+    with pytest.raises(ArtifactError, match=r"store b'/tmp/\\xff' has a name that is no UTF-8. Set QEFF_HOME"):
+        store_root()
+
+
 def test_a_root_that_cannot_be_created_is_named_before_any_work(tmp_path, monkeypatch, get, builder, store):
     (tmp_path / "file").write_text("not a directory")
     root = tmp_path / "file/home"

@@ -63,6 +63,11 @@ def test_prompts_choose_their_adapters(tmp_path: Path, session_store: Path) -> N
     model.set_adapter("base")
     assert tokens(["base"])
     assert model.compiled is compiled
+    model.unload_adapter("a")
+    assert tokens(["a"], prompt_to_adapter_mapping="a")
+    model.load_adapter(tmp_path / "b", "a")
+    with pytest.raises(OptionError, match="'a' was another adapter when the program was compiled; call compile"):
+        tokens(["a", "b"], prompt_to_adapter_mapping=["base", "a"])
 
     with load_compiled(compiled.directory) as loaded:
         output = loaded.generate(

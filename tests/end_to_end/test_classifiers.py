@@ -11,7 +11,7 @@ import torch
 
 from qeff_framework import QEFFAutoModel, QEFFAutoModelForFeatureExtraction, QEFFAutoModelForSequenceClassification
 from qeff_framework import load_compiled as load_program
-from qeff_framework.errors import UnsupportedModelError
+from qeff_framework.errors import InputError, UnsupportedModelError
 from tests.checkpoints import save_tiny_checkpoint
 from tests.tiny_models import tiny_classifier
 
@@ -52,6 +52,10 @@ def test_logits_equal_transformers_at_every_length(model_type: str) -> None:
     np.testing.assert_allclose(model.generate({"input_ids": ROWS}), expected, rtol=1e-3, atol=1e-4)
     for row, want in zip(ROWS, expected, strict=True):
         np.testing.assert_allclose(model.generate({"input_ids": [row]})[0], want, rtol=1e-3, atol=1e-4)
+    if model_type == "gpt2":
+        # It looks types up among its tokens, which the graph does not.
+        with pytest.raises(InputError, match="holds the token type 1, the model knows 0 to 0"):
+            model.generate({"input_ids": ROWS[:1], "token_type_ids": [[0, 1, 1]]})
 
 
 def test_a_decoder_finds_the_last_token_whatever_the_side_of_the_padding() -> None:

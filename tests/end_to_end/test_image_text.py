@@ -128,7 +128,11 @@ def keeps_features_inside(model: QEFFAutoModelForImageTextToText, module: PreTra
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="one program for images and text .*compile two programs"):
         program.take_images_from(program)
-    for sizes, told in (({"skip_lang": True}, "leave out one of two programs"), ({"img_size": [28, 56]}, "one size")):
+    for sizes, told in (
+        ({"skip_lang": True}, "leave out one of two programs"),
+        ({"img_size": [28, 56]}, "one size"),
+        ({"img_size": 0}, "img_size=0 must be at least 1"),
+    ):
         with pytest.raises(OptionError, match=told):
             model.compile(backend="ort_sim", **sizes)
     portable = load_portable(model.export().model_path)
@@ -162,6 +166,12 @@ def refuses_what_does_not_fit(
         model.generate(inputs=pixels)
     with pytest.raises(InputError, match="takes pixel_values_videos: .* compile with num_frames"):
         model.generate({**inputs, "pixel_values_videos": pixels})
+    # As of prompts of text, padding is found without a mask.
+    without_mask = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    told = [
+        model.generate(each, generation_len=2, eos_token_id=None, pad_token_id=0) for each in (without_mask, inputs)
+    ]
+    assert told[0].generated_ids == told[1].generated_ids
     one_prompt = {"input_ids": [[IMAGE_TOKEN] * 48], "pixel_values": pixels}
     with pytest.raises(InputError, match="48 tokens, the program has room for 32; compile with more num_images"):
         model.generate(one_prompt)

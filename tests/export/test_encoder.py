@@ -8,10 +8,11 @@ import onnx_ir
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, XLNetConfig, XLNetModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qeff_framework.contracts import ExportedModel
+from qeff_framework.export.encoder import input_names
 from qeff_framework.export.portable import export_portable
 from tests.tiny_models import VOCAB_SIZE, tiny_classifier, tiny_encoder
 
@@ -45,6 +46,14 @@ def test_hidden_states_equal_transformers(model_type, inputs, tmp_path):
         real = feeds["attention_mask"].astype(bool)
         result, expected = run(exported, feeds), reference(model, feeds).last_hidden_state.numpy()
         np.testing.assert_allclose(result[real], expected[real], rtol=1e-4, atol=2e-5)
+
+
+def test_types_that_attention_compares_are_an_input():
+    """XLNet has no table of token types, so that its config has no number of them."""
+    with torch.device("meta"):
+        model = XLNetModel(XLNetConfig(vocab_size=VOCAB_SIZE, d_model=32, n_layer=1, n_head=4, d_inner=48))
+
+    assert input_names(model) == ("input_ids", "attention_mask", "token_type_ids")
 
 
 def test_attention_that_bypasses_the_interface_gets_masks_that_it_can_add(tmp_path, monkeypatch):

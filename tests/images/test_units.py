@@ -48,6 +48,11 @@ def test_tokens_that_name_their_patches_name_those_of_their_own_image() -> None:
 def test_other_tensors_have_a_row_for_each_image() -> None:
     units = image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4], [2, 4]]})
     assert [unit["image_sizes"].tolist() for unit in units] == [[[4, 4]], [[2, 4]]]
+    (unit,) = image_units({"pixel_values": torch.full((1, 3, 4, 4), 0.5, dtype=torch.bfloat16)})
+    assert unit["pixel_values"].dtype == np.float32
+    for odd in ("a", 1.0, np.zeros((1, 2), dtype=complex)):
+        with pytest.raises(InputError, match="pixel_values must hold real numbers for each image, and is .*processor"):
+            image_units({"pixel_values": odd})
     with pytest.raises(InputError, match="pixel_values 2, image_sizes 1"):
         image_units({"pixel_values": np.zeros((2, 3, 4, 4)), "image_sizes": [[4, 4]]})
 

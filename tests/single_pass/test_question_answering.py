@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError
-from qeff_framework.single_pass import Answer, SpanLogits, find_answer
+from qeff_framework.single_pass import Answer, SpanLogits, find_answer, single_texts
 from qeff_framework.tokenization import align, as_text_tokenizer
 from qeff_framework.tokenization.tokenizer import FastTokenizer
 
@@ -152,6 +152,19 @@ def test_token_types_are_those_that_the_model_reads(raw: Tokenizer) -> None:
     assert not any(align(unaware, QUESTION, CONTEXT)[0].type_ids)
 
 
+def test_types_of_single_texts_are_those_of_the_tokenizer(raw: Tokenizer, tokenizer: FastTokenizer) -> None:
+    """XLNet and Funnel give the token of the whole text a type of its own."""
+    row = [ID["[CLS]"], ID["key"]]
+    assert single_texts(tokenizer, [row]) == {"input_ids": [row], "attention_mask": [[1, 1]]}
+    own = Tokenizer.from_str(raw.to_str())
+    own.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] [CLS]:2", special_tokens=[("[CLS]", ID["[CLS]"]), ("[SEP]", ID["[SEP]"])]
+    )
+    fast = FastTokenizer(own, {"cls_token": "[CLS]"})
+    rows = [fast.encode("key"), fast.encode("the key")]
+    assert single_texts(fast, rows)["token_type_ids"] == [[0, 0, 2], [0, 0, 0, 2]]
+
+
 @pytest.mark.parametrize(
     ("question", "context", "limit", "message"),
     [
@@ -175,6 +188,9 @@ def test_what_has_no_answer_is_refused_before_the_run(
         find_answer(scoring({}, {}, calls), tokenizer, question, context, max_tokens=limit)
     with pytest.raises(InputError, match="doc_stride=-1 must be at least 0"):
         find_answer(scoring({}, {}, calls), tokenizer, QUESTION, CONTEXT, max_tokens=32, doc_stride=-1)
+    for odd in ({"max_answer_len": "3"}, {"doc_stride": 2.5}, {"max_answer_len": True}):
+        with pytest.raises(InputError, match=f"{next(iter(odd))}=.* must be a whole number of tokens"):
+            find_answer(scoring({}, {}, calls), tokenizer, QUESTION, CONTEXT, max_tokens=32, **odd)  # type: ignore[arg-type]
     assert calls == []
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from qeff_framework import QEFFAutoModel, QEFFAutoPeftModelForCausalLM
-from qeff_framework.errors import CheckpointError
+from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.sources import CheckpointSource
+from tests.image_models import built, llava, saved_llava
 from tests.sources.conftest import change_json
 from tests.tiny_models import tiny_causal_lm
 
@@ -163,6 +164,12 @@ def adapter(checkpoint: Path, tmp_path: Path) -> Path:
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'.*path_initial_model_for_weight"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "states layer_replication, which is not read.*merge_and_unload"),
         ({"use_bdlora": {"nblocks": 2}, "target_parameters": ["a"]}, "states target_parameters, use_bdlora"),
+        (
+            {"target_modules": "(q_proj"},
+            r"states target_modules with '\(q_proj', which is no regular expression.*download",
+        ),
+        ({"exclude_modules": "*"}, r"states exclude_modules with '\*', which is no regular expression"),
+        ({"alpha_pattern": {"q_proj)": 2}}, r"states alpha_pattern with 'q_proj\)', which is no regular expression"),
         ({"base_model_name_or_path": None}, r"does not say which model.*from_pretrained\(BASE, adapter="),
         ({"base_model_name_or_path": "/not/there"}, r"model '/not/there', which is not there.*adapter="),
     ],
@@ -204,11 +211,21 @@ def test_incomplete_adapters(adapter: Path, checkpoint: Path) -> None:
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="states lora_alpha='6'.*no number for .*q_proj"):
         CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    change_json(adapter / "adapter_config.json", lora_alpha=math.nan)
+    with pytest.raises(CheckpointError, match="states lora_alpha=nan.*no number for .*q_proj"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+    save_file(
+        {**weights, key.removeprefix("base_model.model."): weights[key].clone()}, adapter / "adapter_model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=f"holds {key} twice, with and without 'base_model.model.' in front"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="the adapter lora holds no weights"):
         CheckpointSource(adapter, {}).identity()
     with pytest.raises(CheckpointError, match="adapter folder /nowhere does not exist"):
         CheckpointSource(checkpoint, {"adapter": "/nowhere"})
+    with pytest.raises(OptionError, match=r"adapter=\['a', 'b'\] is no folder.*for QEFFAutoPeftModelForCausalLM"):
+        CheckpointSource(checkpoint, {"adapter": ["a", "b"]})
     with pytest.raises(CheckpointError, match="is an adapter itself, and adapter=other is another one"):
         CheckpointSource(adapter, {"adapter": "other"})
 
@@ -278,6 +295,59 @@ def test_an_adapter_that_torch_has_written(adapter: Path) -> None:
     loaded = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_modules_of_sentence_transformers_that_were_saved_with_an_adapter(adapter: Path, checkpoint: Path) -> None:
+    """They would be those of the base, which has none: a vector for each token in place of an embedding."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
+    (adapter / "modules.json").write_text(json.dumps(modules))
+    (adapter / "1_Pooling").mkdir()
+    (adapter / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    (adapter / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+    for source in (CheckpointSource(adapter, {}), CheckpointSource(checkpoint, {"adapter": adapter})):
+        found = source.sentence_transformers()
+        assert found is not None
+        assert str(found.head()) == "lasttoken > normalize"
+        assert found.texts({}).prompts["query"] == "q: "
+    (adapter / "modules.json").unlink()
+    with pytest.raises(CheckpointError, match="1_Pooling/config.json and no modules.json"):
+        CheckpointSource(adapter, {}).sentence_transformers()
+
+
+def test_a_processor_that_was_saved_with_an_adapter_is_taken(adapter: Path, tmp_path: Path, store_root: Path) -> None:
+    processor = saved_llava(built(llava)[0], tmp_path / "llava")
+    arguments = {"adapter": adapter}
+    before = CheckpointSource(tmp_path / "llava", arguments)
+    identity = before.identity()
+    assert list(before.processor().image_processor.image_mean) == list(processor.image_processor.image_mean)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(adapter)
+    after = CheckpointSource(tmp_path / "llava", arguments)
+    assert list(after.processor().image_processor.image_mean) == [0.1, 0.2, 0.3]
+    assert after.identity() != identity
+
+
+@pytest.mark.parametrize(
+    ("content", "stated"),
+    [([1], "holds no tensors by names"), ({"a": Path}, "holds more than plain tensors")],
+)
+def test_a_file_of_torch_that_holds_no_adapter(adapter: Path, content: object, stated: str) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(content, adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=f"adapter_model.bin.* {stated}.*download it again"):
+        CheckpointSource(adapter, {}).load("AutoModelForCausalLM")
+
+
+def test_an_adapter_of_8_bit_numbers(adapter: Path) -> None:
+    weights = {
+        name: value.to(torch.float8_e4m3fn) for name, value in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    save_file({name: value.float() for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+    expected = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
+    save_file(weights, adapter / "adapter_model.safetensors")
+    found = CheckpointSource(adapter, {}).load("AutoModelForCausalLM").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", ["additional_chat_templates/tool.jinja", "source.spm", "tokenization_own.py"])

@@ -233,6 +233,19 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read as weights",
     ),
     "weights of another size": (lambda folder: edited(folder, "2_Dense/config.json", in_features=7), "size mismatch"),
+    "prompts without names": (
+        lambda folder: edited(folder, "config_sentence_transformers.json", prompts=["query: "]),
+        "prompts in .* are no texts by name",
+    ),
+    **{
+        f"texts of {length!r} tokens": (
+            lambda folder, length=length: (folder / "sentence_bert_config.json").write_text(
+                json.dumps({"max_seq_length": length})
+            ),
+            f"max_seq_length of its Transformer module is {length!r}, not a number of tokens",
+        )
+        for length in (0, -1, "16", 1.5)
+    },
     "a default prompt that is not there": (
         lambda folder: edited(folder, "config_sentence_transformers.json", default_prompt_name="passage"),
         "default_prompt_name",

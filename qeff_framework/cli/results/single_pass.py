@@ -22,6 +22,7 @@ def run_on_texts(runner: CompiledClassifier, request: ResultsRequest, *, doing: 
 
     from qeff_framework.progress import report
     from qeff_framework.runtime import CompiledTokenClassifier
+    from qeff_framework.single_pass import single_texts
     from qeff_framework.tokenization import encode_prompt
 
     tokenizer = needed_tokenizer(runner)
@@ -29,7 +30,7 @@ def run_on_texts(runner: CompiledClassifier, request: ResultsRequest, *, doing: 
     start = time.perf_counter()
     # The tokens of a text are told apart by the tokenizer's own output, so that it must stay as it is.
     encode = tokenizer.encode if isinstance(runner, CompiledTokenClassifier) else partial(encode_prompt, tokenizer)
-    output = runner.generate({"input_ids": [encode(text) for text in request.texts]})
+    output = runner.generate(single_texts(tokenizer, [encode(text) for text in request.texts]))
     seconds = time.perf_counter() - start
     request.progress.clear()
     return output, seconds

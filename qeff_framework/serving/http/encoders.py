@@ -14,7 +14,7 @@ from qeff_framework.serving.http.errors import ApiError
 from qeff_framework.serving.http.metrics import Metrics
 from qeff_framework.serving.http.protocol import ClassifyRequest, EmbeddingRequest, RerankRequest
 from qeff_framework.serving.http.worker import SessionWorker
-from qeff_framework.single_pass import class_scores, ranking_scores, tokenise_texts
+from qeff_framework.single_pass import class_scores, ranking_scores, token_types, tokenise_texts
 from qeff_framework.tokenization import encode_prompt
 from qeff_framework.tokenization.tokenizer import AligningTokenizer, TextTokenizer
 
@@ -33,8 +33,9 @@ class EncoderService(SessionWorker):
         self.tokenizer: TextTokenizer = runner.tokenizer
 
     def outputs(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> NDArray[Any]:
-        """The program's output for tokens; `types` tells which of two texts each belongs to."""
+        """The program's output for tokens; `types` tells which of two texts each belongs to, by default all to one."""
         inputs: dict[str, Any] = {"input_ids": list(rows)}
+        types = token_types(self.tokenizer, rows) if types is None else types
         if types is not None and any(spec.name == "token_type_ids" for spec in self.runner.compiled.inputs):
             inputs["token_type_ids"] = list(types)
         if isinstance(self.runner, CompiledEncoder):

@@ -8,6 +8,7 @@ from typing import Any
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
+from qeff_framework.sources.quantized.parts import FLOATS, WORDS, has_all, part_shape
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import (
     GroupedLevels,
@@ -43,6 +44,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "qweight":
+            _check_parts(stored, module, version, group_size)
             levels = partial(reader, stored, module, group_size)
             yield StoredWeight(
                 name=f"{module}.weight",
@@ -53,6 +55,27 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 layout=partial(_LAYOUTS[version], stored, module, group_size),
                 shape=_shape(stored, module, version),
             )
+
+
+def _check_parts(stored: StoredTensors, module: str, version: str, group_size: int) -> None:
+    """Raises `CheckpointError` where the shapes or types of the parts of a weight do not fit together."""
+    qweight, qzeros, scales = (f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
+    if not has_all(stored, (qweight, qzeros, scales)):
+        return
+    name = f"{module}.weight"
+    if version == "gemm":
+        inputs, words = part_shape(stored, qweight, name, (None, None), WORDS)
+        count, _ = part_shape(stored, scales, name, (None, words * _PER_WORD), FLOATS)
+        part_shape(stored, qzeros, name, (count, words), WORDS)
+        adjacent_block_size(inputs, count, group_size, name)
+        return
+    outputs, words = part_shape(stored, qweight, name, (None, None), WORDS)
+    groups = 1 if group_size == -1 else -(-words * _PER_WORD // group_size)
+    # Both are filled up to the kernel's width.
+    for key, least, types in ((scales, groups, FLOATS), (qzeros, -(-groups // _PER_WORD), WORDS)):
+        _, width = part_shape(stored, key, name, (outputs, None), types)
+        if width < least:
+            part_shape(stored, key, name, (outputs, least))
 
 
 def _shape(stored: StoredTensors, module: str, version: str) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
+from qeff_framework.sources.quantized.parts import BYTES, FLOATS, check_count, check_type, has_all, part_shape
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import StoredWeight
 
 #: The name, without the kind of code, under which the shape and the sizes of blocks are kept as JSON.
 _STATE = "quant_state.bitsandbytes__"
 _HIGHEST = 127
+#: Types in which 4-bit codes are stored, with their bytes.
+_STORAGES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
+_ROWS = frozenset({"I8"})
 
 
 def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[StoredWeight]:
@@ -24,6 +29,11 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
     for key in stored:
         module, _, last = key.rpartition(".")
         if last == "SCB":
+            if f"{module}.weight_format" in stored:
+                check_count(stored, f"{module}.weight_format", f"{module}.weight", 1)
+            if f"{module}.weight" in stored:
+                outputs, _ = part_shape(stored, f"{module}.weight", f"{module}.weight", (None, None), _ROWS)
+                check_count(stored, key, f"{module}.weight", outputs, FLOATS)
             yield StoredWeight(
                 name=f"{module}.weight",
                 sources=(f"{module}.weight", key, f"{module}.weight_format"),
@@ -37,10 +47,13 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
             state = _state(stored, key)
             sources = (name, *(f"{name}.{part}" for part in parts))
+            needed = sources if "nested_blocksize" in state else sources[:3]
+            if has_all(stored, needed):
+                _check_codes(stored, name, state)
             yield StoredWeight(
                 name=name,
                 sources=(key, *sources),
-                needed=sources if "nested_blocksize" in state else sources[:3],
+                needed=needed,
                 read=partial(_codes, stored, name, key),
                 shape=tuple(int(size) for size in state["shape"]),
             )
@@ -57,8 +70,32 @@ def _rows(stored: StoredTensors, module: str) -> torch.Tensor:
 
 
 def _state(stored: StoredTensors, key: str) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(bytes(stored.read(key).tolist()))
+    try:
+        state: dict[str, Any] = json.loads(bytes(stored.read(key).tolist()))
+        sizes = [state["blocksize"], *state["shape"], state.get("nested_blocksize", 1)]
+    except (KeyError, TypeError, ValueError):
+        sizes = [None]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise CheckpointError(
+            f"{stored.name} holds {key}, which does not say the shape and the blocks of its weight; download the checkpoint again"
+        )
     return state
+
+
+def _check_codes(stored: StoredTensors, name: str, state: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` where the parts of a weight of 4-bit codes do not fit the sizes that are stated beside it."""
+    count = math.prod(int(size) for size in state["shape"])
+    blocks = -(-count // int(state["blocksize"]))
+    # The bytes may be stored as numbers of another type.
+    check_type(stored, name, name, frozenset(_STORAGES))
+    check_count(stored, name, name, -(-count // (2 * _STORAGES.get(stored.dtype(name), 2))))
+    check_count(stored, f"{name}.quant_map", name, 16, FLOATS)
+    if "nested_blocksize" not in state:
+        check_count(stored, f"{name}.absmax", name, blocks, FLOATS)
+        return
+    check_count(stored, f"{name}.absmax", name, blocks, BYTES)
+    check_count(stored, f"{name}.nested_quant_map", name, 256, FLOATS)
+    check_count(stored, f"{name}.nested_absmax", name, -(-blocks // int(state["nested_blocksize"])), FLOATS)
 
 
 def _codes(stored: StoredTensors, name: str, state_name: str) -> torch.Tensor:

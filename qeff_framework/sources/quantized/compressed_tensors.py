@@ -10,8 +10,19 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.quantized.floats import float_scales, pairs_unpacked, scaled, unpack_e2m1
+from qeff_framework.sources.quantized.floats import check_scales, float_scales, pairs_unpacked, scaled, unpack_e2m1
 from qeff_framework.sources.quantized.integers import unpack_words
+from qeff_framework.sources.quantized.parts import (
+    FLOATS,
+    INDICES,
+    NUMBERS,
+    SCALES,
+    SMALL_SCALES,
+    WORDS,
+    check_count,
+    check_type,
+    part_shape,
+)
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight, adjacent_block_size
 
@@ -19,6 +30,8 @@ from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout,
 _ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
 #: Values of ``actorder`` with which groups are no blocks of adjacent inputs.
 _ORDERS = (True, "group", "dynamic")
+#: Adjacent inputs that share a scale.
+_NVFP4_BLOCK, _MXFP4_BLOCK = 16, 32
 _REMEDY = "give a checkpoint in a format without it, or the model without quantisation"
 
 
@@ -52,6 +65,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                     "scale, to be rounded while the model runs; save it compressed (save_compressed=True), or give the "
                     "model without quantisation"
                 )
+            _check_plain(stored, key, schemes)
             yield StoredWeight(
                 name=key,
                 sources=_sources(stored, module),
@@ -91,25 +105,53 @@ def _plain(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]])
     name = f"{module}.weight"
     numbers, scales = stored.read(name), float_scales(stored.read(f"{name}_scale"))
     zero_name = f"{name}_zero_point"
-    structures = [tuple(scheme["block_structure"]) for scheme in schemes if scheme.get("block_structure")]
-    block = next((found for found in structures if _fits(found, numbers.shape, scales.shape)), None)
+    block = _block(schemes, tuple(numbers.shape), tuple(scales.shape))
     if zero_name in stored:
         zeros = scaled(torch.ones(numbers.shape), stored.read(zero_name).float(), name=name, block=block)
         return scaled(numbers.float() - zeros, scales, name=name, block=block)
     return scaled(numbers, scales, name=name, block=block)
 
 
-def _fits(block: tuple[int, ...], shape: torch.Size, counts: torch.Size) -> bool:
-    return [-(-length // size) for length, size in zip(shape[-2:], block, strict=True)] == list(counts[-2:])
+def _check_plain(stored: StoredTensors, name: str, schemes: list[Mapping[str, Any]]) -> None:
+    """Raises `CheckpointError` where scales or zero points do not fit the numbers."""
+    shape, scales, zero_points = stored.shape(name), f"{name}_scale", f"{name}_zero_point"
+    check_type(stored, name, name, NUMBERS)
+    if schemes and all(scheme.get("strategy") == "channel" for scheme in schemes) and len(shape) > 1:
+        check_count(stored, scales, name, math.prod(shape[:-1]))
+    check_type(stored, scales, name, SCALES)
+    for key in (scales, zero_points):
+        if key in stored:
+            counts = stored.shape(key)
+            check_scales(counts, shape, name=name, block=_block(schemes, shape, counts))
+
+
+def _block(schemes: list[Mapping[str, Any]], shape: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, int] | None:
+    """The stated size of a block that gives so many scales."""
+    structures = [tuple(scheme["block_structure"]) for scheme in schemes if scheme.get("block_structure")]
+    default = structures[0] if structures and len(structures) == len(schemes) else None
+    return next((found for found in structures if _fits(found, shape, counts)), default)
+
+
+def _fits(block: tuple[int, ...], shape: tuple[int, ...], counts: tuple[int, ...]) -> bool:
+    return len(block) == len(shape[-2:]) and counts[-2:] == tuple(
+        -(-length // size) for length, size in zip(shape[-2:], block, strict=True)
+    )
 
 
 def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]) -> StoredWeight:
     name, sources = f"{module}.weight", _sources(stored, module)
+    if len(stored.shape(f"{name}_packed")) < 2:
+        part_shape(stored, f"{name}_packed", name, (None, None))
     if stored.dtype(f"{name}_packed") == "U8":
         shape = pairs_unpacked(stored.shape(f"{name}_packed"))
         # NVFP4 has scales of FP8, and one for all of them; those of MXFP4 are powers of two.
         scale = f"{name}_scale"
         more = ("weight_global_scale",) if scale in stored and stored.is_float8(scale) else ()
+        if scale in stored:
+            size = _NVFP4_BLOCK if more else _MXFP4_BLOCK
+            part_shape(stored, scale, name, (*shape[:-1], -(-shape[-1] // size)), SMALL_SCALES)
+        if f"{name}_global_scale" in stored:
+            check_count(stored, f"{name}_global_scale", name, 1, FLOATS)
         return StoredWeight(
             name=name,
             sources=sources,
@@ -124,17 +166,51 @@ def _packed(stored: StoredTensors, module: str, schemes: list[Mapping[str, Any]]
         f"{name}_scale" in stored and math.prod(stored.shape(f"{name}_scale")) > stored.shape(f"{name}_packed")[0]
     )
     order = ("weight_g_idx",) if is_ordered and has_groups else ()
-    # Two numbers, which lie in the file.
-    sizes = stored.read(f"{name}_shape").tolist() if f"{name}_shape" in stored else None
+    sizes = _sizes(stored, name)
+    if sizes is not None and f"{name}_scale" in stored:
+        _check_packed(stored, name, schemes, sizes)
     return StoredWeight(
         name=name,
         sources=sources,
         needed=_needed(schemes, module, ("weight_packed", "weight_scale", "weight_shape", *order)),
         read=lambda: levels().dequantised(),
-        shape=None if sizes is None else tuple(int(size) for size in sizes),
+        shape=sizes,
         levels=levels,
-        layout=None if sizes is None else partial(_layout, stored, module, schemes, int(sizes[1])),
+        layout=None if sizes is None else partial(_layout, stored, module, schemes, sizes[1]),
     )
+
+
+def _sizes(stored: StoredTensors, name: str) -> tuple[int, int] | None:
+    """Outputs and inputs, which lie in the file as two numbers; `None` where they are absent."""
+    key = f"{name}_shape"
+    if key not in stored:
+        return None
+    check_count(stored, key, name, 2, INDICES)
+    outputs, inputs = (int(size) for size in stored.read(key).flatten())
+    return outputs, inputs
+
+
+def _check_packed(stored: StoredTensors, name: str, schemes: list[Mapping[str, Any]], sizes: tuple[int, int]) -> None:
+    """Raises `CheckpointError` where the parts of a weight of packed integers do not fit its stated sizes."""
+    outputs, inputs = sizes
+    packed, scales, zeros, indices = (f"{name}_{part}" for part in ("packed", "scale", "zero_point", "g_idx"))
+    part_shape(stored, packed, name, (outputs, None), WORDS)
+    bits = _bits(stored, name, schemes, outputs, inputs)
+    counts = stored.shape(scales)
+    count = 1
+    if math.prod(counts) == 1:
+        check_type(stored, scales, name, FLOATS)
+    else:
+        count = counts[-1] if len(counts) > 1 else 1
+        part_shape(stored, scales, name, (outputs, count) if len(counts) > 1 else (outputs,), FLOATS)
+    if zeros in stored and stored.dtype(zeros) == "I32":
+        part_shape(stored, zeros, name, (-(-outputs * bits // 32), count))
+    elif zeros in stored and math.prod(stored.shape(zeros)) != 1:
+        check_count(stored, zeros, name, outputs * count)
+    if indices in stored:
+        part_shape(stored, indices, name, (inputs,), INDICES)
+    else:
+        _groups(stored, name, schemes, inputs, count)
 
 
 def _float4(stored: StoredTensors, module: str) -> torch.Tensor:
@@ -191,6 +267,11 @@ def _groups(
     groups = stored.read(indices).long() if indices in stored else None
     # Without an order of activations every entry is -1.
     ordered = groups is not None and bool((groups >= 0).all())
+    if ordered and groups is not None and int(groups.max()) >= count:
+        raise CheckpointError(
+            f"{stored.name} holds {indices} with groups up to {int(groups.max())}, and scales for {count}; download the "
+            "checkpoint again"
+        )
     sizes = [int(scheme["group_size"]) for scheme in schemes if scheme.get("group_size")] or [-1]
     stated = next((size for size in sizes if size > 0 and -(-inputs // size) == count), sizes[0])
     return adjacent_block_size(inputs, count, stated, name), groups if ordered else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from qeff_framework.errors import CheckpointError
@@ -46,30 +48,49 @@ def scaled(
     return numbers
 
 
+def check_scales(
+    scales: tuple[int, ...], shape: tuple[int, ...], *, name: str, block: tuple[int, int] | None = None
+) -> None:
+    """Raises `CheckpointError` for scales of a shape that `scaled` would refuse for numbers of `shape`."""
+    if block is not None or math.prod(scales) != 1:
+        _block_sizes(scales, shape, name, block)
+
+
 def _expanded(scales: torch.Tensor, shape: torch.Size, name: str, block: tuple[int, int] | None) -> torch.Tensor:
-    if scales.dim() == 1 and len(shape) == 2 and len(scales) == shape[0]:
-        return scales.unsqueeze(1)
+    sizes = _block_sizes(tuple(scales.shape), tuple(shape), name, block)
     # Experts in one tensor may have one scale each.
     while scales.dim() < len(shape):
         scales = scales.unsqueeze(-1)
-    if scales.shape[:-2] != shape[:-2]:
-        raise _unfit(scales, shape, name)
-    for axis, size in ((-2, None if block is None else block[0]), (-1, None if block is None else block[1])):
-        length, count = shape[axis], scales.shape[axis]
-        if count in (1, length):
-            continue
-        if size is not None and -(-length // size) == count:
-            width = size
-        elif size is None and length % count == 0:
-            width = length // count
-        else:
-            raise _unfit(scales, shape, name)
-        scales = scales.index_select(axis, torch.arange(length) // width)
+    for axis, size in zip((-2, -1), sizes, strict=True):
+        # One for each, or for all, is expanded by the product.
+        if scales.shape[axis] not in (1, shape[axis]):
+            scales = scales.index_select(axis, torch.arange(shape[axis]) // size)
     return scales
 
 
-def _unfit(scales: torch.Tensor, shape: torch.Size, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{name} is {list(shape)} and its scales are {list(scales.shape)}, which no size of blocks fits; the config.json or the "
+def _block_sizes(
+    scales: tuple[int, ...], shape: tuple[int, ...], name: str, block: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Sizes of a block along the last two dimensions."""
+    aligned = scales + (1,) * (len(shape) - len(scales))
+    if len(shape) > 1 and len(aligned) == len(shape) and aligned[:-2] == shape[:-2]:
+        counts, (rows, columns) = aligned[-2:], shape[-2:]
+        per_row = (1, columns) if counts == (rows, 1) else None
+        high, wide = per_row or block or _divided(counts, (rows, columns))
+        if high > 0 < wide and counts == (-(-rows // high), -(-columns // wide)):
+            return high, wide
+    raise CheckpointError(
+        f"{name} is {list(shape)} and its scales are {list(scales)}, which no size of blocks fits; the config.json or the "
         "weights are those of another checkpoint: download both again"
     )
+
+
+def _divided(counts: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Sizes of a block where no config states them: equal parts; 0 where there is none."""
+    high, wide = (
+        length // count if count and length % count == 0 else 0 for count, length in zip(counts, shape, strict=True)
+    )
+    # A block may reach beyond the matrix along one axis. Where it is longer there than along the other one, scales were lost.
+    sides = ((counts[0], shape[0], wide), (counts[1], shape[1], high))
+    is_lost = any(count == 1 and length > other for count, length, other in sides)
+    return (0, 0) if is_lost else (high, wide)

@@ -10,6 +10,7 @@ import torch
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.integers import unpack_words
+from qeff_framework.sources.quantized.parts import FLOATS, INDICES, WORDS, has_all, part_shape
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import (
     GroupedLevels,
@@ -43,6 +44,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
         if last == "qweight":
             group_size = stated_size(settings.get("group_size"), -1)
             _refuse_lost_order(settings, stored, module)
+            _check_parts(stored, module, group_size)
             levels = partial(_levels, stored, module, offset, group_size)
             yield StoredWeight(
                 name=f"{module}.weight",
@@ -61,15 +63,41 @@ def _refuse_lost_order(settings: Mapping[str, Any], stored: StoredTensors, modul
     if (
         not settings.get("desc_act")
         or settings.get("static_groups")
-        or f"{module}.g_idx" in stored
+        or (f"{module}.g_idx" in stored and bool(stored.read(f"{module}.g_idx").any()))
         or scales not in stored
         or stored.shape(scales)[0] == 1
     ):
         return
     raise CheckpointError(
-        f"{stored.name} lacks {module}.g_idx, which says to which group an input belongs: its config states desc_act=true; "
-        "download the checkpoint again"
+        f"{stored.name} lacks {module}.g_idx, or it holds zeros alone, and it says to which group an input belongs: the config "
+        "states desc_act=true; download the checkpoint again"
     )
+
+
+def _check_parts(stored: StoredTensors, module: str, group_size: int) -> None:
+    """Raises `CheckpointError` where the shapes or types of the parts of a weight do not fit together."""
+    qweight, qzeros, scales, indices = (f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx"))
+    if not has_all(stored, (qweight, qzeros, scales)):
+        return
+    name = f"{module}.weight"
+    count, outputs = part_shape(stored, scales, name, (None, None), FLOATS)
+    _, zero_words = part_shape(stored, qzeros, name, (count, None), WORDS)
+    words, _ = part_shape(stored, qweight, name, (None, outputs), WORDS)
+    # A module may have other bits than the config states for most.
+    bits = zero_words * 32 // outputs if outputs else 0
+    if bits not in _BITS or -(-outputs * bits // 32) != zero_words:
+        raise CheckpointError(
+            f"{stored.name} is quantised by GPTQ with {bits} bits in {module}; 2, 3, 4 and 8 bits are read here: give a "
+            "checkpoint with one of them, or the model without quantisation"
+        )
+    packed = words * 32 // bits
+    if indices not in stored:
+        adjacent_block_size(packed, count, group_size, name)
+        return
+    (inputs,) = part_shape(stored, indices, name, (None,), INDICES)
+    # The inputs of a module may be filled up to whole groups.
+    if not 0 <= packed - inputs < max(32, group_size):
+        part_shape(stored, qweight, name, (-(-inputs * bits // 32), outputs))
 
 
 def _shape(stored: StoredTensors, module: str) -> tuple[int, ...] | None:
@@ -113,15 +141,9 @@ def _groups(stored: StoredTensors, module: str, bits: int, group_size: int) -> t
 def _levels(stored: StoredTensors, module: str, offset: int, group_size: int) -> GroupedLevels:
     """``qweight`` is ``[in * bits / 32, out]``, ``qzeros`` ``[groups, out * bits / 32]``, ``scales`` ``[groups, out]``."""
     scales = stored.read(f"{module}.scales").float().T.contiguous()
-    outputs, count = scales.shape
+    outputs = scales.shape[0]
     qweight, qzeros = (stored.read(f"{module}.{part}") for part in ("qweight", "qzeros"))
-    # A module may have other bits than the config states for most.
     bits = qzeros.shape[1] * 32 // outputs
-    if bits not in _BITS or qzeros.shape[0] != count:
-        raise CheckpointError(
-            f"{stored.name} is quantised by GPTQ with {bits} bits in {module}; 2, 3, 4 and 8 bits are read here: give a "
-            "checkpoint with one of them, or the model without quantisation"
-        )
     inputs, block_size, groups = _groups(stored, module, bits, group_size)
     zero_points = unpack_words(qzeros, bits, outputs).T.contiguous()
     return GroupedLevels(

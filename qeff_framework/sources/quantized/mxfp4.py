@@ -10,6 +10,7 @@ import torch
 
 from qeff_framework.errors import CheckpointError
 from qeff_framework.sources.quantized.floats import float_scales, unpack_e2m1
+from qeff_framework.sources.quantized.parts import BYTES, part_shape
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import GroupedLevels, GroupLayout, StoredWeight
 
@@ -41,7 +42,8 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 f"{'with' if scales in stored else 'without'} a tensor {scales}; read here are blocks [experts, outputs, blocks, "
                 "16] with scales: download the checkpoint again, or give the model without quantisation"
             )
-        experts, outputs, blocks, _ = shape
+        experts, outputs, blocks, _ = part_shape(stored, key, name, shape, BYTES)
+        part_shape(stored, scales, name, (experts, outputs, blocks), BYTES)
         rows = partial(_rows, stored, key, scales)
         yield StoredWeight(
             name=name,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from qeff_framework.errors import CheckpointError
-from qeff_framework.sources.quantized.floats import float_scales, scaled
+from qeff_framework.sources.quantized.floats import check_scales, float_scales, scaled
+from qeff_framework.sources.quantized.parts import NUMBERS, SCALES, check_type, has_all
 from qeff_framework.sources.quantized.stored import StoredTensors
 from qeff_framework.sources.quantized.weights import StoredWeight
 
@@ -45,6 +46,7 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
                 f"{stored.name} is quantised by torchao, and the header of its file does not say how {name} lies there; save it "
                 "again with a current torchao, or give the model without quantisation"
             ) from error
+        _check_parts(stored, name, prefix, block)
         yield StoredWeight(
             name=name,
             sources=sources,
@@ -52,6 +54,19 @@ def weights(settings: Mapping[str, Any], stored: StoredTensors) -> Iterator[Stor
             read=partial(_weight, stored, name, prefix, block),
             shape=stored.shape(f"{prefix}qdata") if f"{prefix}qdata" in stored else None,
         )
+
+
+def _check_parts(stored: StoredTensors, name: str, prefix: str, block: tuple[int, ...]) -> None:
+    """Raises `CheckpointError` where scales or zero points do not fit the numbers."""
+    data, scales, zero_points = (f"{prefix}{part}" for part in ("qdata", "scale", "zero_point"))
+    if not has_all(stored, (data, scales)):
+        return
+    sizes = (block[-2], block[-1])
+    check_scales(stored.shape(scales), stored.shape(data), name=name, block=sizes)
+    check_type(stored, data, name, NUMBERS)
+    check_type(stored, scales, name, SCALES)
+    if zero_points in stored:
+        check_scales(stored.shape(zero_points), stored.shape(data), name=name, block=sizes)
 
 
 def _described(text: str) -> Mapping[str, Any] | None:

@@ -66,7 +66,13 @@ class GroupedLevels:
 
 def stated_size(value: object, unstated: int) -> int:
     """A size of groups in a ``quantization_config``, where it may be a text or null."""
-    return int(str(value)) if value is not None else unstated
+    try:
+        return int(str(value)) if value is not None else unstated
+    except ValueError as error:
+        raise CheckpointError(
+            f"the quantization_config states a group_size of {value!r}, which is no number; correct the config.json or download "
+            "the checkpoint again"
+        ) from error
 
 
 def adjacent_block_size(inputs: int, groups: int, stated: int, name: str) -> int:

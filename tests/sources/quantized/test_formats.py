@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def test_other_kinds_of_modelopt(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="modelopt with FP8, which scales the inputs of proj as well; give"):
         read_weight(tmp_path / "b.safetensors", settings)
     save_file({**tensors, "proj.weight": torch.zeros(3, 4, dtype=torch.uint8)}, tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="modelopt with W4A16_AWQ, whose numbers of type U8 are not read here"):
+    with pytest.raises(
+        CheckpointError, match="modelopt with W4A16_AWQ, whose numbers of type U8 in proj.weight are not read here"
+    ):
         read_weight(tmp_path / "c.safetensors", {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"})
 
 
@@ -239,6 +242,56 @@ def test_an_absent_part_is_named_before_anything_is_read(
         QuantizedCheckpoint(settings, [tmp_path / "a.safetensors"], "sample")
 
 
+#: What is done to a part; none of it leaves a weight that fits together.
+_DAMAGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "half of its rows": lambda part: part[: len(part) // 2],
+    "its rows twice": lambda part: torch.cat([part, part]),
+    "another type": lambda part: part.int() if part.is_floating_point() else part.float(),
+}
+
+
+_FITTING = {
+    # Zero points may be of any type.
+    ("proj.weight_zero_point", "another type"),
+    ("proj._weight_zero_point", "another type"),
+    # The inputs of AWQ are counted by this part alone: the loader compares them with the model's.
+    ("awq", "proj.qweight", "half of its rows"),
+    ("awq", "proj.qweight", "its rows twice"),
+}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_a_part_that_does_not_fit_the_others_is_named_before_anything_is_read(path: Path, tmp_path: Path) -> None:
+    settings, tensors = settings_of(path), load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    messages = {}
+    for name, part in tensors.items():
+        # One scale for all fits any number of rows.
+        if name.startswith(("expected", "proj.weight.quant_state")) or part.numel() < 2 or "_tensor" in path.stem:
+            continue
+        for damage, change in _DAMAGE.items():
+            if (path.stem.partition("_")[0], name, damage) in _FITTING or (name, damage) in _FITTING:
+                continue
+            save_file({**tensors, name: change(part).contiguous()}, tmp_path / "a.safetensors", header)
+            try:
+                QuantizedCheckpoint(settings, [tmp_path / "a.safetensors"], "sample")
+                messages[f"{name}, {damage}"] = "nothing"
+            except CheckpointError as error:
+                messages[f"{name}, {damage}"] = str(error)
+    assert not {told: message for told, message in messages.items() if "proj." not in message}
+
+
+@pytest.mark.parametrize("text", [b"{", b'{"blocksize": 0, "shape": [4, 8]}', b"[]", b"\xff"])
+def test_a_state_of_bitsandbytes_that_says_nothing(text: bytes, tmp_path: Path) -> None:
+    state = torch.tensor(list(text), dtype=torch.uint8)
+    save_file({"proj.weight.quant_state.bitsandbytes__nf4": state}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"quant_state\.bitsandbytes__nf4, which does not say the shape.*download"
+    ):
+        QuantizedCheckpoint({"quant_method": "bitsandbytes"}, [tmp_path / "a.safetensors"], "sample")
+
+
 @pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "bitsandbytes"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_packed_numbers_without_scales_are_no_weights(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -248,7 +301,7 @@ def test_packed_numbers_without_scales_are_no_weights(method: str, dtype: torch.
 
 
 def test_groups_of_gptq_without_scales(tmp_path: Path) -> None:
-    tensors = {"qweight": torch.ones(1, 4).int(), "qzeros": torch.ones(2, 1).int(), "scales": torch.ones(2, 4)}
+    tensors = {"qweight": torch.ones(2, 4).int(), "qzeros": torch.ones(2, 1).int(), "scales": torch.ones(2, 4)}
     tensors["g_idx"] = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     save_file({f"proj.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"proj\.g_idx with the groups 0 to 2, and scales for 2"):
