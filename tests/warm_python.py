@@ -1,11 +1,11 @@
 """An interpreter for tests that start many processes: each is a fork of one process that has imported the libraries.
 
-The executables of the stand-in SDKs run some hundred times in the suite, and most of their time would go into importing numpy and
-ONNX. `interpreter()` is a file that takes the place of Python's: as the interpreter of a script, and on a command line with ``-c``,
-``-m`` or a script. It hands arguments, variables, working directory and the three streams to a server, which forks; it passes
-signals on and ends as the fork has ended, by a signal if need be. A fork begins with nothing of this project imported, and with the
-search path and the variables that a fresh process would have. It ends as one ends: threads are waited for, exit handlers run, streams
-are flushed.
+The executables of the stand-in SDKs and the jobs of the backend for HTP run some hundred times in the suite, and much of their time
+would go into importing numpy and ONNX. `interpreter()` is a file that takes the place of Python's: as the interpreter of a script,
+and on a command line with ``-c``, ``-m`` or a script. It hands arguments, variables, working directory and the three streams to a
+server, which forks; it passes signals on and ends as the fork has ended, by a signal if need be. A fork begins with nothing of this
+project imported, and with the search path and the variables that a fresh process would have. It ends as one ends: threads are waited
+for, exit handlers run, streams are flushed.
 
 What a fork cannot have is refused: other options of Python's, other warnings, another encoding, another hash seed. A test of what a
 process imports, or of variables that a library reads when it is imported, takes a process of its own.
