@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from qeff_framework.toolchains import processes
+from tests.forked_compilers import forking
 from tests.warm_python import REFUSED, WarmPython, interpreter
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="forks need Linux")
@@ -173,3 +175,15 @@ def test_the_libraries_are_there_and_start_no_thread() -> None:
     code = "import sys, pathlib; print('onnx' in sys.modules, len([*pathlib.Path('/proc/self/task').iterdir()]))"
 
     assert run(interpreter(), "-c", code) == (0, "True 1\n", "")
+
+
+def test_what_a_toolchain_runs_is_a_fork_and_its_log_names_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "run_to_end", forking(processes.run_to_end))
+    command = [sys.executable, "-P", "-c", "import sys; print('onnx' in sys.modules)"]
+
+    ended = processes.run_process(command, tmp_path, log=tmp_path / "log", time_limit_seconds=60)
+
+    assert (ended.exit_code, ended.output) == (0, "True\n")
+    assert (tmp_path / "log").read_text(encoding="utf-8").startswith(f"$ {sys.executable} -P -c ")
