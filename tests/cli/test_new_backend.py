@@ -60,7 +60,7 @@ def test_what_is_generated_passes_its_own_tests(qeff, tmp_path):
     environment.install(folders)
     tests = [str(folder / "tests") for folder in folders]
     # `make authors` runs the conformance kit over both variants; here is what fits into the suite's time.
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-k", SHORT_KIT]
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-p", "tests.forked_compilers", "-k", SHORT_KIT]
     options += [f"--ignore={folders[1] / 'tests' / 'test_conformance.py'}"]
     tested = environment.run("pytest", *options, *tests)
     assert tested.returncode == 0, tested.stdout

@@ -19,7 +19,7 @@ from tests.eager import eager_greedy
 # A gigabyte is written and read several times.
 pytestmark = pytest.mark.timeout(1500)
 
-NEW_TOKENS = 16
+NEW_TOKENS = 8
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    ",

@@ -32,7 +32,8 @@ def test_the_examples_pass_their_own_tests(tmp_path: Path) -> None:
     folders = [Path(shutil.copytree(ROOT / "examples" / name, tmp_path / f"copy-of-{name}")) for name in EXAMPLES]
     environment.install(folders)
     # One process: most of the time goes into importing torch and Transformers.
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "--show-capture=no"]
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "-p", "tests.forked_compilers", "--import-mode=importlib"]
+    options += ["--show-capture=no"]
     options += ["-k", SHORT_KIT]
     done = environment.run("pytest", *options, f"--rootdir={tmp_path}", *(str(folder / "tests") for folder in folders))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -72,11 +72,10 @@ def test_g1_root_with_blanks(tmp_path: Path) -> None:
     assert compiler.in_subprocess(compiler.decoder_arguments()).code == 0
 
 
-def test_g1_interpreter_path_with_blanks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_g1_interpreter_path_with_blanks(tmp_path: Path) -> None:
     link = tmp_path / "my python"
     link.symlink_to(sys.executable)
-    monkeypatch.setattr(sys, "executable", str(link))
-    sdk = install_standin(tmp_path / "root")
+    sdk = install_standin(tmp_path / "root", interpreter=link)
 
     # The linked interpreter does not find the environment's packages, which this tool does not need.
     assert run_tool(sdk.version_util, ["--apps"]).stdout == "AIC.1.21.6.80\n"

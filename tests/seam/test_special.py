@@ -50,7 +50,20 @@ OF_IMAGES = {"llama4", "mllama"}
 WRAPPERS = {"qwen4_exp"}
 
 #: Their tiny configurations have layers of several kinds, each twice.
-PATTERNED = {"deepseek_v4", "gpt_neo", "minimax", "qwen4_exp_text"}
+PATTERNED = {"gpt_neo", "minimax"}
+#: These take four times as long as others: one layer of each kind.
+ONE_OF_A_KIND: dict[str, dict[str, object]] = {
+    "deepseek_v4": {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"],
+        "mlp_layer_types": ["hash_moe", "moe", "moe"],
+    },
+    "qwen4_exp_text": {
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "ple_layer_ids": [1],
+    },
+}
 NEW_TOKENS = 8
 
 
@@ -58,6 +71,8 @@ def changes(model_type: str) -> dict[str, object]:
     """No more layers than two of the kind that is special, and the biases without which Falcon is not."""
     if model_type in PATTERNED:
         return {}
+    if model_type in ONE_OF_A_KIND:
+        return ONE_OF_A_KIND[model_type]
     if model_type == "recurrent_gemma":
         return {"num_hidden_layers": 3}  # two of three are recurrent
     depth = [name for name in DEPTH_FIELDS if name in declared_fields(type(tiny_config(model_type, "causal-lm")))]

@@ -6,10 +6,11 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
+
+from tests.sdk_standins.trees import copy_package, interpreter_line
 
 from .qaic_standin.devices import SCENARIOS, StandinDevice, standard_card, write_devices
 from .qaic_standin.layout import Layout
@@ -23,8 +24,6 @@ PROFILE_VARIABLE = "QAIC_STANDIN_PROFILE"
 DEFAULT_PROFILE: ProfileName = "1.21"
 
 _HERE = Path(__file__).resolve().parent
-# The longest interpreter line that Linux kernels before 5.1 accept.
-_MAX_SHEBANG = 127
 
 
 def install_standin(
@@ -33,6 +32,7 @@ def install_standin(
     profile: ProfileName | None = None,
     devices: str | Sequence[StandinDevice] | None = None,
     without: Collection[Part] = (),
+    interpreter: Path | None = None,
 ) -> StandinSdk:
     """Create a stand-in SDK.
 
@@ -42,6 +42,7 @@ def install_standin(
         devices: the machine's devices, or the name of a scenario of `devices.SCENARIOS`; without it, one 16-NSP device.
         without: parts to leave out, each of them alone or together: the compiler, the runtime modules, `qaic-util`, the
             version files.
+        interpreter: of the executables; without it, that of `tests.warm_python`.
 
     Raises:
         ValueError: an unknown profile, scenario or part, or `root` is not empty.
@@ -56,12 +57,12 @@ def install_standin(
     _copy_private_files(layout, chosen, _devices(devices))
     for folder in ("exec", "tools", "dev/inc", "versions"):
         (layout.root / folder).mkdir(parents=True)
-    _write_tool(layout, "tools/qaic-version-util", "tools.version_main")
+    _write_tool(layout, "tools/qaic-version-util", "tools.version_main", interpreter)
     if "compiler" not in without:
         for name in chosen.compilers:
-            _write_tool(layout, f"exec/{name}", "compiler.main")
+            _write_tool(layout, f"exec/{name}", "compiler.main", interpreter)
     if "util" not in without:
-        _write_tool(layout, "tools/qaic-util", "tools.util_main")
+        _write_tool(layout, "tools/qaic-util", "tools.util_main", interpreter)
     if "runtime" not in without:
         _copy_module(layout.root / "dev" / "lib" / platform.machine(), "qaicrt.py")
         _copy_module(layout.root / "dev" / "python", "QAicApi_pb2.py")
@@ -89,9 +90,7 @@ def _devices(devices: str | Sequence[StandinDevice] | None) -> Sequence[StandinD
 
 def _copy_private_files(layout: Layout, profile: Profile, devices: Sequence[StandinDevice]) -> None:
     layout.private.mkdir(parents=True)
-    shutil.copytree(
-        _HERE / "qaic_standin", layout.private / "qaic_standin", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    copy_package(_HERE / "qaic_standin", layout.private / "qaic_standin")
     layout.profile_file.write_text(json.dumps({"profile": profile.name}), encoding="utf-8")
     write_devices(layout.devices_file, devices)
 
@@ -101,10 +100,10 @@ def _copy_module(folder: Path, name: str) -> None:
     shutil.copy2(_HERE / "launchers" / name, folder / name)
 
 
-def _write_tool(layout: Layout, place: str, module: str) -> None:
+def _write_tool(layout: Layout, place: str, module: str, interpreter: Path | None) -> None:
     path = layout.root / place
     path.write_text(
-        f"{_interpreter_line()}\n"
+        f"{interpreter_line(interpreter)}\n"
         f'"""Stand-in for {path.name}: generated, not a Qualcomm tool."""\n'
         "import pathlib\n"
         "import sys\n\n"
@@ -114,15 +113,6 @@ def _write_tool(layout: Layout, place: str, module: str) -> None:
         encoding="utf-8",
     )
     path.chmod(0o755)
-
-
-def _interpreter_line() -> str:
-    # Isolated mode: neither PYTHONPATH nor the current folder may bring in the tests' modules.
-    line = f"#!{sys.executable} -I"
-    if " " not in sys.executable and len(line) <= _MAX_SHEBANG:
-        return line
-    # The shell reads the first two lines as a command, Python reads them as a string.
-    return f"#!/bin/sh\n'''exec' \"{sys.executable}\" -I \"$0\" \"$@\"\n' '''"
 
 
 def _version_xml(profile: Profile) -> str:

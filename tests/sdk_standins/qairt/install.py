@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
+
+from tests.sdk_standins.trees import copy_package, interpreter_line
 
 from .qairt_standin.layout import TARGET, Layout
 from .qairt_standin.profiles import PROFILES
@@ -18,8 +18,6 @@ Part = Literal["converter", "generator", "backend", "extensions", "yaml"]
 Description = Literal["good", "corrupt", "list", "no version"]
 
 _HERE = Path(__file__).resolve().parent
-# The longest interpreter line that Linux kernels before 5.1 accept.
-_MAX_SHEBANG = 127
 
 
 def install_standin(
@@ -51,7 +49,7 @@ def install_standin(
     for folder in (layout.tools, layout.libraries, layout.python_folder, layout.private):
         folder.mkdir(parents=True)
     for package in ("qaic/qaic_standin", "qairt/qairt_standin"):
-        shutil.copytree(_HERE.parent / package, layout.private / package, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_package(_HERE.parent / package, layout.private / package)
     layout.profile_file.write_text(json.dumps({"profile": profile}), encoding="utf-8")
     if "converter" not in without:
         _write_tool(layout.converter, "converter")
@@ -79,7 +77,7 @@ def _description(kind: Description, version: str) -> str:
 
 def _write_tool(path: Path, module: str) -> None:
     path.write_text(
-        f"{_interpreter_line()}\n"
+        f"{interpreter_line(None)}\n"
         f'"""Stand-in for {path.name}: generated, not a Qualcomm tool."""\n'
         "import pathlib\n"
         "import sys\n\n"
@@ -89,12 +87,3 @@ def _write_tool(path: Path, module: str) -> None:
         encoding="utf-8",
     )
     path.chmod(0o755)
-
-
-def _interpreter_line() -> str:
-    # Isolated mode: neither PYTHONPATH nor the current folder may bring in the tests' modules.
-    line = f"#!{sys.executable} -I"
-    if " " not in sys.executable and len(line) <= _MAX_SHEBANG:
-        return line
-    # The shell reads the first two lines as a command, Python reads them as a string.
-    return f"#!/bin/sh\n'''exec' \"{sys.executable}\" -I \"$0\" \"$@\"\n' '''"

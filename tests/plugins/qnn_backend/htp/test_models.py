@@ -130,7 +130,8 @@ def test_a_new_process_loads_and_does_not_compile() -> None:
         f"    print(model.generate(prompts=[{PROMPT}], generation_len=4, ignore_eos=True).generated_ids)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    assert ended.stdout.strip().splitlines()[-1] == str([tokens[:4]])
+    # The simulator prints to it as well, before or behind, as Python writes at once or at its end.
+    assert str([tokens[:4]]) in ended.stdout.splitlines()
     assert "LoadCachedQnnContextFromBuffer" in ended.stderr
     for made in ("ComposeGraph", "FinalizeGraphs"):
         assert made not in ended.stderr
