@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,13 @@ def test_one_leaves_nothing_to_the_next(warm: Path) -> None:
 def test_signals_reach_it_and_its_end_is_told(warm: Path) -> None:
     code = "import sys, time\ntry:\n    print('here', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    sys.exit(9)"
     for number, expected in ((signal.SIGINT, 9), (signal.SIGTERM, -signal.SIGTERM)):
-        with subprocess.Popen([warm, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [warm, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background has them ignore the signal.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - the call starts no thread
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "here\n"
             process.send_signal(number)
