@@ -61,12 +61,42 @@ def captured_transformers() -> Iterator[list[str]]:
                 messages.append(record.getMessage())
 
     library, collector = logging.getLogger("transformers"), Collector(logging.WARNING)
-    with quiet_transformers():
+    with quiet_transformers(), _making_warnings(library):
         library.addHandler(collector)
         try:
             yield messages
         finally:
             library.removeHandler(collector)
+
+
+class _Level:
+    """A library's level is one for all threads: the first one that collects lowers it, the last one leaves it as it was."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.collecting = 0
+        self.before: int | None = None
+
+
+_LEVEL = _Level()
+
+
+@contextlib.contextmanager
+def _making_warnings(library: logging.Logger) -> Iterator[None]:
+    """Warnings are made while the body runs, also where the user's level keeps them away (``TRANSFORMERS_VERBOSITY``)."""
+    with _LEVEL.lock:
+        if not _LEVEL.collecting and library.getEffectiveLevel() > logging.WARNING:
+            _LEVEL.before = library.level
+            library.setLevel(logging.WARNING)
+        _LEVEL.collecting += 1
+    try:
+        yield
+    finally:
+        with _LEVEL.lock:
+            _LEVEL.collecting -= 1
+            if not _LEVEL.collecting and _LEVEL.before is not None:
+                library.setLevel(_LEVEL.before)
+                _LEVEL.before = None
 
 
 class _ProgressBars:

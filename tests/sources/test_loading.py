@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +162,18 @@ def test_a_weight_of_another_shape(edit_weights: Edit) -> None:
     assert load(folder, ignore_mismatched_sizes=True).unloaded() == {f"{PROJECTION}.weight"}
 
 
+@pytest.fixture
+def silent_transformers() -> Iterator[None]:
+    """The user wants no warnings of Transformers; some of its errors refer to them."""
+    library = logging.getLogger("transformers")
+    before = library.level
+    library.setLevel(logging.CRITICAL)
+    yield
+    assert library.level == logging.CRITICAL
+    library.setLevel(before)
+
+
+@pytest.mark.usefixtures("silent_transformers")
 def test_weights_that_the_loader_puts_together(tmp_path: Path, store_root: Path) -> None:
     """The experts of Mixtral are one tensor each in the file, and one for all in the module."""
     from safetensors.torch import load_file, save_file
