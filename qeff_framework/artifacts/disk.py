@@ -65,7 +65,7 @@ def require_space(directory: Path, needed: int, what: str) -> None:
 
 def _size(directory: Path) -> int:
     """Bytes of the files below `directory`, without those that vanish meanwhile."""
-    return sum(size for _, size in _sizes(directory))
+    return sum(size for _, size in sizes_of_files(directory))
 
 
 def told_bytes(count: float) -> str:
@@ -120,7 +120,7 @@ def synced_meanwhile(directory: Path) -> Iterator[Future[None]]:
             over.set()
 
 
-#: Between two looks, and what makes a file worth one: the disk takes about as much meanwhile.
+#: Seconds between two looks, and bytes by which a file must have grown.
 _LOOK_SECONDS = 0.2
 _GROWN_BYTES = 32 * 2**20
 
@@ -129,7 +129,7 @@ def _sync_growing(directory: Path, over: threading.Event) -> None:
     """Forces files to the disk that have grown, until `over` is set."""
     forced: dict[Path, int] = {}
     while not over.wait(_LOOK_SECONDS):
-        for file, size in _sizes(directory):
+        for file, size in sizes_of_files(directory):
             if size - forced.get(file, 0) >= _GROWN_BYTES and not over.is_set():
                 # One that has been moved or deleted is the body's own affair.
                 with suppress(FileNotFoundError):
@@ -137,8 +137,8 @@ def _sync_growing(directory: Path, over: threading.Event) -> None:
                 forced[file] = size
 
 
-def _sizes(directory: Path) -> Iterator[tuple[Path, int]]:
-    """The files below `directory` with their bytes, without those that vanish meanwhile."""
+def sizes_of_files(directory: Path) -> Iterator[tuple[Path, int]]:
+    """The regular files below `directory` with their bytes, without those that vanish meanwhile."""
     for parent, _, names in os.walk(directory):
         for name in names:
             file = Path(parent, name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,14 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from qeff_framework.artifacts.disk import is_disk_full, os_errors_explained, sync, sync_tree, synced_meanwhile
+from qeff_framework.artifacts.disk import (
+    is_disk_full,
+    os_errors_explained,
+    sizes_of_files,
+    sync,
+    sync_tree,
+    synced_meanwhile,
+)
 from qeff_framework.artifacts.json_values import Json
 from qeff_framework.artifacts.keys import MEMO_FILE, cache_key, content_digest, key_value
 from qeff_framework.artifacts.manifest import Manifest, Problem, verify
@@ -543,15 +549,7 @@ def _described(path: Path) -> StoredArtifact:
 
 def _sizes(directory: Path) -> dict[str, int]:
     """Sizes of the regular files below `directory` by relative name; what vanishes meanwhile does not count."""
-    sizes = {}
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            path = Path(parent, name)
-            with suppress(OSError):
-                found = path.lstat()
-                if stat.S_ISREG(found.st_mode):
-                    sizes[path.relative_to(directory).as_posix()] = found.st_size
-    return sizes
+    return {path.relative_to(directory).as_posix(): size for path, size in sizes_of_files(directory)}
 
 
 def _directories(parent: Path) -> list[Path]:

@@ -169,8 +169,9 @@ def silent_transformers() -> Iterator[None]:
     before = library.level
     library.setLevel(logging.CRITICAL)
     yield
-    assert library.level == logging.CRITICAL
+    left = library.level
     library.setLevel(before)
+    assert left == logging.CRITICAL
 
 
 @pytest.mark.usefixtures("silent_transformers")
