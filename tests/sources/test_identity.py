@@ -13,6 +13,8 @@ import torch
 from qeff_framework import QEFFAutoModel
 from qeff_framework.errors import CheckpointError, UnsupportedModelError
 from qeff_framework.sources import CheckpointSource
+from qeff_framework.sources.checkpoint_files import CheckpointFiles
+from qeff_framework.sources.preprocessing import Preprocessing
 from tests.checkpoints import save_tiny_checkpoint
 from tests.sources.conftest import change_json
 from tests.tiny_models import tiny_causal_lm
@@ -169,15 +171,17 @@ def test_code_of_another_repository_is_pinned(
     folder = Path(shutil.copytree(saved, tmp_path / "with-code"))
     change_json(folder / "config.json", auto_map={"AutoConfig": "org/code--mine.Config"})
 
-    def source() -> CheckpointSource:
-        return CheckpointSource(folder, {"cache_dir": str(repository.parent), "trust_remote_code": True})
+    arguments = {"cache_dir": str(repository.parent), "trust_remote_code": True}
+
+    def code_identity() -> Any:
+        return CheckpointSource(folder, arguments).identity()["code"]["org/code"]
 
     (code / "refs" / "main").write_text(COMMITS["old"])
-    before = source().identity()
-    assert before["code"]["org/code"] == COMMITS["old"]
-    assert source()._loader_arguments()["code_revision"] == COMMITS["old"]
+    assert code_identity() == COMMITS["old"]
+    opened = CheckpointFiles(str(folder), {**arguments}, overrides={}, named_by=None)
+    assert opened.loader_arguments()["code_revision"] == COMMITS["old"]
     (code / "refs" / "main").write_text(COMMITS["new"])
-    assert source().identity()["code"]["org/code"] == COMMITS["new"]
+    assert code_identity() == COMMITS["new"]
 
 
 # --- code in the folder -----------------------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ def test_a_missing_package_is_not_remembered(
     monkeypatch.syspath_prepend(str(site))
     assert source().tokenizer_problem() is None
     # From here on it is remembered, and nothing is loaded to find out.
-    monkeypatch.setattr(CheckpointSource, "_load_tokenizer", lambda _: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(Preprocessing, "_load_tokenizer", lambda _: pytest.fail("the tokenizer was loaded"))
     assert source().tokenizer_problem() is None
 
 
