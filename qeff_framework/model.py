@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -19,24 +18,28 @@ from qeff_framework.artifacts import (
     Store,
     StoredArtifact,
     cache_key,
-    create_and_dump_qconfigs,
     link_equal_files,
     shared_digests,
 )
+from qeff_framework.compilation import (
+    check_capabilities,
+    check_position_limits,
+    compiled_program,
+    compiled_together,
+    finish_artifact,
+    identity_of,
+)
 from qeff_framework.contracts import (
-    COMPANIONS,
-    PACKAGE,
     CompiledModel,
     CompileRequest,
     ExportedModel,
     ExportRequest,
     Specialization,
     Task,
-    Transform,
     TransformRequest,
     has_changed,
 )
-from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError, QEFFError
+from qeff_framework.errors import BackendUnavailableError, ExecutionError, OptionError
 from qeff_framework.key_parts import (
     backend_part,
     extensions_part,
@@ -47,8 +50,8 @@ from qeff_framework.key_parts import (
     source_part,
     transform_part,
 )
-from qeff_framework.options import OF_THE_RUNTIME, CompileOptions, check_switches, misplaced_options, parse_options
-from qeff_framework.parallel import check_stopped, run_parts
+from qeff_framework.options import OF_THE_RUNTIME, check_switches, misplaced_options, parse_options
+from qeff_framework.plans import CompilationPlan, ExportPlan, Program
 from qeff_framework.plugin_api import Backend
 from qeff_framework.progress import report
 from qeff_framework.rare_collections import rare_collections
@@ -60,7 +63,6 @@ from qeff_framework.sources.torch_defaults import standard_torch_defaults
 from qeff_framework.window_programs import compile_windows, layers_per_program
 
 if TYPE_CHECKING:
-    import onnx_ir
     import torch
 
     from qeff_framework.relay import Relay
@@ -77,62 +79,6 @@ class Shapes(Protocol):
 
     def extra_inputs(self) -> tuple[str, ...]:
         """Inputs of the graph that these sizes need, see `contracts.EXTRA_INPUTS`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportPlan:
-    """What will be exported, and the key under which it is found."""
-
-    relay: Relay
-    #: Of the backend that it is exported for; `None` without one.
-    options: Any = None
-    transforms: Sequence[Transform]
-    extra_inputs: tuple[str, ...]
-    extra_outputs: tuple[str, ...]
-    #: Of a model of several programs, see `ExportRequest.program`.
-    program: str
-    program_inputs: Mapping[str, Any]
-    use_onnx_subfunctions: bool
-    #: Of the source, see `ModelSource.identity`.
-    identity: Any
-    #: Why the artifact carries no tokenizer.
-    tokenizer_problem: str | None
-    #: The backend has a part in it: a transform of the module, or a hook of its own.
-    takes_part: bool
-    parts: Mapping[str, Any]
-    key: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """One program of an artifact that will be compiled."""
-
-    #: "" for the only program of an artifact.
-    name: str
-    plan: ExportPlan
-    specializations: tuple[Specialization, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompilationPlan:
-    """What `QEFFBaseModel.compile` is about to do, checked as far as that goes without an export."""
-
-    backend: str | Backend | type[Backend] | None
-    relay: Relay
-    #: The keywords, as they were given.
-    given: Mapping[str, Any]
-    options: Any
-    #: Layers of each program of a model that is cut; `None` for whole models.
-    layers: int | None
-    programs: Sequence[Program]
-    transforms: Mapping[str, Sequence[Transform]]
-    #: What `key` is the hash of.
-    parts: Mapping[str, object]
-    label: str
-    key: str
-    destination: Path | None
-    dry_run: bool
-    rebuild: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -535,7 +481,7 @@ class QEFFBaseModel:
         """What is to be compiled, with its key. Everything that can be refused before an export is refused here."""
         relay = registry.get(backend, extensions=extensions, stage="compile")
         shapes, compile_options = self._parse(relay, options)
-        _check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
+        check_capabilities(relay, self.task, shapes, compile_options, dry_run=dry_run)
         layers = layers_per_program(compile_options)
         if layers is not None and (problem := self._cut_problem(shapes)):
             raise OptionError(f"num_layers_per_program={layers} {problem}; leave it out")
@@ -558,7 +504,7 @@ class QEFFBaseModel:
             )
             for program in programs
         }
-        identities = {program.name: _identity_of(program, transforms[program.name]) for program in programs}
+        identities = {program.name: identity_of(program, transforms[program.name]) for program in programs}
         parts = {
             "core": core_digest(),
             "backend": relay.name,
@@ -606,7 +552,7 @@ class QEFFBaseModel:
         """The exports of all programs, made one after the other where they are not there: tracing changes the whole process."""
         exports = {program.name: self._export(program.plan, rebuild=plan.rebuild) for program in plan.programs}
         for program in plan.programs:
-            _check_position_limits(exports[program.name], program.specializations, given=plan.given)
+            check_position_limits(exports[program.name], program.specializations, given=plan.given)
         return exports
 
     def _build(
@@ -635,9 +581,9 @@ class QEFFBaseModel:
                 report(f"compiling {self.name} for {relay.name}{told}")
                 exported = exports[program.name]
                 if plan.layers is not None and program.name in self.cut_programs:
-                    compile_part = functools.partial(_compiled_program, relay, transforms=plan.transforms[program.name])
+                    compile_part = functools.partial(compiled_program, relay, transforms=plan.transforms[program.name])
                     return compile_windows(exported, plan.layers, request, compile_part)
-                return _compiled_program(
+                return compiled_program(
                     relay,
                     exported,
                     load_portable(exported.model_path),
@@ -649,11 +595,13 @@ class QEFFBaseModel:
             if programs[0].name == "":
                 compiled = compile_program(programs[0], output_dir)
             else:
-                compiled = _joined(programs, compile_program, relay.name, self.task, output_dir, parallel=parallel)
+                compiled = compiled_together(
+                    programs, compile_program, relay.name, self.task, output_dir, parallel=parallel
+                )
             # The last program is the one that the others work for.
             main = programs[-1]
             self._complete_artifact(output_dir)
-            _finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir, name=self.name)
+            finish_artifact(compiled, exports[main.name], main.specializations, relay, final_dir, name=self.name)
             equal = link_equal_files(output_dir) if len(programs) > 1 else {}
             return {**equal, **shared_digests(output_dir, [exported.directory for exported in exports.values()])}
 
@@ -763,198 +711,3 @@ def _stated(**facts: Any) -> dict[str, Any]:
 
 def _plain_size(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_capabilities(relay: Relay, task: Task, shapes: object, options: CompileOptions, *, dry_run: bool) -> None:
-    """Refuses, before any work, what the backend says it cannot do."""
-    can = relay.capabilities_for(options)
-    asked = {
-        f"task '{task}'": task in can.tasks,
-        "full_batch_size": can.continuous_batching or getattr(shapes, "full_batch_size", None) is None,
-        "num_speculative_tokens": can.speculative_decoding or getattr(shapes, "num_speculative_tokens", None) is None,
-        "comp_ctx_lengths_prefill, comp_ctx_lengths_decode, ccl_enabled": can.compute_contexts
-        or not getattr(shapes, "has_compute_contexts", False),
-        "include_sampler": can.on_device_sampling or not getattr(shapes, "include_sampler", False),
-        f"num_devices={options.num_devices}": can.multi_device or options.num_devices == 1,
-        "mxfp6_matmul=True": can.mxfp6_matmul or not _asks_for(options, "mxfp6_matmul"),
-        "mxint8_kv_cache=True": can.mxint8_kv_cache or not _asks_for(options, "mxint8_kv_cache"),
-        "dry_run=True": can.dry_run or not dry_run,
-    }
-    refused = [what for what, possible in asked.items() if not possible]
-    if refused:
-        raise OptionError(
-            f"backend '{relay.name}' does not support {', '.join(refused)}{f' for {can.scope}' if can.scope else ''}; "
-            "leave it out or choose another one"
-        )
-
-
-def _asks_for(options: CompileOptions, name: str) -> bool:
-    return any(field.name == name for field in dataclasses.fields(options)) and bool(getattr(options, name))
-
-
-def _check_position_limits(
-    exported: ExportedModel, specializations: tuple[Specialization, ...], *, given: Mapping[str, Any]
-) -> None:
-    """Refuses, before lowering, sizes that a table of the model has no positions for."""
-    for name, limit in exported.metadata.get("position_limits", {}).items():
-        asked = max((item.dims[name] for item in specializations if name in item.dims), default=0)
-        if asked > limit:
-            raise OptionError(
-                f"{name}={asked}{'' if name in given else ' (the default)'} is more than {exported.metadata['model_name']} has "
-                f"positions for: a table that it looks positions up in ends after {limit}; give {name}={limit} or less"
-            )
-
-
-def _identity_of(program: Program, transforms: Sequence[Transform]) -> dict[str, Any]:
-    """What stands in a key for one program."""
-    return {
-        "export": program.plan.key,
-        "transforms": [transform_part(transform) for transform in transforms],
-        "specializations": [dataclasses.asdict(item) for item in program.specializations],
-    }
-
-
-def _compiled_program(
-    relay: Relay,
-    exported: ExportedModel,
-    model: onnx_ir.Model,
-    request: Callable[..., CompileRequest],
-    *,
-    transforms: Sequence[Transform],
-) -> CompiledModel:
-    """Lowers and compiles the graph of an export; `request` lacks what only the lowering tells."""
-    from qeff_framework.export.short_texts import ShortTexts, without_prompt_lengths
-
-    applied = []
-    for transform in transforms:
-        check_stopped()
-        if has_changed(transform(model)):
-            applied.append(f"{transform.name}@{transform.version}")
-    shortened = f"{ShortTexts.name}@{ShortTexts.version}" in applied
-    source = without_prompt_lengths(exported) if shortened else exported
-    asked = request(exported=source, model=model, transforms=tuple(applied))
-    compiled = relay.compile(asked)
-    return dataclasses.replace(
-        compiled,
-        transforms=tuple(applied),
-        options=dataclasses.asdict(asked.options),
-        metadata={**exported.metadata, **_still_packed(model, exported), **compiled.metadata, "dry_run": asked.dry_run},
-    )
-
-
-def _still_packed(model: Any, exported: ExportedModel) -> dict[str, Any]:
-    """Of the weights that stay in the blocks of their checkpoint, those whose levels are in a lowered model."""
-    packed = exported.metadata.get("packed_weights")
-    if not packed:
-        return {}
-    import onnx_ir
-
-    levels = [str(name) for name, value in model.graph.initializers.items() if value.dtype == onnx_ir.DataType.UINT8]
-    return {
-        "packed_weights": {
-            name: form for name, form in packed.items() if any(each.startswith(f"{name}.levels") for each in levels)
-        }
-    }
-
-
-def _joined(
-    programs: Sequence[Program],
-    compile_program: Callable[[Program, Path], CompiledModel],
-    backend: str,
-    task: Task,
-    directory: Path,
-    *,
-    parallel: bool,
-) -> CompiledModel:
-    """Compiles each program into a directory of its own, and describes all of them."""
-    places = {program.name: f"programs/{program.name}" for program in programs}
-
-    def compile_there(program: Program) -> CompiledModel:
-        place = directory / places[program.name]
-        place.mkdir(parents=True)
-        with _program_named(program.name):
-            compiled = compile_program(program, place)
-        compiled.save()
-        return compiled
-
-    parts = {program.name: functools.partial(compile_there, program) for program in programs}
-    done = run_parts(parts, on_end=_tell_end) if parallel else {name: part() for name, part in parts.items()}
-    compiled = done[programs[-1].name]
-    return CompiledModel(
-        directory=directory,
-        backend=backend,
-        task=task,
-        specializations=(),
-        inputs=(),
-        outputs=(),
-        programs=places,
-        dry_run_result=f"{places[programs[-1].name]}/{compiled.dry_run_result}" if compiled.dry_run_result else "",
-        qconfig=compiled.qconfig,
-        transforms=compiled.transforms,
-        options=compiled.options,
-        metadata=compiled.metadata,
-    )
-
-
-def _tell_end(left: list[str]) -> None:
-    report("; not yet: ".join(["compiled", *([", ".join(left)] if left else [])]))
-
-
-@contextlib.contextmanager
-def _program_named(name: str) -> Iterator[None]:
-    """Lets errors say which of several programs they are about."""
-    try:
-        yield
-    except QEFFError as error:
-        error.args = (f"program '{name}': {error}",)
-        raise
-
-
-def _finish_artifact(
-    compiled: CompiledModel,
-    exported: ExportedModel,
-    specializations: tuple[Specialization, ...],
-    relay: Relay,
-    final_dir: Path,
-    *,
-    name: str,
-) -> None:
-    """Adds what every artifact carries, whatever backend made it."""
-    directory = compiled.directory
-    for companion in COMPANIONS:
-        origin = exported.directory / companion
-        if origin.is_dir():
-            shutil.copytree(origin, directory / companion)
-        elif origin.is_file():
-            shutil.copy2(origin, directory / companion)
-    # The export may have been made for another model that shares it.
-    metadata = {**compiled.metadata, "model_name": name, PACKAGE: relay.package}
-    dataclasses.replace(compiled, metadata=metadata).save()
-    fingerprint = relay.fingerprint()
-    create_and_dump_qconfigs(
-        directory,
-        huggingface_config=_read_config(exported.directory),
-        export_dir=exported.directory,
-        compile_dir=final_dir,
-        torch_transforms=exported.transforms,
-        onnx_transforms=compiled.transforms,
-        specializations=specializations,
-        onnx_path=exported.model_path,
-        compiler_options=compiled.options,
-        backend={
-            "name": relay.name,
-            "distribution": relay.distribution,
-            "version": relay.version,
-            "fingerprint": fingerprint,
-        },
-        sdk_versions=fingerprint,
-        qpc_config=compiled.qconfig,
-    )
-
-
-def _read_config(directory: Path) -> Mapping[str, Any]:
-    import json
-
-    path = directory / "config.json"
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

@@ -23,9 +23,10 @@ from qeff_framework.diffusion.arguments import (
 )
 from qeff_framework.diffusion.loading import check_components, check_folder, load_pipeline
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
-from qeff_framework.model import Program, QEFFBaseModel
+from qeff_framework.model import QEFFBaseModel
 from qeff_framework.options import check_switches
 from qeff_framework.parallel import run_parts
+from qeff_framework.plans import Program
 from qeff_framework.progress import report
 from qeff_framework.registry import registry
 from qeff_framework.shapes import PipelineShapes
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from qeff_framework.contracts import LowRankDelta
     from qeff_framework.diffusion.adapters import PipelineAdapter
     from qeff_framework.diffusion.calls import Call
-    from qeff_framework.model import CompilationPlan, ExportPlan
+    from qeff_framework.plans import CompilationPlan, ExportPlan
     from qeff_framework.plugin_api import Backend
     from qeff_framework.relay import Relay
     from qeff_framework.runtime import CompiledRunner

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Task
 from qeff_framework.errors import OptionError, UnsupportedModelError
-from qeff_framework.model import Program
+from qeff_framework.plans import Program
 from qeff_framework.shapes import ImageShapes
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from qeff_framework.auto.given_prompts import require_beams, require_plain_loop,
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError, UnsupportedModelError
-from qeff_framework.model import GivenInput, Program
+from qeff_framework.model import GivenInput
+from qeff_framework.plans import Program
 from qeff_framework.shapes import ImageTextShapes
 from qeff_framework.sources import CheckpointSource, ModelSource
 

@@ -19,7 +19,7 @@ from qeff_framework.sources.lora import LoraAdapter
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import ExportedModel, LowRankDelta
-    from qeff_framework.model import Program
+    from qeff_framework.plans import Program
     from qeff_framework.relay import Relay
     from qeff_framework.runtime import CompiledRunner
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeff_framework.auto.processed_model import ProcessedModel
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.model import GivenInput, Program
+from qeff_framework.model import GivenInput
+from qeff_framework.plans import Program
 
 if TYPE_CHECKING:
     from qeff_framework.relay import Relay

@@ -11,7 +11,8 @@ from qeff_framework.auto.given_prompts import require_beams, require_new_tokens,
 from qeff_framework.auto.sound import SoundModel, frames_of
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.model import GivenInput, Program
+from qeff_framework.model import GivenInput
+from qeff_framework.plans import Program
 from qeff_framework.shapes import SpeechSeq2SeqShapes
 from qeff_framework.sources import CheckpointSource
 

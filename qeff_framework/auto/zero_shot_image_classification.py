@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qeff_framework.auto.image_classification import ImageModel
 from qeff_framework.contracts import Specialization, Task
 from qeff_framework.errors import OptionError
-from qeff_framework.model import Program
+from qeff_framework.plans import Program
 from qeff_framework.shapes import ImageAndTextShapes
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.auto import QEFFAutoModelForCausalLM
-from qeff_framework.model import ExportPlan
+from qeff_framework.plans import ExportPlan
 from qeff_framework.testing.programs import CHUNK, CTX_LEN, ROWS
 
 if TYPE_CHECKING:
