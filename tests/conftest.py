@@ -38,7 +38,6 @@ SLOW = frozenset(
         "cli/test_coverage.py",
         "cli/test_generate.py",
         "cli/test_serve.py",
-        "cli/test_new_backend.py",
         "coverage/test_families_subset.py",
         "coverage/test_parity.py",
         "coverage/test_processes.py",
@@ -94,6 +93,9 @@ LONG = frozenset(
     }
 )
 
+#: What these export, other files export as well. Side by side they would both do it, or wait for each other.
+SHARING = frozenset({"docs/test_examples.py", "plugins/qaic_backend/test_documents.py"})
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests by what they need, so that `make test-fast` can leave out what takes long or needs more than Python.
@@ -102,25 +104,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     alone xdist goes by the number of tests, and the files that take a minute have two.
     """
     sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (not (_is_slow(item) or _name(item) in LONG), -sizes[item.path]))
+    names = {path: path.relative_to(TESTS).as_posix() for path in sizes}
+    slow = {path for path, name in names.items() if name in SLOW or name.startswith("end_to_end/")}
+    first = slow | {path for path, name in names.items() if name in LONG}
+    places = {path: (path not in first, name in SHARING, -sizes[path]) for path, name in names.items()}
+    items.sort(key=lambda item: places[item.path])
     for item in items:
-        path = _name(item)
-        if _is_slow(item):
+        name = names[item.path]
+        if item.path in slow:
             item.add_marker(pytest.mark.slow)
-        if "standin" in item.nodeid or path.startswith("plugins/qaic_backend/") or "qnn_backend/aic/" in path:
+        if "standin" in item.nodeid or name.startswith("plugins/qaic_backend/") or "qnn_backend/aic/" in name:
             item.add_marker(pytest.mark.standin)
-        if "qnn_backend/htp/" in path:
+        if "qnn_backend/htp/" in name:
             item.add_marker(pytest.mark.htp)
-        if path in ("test_packaging.py", "examples/test_examples.py"):
+        if name in ("test_packaging.py", "examples/test_examples.py"):
             item.add_marker(pytest.mark.network)
-
-
-def _name(item: pytest.Item) -> str:
-    return item.path.relative_to(TESTS).as_posix()
-
-
-def _is_slow(item: pytest.Item) -> bool:
-    return _name(item) in SLOW or _name(item).startswith("end_to_end/")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -135,6 +133,9 @@ def session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("QEFF_HOME", str(root))
         for variable in ("QEFF_BACKEND", "QEFF_BACKENDS", "QEFF_DISABLE_BACKENDS", "QEFF_EXTENSIONS"):
             patch.delenv(variable, raising=False)
+        # No test looks at what would be left after the power has failed; waiting for the disk takes seconds of some files. A
+        # descriptor that is none is an error all the same.
+        patch.setattr(os, "fsync", os.fstat)
         yield root
 
 

@@ -55,7 +55,7 @@ def gemma(session_store: Path) -> Iterator[Gemma]:
     module: Any = QEFFAutoModelForCausalLM.from_pretrained(assemble()).module
     tokenizer = load_tokenizer(exported.directory / "tokenizer")
     prompts = [tokenizer.encode(text) for text in PROMPTS]
-    long_prompt = (tokenizer.encode("Once upon a time there was a compiler. " * 40))[:200]
+    long_prompt = (tokenizer.encode("Once upon a time there was a compiler. " * 40))[:104]
     yield Gemma(
         model=model,
         prompts=prompts,
@@ -69,14 +69,14 @@ def gemma(session_store: Path) -> Iterator[Gemma]:
 def test_the_prompts_differ_in_kind_and_length(gemma: Gemma) -> None:
     assert len({len(prompt) for prompt in gemma.prompts}) > 2
     assert len({tuple(tokens) for tokens in gemma.expected}) == len(PROMPTS)
-    assert len(gemma.long_prompt) == 200
+    assert len(gemma.long_prompt) == 104
 
 
-def test_each_prompt_alone(gemma: Gemma) -> None:
+def test_a_prompt_alone(gemma: Gemma) -> None:
+    # All of them run as one batch below, and the first one by itself from the artifact: this is the one with a template's tokens.
     gemma.model.compile(**ONE_ROW)
-    for prompt, expected in zip(gemma.prompts, gemma.expected, strict=True):
-        output = gemma.model.generate(prompts=[prompt], generation_len=NEW_TOKENS, ignore_eos=True)
-        assert output.generated_ids == [expected]
+    output = gemma.model.generate(prompts=[gemma.prompts[3]], generation_len=NEW_TOKENS, ignore_eos=True)
+    assert output.generated_ids == [gemma.expected[3]]
 
 
 def test_all_prompts_as_one_batch(gemma: Gemma) -> None:
@@ -86,7 +86,7 @@ def test_all_prompts_as_one_batch(gemma: Gemma) -> None:
 
 
 def test_prompt_longer_than_the_prefill_step(gemma: Gemma) -> None:
-    # 200 = 6 * 32 + 8: the last chunk is partial.
+    # 104 = 3 * 32 + 8: the last chunk is partial.
     gemma.model.compile(**ONE_ROW)
     output = gemma.model.generate(prompts=[gemma.long_prompt], generation_len=NEW_TOKENS, ignore_eos=True)
     assert output.generated_ids == [gemma.long_expected]

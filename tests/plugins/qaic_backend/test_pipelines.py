@@ -31,6 +31,14 @@ def _store(session_store: Path) -> None:
     """Exports lie there."""
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder, as those of the documents and of tests/end_to_end: exports of its components are theirs."""
+    place = tmp_path_factory.mktemp("saved") / "StableDiffusionPipeline"
+    tiny_stable_diffusion().save_pretrained(place)
+    return place
+
+
 def test_standin_runs_the_denoiser_and_another_backend_the_rest(
     standin: Callable[..., StandinSdk], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,9 +82,11 @@ def test_without_sdk_no_component_is_exported(no_sdk: Path, monkeypatch: pytest.
         QEFFDiffusionPipeline(tiny_stable_diffusion()).compile({"denoiser": "qaic", **HOST}, num_cores=8, **SIZES)
 
 
-def test_a_dry_run_is_a_bundle_for_each_program(no_sdk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_is_a_bundle_for_each_program(
+    no_sdk: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert not no_sdk.exists()
-    model = QEFFDiffusionPipeline(tiny_stable_diffusion())
+    model = QEFFDiffusionPipeline.from_pretrained(folder)
     asked = {"dry_run": True, "num_cores": 8, "compile_config": {"vae": {"num_cores": 4}}, **SIZES}
     bundle = model.compile("qaic", **asked)
     caplog.set_level(logging.INFO, logger=progress.__name__)
@@ -105,7 +115,9 @@ def _contents(compiled: CompiledModel) -> dict[str, str]:
     }
 
 
-def test_a_program_that_is_refused_stops_the_others(standin: Callable[..., StandinSdk], tmp_path: Path) -> None:
+def test_a_program_that_is_refused_stops_the_others(
+    standin: Callable[..., StandinSdk], folder: Path, tmp_path: Path
+) -> None:
     sdk = standin()
     compiler = next((sdk.root / "exec").iterdir())
     compiler.write_text(
@@ -120,7 +132,7 @@ case "$PWD" in
 esac
 """
     )
-    model = QEFFDiffusionPipeline(tiny_stable_diffusion())
+    model = QEFFDiffusionPipeline.from_pretrained(folder)
     asked = {"num_cores": 8, "parallel": True, **SIZES}
     backends = {"denoiser": "qaic", "text_encoder": "qaic", "vae": "ort_sim"}
     with pytest.raises(
