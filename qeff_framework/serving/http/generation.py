@@ -64,7 +64,7 @@ class GenerationPages:
             "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
             "chat": chat,
         }
-        messages = asked.conversation
+        messages = asked.messages
         if self._reads_images:
             # Opening images takes time; other answers go on.
             messages = await asyncio.to_thread(with_opened_images, messages)

@@ -258,18 +258,6 @@ class ChatRequest(GenerationRequest):
             raise ValueError("each message needs a role")
         return self
 
-    @property
-    def conversation(self) -> list[dict[str, Any]]:
-        """The messages, each with one text: templates differ in whether they take parts."""
-        return [_with_one_text(message) for message in self.messages]
-
-
-def _with_one_text(message: dict[str, Any]) -> dict[str, Any]:
-    parts = message.get("content")
-    if isinstance(parts, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
-        return {**message, "content": "\n".join(part["text"] for part in parts)}
-    return message
-
 
 class EmbeddingRequest(ApiRequest):
     """``POST /v1/embeddings``."""
