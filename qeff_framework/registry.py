@@ -245,6 +245,7 @@ class Registry:
         if from_environment:
             logger.info("backend '%s' chosen: %s is set", from_environment, DEFAULT_VARIABLE)
             return from_environment
+        self._tell_misspelt_denials()
         usable: list[tuple[str, Probe]] = []
         rejected: list[str] = []
         for name, verdict in self._probe_all():
@@ -407,6 +408,19 @@ class Registry:
 
     def _origin_of(self, name: str) -> str:
         return "registered by hand" if normalize(name) in self._registered else origin_of(self._select(name))
+
+    def _tell_misspelt_denials(self) -> None:
+        """Warns about a name that denies nobody and is nearly that of a backend, which may be chosen then."""
+        known = [normalize(name) for entry in self._entries() for name in (entry.name, package_name(entry))]
+        for part in os.environ.get(DENY_VARIABLE, "").split(","):
+            near = difflib.get_close_matches(normalize(part), known, n=1, cutoff=CLOSE)
+            if near and normalize(part) not in known:
+                logger.warning(
+                    "%s names '%s', which is no installed backend; did you mean '%s'?",
+                    DENY_VARIABLE,
+                    part.strip(),
+                    near[0],
+                )
 
     def _usable_names(self) -> list[str]:
         available = [backend.name for backend in self.installed() if backend.status == "available"]
