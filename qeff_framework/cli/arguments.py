@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from qeff_framework.contracts import POOLINGS
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.options import CLOSE
 from qeff_framework.tasks import task_names
-from qeff_framework.textfiles import read_input
+from qeff_framework.textfiles import parse_json, read_input
 
 if TYPE_CHECKING:
     from qeff_framework.cli.command_result import CommandResult
@@ -228,7 +227,7 @@ def given_grammar(args: argparse.Namespace) -> dict[str, Any]:
     if args.json_schema is None:
         return {}
     try:
-        return {"json_schema": json.loads(read_input(args.json_schema))}
+        return {"json_schema": parse_json(read_input(args.json_schema))}
     except (OSError, ValueError) as error:
         raise InputError(f"the JSON schema in {args.json_schema} cannot be read: {error}") from error
 
