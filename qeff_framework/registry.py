@@ -479,9 +479,7 @@ def _as_descriptor(loaded: Any, origin: str) -> Backend:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise BackendBrokenError(
-            f"the backend descriptor of {origin} cannot be created: {error_line(error)}"
-        ) from error
+        raise BackendBrokenError(f"the backend descriptor ({origin}) cannot be created: {error_line(error)}") from error
     if not isinstance(candidate, Backend):
         raise BackendIncompatibleError(
             f"the backend entry point of {origin} resolves to {type(loaded).__name__}, expected a subclass or an instance of "
@@ -490,7 +488,7 @@ def _as_descriptor(loaded: Any, origin: str) -> Backend:
     missing = [name for name in ("name", "capabilities", "implementation") if not hasattr(candidate, name)]
     if missing:
         raise BackendIncompatibleError(
-            f"the backend descriptor of {origin} does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
+            f"the backend descriptor ({origin}) does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
         )
     check_descriptor(candidate, origin)
     return candidate
