@@ -317,6 +317,16 @@ class CompiledModel(_JsonFile):
     def load(cls, directory: Path) -> Self:
         """Reads what `save` wrote. Raises `ArtifactError` when `directory` is not a compiled artifact."""
         content = cls._read(directory)
+        for name, kind in {
+            "backend": str,
+            "task": str,
+            "options": dict,
+            "program": dict,
+            "programs": dict,
+            "metadata": dict,
+        }.items():
+            if not isinstance(content.get(name, kind()), kind):
+                raise cls._damaged(directory, f"lacks or misnames a field: {name!r} is not {kind.__name__}")
         try:
             return cls(
                 directory=directory,

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
     from qeff_framework.runtime import CompiledRunner
 
 logger = logging.getLogger(__name__)
+
+#: Held while `runner` loads a program. A lock of the model itself could not be copied with it.
+_LOADING = threading.RLock()
 
 
 class Shapes(Protocol):
@@ -691,7 +695,11 @@ class QEFFBaseModel:
     @property
     def runner(self) -> CompiledRunner:
         """The loaded program; it is loaded with the defaults where `load` has not been called."""
-        return self._runner or self.load()
+        if self._runner is None:
+            # The first calls of several threads share one program.
+            with _LOADING:
+                return self._runner or self.load()
+        return self._runner
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the compiled program; see the task's class for arguments and results."""

@@ -140,7 +140,7 @@ def check_descriptor(descriptor: Backend, origin: str) -> None:
     wrong += _wrong_capabilities(getattr(descriptor, "capabilities", None), "capabilities")
     if wrong:
         raise BackendIncompatibleError(
-            f"the backend descriptor of {origin} is wrong: {'; '.join(wrong)}; see qeff_framework.plugin_api.Backend"
+            f"the backend descriptor ({origin}) is wrong: {'; '.join(wrong)}; see qeff_framework.plugin_api.Backend"
         )
 
 

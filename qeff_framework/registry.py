@@ -245,6 +245,7 @@ class Registry:
         if from_environment:
             logger.info("backend '%s' chosen: %s is set", from_environment, DEFAULT_VARIABLE)
             return from_environment
+        self._tell_misspelt_denials()
         usable: list[tuple[str, Probe]] = []
         rejected: list[str] = []
         for name, verdict in self._probe_all():
@@ -408,6 +409,19 @@ class Registry:
     def _origin_of(self, name: str) -> str:
         return "registered by hand" if normalize(name) in self._registered else origin_of(self._select(name))
 
+    def _tell_misspelt_denials(self) -> None:
+        """Warns about a name that denies nobody and is nearly that of a backend, which may be chosen then."""
+        known = [normalize(name) for entry in self._entries() for name in (entry.name, package_name(entry))]
+        for part in os.environ.get(DENY_VARIABLE, "").split(","):
+            near = difflib.get_close_matches(normalize(part), known, n=1, cutoff=CLOSE)
+            if near and normalize(part) not in known:
+                logger.warning(
+                    "%s names '%s', which is no installed backend; did you mean '%s'?",
+                    DENY_VARIABLE,
+                    part.strip(),
+                    near[0],
+                )
+
     def _usable_names(self) -> list[str]:
         available = [backend.name for backend in self.installed() if backend.status == "available"]
         return sorted({*available, *self._registered})
@@ -465,9 +479,7 @@ def _as_descriptor(loaded: Any, origin: str) -> Backend:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise BackendBrokenError(
-            f"the backend descriptor of {origin} cannot be created: {error_line(error)}"
-        ) from error
+        raise BackendBrokenError(f"the backend descriptor ({origin}) cannot be created: {error_line(error)}") from error
     if not isinstance(candidate, Backend):
         raise BackendIncompatibleError(
             f"the backend entry point of {origin} resolves to {type(loaded).__name__}, expected a subclass or an instance of "
@@ -476,7 +488,7 @@ def _as_descriptor(loaded: Any, origin: str) -> Backend:
     missing = [name for name in ("name", "capabilities", "implementation") if not hasattr(candidate, name)]
     if missing:
         raise BackendIncompatibleError(
-            f"the backend descriptor of {origin} does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
+            f"the backend descriptor ({origin}) does not define {', '.join(missing)}; see qeff_framework.plugin_api.Backend"
         )
     check_descriptor(candidate, origin)
     return candidate

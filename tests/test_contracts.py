@@ -93,6 +93,8 @@ def test_a_side_file_is_written_as_its_name(tmp_path: Path) -> None:
         ('{"backend": "ort\0"}', "Invalid control"),
         ("[]", "not a JSON"),
         ("{}", "lacks"),
+        ('{"backend": null}', "'backend' is not str"),
+        ('{"metadata": []}', "'metadata' is not dict"),
     ],
 )
 def test_a_damaged_description_is_told(tmp_path: Path, text: str | None, complaint: str) -> None:

@@ -325,7 +325,7 @@ def test_what_a_probe_says_is_printable() -> None:
 )
 def test_a_descriptor_with_a_wrong_field_is_refused(field: str, value: object) -> None:
     descriptor = type("Odd", (RecordingBackend,), {field: value})()
-    with pytest.raises(BackendIncompatibleError, match=f"qeff-odd 1.0 is wrong: {field}"):
+    with pytest.raises(BackendIncompatibleError, match=rf"\(qeff-odd 1.0\) is wrong: {field}"):
         check_descriptor(descriptor, "qeff-odd 1.0")
 
 

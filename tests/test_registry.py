@@ -64,6 +64,16 @@ def test_names_differ_neither_by_case_nor_by_dashes(site: Path) -> None:
     assert Registry().get("My-NPU").name == "my_npu"
 
 
+def test_a_misspelt_backend_that_is_to_be_left_out_is_told(
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    echo_backend(site, "acme")
+    monkeypatch.setenv("QEFF_DISABLE_BACKENDS", "acmme,of_another_machine,ort_sim,qnn")
+    assert Registry().choose() == "acme"
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "QEFF_DISABLE_BACKENDS names 'acmme', which is no installed backend; did you mean 'acme'?"
+
+
 def test_not_installed(site: Path) -> None:
     echo_backend(site, "acme")
     with pytest.raises(BackendNotInstalledError, match=r"no backend named 'acne'.*did you mean 'acme'"):

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError, OptionError
-from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder
+from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder, load_compiled
 from tests.generation.fakes import FakeCausalLM, FakeEncoder
 from tests.tokenizer_folders import byte_level_tokenizer
 
@@ -42,6 +42,12 @@ def program(directory: Path) -> CompiledCausalLM:
     session = FakeCausalLM(batch_size=2, prefill=8, ctx_len=64, vocab=330)
     session.compiled = replace(session.compiled, directory=directory)
     return CompiledCausalLM(session)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"artifact"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(InputError, match=f"a {type(path).__name__} was given"):
+        load_compiled(path)
 
 
 def test_tokenizer_output_may_be_given_in_every_way(artifact: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeff_framework.textfiles import read_input, read_text, split_lines
+from qeff_framework.textfiles import parse_json, read_input, read_text, split_lines
 
 #: What `str.splitlines` breaks at beside the ends of lines, and a byte order mark inside a text.
 ODD = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\ufeff"
@@ -43,3 +43,9 @@ def test_other_encodings_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "utf16").write_text("text", encoding="utf-16")
     with pytest.raises(UnicodeDecodeError):
         read_input(str(tmp_path / "utf16"))
+
+
+def test_a_name_that_an_object_has_twice_is_refused() -> None:
+    assert parse_json('{"a": [{"b": 1}, {"b": 2}], "b": null}') == {"a": [{"b": 1}, {"b": 2}], "b": None}
+    with pytest.raises(ValueError, match="an object has the name 'prompt' more than once"):
+        parse_json('[{"prompt": "one", "key": 1, "prompt": "two"}]')

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -195,6 +196,8 @@ class Store:
     def list(self) -> Sequence[StoredArtifact]:
         """Every published artifact below the root, damaged ones included."""
         with os_errors_explained(f"cannot list the artifact store {self.root}", _SET_HOME):
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
             paths = [
                 path
                 for kind in _directories(self.root)

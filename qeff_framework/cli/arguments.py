@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
+import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qeff_framework.contracts import POOLINGS
 from qeff_framework.errors import InputError, OptionError
+from qeff_framework.options import CLOSE
 from qeff_framework.tasks import task_names
-from qeff_framework.textfiles import read_input
+from qeff_framework.textfiles import parse_json, read_input
 
 if TYPE_CHECKING:
     from qeff_framework.cli.command_result import CommandResult
@@ -61,7 +63,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints usage and message on stderr and exits with 2."""
+        if choice := _CHOICE.fullmatch(message):
+            message += _did_you_mean(choice["given"], re.findall(r"'(.+?)'", choice["choices"]))
         self.exit(2, f"{self.format_usage()}qeff: error: {message}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; a subcommand refuses by itself what it does not know, with the nearest option."""
+        known, others = super().parse_known_args(args, namespace)
+        if others and self._subparsers is None:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            near = [_did_you_mean(other.partition("=")[0], options) for other in others if other.startswith("--")]
+            self.error(f"unrecognized arguments: {' '.join(others)}{''.join(near)}")
+        return known, others
+
+
+#: What argparse says of a word that is none of several.
+_CHOICE = re.compile(r"argument \S+: invalid choice: '(?P<given>.+?)' \(choose from (?P<choices>.+)\)")
+
+
+def _did_you_mean(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=CLOSE)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def add_common(parser: argparse.ArgumentParser, *, default: Any = argparse.SUPPRESS) -> None:
@@ -205,7 +227,7 @@ def given_grammar(args: argparse.Namespace) -> dict[str, Any]:
     if args.json_schema is None:
         return {}
     try:
-        return {"json_schema": json.loads(read_input(args.json_schema))}
+        return {"json_schema": parse_json(read_input(args.json_schema))}
     except (OSError, ValueError) as error:
         raise InputError(f"the JSON schema in {args.json_schema} cannot be read: {error}") from error
 

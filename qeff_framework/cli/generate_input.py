@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qeff_framework.cli.arguments import add_grammar, given_grammar
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.images.upright import upright_rgb
-from qeff_framework.textfiles import read_input, split_lines
+from qeff_framework.textfiles import parse_json, read_input, split_lines
 
 if TYPE_CHECKING:
     from qeff_framework.runtime.sound_files import SoundFile
@@ -82,7 +81,7 @@ def _messages(file: str) -> list[list[dict[str, Any]]]:
     from qeff_framework.tokenization import is_conversation
 
     try:
-        content = json.loads(_read(file, "messages"))
+        content = parse_json(_read(file, "messages"))
     except ValueError as error:
         raise InputError(f"the messages in {file} are not JSON: {error}") from error
     conversations = [content] if is_conversation(content) else content
@@ -175,7 +174,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _template_variables(args: argparse.Namespace) -> dict[str, Any]:
     try:
-        variables = json.loads(args.chat_template_kwargs)
+        variables = parse_json(args.chat_template_kwargs)
     except ValueError as error:
         raise OptionError(f"--chat-template-kwargs is not JSON: {error}") from error
     if not isinstance(variables, dict):

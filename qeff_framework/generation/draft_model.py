@@ -14,6 +14,7 @@ from qeff_framework.generation.program_shape import ProgramShape
 from qeff_framework.generation.rows import Row
 from qeff_framework.generation.sampling import unusable_logits
 from qeff_framework.generation.step_inputs import StepInputs, fitting
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +44,10 @@ class _Lane:
 class DraftModel:
     """Decodes greedily for the rows of one scheduler, each in the lane that it has in the target.
 
-    What it proposes has no influence on the tokens, only on the number of the target's steps. It takes the session over: nothing
-    else may run on it meanwhile. Raises `InputError` for a program that cannot decode ahead of the target.
+    What it proposes has no influence on the tokens, only on the number of the target's steps. It takes the session over: a
+    text that somebody else has begun there cannot go on.
+
+    Raises `InputError` for a program that cannot decode ahead of the target.
     """
 
     def __init__(self, session: ExecutionSession, target: ProgramShape) -> None:
@@ -52,22 +55,31 @@ class DraftModel:
         wrong = next((reason for holds, reason in _obstacles(shape, target) if holds), None)
         if wrong is not None:
             raise InputError(f"the draft model cannot be used: {wrong}")
-        session.reset()
         self._session = session
+        self._use = use_of(session)
         self._shape = shape
         self._prefills = [StepInputs(shape, step) for step in shape.prefills]
         self._decode = StepInputs(shape, shape.decode)
         self._lanes: dict[int, _Lane] = {}
+        self.reset()
         #: Tokens that the target does not know cannot be drafts.
         self._vocab_size = target.vocab_size
 
     def reset(self) -> None:
         """Forgets all rows, also after a step that failed."""
-        self._lanes.clear()
-        self._session.reset()
+        with self._use.turn:
+            self._use.take(self)
+            self._lanes.clear()
+            self._session.reset()
 
     def draft(self, counts: Sequence[tuple[Row, int]]) -> dict[int, list[int]]:
         """At most so many tokens that may follow each row's text, by the row's lane."""
+        with self._use.turn:
+            if not self._use.is_held_by(self):
+                self.reset()
+            return self._drafts(counts)
+
+    def _drafts(self, counts: Sequence[tuple[Row, int]]) -> dict[int, list[int]]:
         drafts: dict[int, list[int]] = {row.lane: [] for row, _ in counts}
         # The last draft is not run, so that it may stand behind the context.
         wanted = {row.lane: min(count, self._shape.ctx_len - row.length + 1) for row, count in counts}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,12 +187,17 @@ def resolve_settings(
     try:
         return _settled(values, keywords, asked, warn, ignore_eos=ignore_eos)
     except OptionError as error:
-        blamed = [name for name in inherited if name not in asked and f"{name}=" in str(error)]
+        blamed = [name for name in inherited if name not in asked and _is_blamed(name, str(error))]
         if not blamed:
             raise
         raise OptionError(
             f"{error}; the checkpoint's generation config says so: correct its file, or pass {', '.join(blamed)} yourself"
         ) from error
+
+
+def _is_blamed(name: str, message: str) -> bool:
+    """Whether a message is about a setting, and does not just hold a longer name, or the setting as the remedy."""
+    return re.search(rf"(?<!\w){name}(=(?!\.\.\.|None\b)| needs)", message) is not None
 
 
 def _settled(
@@ -335,6 +341,9 @@ def _settle_lengths(values: dict[str, Any], asked: Mapping[str, Any], warn: Call
                     f"Transformers; give {stronger}=..., or {stronger}=None"
                 )
             del values[weaker]
+    most, least = values.get("max_new_tokens"), values.get("min_new_tokens")
+    if isinstance(most, int) and isinstance(least, int) and least > most:
+        warn(f"min_new_tokens={least} cannot be reached: the text ends at max_new_tokens={most}")
     limit = "max_new_tokens" if "max_new_tokens" in values else "max_length"
     values["limit_is_advice"] = limit in values and limit not in asked
 

@@ -31,6 +31,7 @@ from qeff_framework.generation.settings import GenerationSettings
 from qeff_framework.generation.stopping import StopRules
 from qeff_framework.generation.streaming import Printer, TextStream, TokenStreamer
 from qeff_framework.images.rows import RowImages
+from qeff_framework.session_use import use_of
 from qeff_framework.tokenization.chat import ChatOptions
 from qeff_framework.tokenization.tokenizer import TextTokenizer, as_text_tokenizer
 
@@ -46,7 +47,7 @@ class TextGenerator:
     """Generates text with a loaded program.
 
     `tokenizer` is needed for prompts and results in text form. `generation_defaults` is the content of the checkpoint's
-    ``generation_config.json``. Like its session, a generator is for one thread, and it runs one generation at a time.
+    ``generation_config.json``. It runs one generation at a time: calls of several threads take turns.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TextGenerator:
         generation_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.session = session
+        self._use = use_of(session)
         self.shape = ProgramShape.of(session.compiled)
         self.tokenizer: TextTokenizer | None = None if tokenizer is None else as_text_tokenizer(tokenizer)
         self.generation_defaults = dict(generation_defaults or {})
@@ -167,10 +169,28 @@ class TextGenerator:
         one prompt only. `on_token` is called with the row and the token, `on_step` with the whole `Step`. `images` holds what
         belongs to the images of each prompt. `draft` is the session of a smaller program that proposes tokens, see `DraftModel`.
         """
-        request = self._started(
-            prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft
-        )
-        beams = len(request.rows) // len(prompts)
+        with self._use.turn:
+            return self._generated(
+                self._started(prompts, settings, logits_processor, stopping_criteria, prompt_to_adapter_mapping, draft),
+                len(prompts),
+                images=images,
+                streamer=streamer,
+                on_token=on_token,
+                on_step=on_step,
+            )
+
+    def _generated(
+        self,
+        request: Request,
+        prompts: int,
+        *,
+        images: Sequence[RowImages] | None,
+        streamer: TokenStreamer | None,
+        on_token: Callable[[int, int], None] | None,
+        on_step: Callable[[Step], None] | None,
+    ) -> GenerationOutput:
+        """The result of `request`, which has so many prompts."""
+        beams = len(request.rows) // prompts
         for row, of_row in zip(request.rows, _repeated(images or (), beams), strict=bool(images)):
             row.images = of_row
         if streamer is not None:
@@ -374,15 +394,20 @@ class TextGenerator:
     def _steps(self, request: Request) -> Generator[Step]:
         """Runs the program until all rows have finished; yields each token as soon as it is known."""
         scheduler = self.scheduler
-        self._check_owner(request)
-        scheduler.reset()
-        scheduler.add(request)
-        while scheduler.busy:
-            steps = scheduler.step()
-            if request.error is not None:
-                raise request.error
-            yield from steps
+        with self._use.turn:
             self._check_owner(request)
+            scheduler.reset()
+            scheduler.add(request)
+        while True:
+            # Not held while a caller has the tokens: other threads may begin a generation of their own then.
+            with self._use.turn:
+                self._check_owner(request)
+                if not scheduler.busy:
+                    return
+                steps = scheduler.step()
+                if request.error is not None:
+                    raise request.error
+            yield from steps
 
     def _check_owner(self, request: Request) -> None:
         if request is not self._owner:

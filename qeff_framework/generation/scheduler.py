@@ -27,6 +27,7 @@ from qeff_framework.generation.request import Request
 from qeff_framework.generation.rows import FinishReason, Row, Step
 from qeff_framework.generation.step_inputs import StepInputs, fitting
 from qeff_framework.images.rows import TOKEN_TYPES, RowImages
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,10 +38,11 @@ Groups = Sequence[tuple[Request, Sequence[Row]]]
 
 
 class Scheduler:
-    """Owns the cache of a session. For one thread."""
+    """Owns the cache of a session from `reset` until somebody else takes it. For one thread at a time."""
 
     def __init__(self, session: ExecutionSession, shape: ProgramShape) -> None:
         self._session = session
+        self._use = use_of(session)
         self._shape = shape
         self._prefills = [StepInputs(shape, step) for step in shape.prefills]
         #: With slots, those of each width by their rows, ascending.
@@ -83,10 +85,12 @@ class Scheduler:
 
     def reset(self) -> None:
         """Drops all requests and empties the cache."""
-        self._placement = self._empty_placement()
-        self._decode_is_due = False
-        self.failed.clear()
-        self._session.reset()
+        with self._use.turn:
+            self._use.take(self)
+            self._placement = self._empty_placement()
+            self._decode_is_due = False
+            self.failed.clear()
+            self._session.reset()
 
     def add(self, request: Request, priority: int = 0) -> None:
         """Appends a request to the queue. A smaller `priority` comes first, and of equal ones the earlier request."""
@@ -104,8 +108,13 @@ class Scheduler:
         """Runs the program once; returns the tokens that it gave.
 
         A request whose tokens cannot be chosen ends with its `error`; the others go on. An error of the program itself is
-        raised, and only `reset` helps then.
+        raised, and so is `ExecutionError` where the cache is somebody else's by now; only `reset` helps then.
         """
+        with self._use.turn:
+            self._use.check(self)
+            return self._next_steps()
+
+    def _next_steps(self) -> list[Step]:
         placement = self._placement
         if self._shape.reread_lengths and (grown := [row for row in placement.decoding if self._has_to_be_reread(row)]):
             placement.reread(grown)

@@ -11,6 +11,7 @@ from qeff_framework.contracts import ExecutionSession
 from qeff_framework.images.rope_positions import RopeLayout
 from qeff_framework.images.rows import VISION_EMBEDS
 from qeff_framework.images.units import PIXELS, TIMES
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class ImageProgram:
 
     def __init__(self, session: ExecutionSession) -> None:
         self.session = session
+        self._use = use_of(session)
         #: What the unit that it was made for looked like. Values of `None`: any.
         self._example: Mapping[str, Any] = session.compiled.metadata["image"]
         self.names = tuple(self._example)
@@ -66,8 +68,9 @@ class ImageProgram:
 
     def __call__(self, unit: Unit) -> NDArray[np.float32]:
         """Features ``[N, F]``, a copy."""
-        outputs = self.session.run(self.pixels(unit))
-        return np.array(outputs[VISION_EMBEDS], dtype=np.float32)
+        with self._use.turn:
+            outputs = self.session.run(self.pixels(unit))
+            return np.array(outputs[VISION_EMBEDS], dtype=np.float32)
 
 
 def _equals(example: Mapping[str, Any], value: Any) -> bool:

@@ -21,6 +21,7 @@ from qeff_framework.runtime.processed import check_mapping
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
 from qeff_framework.runtime.text_generation import generation_defaults
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -488,11 +489,12 @@ class CompiledImageTextToText(CompiledRunner):
                 "features of them; compile two programs (kv_offload=True)"
             )
         scheduler = self._generator.scheduler
-        scheduler.reset()
         empty = np.zeros((0, self._features), dtype=np.float32)
-        scheduler.read_images(RowImages.of([], empty, [], pixels=[program.pixels(unit)]), 0)
         session: Any = self._generator.session  # sessions of backends read states, see `BaseSession`
-        (held,) = session.read_states([VISION_EMBEDS]).values()
+        with use_of(session).turn:
+            scheduler.reset()
+            scheduler.read_images(RowImages.of([], empty, [], pixels=[program.pixels(unit)]), 0)
+            (held,) = session.read_states([VISION_EMBEDS]).values()
         return np.array(held[0, 0, : program.tokens], dtype=np.float32)
 
     def _program_for(self, unit: Unit) -> ImageProgram:

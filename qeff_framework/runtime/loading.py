@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qeff_framework.artifacts import open_artifact
 from qeff_framework.contracts import PACKAGE, CompiledModel, ExecuteRequest, ExecutionSession
-from qeff_framework.errors import BackendNotInstalledError, ExecutionError, OptionError
+from qeff_framework.errors import BackendNotInstalledError, ExecutionError, InputError, OptionError
 from qeff_framework.options import OF_THE_COMPILATION, misplaced_options, parse_options
 from qeff_framework.plugin_answers import texts_in
 from qeff_framework.plugin_metadata import printable
@@ -53,6 +53,10 @@ def load_compiled(
     """
     if verify not in ("quick", "full"):
         raise OptionError(f"verify={verify!r} is neither 'quick' nor 'full'")
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"load_compiled takes the directory of a compiled artifact as a text or a Path, and a {type(path).__name__} was given"
+        )
     directory = Path(path)
     open_artifact(directory, full=verify == "full")
     compiled = CompiledModel.load(directory)

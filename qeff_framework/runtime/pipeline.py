@@ -15,6 +15,7 @@ from qeff_framework.errors import InputError, OptionError
 from qeff_framework.progress import report
 from qeff_framework.runtime.program_sessions import ProgramSessions
 from qeff_framework.runtime.runner import CompiledRunner
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     import torch
@@ -166,19 +167,21 @@ class CompiledDiffusionPipeline(CompiledRunner):
         further = {
             name: value for name, value in defaults.items() if name in signature.parameters and name not in given
         }
-        self._computed = self._reused = 0
-        self._scales, self._threshold, self._looked_at = scales, cache_threshold, set()
-        try:
-            result = self.pipeline(*args, **kwargs, **further)
-            if self._is_cut:
-                report(
-                    f"calls of the denoiser: {self._computed} computed, {self._reused} from the cache of the first block"
-                )
-            return result
-        finally:
-            # What a call has chosen is not for those who call the pipeline itself.
-            self._scales, self._threshold, self._looked_at = {}, None, None
-            self._forget_blocks()
+        # The schedulers of diffusers, and what is kept of the first block, are those of one picture at a time.
+        with use_of(self.session).turn:
+            self._computed = self._reused = 0
+            self._scales, self._threshold, self._looked_at = scales, cache_threshold, set()
+            try:
+                result = self.pipeline(*args, **kwargs, **further)
+                if self._is_cut:
+                    report(
+                        f"calls of the denoiser: {self._computed} computed, {self._reused} from the cache of the first block"
+                    )
+                return result
+            finally:
+                # What a call has chosen is not for those who call the pipeline itself.
+                self._scales, self._threshold, self._looked_at = {}, None, None
+                self._forget_blocks()
 
     def _size_of_pictures(self, given: Mapping[str, Any]) -> dict[str, int]:
         """The default of a call that begins with pictures, which would be made smaller or larger for another one."""

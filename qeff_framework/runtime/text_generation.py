@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import InputError
 from qeff_framework.runtime.runner import CompiledRunner, carried_config, given_tensors
+from qeff_framework.session_use import use_of
 
 if TYPE_CHECKING:
     from qeff_framework.contracts import Array
@@ -132,33 +133,34 @@ class CompiledCausalLM(CompiledRunner):
         if len(given) != 1:
             told = "nothing to generate from was given" if not given else f"{' and '.join(given)} were given"
             raise InputError(f"{told}; give either prompts=[...] or tokenizer output, generate(**inputs)")
-        if self._generator is None:
-            self._generator = self.text_generator()
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None and any(isinstance(prompt, str) for prompt in [prompts, *(prompts or ())]):
             raise InputError(f"{self.no_tokenizer}; or pass tokenizer=...")
-        self._generator.tokenizer = as_text_tokenizer(chosen) if chosen is not None else None
         if generation_len is not None:
             settings["generation_len"] = generation_len
-        return self._generator.generate(
-            next(value for value in (prompts, inputs, tensors) if value is not None),
-            stream=stream,
-            streamer=streamer,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            chat=ChatOptions(
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                documents=documents,
-                chat_template=chat_template,
-                chat_template_kwargs=chat_template_kwargs or {},
-            ),
-            prompt_to_adapter_mapping=prompt_to_adapter_mapping,
-            draft=None if assistant_model is None else self.draft_session(assistant_model),
-            **settings,
-        )
+        with use_of(self.session).turn:
+            if self._generator is None:
+                self._generator = self.text_generator()
+            self._generator.tokenizer = as_text_tokenizer(chosen) if chosen is not None else None
+            return self._generator.generate(
+                next(value for value in (prompts, inputs, tensors) if value is not None),
+                stream=stream,
+                streamer=streamer,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                chat=ChatOptions(
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    tools=tools,
+                    documents=documents,
+                    chat_template=chat_template,
+                    chat_template_kwargs=chat_template_kwargs or {},
+                ),
+                prompt_to_adapter_mapping=prompt_to_adapter_mapping,
+                draft=None if assistant_model is None else self.draft_session(assistant_model),
+                **settings,
+            )
 
     def draft_session(self, draft: Any) -> ExecutionSession:
         """The session of a draft model, compiled or loaded.

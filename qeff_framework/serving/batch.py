@@ -22,6 +22,7 @@ from qeff_framework.errors import ExecutionError, InputError, QEFFError
 from qeff_framework.serving.answer import Delta
 from qeff_framework.serving.engine import Engine, Job
 from qeff_framework.serving.parquet import parquet_rows
+from qeff_framework.textfiles import parse_json
 from qeff_framework.tokenization import is_conversation
 
 #: Fields of an input row that are not settings of the generation.
@@ -266,7 +267,7 @@ def _json_rows(source: Path) -> Iterator[tuple[int, str]]:
 def _parsed(content: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The prompt of a row and its settings."""
     try:
-        row = json.loads(content) if isinstance(content, str) else dict(content)
+        row = parse_json(content) if isinstance(content, str) else dict(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the row is no JSON: {error}") from error
     given = [name for name in _PROMPTS if isinstance(row, dict) and name in row]

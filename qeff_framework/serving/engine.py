@@ -25,6 +25,7 @@ from qeff_framework.runtime import CompiledCausalLM, CompiledRunner, load_compil
 from qeff_framework.runtime.image_text import CompiledImageTextToText, ImagePrompt
 from qeff_framework.serving.answer import AnswerText, Delta
 from qeff_framework.serving.logprobs import LogprobRecorder
+from qeff_framework.session_use import use_of
 from qeff_framework.tokenization.chat import ChatOptions, is_conversation
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Job:
 
 
 class Engine:
-    """Runs requests that join and leave at any step. For one thread; `AsyncEngine` is for many.
+    """Runs requests that join and leave at any step. Calls of several threads take turns; `AsyncEngine` is for asyncio.
 
     >>> engine = Engine("compiled-model")
     >>> first = engine.add("My name is", max_new_tokens=8)
@@ -139,6 +140,8 @@ class Engine:
         self.max_queue = max_queue
         ctx_len = self.generator.shape.ctx_len
         self.max_model_len = min(max_model_len or ctx_len, ctx_len)
+        #: Held while a step runs and its tokens are delivered.
+        self._turn = use_of(self.generator.session).turn
         self._scheduler = self.generator.scheduler
         self._scheduler.reset()
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
@@ -270,6 +273,10 @@ class Engine:
             QueueFullError: `max_queue` answers are waiting.
             InputError: the images do not fit the prompt.
         """
+        with self._turn:
+            return self._queue(job)
+
+    def _queue(self, job: Job) -> int:
         rows = len(job.request.rows)
         places = self.max_queue + self.generator.shape.batch_size - self.running
         if self.waiting + rows > places:
@@ -292,6 +299,10 @@ class Engine:
 
         A failure of the program ends all requests; `stream` raises it. The engine goes on with an empty cache.
         """
+        with self._turn:
+            return self._step()
+
+    def _step(self) -> bool:
         self._end_overdue()
         if not self._scheduler.busy:
             return False
@@ -310,10 +321,11 @@ class Engine:
 
     def cancel(self, id: int) -> None:
         """Ends a request: its rows are free from the next step on. Nothing happens to one that has ended."""
-        job = self._jobs.get(id)
-        if job is not None and not job.ended:
-            self._stop(job, "cancelled")
-        self._jobs.pop(id, None)
+        with self._turn:
+            job = self._jobs.get(id)
+            if job is not None and not job.ended:
+                self._stop(job, "cancelled")
+            self._jobs.pop(id, None)
 
     def stream(self, id: int) -> Iterator[Delta]:
         """Pieces of a request's answers, as they come; runs steps while there are none. Closing it early cancels the request.

@@ -11,6 +11,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.session_use import use_of
 from qeff_framework.single_pass.numbers import refuse_broken
 from qeff_framework.tasks import task_spec
 from qeff_framework.tokenization.inputs import (
@@ -51,6 +52,7 @@ class EncoderRunner:
         if task_spec(compiled.task).generates_text:
             raise InputError(f"the program was compiled for {compiled.task}; use TextGenerator")
         self.session = session
+        self._use = use_of(session)
         self._specs = {spec.name: spec for spec in compiled.inputs}
         #: By name: whether the output has a value for each token.
         self._per_token = {spec.name: spec.shape[1:2] == ("seq_len",) for spec in compiled.outputs}
@@ -91,14 +93,15 @@ class EncoderRunner:
         results: dict[str, NDArray[Any]] = {}
         for start in range(0, rows, batch_size):
             count = min(batch_size, rows - start)
-            for name, output in self._run(feed, batch, start, count).items():
-                if name not in results:
-                    inner = (width, *output.shape[2:]) if self._per_token[name] else output.shape[1:]
-                    results[name] = np.zeros((rows, *inner), dtype=output.dtype)
-                if self._per_token[name]:
-                    results[name][start : start + count, : batch.used] = output[:count, : batch.used]
-                else:
-                    results[name][start : start + count] = output[:count]
+            with self._use.turn:
+                for name, output in self._run(feed, batch, start, count).items():
+                    if name not in results:
+                        inner = (width, *output.shape[2:]) if self._per_token[name] else output.shape[1:]
+                        results[name] = np.zeros((rows, *inner), dtype=output.dtype)
+                    if self._per_token[name]:
+                        results[name][start : start + count, : batch.used] = output[:count, : batch.used]
+                    else:
+                        results[name][start : start + count] = output[:count]
         visible = batch.mask == 1
         refuse_broken(results, {name: visible for name in results if self._per_token[name]})
         return results

@@ -9,6 +9,7 @@ import numpy as np
 
 from qeff_framework.contracts import ExecutionSession
 from qeff_framework.errors import ExecutionError, InputError
+from qeff_framework.session_use import use_of
 from qeff_framework.single_pass.numbers import refuse_broken
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class SignalRunner:
     def __init__(self, session: ExecutionSession) -> None:
         compiled = session.compiled
         self.session = session
+        self._use = use_of(session)
         self._main = compiled.inputs[0]
         self._has_mask = any(spec.name == _MASK for spec in compiled.inputs)
         self._outputs = tuple(spec.name for spec in compiled.outputs)
@@ -48,13 +50,14 @@ class SignalRunner:
         results: dict[str, NDArray[Any]] = {}
         for start in range(0, len(rows), batch_size):
             group = rows[start : start + batch_size]
-            for name, output in self._run(group, seq_len, batch_size).items():
-                if name not in results:
-                    inner = (int(frames.max()), *output.shape[2:]) if self._frames else output.shape[1:]
-                    results[name] = np.zeros((len(rows), *inner), dtype=output.dtype)
-                for number in range(len(group)):
-                    count = int(frames[start + number]) if self._frames else len(output[number])
-                    results[name][start + number, :count] = output[number, :count]
+            with self._use.turn:
+                for name, output in self._run(group, seq_len, batch_size).items():
+                    if name not in results:
+                        inner = (int(frames.max()), *output.shape[2:]) if self._frames else output.shape[1:]
+                        results[name] = np.zeros((len(rows), *inner), dtype=output.dtype)
+                    for number in range(len(group)):
+                        count = int(frames[start + number]) if self._frames else len(output[number])
+                        results[name][start + number, :count] = output[number, :count]
         # Frames of padding are 0.
         refuse_broken(results, {})
         return results, frames

@@ -16,6 +16,7 @@ from qeff_framework.generation.rows import Row
 from qeff_framework.generation.sampling import RuledSelector
 from qeff_framework.generation.scores import ScoreRule
 from qeff_framework.generation.settings import GenerationSettings
+from qeff_framework.session_use import use_of
 from qeff_framework.speech.beams import SpeechBeams, log_probability
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ class Answer:
 
 
 class SpeechDecoder:
-    """Feeds a decoder program. For one thread."""
+    """Feeds a decoder program. Calls of several threads take turns."""
 
     def __init__(self, session: ExecutionSession) -> None:
         self._session = session
+        self._use = use_of(session)
         entries = [item.dims for item in session.compiled.specializations]
         self.batch_size = entries[0]["batch_size"]
         self.ctx_len = entries[0]["ctx_len"]
@@ -87,8 +89,9 @@ class SpeechDecoder:
 
     def first_logits(self, hidden: NDArray[Any], lengths: Sequence[int], start: int) -> NDArray[np.float32]:
         """Logits ``[N, V]`` behind the token `start`, which says which language is spoken."""
-        self._session.reset()
-        return self._step([start] * len(lengths), 0, hidden, lengths)[: len(lengths)]
+        with self._use.turn:
+            self._reset()
+            return self._step([start] * len(lengths), 0, hidden, lengths)[: len(lengths)]
 
     def decode(
         self,
@@ -109,6 +112,18 @@ class SpeechDecoder:
             further: makes the rules for one row that come behind those, before temperature and the like.
             on_step: called behind each step, with the rows that it gave a token; beams have theirs at the end alone.
         """
+        with self._use.turn:
+            return self._decode(hidden, lengths, questions, settings, further, on_step)
+
+    def _decode(
+        self,
+        hidden: NDArray[Any],
+        lengths: Sequence[int],
+        questions: Sequence[Question],
+        settings: GenerationSettings,
+        further: Callable[[], Sequence[ScoreRule]],
+        on_step: Callable[[Sequence[Row]], None],
+    ) -> list[Answer]:
         beams = settings.num_beams
         # Beams stand one behind the other, as many for each question.
         of_rows = [question for question in questions for _ in range(beams)]
@@ -124,7 +139,7 @@ class SpeechDecoder:
         )
         silences = [question.silence or (-1, 0) for question in of_rows]
         no_speech = [0.0] * len(rows)
-        self._session.reset()
+        self._reset()
         position = 0
         while any(not row.finished for row in rows):
             tokens = [self._token(row, position) for row in rows]
@@ -142,6 +157,10 @@ class SpeechDecoder:
             Answer(tokens=tokens, avg_logprob=logprob, no_speech_prob=no_speech[number * beams])
             for number, (tokens, logprob) in enumerate(texts.best_texts())
         ]
+
+    def _reset(self) -> None:
+        self._use.take(self)
+        self._session.reset()
 
     def _token(self, row: Row, position: int) -> int | None:
         """The token at a position, `None` behind the end of a row that has finished."""
@@ -167,6 +186,7 @@ class SpeechDecoder:
             for number, length in enumerate(lengths):
                 states[number, :length] = hidden[number, :length]
                 places[number, :length] = np.arange(length)
+        self._use.check(self)
         outputs = self._session.run(
             {
                 "input_ids": ids,

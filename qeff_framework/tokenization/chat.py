@@ -113,21 +113,81 @@ def _is_message(value: object) -> bool:
 TEXT_PARTS = frozenset({"text"})
 
 
+#: Roles whose messages are texts; what a tool has returned may be any JSON value, where a template writes it as JSON.
+_ROLES_OF_TEXT = frozenset({"system", "developer", "user", "assistant"})
+
+
 def plain_messages(messages: Sequence[Any], parts: frozenset[str] = TEXT_PARTS) -> list[dict[str, Any]]:
-    """Messages as JSON values. Raises `InputError` for parts of other types than `parts` names."""
+    """Messages as JSON values.
+
+    Raises `InputError` for parts of other types than `parts` names, and for contents that are neither texts nor parts.
+    """
     plain: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         content = _json_value(message)
         # A missing key means the same as None, and templates tend to print None.
         plain.append({key: value for key, value in content.items() if value is not None})
-        given = plain[-1].get("content")
+        given, role = plain[-1].get("content", ""), plain[-1].get("role")
         for part in given if isinstance(given, list) else ():
             kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
             if kind not in parts:
                 raise InputError(
                     f"message {number} holds a part of type {kind!r}; the program reads {' and '.join(sorted(parts))} only"
                 )
+        pieces = given if isinstance(given, list) else [given]
+        odd = [piece for piece in pieces if not _is_piece(piece, of_list=isinstance(given, list))]
+        if odd and role in _ROLES_OF_TEXT:
+            raise InputError(
+                f"message {number} (role {role!r}) holds {odd[0]!r:.60}, which is neither a text nor a part; give its content as "
+                "a text, or as a list of parts: [{'type': 'text', 'text': ...}]"
+            )
     return plain
+
+
+def _is_piece(value: object, *, of_list: bool) -> bool:
+    """Whether a content, or a part of one, is of a form that templates read."""
+    if not of_list:
+        return isinstance(value, str)
+    return isinstance(value, Mapping) and (value.get("type", "text") != "text" or isinstance(value.get("text"), str))
+
+
+def readable_messages(
+    chat: Sequence[dict[str, Any]], render: Callable[[Sequence[Mapping[str, Any]]], str]
+) -> list[dict[str, Any]]:
+    """The messages in the form that the template reads, of which `render` makes a text.
+
+    Parts of text become one text, a line for each, where the template takes no parts: Jinja would write the list as Python prints
+    it, and the model would read that.
+
+    Raises `InputError` for another content that the template writes so.
+    """
+    given = [message.get("content") for message in chat]
+    if not any(content and isinstance(content, (list, dict)) for content in given):
+        return list(chat)
+    text: str | None = None
+    with contextlib.suppress(Exception):  # is told where it is rendered in earnest
+        text = render(chat)
+    read: list[dict[str, Any]] = []
+    for number, (message, content) in enumerate(zip(chat, given, strict=True)):
+        is_printed = bool(content) and isinstance(content, (list, dict)) and text is not None and str(content) in text
+        texts = _texts_of(content)
+        if texts is not None and (is_printed or text is None):
+            read.append({**message, "content": "\n".join(texts)})
+            continue
+        if is_printed:
+            raise InputError(
+                f"the chat template writes the content of message {number} (role {message.get('role')!r}) as Python prints a "
+                f"{type(content).__name__}; give it as a text, for instance as JSON"
+            )
+        read.append(message)
+    return read
+
+
+def _texts_of(content: object) -> list[str] | None:
+    """The texts of parts that hold nothing else."""
+    if not isinstance(content, list) or not content or not all(_is_piece(part, of_list=True) for part in content):
+        return None
+    return [part["text"] for part in content] if all("text" in part for part in content) else None
 
 
 def chosen_template(templates: str | Mapping[str, str] | None, options: ChatOptions) -> str:
@@ -189,20 +249,20 @@ def render_chat(
     refuse_unread(source, options, plain)
     chat = [_with_reasoning(message) for message in plain]
     add_generation_prompt, continued = options.ending(chat)
-    name = continued if isinstance(continued, str) else "content"
-    final = _open_end(chat, name, source) if continued else ""
     variables = {
         **special_tokens,
         **_json_value(options.chat_template_kwargs),
-        "messages": chat,
         "tools": None if options.tools is None else [_tool_schema(tool) for tool in options.tools],
         "documents": _json_value(options.documents),
         "add_generation_prompt": add_generation_prompt,
     }
 
     def render(messages: Sequence[Mapping[str, Any]]) -> str:
-        return _compiled(source).render(**{**variables, "messages": messages})
+        return _compiled(source).render(**variables, messages=messages)
 
+    chat = readable_messages(chat, render)
+    name = continued if isinstance(continued, str) else "content"
+    final = _open_end(chat, name, source) if continued else ""
     try:
         text = render(chat)
     except jinja2.TemplateError as error:

@@ -18,6 +18,7 @@ from qeff_framework.tokenization.chat import (
     Conversation,
     chosen_template,
     plain_messages,
+    readable_messages,
     refuse_unread,
     render_chat,
     tell_left_out,
@@ -280,6 +281,7 @@ class TransformersTokenizer:
         def render(messages: Sequence[Mapping[str, Any]]) -> str:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **asked))
 
+        chat = readable_messages(chat, render)
         try:
             text = render(chat)
             ids = self._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False, **asked)

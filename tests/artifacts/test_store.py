@@ -260,6 +260,13 @@ def test_a_root_whose_name_is_no_text_is_refused(monkeypatch):
         store_root()
 
 
+def test_a_root_that_is_a_file_is_not_an_empty_store(tmp_path, monkeypatch, store):
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path / "file"))
+    with pytest.raises(ArtifactError, match=r"cannot list the artifact store .*file: .*Not a directory.*Set QEFF_HOME"):
+        store.list()
+
+
 def test_a_root_that_cannot_be_created_is_named_before_any_work(tmp_path, monkeypatch, get, builder, store):
     (tmp_path / "file").write_text("not a directory")
     root = tmp_path / "file/home"

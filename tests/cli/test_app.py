@@ -122,6 +122,22 @@ def test_wrong_usage_is_2_with_one_message(qeff, argv):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
+        (["bakends"], "did you mean backends?"),
+        (["generate", "model", "--promt", "x"], "unrecognized arguments: --promt x; did you mean --prompt?"),
+        (["cache", "ls", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
+        (["inspect", "model", "--verify", "ful"], "did you mean full?"),
+    ],
+)
+def test_near_misses_are_told_what_was_meant(qeff, argv, told):
+    last = qeff(*argv).err.splitlines()[-1]
+
+    assert last.startswith("qeff: error: ")
+    assert last.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
         (["export", "./nonexistent"], "does not exist"),
         (["compile", "./nonexistent", "--backend", "ort_sim"], "does not exist"),
         (["generate", "./nonexistent", "--backend", "ort_sim", "--prompt", "x"], "does not exist"),

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import gc
 import math
+import time
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +97,29 @@ def test_a_generation_after_an_interrupt_starts_afresh() -> None:
         generator.generate([[1, 2, 3, 4]], max_new_tokens=20)
     session.fail_at = None
     assert generator.generate([[7, 8, 9]], max_new_tokens=6).generated_ids == [expected_tokens([7, 8, 9], 6)]
+
+
+def test_threads_take_turns() -> None:
+    class Slow(FakeCausalLM):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            time.sleep(0.0005)  # lets other threads go on
+            return super().run(inputs)
+
+    generator = TextGenerator(Slow(prefill=2, ctx_len=32))
+    prompts = [[1, 2, 3], [4, 5], [6]] * 4
+    with ThreadPoolExecutor(3) as threads:
+        outputs = list(threads.map(lambda prompt: generator.generate([prompt], max_new_tokens=4), prompts))
+    assert [output.generated_ids[0] for output in outputs] == [expected_tokens(prompt, 4) for prompt in prompts]
+
+
+def test_a_generator_notices_that_another_one_has_used_its_session(tokenizer_folders: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folders["byte_level"])
+    session = FakeCausalLM(prefill=2, ctx_len=32, vocab=len(tokenizer))
+    stream = TextGenerator(session, tokenizer).stream([[1, 2]], max_new_tokens=9)
+    next(stream)
+    TextGenerator(session).generate([[3]], max_new_tokens=2)
+    with pytest.raises(ExecutionError, match="another generation has started on this session"):
+        list(stream)
 
 
 def test_takes_what_tokenizers_return() -> None:
@@ -254,3 +282,12 @@ def test_programs_of_other_shapes_are_refused(entries: list[dict[str, int]], mes
 def test_programs_of_other_tasks_are_refused() -> None:
     with pytest.raises(InputError, match="compiled for encoder"):
         TextGenerator(FakeEncoder())
+
+
+def test_a_session_is_released_with_its_generators() -> None:
+    session = FakeCausalLM(1, 4, 16)
+    TextGenerator(session).generate_ids([[1]], GenerationSettings(max_new_tokens=1))
+    known = weakref.ref(session)
+    del session
+    gc.collect()
+    assert known() is None

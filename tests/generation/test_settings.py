@@ -156,6 +156,17 @@ def test_a_wrong_value_of_the_checkpoint_is_told_as_its_own() -> None:
         with pytest.raises(OptionError, match=f"{name}=.*the checkpoint's generation config says so.*pass {name}"):
             resolve_settings({name: value})
         resolve_settings({name: value}, **{name: None})
+    for asked in ({"forced_eos_token_id": -3}, {"exponential_decay_length_penalty": 6.5}):
+        with pytest.raises(OptionError) as caught:
+            resolve_settings({"eos_token_id": 2}, **asked)
+        assert "checkpoint" not in str(caught.value), "the caller has given the value"
+
+
+def test_a_minimum_above_the_limit_is_told() -> None:
+    told: list[str] = []
+    resolve_settings({}, min_new_tokens=9, max_new_tokens=4, warn=told.append)
+    resolve_settings({}, min_new_tokens=4, max_new_tokens=4, warn=told.append)
+    assert told == ["min_new_tokens=9 cannot be reached: the text ends at max_new_tokens=4"]
 
 
 def test_other_searches_of_the_checkpoint_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:

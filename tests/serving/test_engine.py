@@ -203,6 +203,18 @@ def test_a_failure_of_the_program_ends_all_requests_and_nothing_else(artifact: P
     assert joined(list(engine.stream(engine.add("The fox", max_new_tokens=5)))) == expected
 
 
+def test_requests_end_where_the_program_has_been_used_without_the_engine(artifact: Path) -> None:
+    runner = program(artifact)
+    engine = Engine(runner)
+    expected = joined(list(engine.stream(engine.add("The fox", max_new_tokens=5))))
+    stream = engine.stream(engine.add("The fox", max_new_tokens=5))
+    next(stream)
+    runner.generate(prompts="It's what", max_new_tokens=5)
+    with pytest.raises(ExecutionError, match="another generation has started on this session"):
+        list(stream)
+    assert joined(list(engine.stream(engine.add("The fox", max_new_tokens=5)))) == expected
+
+
 def test_other_tasks_are_refused(artifact: Path) -> None:
     from qeff_framework.runtime import CompiledEncoder
     from tests.generation.fakes import FakeEncoder

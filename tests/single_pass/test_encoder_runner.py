@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +44,24 @@ def test_padding_and_splitting_do_not_change_the_result(rows: list[list[int]], p
     else:
         np.testing.assert_array_equal(result[mask == 1], expected[mask == 1])
     assert {call["input_ids"].shape[1] for call in session.calls} == {4 if width <= 4 else 8}
+
+
+def test_threads_get_their_own_results() -> None:
+    class OneBuffer(FakeEncoder):
+        """Its arrays are valid until the next call, as those of a device are."""
+
+        buffer = np.zeros((2, 4, 3), np.float32)
+
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            self.buffer[...] = super().run(inputs)["out"]
+            time.sleep(0.0005)  # lets other threads go on
+            return {"out": self.buffer}
+
+    session = OneBuffer()
+    rows = [[[token, token]] for token in range(10, 34)]
+    with ThreadPoolExecutor(3) as threads:
+        results = list(threads.map(lambda row: EncoderRunner(session)({"input_ids": row}), rows))
+    assert [result[0, :, 0].tolist() for result in results] == [row[0] for row in rows]
 
 
 def test_uses_the_smallest_program_and_fills_it_with_real_rows() -> None:

@@ -172,6 +172,40 @@ def test_what_a_template_does_not_read_is_refused(
         assert each.encode_chat([USER], ChatOptions(chat_template=template, tools=[]))[0] == USER["content"]
 
 
+def test_parts_of_text_are_one_text_for_a_template_that_takes_no_parts(folder: Path, tokenizer: ChatTokenizer) -> None:
+    """Jinja would write the list as Python prints it."""
+    parts = [{"type": "text", "text": "The quick"}, {"type": "text", "text": "brown fox"}]
+    both = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]
+    joined = [{"role": "user", "content": "The quick\nbrown fox"}, {"role": "assistant", "content": "The quick"}]
+    for each in (tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder))):
+        for template in ("{% for m in messages %}{{ m.content }};{% endfor %}", "{{ messages[0].content.strip() }}"):
+            options = ChatOptions(chat_template=template, add_generation_prompt=True)
+            assert each.encode_chat(both, options) == each.encode_chat(joined, options)
+        text, _ = each.encode_chat(both, ChatOptions(add_generation_prompt=True))
+        assert "The quickbrown fox" in text, "the template has joined the parts"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"role": "user", "content": {"type": "text", "text": "x"}}, "which is neither a text nor a part"),
+        ({"role": "user", "content": 5}, "which is neither a text nor a part"),
+        ({"role": "user", "content": ["x"]}, "which is neither a text nor a part"),
+        ({"role": "user", "content": [{"type": "text"}]}, "which is neither a text nor a part"),
+        ({"role": "tool", "content": {"degrees": 5}}, "as Python prints a dict; give it as a text"),
+    ],
+)
+def test_contents_that_a_template_would_print_are_refused(
+    folder: Path, tokenizer: ChatTokenizer, message: dict[str, Any], told: str
+) -> None:
+    for each in (tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder))):
+        with pytest.raises(InputError, match=told):
+            each.encode_chat([message], ChatOptions(chat_template="{{ messages[0].content }}"))
+        if message["role"] == "tool":
+            text, _ = each.encode_chat([message], ChatOptions(chat_template="{{ messages[0].content | tojson }}"))
+            assert text == '{"degrees": 5}'
+
+
 def test_a_message_that_says_nothing_is_refused(folder: Path, tokenizer: ChatTokenizer) -> None:
     """A misspelt 'content' would be an empty message."""
     for each in (tokenizer, as_text_tokenizer(AutoTokenizer.from_pretrained(folder))):

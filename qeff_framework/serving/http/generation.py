@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from qeff_framework.errors import InputError, OptionError
 from qeff_framework.generation.rows import FinishReason
 from qeff_framework.serving.answer import Delta, TokenLogprobs
 from qeff_framework.serving.async_engine import AnswerStream, AsyncEngine
@@ -26,6 +28,13 @@ from qeff_framework.serving.http.protocol import ChatRequest, CompletionRequest,
 from qeff_framework.tokenization.chat import ChatOptions
 from qeff_framework.tokenization.tokenizer import ByteTokenizer
 
+#: Settings that have another name in OpenAI's interface.
+_NAMES = {
+    "stop_strings": "stop",
+    "sequence_bias": "logit_bias",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
 #: JSON has no infinity.
 _LOWEST = -9999.0
 _REASONS: dict[FinishReason | None, str | None] = {None: None, "length": "length", "max_time": "length"}
@@ -64,7 +73,7 @@ class GenerationPages:
             "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
             "chat": chat,
         }
-        messages = asked.conversation
+        messages = asked.messages
         if self._reads_images:
             # Opening images takes time; other answers go on.
             messages = await asyncio.to_thread(with_opened_images, messages)
@@ -89,12 +98,15 @@ class GenerationPages:
             options["adapter"] = asked.model
         options["deadline"] = min(asked.timeout or self._timeout, self._timeout)
         async with AsyncExitStack() as stack:
-            streams = [
-                await stack.enter_async_context(
-                    await self._engine.add(prompt, n=asked.n, priority=asked.priority, **options)
-                )
-                for prompt in prompts
-            ]
+            try:
+                streams = [
+                    await stack.enter_async_context(
+                        await self._engine.add(prompt, n=asked.n, priority=asked.priority, **options)
+                    )
+                    for prompt in prompts
+                ]
+            except (InputError, OptionError) as error:
+                raise _refusal(error) from error
             stack.callback(self._record, request, streams)
             if not asked.stream:
                 return JSONResponse(await while_connected(request, form.whole(streams)))
@@ -258,6 +270,13 @@ class ChatForm(CompletionForm):
 
     def _scored(self, token: int, value: float) -> dict[str, Any]:
         return {"token": self._token(token), "logprob": _finite(value), "bytes": list(self._bytes(token))}
+
+
+def _refusal(error: InputError | OptionError) -> ApiError:
+    """The answer to a request that the engine refuses, with the names that the request has for settings."""
+    names = [name for name in _NAMES if re.search(rf"\b{name}\b", str(error))]
+    told = re.sub(rf"\b({'|'.join(_NAMES)})\b", lambda found: _NAMES[found[0]], str(error))
+    return ApiError(400, told, param=_NAMES[names[0]] if names else None)
 
 
 def _reason(deltas: Sequence[Delta]) -> str | None:

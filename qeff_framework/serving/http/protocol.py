@@ -57,18 +57,34 @@ class ApiRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _switches_are_no_numbers(cls, data: Any) -> Any:
-        """Pydantic takes true as 1: ``"max_tokens": true`` would be an answer of one token."""
+        """Pydantic takes true as 1 and 0 as false: ``"max_tokens": true`` would be an answer of one token.
+
+        ``"logprobs": 0`` asks for log-probabilities in a completion, and would ask for none in a chat.
+        """
         for name, field in cls.model_fields.items():
-            if isinstance(data, dict) and isinstance(data.get(name), bool) and _is_number(field.annotation):
-                raise ValueError(f"{name} must be a number, and is {str(data[name]).lower()}")
+            value = data.get(name) if isinstance(data, dict) else None
+            if isinstance(value, bool) and _is_number(field.annotation):
+                raise ValueError(f"{name} must be a number, and is {str(value).lower()}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_switch(field.annotation):
+                raise ValueError(f"{name} must be true or false, and is {value}")
         return data
 
 
 def _is_number(annotation: Any) -> bool:
     """Whether a field takes numbers, and neither true nor false."""
-    kinds = {annotation, *get_args(annotation)}
-    kinds |= {inner for kind in kinds for inner in get_args(kind)}
+    kinds = _kinds(annotation)
     return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _is_switch(annotation: Any) -> bool:
+    """Whether a field takes true and false, and no numbers."""
+    kinds = _kinds(annotation)
+    return bool in kinds and not kinds & {int, float}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    kinds = {annotation, *get_args(annotation)}
+    return kinds | {inner for kind in kinds for inner in get_args(kind)}
 
 
 def _is_unicode(value: Any) -> bool:
@@ -250,6 +266,14 @@ class ChatRequest(GenerationRequest):
     def _is_offered(self) -> Self:
         if self.tool_choice not in (None, "auto", "none"):
             raise ValueError("tool_choice can be 'auto' or 'none': the program cannot be made to call a tool")
+        if self.tools and self.parallel_tool_calls is False:
+            raise ValueError(
+                "parallel_tool_calls=false is not supported: the program cannot be kept from several calls"
+            )
+        if self.store:
+            raise ValueError("store=true is not supported: answers are not kept")
+        if self.service_tier not in (None, "auto", "default"):
+            raise ValueError("service_tier can be 'auto' or 'default': there is one tier")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens are two names of one limit: give one of them")
         if self.top_logprobs is not None and not self.logprobs:
@@ -257,18 +281,6 @@ class ChatRequest(GenerationRequest):
         if not all(isinstance(message.get("role"), str) for message in self.messages):
             raise ValueError("each message needs a role")
         return self
-
-    @property
-    def conversation(self) -> list[dict[str, Any]]:
-        """The messages, each with one text: templates differ in whether they take parts."""
-        return [_with_one_text(message) for message in self.messages]
-
-
-def _with_one_text(message: dict[str, Any]) -> dict[str, Any]:
-    parts = message.get("content")
-    if isinstance(parts, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
-        return {**message, "content": "\n".join(part["text"] for part in parts)}
-    return message
 
 
 class EmbeddingRequest(ApiRequest):
