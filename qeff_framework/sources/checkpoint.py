@@ -30,6 +30,7 @@ from qeff_framework.sources.configs import (
     odd_field,
     padding_beyond_vocabulary,
     plain_config,
+    rotation_without_base,
     save_generation_config,
     write_json,
 )
@@ -72,7 +73,7 @@ from qeff_framework.sources.sentence_transformers import (
     first_module,
     transformer_subfolder,
 )
-from qeff_framework.sources.tokenizers import CheckpointTokenizer
+from qeff_framework.sources.tokenizers import SERIALIZED, CheckpointTokenizer, unfit_class
 from qeff_framework.sources.torch_files import has_places
 from qeff_framework.thread_quiet import swallowed_stderr
 
@@ -154,7 +155,7 @@ class CheckpointSource:
         self._referring: torch.nn.Module | None = None
         self._placed: PlacedShards | WatchedFiles | None = None
         self._report = LoadingReport(unloaded=frozenset(), notes=())
-        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self._files_identity)
+        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, self._files_identity, self._doubts_about_tokenizer)
         if self._overrides:
             self._check_overrides()
         if arguments.get("quantization_config"):
@@ -526,6 +527,14 @@ class CheckpointSource:
             return None
         self._check_companions()
         return f"the tokenizer of {self.name} cannot be loaded: {reason}"
+
+    def _doubts_about_tokenizer(self) -> str:
+        """What the files of a tokenizer say about why it cannot be loaded; empty where they say nothing."""
+        if self._tokenizer_of is not None and self._tokenizer_of.tokenizer_files():
+            return ""
+        path = None if self._gguf else self._optional_file(SERIALIZED)
+        config = self._tokenizer_config()
+        return "" if path is None or "auto_map" in config else unfit_class(path, config.get("tokenizer_class"))
 
     def require_tokenizer(self) -> None:
         """Raises `CheckpointError` with the reason where texts cannot be read with the checkpoint's own tokenizer."""
@@ -937,6 +946,8 @@ class CheckpointSource:
     def _doubts_about_config(self) -> str:
         """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
         if doubt := number_as_text(self._plain_config_file()) or padding_beyond_vocabulary(self.config()):
+            return doubt
+        if doubt := rotation_without_base(self.config()):
             return doubt
         return f"Transformers says: {' '.join(self._said_of_config[0].split())}" if self._said_of_config else ""
 
