@@ -232,13 +232,17 @@ class QEFFBaseModel:
         """The torch module; loads the weights. It may be changed: the next `compile` or `export` takes it as it is then."""
         if isinstance(self._source, CheckpointSource):
             with standard_torch_defaults():
-                return self._source.lend(self.transformers_class)
+                return self._source.lend(self._loading_class())
         return self._loaded_module()
 
     def _loaded_module(self) -> torch.nn.Module:
         """The torch module for use here, which leaves it as it is."""
         with standard_torch_defaults():
-            return self._source.load(self.transformers_class)
+            return self._source.load(self._loading_class())
+
+    def _loading_class(self) -> str:
+        """The Transformers class that loads this checkpoint."""
+        return self.transformers_class
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -336,7 +340,7 @@ class QEFFBaseModel:
         def build(output_dir: Path) -> Mapping[str, str]:
             self._check_given()
             # A transform may do anything with a module, so that it gets one with numbers.
-            source, loader = self._source, self.transformers_class
+            source, loader = self._source, self._loading_class()
             module = source.load(loader) if transforms else source.load_for_export(loader, output_dir)
             if isinstance(source, CheckpointSource):
                 source.refuse_changed(plan.identity)
@@ -371,8 +375,9 @@ class QEFFBaseModel:
             metadata = {
                 "model_name": self.name,
                 "pad_token_id": self.config.get("pad_token_id"),
-                **_stated(notes=list(self._source.notes()), tokenizer_problem=problem),
+                **_stated(tokenizer_problem=problem),
                 **exported.metadata,
+                **_stated(notes=[*self._source.notes(), *exported.metadata.get("notes", ())]),
             }
             self._source.save_companions(output_dir)
             metadata |= self._complete_export(output_dir)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import InputError, OptionError
 from qeff_framework.runtime import CompiledCausalLM, CompiledEncoder, load_compiled
+from qeff_framework.runtime.text_generation import generation_defaults
 from tests.generation.fakes import FakeCausalLM, FakeEncoder
 from tests.tokenizer_folders import byte_level_tokenizer
 
@@ -144,3 +145,16 @@ def test_encoders_take_tokenizer_output_as_keywords_too() -> None:
         runner.generate()
     with pytest.raises(InputError, match="inputs and attention_mask were given"):
         runner.generate(inputs, attention_mask=[[1]])
+
+
+@pytest.mark.parametrize(
+    ("stated", "start"), [({}, 5), ({"bos_token_id": 1}, None), ({"decoder_start_token_id": 4}, 4), (None, 5)]
+)
+def test_the_start_of_a_decoder_is_that_of_the_generation_config(
+    stated: dict[str, int] | None, start: int | None, tmp_path: Path
+) -> None:
+    """As in Transformers, whose generate takes a ``bos_token_id`` of that file and does not look at the model's config."""
+    (tmp_path / "config.json").write_text(json.dumps({"decoder_start_token_id": 5}))
+    if stated is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    assert generation_defaults(tmp_path).get("decoder_start_token_id") == start

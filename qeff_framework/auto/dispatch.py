@@ -80,12 +80,15 @@ def tasks_of(source: ModelSource, config: Mapping[str, Any] | None = None) -> tu
 
 
 def task_of_checkpoint(source: ModelSource, prefer: Task | None = None) -> Task:
-    """`task_of`, but a decoder that sentence-transformers has made an embedding model of is an encoder.
+    """`task_of`, but what sentence-transformers has made an embedding model of is an encoder: a decoder, or half a model.
 
     Of several tasks it is `prefer` if that is one of them.
     """
     tasks = tasks_of(source)
     if "causal-lm" in tasks and is_embedding_checkpoint(source):
+        return "encoder"
+    # Last, since it imports Transformers.
+    if "seq2seq-lm" in tasks and is_embedding_checkpoint(source) and has_encoder_alone(source.config()):
         return "encoder"
     return prefer if prefer in tasks else tasks[0]
 
@@ -93,7 +96,7 @@ def task_of_checkpoint(source: ModelSource, prefer: Task | None = None) -> Task:
 def check_task(source: ModelSource, task: Task) -> None:
     """Raises what `task_of` raises, and `UnsupportedModelError` when a checkpoint is for another task.
 
-    A decoder that is an embedding model can be opened as a language model, too.
+    A language model that is an embedding model can be opened as either.
     """
     tasks = tasks_of(source)
     if task not in tasks and task_of_checkpoint(source) != task:
@@ -101,6 +104,18 @@ def check_task(source: ModelSource, task: Task) -> None:
             f"{source.name} ({_told(source.config())}) is not a model for {task} but for {' and '.join(tasks)}; use "
             f"{task_spec(tasks[0]).model_class.__name__}, or QEFFAutoModel, which picks the class by itself"
         )
+
+
+def has_encoder_alone(config: Mapping[str, Any]) -> bool:
+    """Whether Transformers has a class for the encoder of an encoder-decoder of this type (``T5EncoderModel``)."""
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = str(config.get("model_type", ""))
+    encoder, whole = (
+        _names({"": mapping.get(model_type, ())})
+        for mapping in (auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
+    )
+    return bool(encoder - whole) and model_type in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 
 # Transformers takes seconds to import; `_remembered` spares that for a checkpoint that was seen before.
@@ -127,6 +142,15 @@ def _decide(config: Mapping[str, Any]) -> _Decision:
     return _Decision(tasks=tasks, needs_own_code=needs_own_code)
 
 
+def _is_of_both_halves(model_type: str) -> bool:
+    """Whether a config of this type is that of an encoder-decoder where it does not state the opposite."""
+    import transformers
+
+    # Its get would not import the class.
+    kind = transformers.CONFIG_MAPPING[model_type] if model_type in transformers.CONFIG_MAPPING else None  # noqa: SIM401
+    return getattr(kind, "is_encoder_decoder", None) is True
+
+
 def _is_for_images(config: Mapping[str, Any]) -> bool:
     """Whether a class for text is one for images as well, which it encodes behind Transformers' interface for that."""
     listed = _names(_mappings()["IMAGE_TEXT_TO_TEXT"])
@@ -144,8 +168,14 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
     for spec in task_specs():
         if own.get(spec.model_class.transformers_class) in architectures:
             return spec.name
+    if has_encoder_alone(config) and not _names(
+        {"": auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[model_type]}
+    ).isdisjoint(architectures):
+        return "encoder"
     heads = [(spec, _mappings()[spec.transformers_mapping]) for spec in task_specs() if spec.transformers_mapping]
-    if config.get("is_encoder_decoder"):
+    both_halves = _is_of_both_halves(model_type)
+    is_decoder = not _names(_mappings()["CAUSAL_LM"]).isdisjoint(architectures)
+    if config.get("is_encoder_decoder", both_halves and not is_decoder):
         for spec, mapping in heads:
             listed = any(name in _names(mapping) for name in architectures)
             if spec.is_encoder_decoder and (listed or (not architectures and model_type in mapping)):
@@ -156,6 +186,10 @@ def _task(config: Mapping[str, Any], own: Mapping[str, str]) -> Task:
         raise UnsupportedModelError(
             f"{_told(config)} is an encoder-decoder model without a text head, or one that reads neither text nor speech; of the "
             "encoder-decoder models the tasks of this version carry those of Transformers' mappings for text and for speech"
+        )
+    if both_halves and not _names(_mappings()["SEQ_TO_SEQ_CAUSAL_LM"]).isdisjoint(architectures):
+        raise UnsupportedModelError(
+            f"{_told(config)} is an encoder-decoder model, and its config.json states is_encoder_decoder=false; write true there"
         )
     if not architectures:
         if (

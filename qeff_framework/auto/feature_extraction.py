@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from qeff_framework.auto.dispatch import has_encoder_alone
 from qeff_framework.auto.task_model import TaskModel
 from qeff_framework.contracts import POOLINGS, Task
 from qeff_framework.errors import OptionError
@@ -78,6 +79,9 @@ class QEFFAutoModelForFeatureExtraction(TaskModel):
         source = CheckpointSource(pretrained_model_name_or_path, hf_kwargs)
         cls._check_architecture(source)
         return cls(source, pooling=pooling)
+
+    def _loading_class(self) -> str:
+        return "AutoModelForTextEncoding" if has_encoder_alone(self.config) else self.transformers_class
 
     def _export_key(self) -> Mapping[str, object]:
         pooling = {"modules": self._head.identity()} if self._head else pooling_identity(self._pooling)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from qeff_framework.contracts import (
     EXTRA_INPUTS,
@@ -155,6 +155,8 @@ def causal_lm_graph(
     metadata: dict[str, Any] = {"reread_lengths": list(rereading)} if rereading else {}
     if images.token_types:
         metadata["token_types"] = {"block": block, "plain": images.plain_type}
+    if note := _unread_window(weightless, plan.masks):
+        metadata["notes"] = [note]
     return PortableGraph(model=model, states=states, metadata=metadata)
 
 
@@ -391,6 +393,21 @@ def _blocks(weightless: PreTrainedModel, images: ImageInputs) -> tuple[str, int]
     if of_kind[0]:
         return OF_PROMPT, 1
     return (OF_IMAGES if bool(ahead([1, 0, 1])[0, 2]) else OF_IMAGE), 0
+
+
+def _unread_window(model: PreTrainedModel, masks: MaskPlan) -> str:
+    """A note about a window in the config that the model's code does not read, but Transformers' cache does; else empty."""
+    if any(form is None or form.window or form.chunk for form in masks.forms):
+        return ""
+    layers = DynamicCache(config=model.config).layers
+    windows = sorted({size for layer in layers if (size := getattr(layer, "sliding_window", None))})
+    if not windows:
+        return ""
+    return (
+        f"the config of {model.config.model_type} names a window of {windows[0]} tokens (sliding_window), which the code of "
+        f"{type(model).__name__} does not read: here attention sees all of a text, as it does in Transformers without a cache, "
+        "whereas its cache drops what is further away; if the model was trained without a window, write null"
+    )
 
 
 def _probe(weightless: PreTrainedModel, images: ImageInputs) -> _Plan:

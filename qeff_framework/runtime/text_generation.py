@@ -196,13 +196,15 @@ class CompiledSeq2SeqLM(CompiledCausalLM):
 def generation_defaults(directory: Path) -> Mapping[str, Any]:
     """What the checkpoint says about generation: ``generation_config.json``, as Transformers has read it.
 
-    The config's ids stand in where there is no such file. Where there is one, they only say what a decoder starts with.
+    The config's ids stand in where there is no such file. Where there is one, they only say what a decoder starts with, if the
+    file does not: of a file with a ``bos_token_id`` Transformers takes that before the config's ``decoder_start_token_id``.
     """
     from qeff_framework.generation import load_generation_defaults
 
     content, stated = carried_config(directory), load_generation_defaults(directory)
     is_stated = (directory / "generation_config.json").is_file()
-    names = _START_IDS if is_stated else (*_START_IDS, *_OTHER_IDS)
+    has_start = any(stated.get(name) is not None for name in _START_IDS)
+    names = (*(() if has_start else _START_IDS), *(() if is_stated else _OTHER_IDS))
     from_config = {name: content[name] for name in names if content.get(name) is not None}
     # Explicitly `None`: nothing but the limits ends a text, as in Transformers.
     return {**({"eos_token_id": None} if is_stated else {}), **from_config, **stated}

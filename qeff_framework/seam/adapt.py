@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -34,9 +34,23 @@ def adapt(model: PreTrainedModel, norms: tuple[RMSNormMatch, ...], rotary: tuple
     with muted_loggers("transformers"):
         model.set_attn_implementation(IMPLEMENTATION)
         replace_experts(model)
+    _settle_forms(model)
     replace_rms_norms(model, norms)
     replace_rotary(model, rotary)
     adapt_special(model)
+
+
+def _settle_forms(model: PreTrainedModel) -> None:
+    """Settles what changes the form of a forward and none of its numbers: its results have names, and it computes in one piece.
+
+    Old configs ask for tuples (``return_dict``); pieces of a feed-forward (``chunk_size_feed_forward``) save memory in training,
+    and their number depends on the length of the text.
+    """
+    for part in model.modules():
+        if isinstance(config := getattr(part, "config", None), PreTrainedConfig):
+            config.return_dict = True
+        if hasattr(part, "chunk_size_feed_forward"):
+            part.chunk_size_feed_forward = 0  # type: ignore[assignment]
 
 
 def fall_back_to_eager(model: PreTrainedModel) -> bool:

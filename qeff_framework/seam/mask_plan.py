@@ -77,7 +77,7 @@ class MaskPlan:
         Raises:
             UnsupportedModelError: the call is about a window in which there is no token.
         """
-        if local_size is not None and local_size <= 0:
+        if local_size is not None and local_size <= 0 and _may_have_windows(config):
             raise UnsupportedModelError(
                 f"its attention has a window of {local_size} tokens, in which no token sees anything, not even itself; for "
                 "attention without a window write null in its config (sliding_window)"
@@ -89,6 +89,12 @@ class MaskPlan:
         form = self.forms[self._next]
         self._next += 1
         return form
+
+
+def _may_have_windows(config: PreTrainedConfig | None) -> bool:
+    """Whether a layer may use the mask of a window; some models ask for it although none does (Qwen2-MoE)."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or any(kind != "full_attention" for kind in kinds)
 
 
 def candidate_sizes(config: PreTrainedConfig | None, local_size: int | None) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def base_of_folder(path: str | os.PathLike[str], *, given: object) -> tuple[str,
             f"the adapter {path} does not say which model it is for; give both: from_pretrained(BASE, adapter={str(path)!r}), "
             "with the model that the adapter was made for"
         )
-    if _looks_local(base) and not Path(base).expanduser().is_dir():
+    if _looks_local(base) and not Path(base).expanduser().exists():
         raise base_is_missing(path, base)
     return base, adapter.base_revision
 

@@ -82,12 +82,32 @@ def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         if name in DTYPE and not _is_float32(value)
     ]
     problems += switch_problems(given)
-    if isinstance(given.get("config"), (str, os.PathLike)):
-        problems.append("config= takes a config, not its place; load it first: config=AutoConfig.from_pretrained(...)")
+    problems += _config_problems(given)
     if problems:
         raise OptionError(f"from_pretrained: {'; '.join(problems)}")
     arguments = {name: value for name, value in given.items() if name in KNOWN - DTYPE - HOST_MEMORY}
+    # As in Transformers, `None` is nothing given.
+    arguments = {name: value for name, value in arguments.items() if value is not None or name not in DECIDING}
     return arguments, {name: value for name, value in given.items() if name not in KNOWN}
+
+
+def _config_problems(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with configs that are no objects of Transformers, whose loader would tell the attribute that it misses."""
+    problems = []
+    if isinstance(given.get("config"), (str, os.PathLike)):
+        problems.append("config= takes a config, not its place; load it first: config=AutoConfig.from_pretrained(...)")
+    elif not hasattr(given.get("config"), "to_json_string") and given.get("config") is not None:
+        problems.append(
+            f"config= is a {type(given['config']).__name__} and should be a config of Transformers; give single fields by their "
+            "names: num_hidden_layers=1"
+        )
+    settings = given.get("generation_config")
+    if settings is not None and not hasattr(settings, "to_json_string"):
+        problems.append(
+            f"generation_config= is a {type(settings).__name__} and should be a GenerationConfig of Transformers: "
+            "generation_config=GenerationConfig(...)"
+        )
+    return problems
 
 
 def refuse_unknown(names: Iterable[str], known_fields: Iterable[str], model_type: str) -> None:

@@ -23,6 +23,7 @@ from qeff_framework.sources.configs import (
     odd_field,
     padding_beyond_vocabulary,
     plain_config,
+    rotation_without_base,
     write_json,
 )
 from qeff_framework.sources.gguf_header import quick_reading
@@ -105,7 +106,11 @@ class CheckpointConfig:
 
     def doubts(self) -> str:
         """What may be wrong in the config of weights that do not load: the errors of a model's code name no field."""
-        if doubt := number_as_text(self._files.config()) or padding_beyond_vocabulary(self.content()):
+        content = self.content()
+        doubt = (
+            number_as_text(self._files.config()) or padding_beyond_vocabulary(content) or rotation_without_base(content)
+        )
+        if doubt:
             return doubt
         return f"Transformers says: {' '.join(self._said[0].split())}" if self._said else ""
 

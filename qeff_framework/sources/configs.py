@@ -78,6 +78,21 @@ def padding_beyond_vocabulary(config: Mapping[str, Any], inside: str = "") -> st
     return next(filter(None, inner), "")
 
 
+def rotation_without_base(config: Mapping[str, Any], inside: str = "") -> str:
+    """Which ``rope_parameters`` name no ``rope_theta``, as where a ``rope_scaling`` of older releases replaces all of them."""
+    for name, value in config.items():
+        if not isinstance(value, Mapping):
+            continue
+        if name == "rope_parameters" and "rope_type" in value and value.get("rope_theta") is None:
+            return (
+                f"{inside}{name}={dict(value)} has no rope_theta, the base of the rotary frequencies; give the one that "
+                f"the model was trained with among them: {name}={ {**value, 'rope_theta': 10000.0} }"
+            )
+        if found := rotation_without_base(value, f"{inside}{name}."):
+            return found
+    return ""
+
+
 def checked_module(module: torch.nn.Module) -> torch.nn.Module:
     """Returns the float32 `module` in eval mode and without gradients. Raises what `check_float32` raises."""
     check_float32(module)

@@ -21,7 +21,7 @@ from qeff_framework.sources.gguf_metadata import refuse_unknown_split
 from qeff_framework.sources.lora import LoraAdapter
 from qeff_framework.sources.places import LocalFolder
 from qeff_framework.sources.quiet import first_line, missing_library, quiet_transformers
-from qeff_framework.sources.tokenizers import CheckpointTokenizer
+from qeff_framework.sources.tokenizers import SERIALIZED, CheckpointTokenizer, unfit_class
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Preprocessing:
         """
         self._files, self._name, self._adapter = of, name, adapter
         self._tokenizer_of = adapter
-        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, identity)
+        self._tokenizer = CheckpointTokenizer(self._load_tokenizer, identity, self._doubts_about_tokenizer)
 
     def files_of_adapter(self) -> dict[str, Path]:
         """The files by name that are read beside the checkpoint's own."""
@@ -88,6 +88,13 @@ class Preprocessing:
             return None
         self.check_files()
         return f"the tokenizer of {self._name} cannot be loaded: {reason}"
+
+    def _doubts_about_tokenizer(self) -> str:
+        """What the files of a tokenizer say about why it cannot be loaded; empty where they say nothing."""
+        if self._files.gguf or self._saved_tokenizer():
+            return ""
+        path, config = self._files.optional_file(SERIALIZED), self._files.tokenizer_config()
+        return "" if path is None or "auto_map" in config else unfit_class(path, config.get("tokenizer_class"))
 
     def require_tokenizer(self) -> None:
         """Raises `CheckpointError` with the reason where texts cannot be read with the checkpoint's own tokenizer."""

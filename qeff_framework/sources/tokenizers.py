@@ -18,16 +18,22 @@ from qeff_framework.sources.remote_code import is_remote, trust_hint
 #: Tokens of a vocabulary that code of a checkpoint is tried with.
 _SAMPLES = 500
 #: Files of a tokenizer: its settings, and the whole of it.
-_CONFIG, _SERIALIZED = "tokenizer_config.json", "tokenizer.json"
+_CONFIG, SERIALIZED = "tokenizer_config.json", "tokenizer.json"
 
 
 class CheckpointTokenizer:
     """Loads a tokenizer once. That it could be loaded is remembered in the store, that it could not never is."""
 
-    def __init__(self, load: Callable[[], Any], identity: Callable[[], object]) -> None:
-        """`load` returns a Transformers tokenizer or raises; `identity` stands for the checkpoint's files."""
+    def __init__(
+        self, load: Callable[[], Any], identity: Callable[[], object], doubts: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`load` returns a Transformers tokenizer or raises; `identity` stands for the checkpoint's files.
+
+        `doubts` says what in them may be wrong where `load` has raised; empty where nothing is seen.
+        """
         self._load = load
         self._identity = identity
+        self._doubts = doubts
         self._tokenizer: Any = None
 
     def problem(self) -> str | None:
@@ -39,7 +45,9 @@ class CheckpointTokenizer:
         try:
             self.tokenizer()
         except Exception as error:  # noqa: BLE001 - Transformers has no one error for "there is no tokenizer"
-            return f"{first_line(error)}{trust_hint(error)}"
+            hint = trust_hint(error)
+            doubts = "" if hint or isinstance(error, ImportError) else self._doubts()
+            return doubts or f"{first_line(error)}{hint}"
         if (reason := made_up(self._tokenizer) or _own_reading(self._tokenizer)) is not None:
             return reason
         # A memo only: where it cannot be written, the next run asks again.
@@ -104,13 +112,36 @@ def made_up(tokenizer: Any) -> str | None:
     size = of_class.get_vocab_size(with_added_tokens=False)
     if read.get_vocab_size(with_added_tokens=False) != size or read.get_vocab(False) != of_class.get_vocab(False):
         return None
-    names = sorted({*kind.vocab_files_names.values(), _SERIALIZED} - {_CONFIG})
+    names = sorted({*kind.vocab_files_names.values(), SERIALIZED} - {_CONFIG})
     folder = Path(str(getattr(tokenizer, "name_or_path", "")))
     if any((folder / name).is_file() for name in names):
         return None  # They say what the class says.
     return (
         f"none of the files of its vocabulary is there ({', '.join(names)}), and a {kind.__name__} "
         "without them knows no text; add the files of the tokenizer that the model was trained with"
+    )
+
+
+def unfit_class(file: Path, tokenizer_class: object) -> str:
+    """Why a tokenizer cannot be loaded that has a ``tokenizer.json``: of the file, or of the class that is to read it.
+
+    Empty where the file can be read and no class is stated.
+    """
+    import importlib_metadata
+    from tokenizers import Tokenizer
+
+    try:
+        kind = type(Tokenizer.from_file(str(file)).model).__name__
+    except Exception as error:  # noqa: BLE001 - the library raises a bare Exception for whatever it cannot parse
+        return (
+            f"{file} cannot be read by the installed tokenizers {importlib_metadata.version('tokenizers')}: {first_line(error)}; "
+            "it was written by a newer release, which has to be installed, or it is damaged: restore it"
+        )
+    if not isinstance(tokenizer_class, str):
+        return ""
+    return (
+        f"its {_CONFIG} states tokenizer_class={tokenizer_class!r}, which does not read the {kind} vocabulary of its "
+        f'{SERIALIZED}; write "PreTrainedTokenizerFast" there, which takes that file as it is'
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -151,7 +152,8 @@ class FastTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         check_text(text)
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with _reading(text):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_within(self, text: str, max_length: int) -> list[int]:
         """See `CuttingTokenizer.encode_within`."""
@@ -168,10 +170,12 @@ class FastTokenizer:
         check_text(text)
         check_text(pair or "")
         if max_length is None:
-            return [self._tokenizer.encode(text, pair)]
+            with _reading(text):
+                return [self._tokenizer.encode(text, pair)]
         self._tokenizer.enable_truncation(max_length, stride=overlap, strategy="only_second")
         try:
-            first = self._tokenizer.encode(text, pair)
+            with _reading(text):
+                first = self._tokenizer.encode(text, pair)
         finally:
             self._tokenizer.no_truncation()
         return [first, *first.overflowing]
@@ -220,12 +224,14 @@ class TransformersTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, neither truncated nor padded."""
         check_text(text)
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        with _reading(text):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_within(self, text: str, max_length: int) -> list[int]:
         """See `CuttingTokenizer.encode_within`."""
         check_text(text)
-        return list(self._tokenizer.encode(text, truncation=True, max_length=max_length))
+        with _reading(text):
+            return list(self._tokenizer.encode(text, truncation=True, max_length=max_length))
 
     def encodings(
         self, text: str, pair: str | None = None, *, max_length: int | None = None, overlap: int = 0
@@ -300,6 +306,18 @@ def check_text(text: str) -> None:
         raise InputError(
             f"the text holds {text[error.start : error.end]!r} at character {error.start}, half of a surrogate pair, which no "
             "encoding writes: it was decoded wrongly, or cut inside of a character"
+        ) from error
+
+
+@contextmanager
+def _reading(text: str) -> Iterator[None]:
+    """Tells an error of the tokenizers library, which is a bare Exception, with the text and what it says of the tokenizer."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the tokenizer cannot read {text!r:.60}: {error}; its vocabulary is that of another tokenizer class, or lacks a "
+            "token that its own rules ask for: give the tokenizer that the model was trained with"
         ) from error
 
 

@@ -41,6 +41,10 @@ def folder(path: Path, model_type: str, *architectures: str, **fields: object) -
         ("bert", "BertForPreTraining", "encoder"),
         ("llama", "LlamaModel", "encoder"),
         ("clip_text_model", "CLIPTextModel", "encoder"),
+        ("t5", "T5EncoderModel", "encoder"),
+        # What the config leaves out is what its class says.
+        ("bart", "BartForConditionalGeneration", "seq2seq-lm"),
+        ("bart", "BartForCausalLM", "causal-lm"),
         # They read images too, and text alone.
         ("layoutlmv3", "LayoutLMv3Model", "encoder"),
         ("modernvbert", "ModernVBertForMaskedLM", "encoder"),
@@ -92,6 +96,7 @@ def test_an_encoder_decoder_of_speech(tmp_path: Path, architecture: str, task: s
         ("vit", "", "takes image"),
         ("vision-encoder-decoder", "VisionEncoderDecoderModel", "encoder-decoder"),
         ("bert", "BertForMultipleChoice", "a model for multiple-choice, is for none of the tasks"),
+        ("bart", "BartForConditionalGeneration", "its config.json states is_encoder_decoder=false; write true"),
     ],
 )
 def test_models_of_something_else(tmp_path: Path, model_type: str, architecture: str, told: str) -> None:

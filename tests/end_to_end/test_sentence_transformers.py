@@ -20,7 +20,7 @@ from qeff_framework import (
 )
 from qeff_framework.errors import InputError
 from tests.checkpoints import save_tiny_checkpoint
-from tests.tiny_models import tiny_encoder
+from tests.tiny_models import tiny_encoder, tiny_seq2seq_lm
 
 pytestmark = pytest.mark.usefixtures("session_store")
 
@@ -123,6 +123,21 @@ def test_the_transformer_of_an_older_folder_is_found_below_it(tmp_path: Path) ->
         model = QEFFAutoModel.from_pretrained(tmp_path, **arguments)
         assert model.pooling == "lasttoken"
         assert model.config["model_type"] == "bert"
+
+
+def test_the_encoder_of_an_encoder_decoder_is_an_embedding_model(tmp_path: Path) -> None:
+    """As sentence-t5 and gtr; the files may be those of the whole model."""
+    whole = tiny_seq2seq_lm("t5", num_layers=1, num_decoder_layers=1)
+    save_tiny_checkpoint(tmp_path / "t5", module=whole)
+    parts = [modules.Transformer(str(tmp_path / "t5")), modules.Pooling(32, pooling_mode="mean")]
+    library = SentenceTransformer(modules=parts, device="cpu")
+    library.save(str(tmp_path / "encoder"))
+    assert QEFFAutoModel.from_pretrained(tmp_path / "t5").task == "seq2seq-lm"
+    assert QEFFAutoModel.from_pretrained(tmp_path / "encoder").config["architectures"] == ["T5EncoderModel"]
+    whole.save_pretrained(tmp_path / "encoder")
+    model = QEFFAutoModel.from_pretrained(tmp_path / "encoder")
+    model.compile(backend="ort_sim", seq_len=16, batch_size=3)
+    np.testing.assert_allclose(model.generate(TEXTS), library.encode(TEXTS), rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_in_such_a_folder_is_an_embedding_model(tmp_path: Path) -> None:

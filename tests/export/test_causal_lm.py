@@ -32,6 +32,15 @@ def test_greedy_tokens_equal_transformers(model_type):
     assert greedy(exported, PROMPTS, new_tokens=NEW_TOKENS, chunk=4, ctx_len=CTX_LEN) == expected
 
 
+@pytest.mark.usefixtures("session_store")
+def test_a_window_that_the_code_does_not_read_is_told(caplog):
+    """Transformers' cache reads it all the same, so that its results with a cache and without differ."""
+    QEFFAutoModel(tiny_causal_lm("llama", num_hidden_layers=1, sliding_window=4)[0]).export()
+    assert (
+        "names a window of 4 tokens (sliding_window), which the code of LlamaForCausalLM does not read" in caplog.text
+    )
+
+
 def reference_tokens(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     """Greedy continuation by recomputing the whole sequence each time: no cache, no padding."""
     tokens = list(prompt)

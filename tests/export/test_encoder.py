@@ -48,6 +48,17 @@ def test_hidden_states_equal_transformers(model_type, inputs, tmp_path):
         np.testing.assert_allclose(result[real], expected[real], rtol=1e-4, atol=2e-5)
 
 
+def test_settings_of_the_form_of_a_forward_change_nothing(tmp_path):
+    """Tuples in place of results with names, and a feed-forward in pieces, of which there are more in a longer text."""
+    model = tiny_encoder("bert", num_hidden_layers=1, return_dict=False, chunk_size_feed_forward=2)
+
+    exported = export_portable(model, task="encoder", output_dir=tmp_path)
+
+    feeds = batch(exported, (6, 6))
+    result, expected = run(exported, feeds), reference(model, feeds)[0].numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-5)
+
+
 def test_types_that_attention_compares_are_an_input():
     """XLNet has no table of token types, so that its config has no number of them."""
     with torch.device("meta"):

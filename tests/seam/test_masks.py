@@ -74,3 +74,6 @@ def test_a_window_without_tokens_is_refused(window):
     """Transformers computes something where a whole row is masked, and its generate fails."""
     with pytest.raises(UnsupportedModelError, match=f"a window of {window} tokens.*write null"):
         MaskPlan().form_of_call(masking_utils.sliding_window_causal_mask_function(window), None, window)
+    # Qwen2-MoE asks for the mask although none of its layers has a window.
+    without = LlamaConfig(layer_types=["full_attention"], num_hidden_layers=1)
+    MaskPlan().form_of_call(masking_utils.sliding_window_causal_mask_function(window), without, window)

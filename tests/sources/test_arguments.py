@@ -42,6 +42,8 @@ def test_every_argument_of_transformers_loader_is_known() -> None:
         ({"torch_dtype": {"text_config": "float16"}}, "the graph is float32"),
         ({"state_dict": {}, "tp_plan": "auto"}, "state_dict= cannot be given: .*tp_plan= cannot be given"),
         ({"config": "elsewhere"}, "config= takes a config"),
+        ({"config": {"num_hidden_layers": 1}}, "config= is a dict and should be .*num_hidden_layers=1"),
+        ({"generation_config": {"eos_token_id": 1}}, "generation_config= is a dict and should be a GenerationConfig"),
         ({"trust_remote_code": "false"}, "trust_remote_code='false' cannot be given: it is True or False"),
         ({"keep_quantized": 1, "use_safetensors": "no"}, "keep_quantized=1 cannot .*use_safetensors='no' cannot"),
         ({"pooling": "mean"}, "pooling= is for text encoders"),
@@ -53,8 +55,8 @@ def test_what_has_no_place_is_refused_at_the_door(checkpoint: Path, arguments: d
 
 
 def test_a_value_without_a_canonical_form_has_no_key(checkpoint: Path) -> None:
-    with pytest.raises(OptionError, match="generation_config= is a object"):
-        CheckpointSource(checkpoint, {"generation_config": object()}).identity()
+    with pytest.raises(OptionError, match="key_mapping= is a dict, which cannot be told"):
+        CheckpointSource(checkpoint, {"key_mapping": {"^x": object()}}).identity()
 
 
 def test_a_config_with_further_fields_is_refused(checkpoint: Path) -> None:
@@ -94,6 +96,7 @@ def test_what_changes_nothing_makes_no_other_key(checkpoint: Path) -> None:
         "weights_only": True,
         "disable_mmap": True,
         "max_memory": {0: "1GB"},
+        "config": None,
     }
     assert CheckpointSource(checkpoint, without_effect).load("AutoModelForCausalLM") is not None
     for name, value in without_effect.items():

@@ -46,6 +46,10 @@ def test_a_whole_checkpoint(checkpoint: Path, caplog: pytest.LogCaptureFixture) 
             "its config.json states hidden_act='sillu', which the installed Transformers does not know",
         ),
         ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "states rope_parameters.rope_type='ntk', which"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": None}},
+            "rope_parameters=.* has no rope_theta, the base of the rotary frequencies; give",
+        ),
         ({"dtype": "float8"}, "dtype='float8' is no type of torch; write"),
         (
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "4"}},

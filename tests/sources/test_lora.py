@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from qeff_framework import QEFFAutoModel, QEFFAutoPeftModelForCausalLM
 from qeff_framework.errors import CheckpointError, OptionError
 from qeff_framework.sources import CheckpointSource
+from tests.gguf_files import write_gguf
 from tests.image_models import built, llava, saved_llava
 from tests.sources.conftest import change_json
 from tests.tiny_models import tiny_causal_lm
@@ -188,6 +189,12 @@ def test_a_base_that_lay_beside_the_training(adapter: Path) -> None:
         CheckpointSource(adapter, {"local_files_only": True}).config()
     with pytest.raises(CheckpointError, match=stated):
         QEFFAutoPeftModelForCausalLM.from_pretrained(adapter, local_files_only=True)
+
+
+def test_a_base_that_is_a_file(adapter: Path, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "base.gguf", tiny_causal_lm("llama", num_hidden_layers=1)[0])
+    change_json(adapter / "adapter_config.json", base_model_name_or_path=str(file))
+    assert CheckpointSource(adapter, {}).name == f"base-{adapter.name}"
 
 
 def test_an_adapter_of_another_model(adapter: Path, tmp_path: Path) -> None:

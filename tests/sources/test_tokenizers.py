@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from qeff_framework.sources.quiet import first_line
-from qeff_framework.sources.tokenizers import CheckpointTokenizer, made_up, save_tokenizer
+from qeff_framework.sources.tokenizers import CheckpointTokenizer, made_up, save_tokenizer, unfit_class
 from tests.tokenizer_folders import byte_level_tokenizer
 
 
@@ -62,6 +62,18 @@ def test_a_vocabulary_that_was_read_is_the_checkpoints(tmp_path: Path) -> None:
     # A file may say what the class says.
     transformers.BertTokenizer().save_pretrained(tmp_path / "saved")
     assert made_up(transformers.BertTokenizer.from_pretrained(tmp_path / "saved")) is None
+
+
+def test_why_a_file_and_a_class_do_not_fit(tmp_path: Path) -> None:
+    """Transformers' own errors name neither: those of its code, or of the library's parser."""
+    file = tmp_path / "tokenizer.json"
+    byte_level_tokenizer().save(str(file))
+    assert re.search(
+        "states tokenizer_class='T5Tokenizer', which does not read the BPE", unfit_class(file, "T5Tokenizer")
+    )
+    assert unfit_class(file, None) == ""
+    file.write_text(file.read_text().replace('"BPE"', '"Newer"'))
+    assert re.search("cannot be read by the installed tokenizers .*a newer release", unfit_class(file, None))
 
 
 def test_a_reason_is_told_to_the_end_of_its_sentence() -> None:

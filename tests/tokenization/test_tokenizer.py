@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from qeff_framework.errors import CheckpointError, InputError
@@ -125,6 +126,14 @@ def test_a_transformers_object_works_like_its_folder(tokenizer_folders: dict[str
         for read in (either.encode, lambda text, it=either: it.encode_within(text, 5), either.encodings):
             with pytest.raises(InputError, match="half of a surrogate pair"):
                 read("hi \ud83d")
+
+
+def test_a_text_that_the_library_cannot_read_is_told_in_words() -> None:
+    """A class of Transformers may ask for a token that the vocabulary lacks; the library in Rust raises a bare Exception."""
+    library = Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
+    for tokenizer in (FastTokenizer(library), as_text_tokenizer(PreTrainedTokenizerFast(tokenizer_object=library))):
+        with pytest.raises(InputError, match=r"cannot read 'b': .*Missing \[UNK\].*give the tokenizer that the model"):
+            tokenizer.encode("b")
 
 
 def test_folders_and_objects_that_are_no_tokenizer_are_refused(tmp_path: Path) -> None:
