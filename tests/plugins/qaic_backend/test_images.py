@@ -34,7 +34,7 @@ def _store(session_store: Path) -> None:
     """Exports lie there."""
 
 
-def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., StandinSdk]) -> None:
+def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., StandinSdk], tmp_path: Path) -> None:
     standin()
     module, image = built(gemma3)
     picture = shaded(image, seed=1)
@@ -54,7 +54,7 @@ def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., Stan
         "language": True,
     }
 
-    bundle = model.compile(backend="qaic", dry_run=True, **sizes)
+    bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **sizes)
     for program in bundle.parts().values():
         assert not list(program.directory.rglob("programqpc.bin"))
         subprocess.run([str(program.directory / "compile.sh")], check=True, capture_output=True)
@@ -63,7 +63,9 @@ def test_standin_two_programs_and_the_bundle_of_both(standin: Callable[..., Stan
         assert runner.generate(inputs, generation_len=NEW_TOKENS, eos_token_id=None).generated_ids == wanted
 
 
-def test_standin_a_video_beside_an_image_and_the_bundle_of_three(standin: Callable[..., StandinSdk]) -> None:
+def test_standin_a_video_beside_an_image_and_the_bundle_of_three(
+    standin: Callable[..., StandinSdk], tmp_path: Path
+) -> None:
     """The programs of image and video have the same weights, which lie on the disk once."""
     standin()
     module, image = built(qwen2_5_vl)
@@ -81,7 +83,7 @@ def test_standin_a_video_beside_an_image_and_the_bundle_of_three(standin: Callab
     other = greedy(module, prompts[0], [picture], qwen_film(seed=4, gap=1.5))
     assert output.generated_ids == wanted != [other, wanted[1]]
 
-    bundle = model.compile(backend="qaic", dry_run=True, **sizes)
+    bundle = model.compile(backend="qaic", dry_run=True, compile_dir=tmp_path / "bundle", **sizes)
     assert {*bundle.parts()} == {"vision", "video-4", "language"}
     weights = [bundle.parts()[name].directory / "model.onnx.data" for name in ("vision", "video-4")]
     assert weights[0].samefile(weights[1])

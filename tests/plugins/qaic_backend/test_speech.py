@@ -19,12 +19,12 @@ def _store(session_store: Path) -> None:
     """Exports lie there."""
 
 
-def test_standin_tokens_and_texts_of_a_clip(standin: Callable[..., StandinSdk]) -> None:
+def test_standin_tokens_and_texts_of_a_clip(standin: Callable[..., StandinSdk], tmp_path: Path) -> None:
     """The processor is in memory, and so is its tokenizer, which the artifact must carry."""
     standin()
     module, processor = whisper(), whisper_processor()
     model = QEFFAutoModelForSpeechSeq2Seq(module, processor=processor)
-    bundle = model.compile("qaic", dry_run=True, ctx_len=64, num_cores=8)
+    bundle = model.compile("qaic", dry_run=True, compile_dir=tmp_path / "bundle", ctx_len=64, num_cores=8)
     assert {*bundle.parts()} == {"encoder", "decoder"}
     for program in bundle.parts().values():
         subprocess.run([str(program.directory / "compile.sh")], check=True, capture_output=True)
