@@ -1,8 +1,9 @@
 """Weights by reference: initializers that point into the files of the checkpoint, in the type and layout that they have there.
 
 What the loader has done with a weight stands in the graph: a ``Cast`` where it is stored in 16 bits, a ``Concat`` where it was
-joined from several, a ``Transpose`` where it was turned. What has no such form is written to a file of the export, one weight
-at a time. `qeff_framework.lowering.stored_weights` undoes this when the graph is loaded for a backend.
+joined from several, a ``Transpose`` where it was turned, a function that makes numbers of the blocks of a GGUF file. What has no
+such form is written to a file of the export, one weight at a time. `qeff_framework.lowering.stored_weights` undoes this when the
+graph is loaded for a backend.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import onnx_ir
 import torch
 
 from qeff_framework.export.weights import ModuleTensor
+from qeff_framework.gguf_blocks import DOMAIN, FORMATS
+from qeff_framework.lowering.functions import attach_function
 from qeff_framework.lowering.stored_weights import STORED
 from qeff_framework.seam.deferred import (
     Applied,
     ComputedTensor,
     DeferredTensor,
     Recipe,
+    StoredBlocks,
     StoredTensor,
     beginnings,
     without_casts,
@@ -48,6 +52,14 @@ class _Range:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """The numbers of blocks in a file."""
+
+    blocks: StoredBlocks
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Joined:
     parts: tuple[_Form, ...]
     axis: int
@@ -59,7 +71,7 @@ class _Turned:
     permutation: tuple[int, ...]
 
 
-_Form = _Range | _Joined | _Turned
+_Form = _Range | _Packed | _Joined | _Turned
 
 
 def keeps_layout(tensor: onnx_ir.TensorProtocol | None) -> bool:
@@ -83,7 +95,7 @@ def refer_to_files(model: onnx_ir.Model, directory: Path) -> list[str]:
         dtype = _one_type(recipe)
         if form is not None:
             used.update(item.path.name for item in stored)
-            _put(model, value, _Writer(model, str(value.name), directory), form, stored[0].dtype)
+            _put(model, value, _Writer(model, str(value.name), directory), form, dtype)
         elif dtype in _HALVES and tensor.nbytes >= 2 * INLINE_BYTES:
             plain = without_casts(recipe)
             narrow = tensor.with_raw(DeferredTensor(plain, _like(tensor.raw, dtype)), dtype)
@@ -107,15 +119,22 @@ def _form_of(tensor: ModuleTensor) -> _Form | None:
 
 
 def _stored(recipe: Recipe) -> list[StoredTensor]:
-    """The tensors of files that a recipe moves."""
-    return [leaf for leaf in beginnings(recipe) if isinstance(leaf, StoredTensor)]
+    """The tensors of files that a recipe moves, and those that hold its blocks."""
+    found = []
+    for leaf in beginnings(recipe):
+        if isinstance(leaf, StoredTensor):
+            found.append(leaf)
+        elif leaf.blocks is not None:
+            found.append(leaf.blocks.stored)
+    return found
 
 
 def _one_type(recipe: Recipe) -> torch.dtype | None:
     """The type of all that the recipe reads, if each number comes out as it is stored."""
-    types = {item.dtype for item in _stored(recipe)}
+    leaves = list(beginnings(recipe))
+    types = {leaf.dtype for leaf in leaves}
     if (
-        any(isinstance(leaf, ComputedTensor) for leaf in beginnings(recipe))
+        any(isinstance(leaf, ComputedTensor) and leaf.blocks is None for leaf in leaves)
         or len(types) != 1
         or not types <= {torch.float32, *_HALVES}
         or not _only_widens(recipe)
@@ -153,7 +172,7 @@ def _formed(recipe: Recipe) -> _View | _Form | None:
     if isinstance(recipe, StoredTensor):
         return _View(stored=recipe, seen=torch.empty(recipe.shape, dtype=recipe.dtype, device="meta"))
     if isinstance(recipe, ComputedTensor):
-        return None
+        return None if recipe.blocks is None else _Packed(blocks=recipe.blocks, shape=recipe.shape)
     if recipe.function in _JOINING:
         return _joined(recipe)
     source = _formed(recipe.arguments[0])
@@ -189,7 +208,7 @@ def _joined(recipe: Applied) -> _Form | None:
 def _rank(form: _View | _Form) -> int:
     if isinstance(form, _View):
         return form.seen.dim()
-    if isinstance(form, _Range):
+    if isinstance(form, (_Range, _Packed)):
         return len(form.shape)
     return _rank(form.parts[0]) if isinstance(form, _Joined) else len(form.permutation)
 
@@ -222,13 +241,24 @@ class _Writer:
     def write(self, form: _Form) -> onnx_ir.Value:
         if isinstance(form, _Range):
             return self._initializer(form)
+        if isinstance(form, _Packed):
+            return self._dequantised(form)
         if isinstance(form, _Joined):
             inputs: Iterable[onnx_ir.Value] = [self.write(part) for part in form.parts]
             return self.node("Concat", inputs, axis=form.axis)
         return self.node("Transpose", [self.write(form.source)], perm=form.permutation)
 
-    def node(self, op_type: str, inputs: Iterable[onnx_ir.Value], **attributes: Any) -> onnx_ir.Value:
-        made = onnx_ir.node(op_type, list(inputs), attributes, name=self._new_name())
+    def _dequantised(self, form: _Packed) -> onnx_ir.Value:
+        found, stored = FORMATS[form.blocks.format], form.blocks.stored
+        content = self._initializer(_Range(stored=stored, offset=stored.offset, shape=stored.shape))
+        if (DOMAIN, found.op_type, "") not in self._model.functions:
+            attach_function(self._model, DOMAIN, found.function_text)
+        return self.node(found.op_type, [content], domain=DOMAIN)
+
+    def node(
+        self, op_type: str, inputs: Iterable[onnx_ir.Value], *, domain: str = "", **attributes: Any
+    ) -> onnx_ir.Value:
+        made = onnx_ir.node(op_type, list(inputs), attributes, domain=domain, name=self._new_name())
         made.outputs[0].name = made.name
         self.nodes.append(made)
         return made.outputs[0]
@@ -262,7 +292,7 @@ def external_tensor(
     )
 
 
-def _put(model: onnx_ir.Model, value: onnx_ir.Value, writer: _Writer, form: _Form, dtype: torch.dtype) -> None:
+def _put(model: onnx_ir.Model, value: onnx_ir.Value, writer: _Writer, form: _Form, dtype: torch.dtype | None) -> None:
     """Lets everything that reads the weight read what the writer makes of `form`; it takes over the name."""
     result = writer.write(form)
     if dtype in _HALVES:

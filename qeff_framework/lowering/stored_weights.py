@@ -1,7 +1,8 @@
 """Loading a portable graph: weights that it refers to in a checkpoint's own files become weights as the compilers want them.
 
-In the file a weight may be 16 bits wide, lie transposed, or be joined from several; the graph says so in standard ops. Here these
-ops become part of the weight, which is computed, a piece at a time, when a backend reads or writes it.
+In the file a weight may be 16 bits wide, lie in the blocks of llama.cpp, lie transposed, or be joined from several; the graph
+says so in standard ops, and in functions with such a body (`gguf_blocks`). Here these ops become part of the weight, which is
+computed, a piece at a time, when a backend reads or writes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qeff_framework.errors import ArtifactCorruptError
+from qeff_framework.gguf_blocks import DOMAIN as BLOCKS
+from qeff_framework.gguf_blocks import FORMATS_BY_OP
 from qeff_framework.lowering.layer_functions import InlineLayers
 from qeff_framework.lowering.values import graph_of
 
@@ -62,6 +65,29 @@ class _File:
     def is_hole(self, start: int, stop: int) -> bool:
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         return file_has_hole(self.path, self.offset + int(start * row), self.offset + int(stop * row))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dequantised:
+    """float32 of what is stored in blocks."""
+
+    stored: _File
+    #: Name of the function.
+    op_type: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return FORMATS_BY_OP[self.op_type].shape_of(self.stored.shape)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType.FLOAT
+
+    def rows(self, start: int, stop: int) -> Array:
+        return FORMATS_BY_OP[self.op_type].dequantise(self.stored.rows(start, stop))
+
+    def is_hole(self, start: int, stop: int) -> bool:
+        return self.stored.is_hole(start, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +216,7 @@ class _Turned:
         return self.source.is_hole(0, self.source.shape[0])
 
 
-_Stored = _File | _Cast | _Rounded | _Joined | _Turned
+_Stored = _File | _Dequantised | _Cast | _Rounded | _Joined | _Turned
 
 
 class StoredWeight(ir.LazyTensor):
@@ -230,6 +256,11 @@ class StoredWeight(ir.LazyTensor):
             raise ValueError(f"{self.name} cannot be stored as {dtype}: it is {self.narrow_dtype or self.dtype}")
         inner = source.source
         return StoredWeight(inner if inner.dtype == dtype else _Rounded(source=inner), str(self.name))
+
+    @property
+    def lies_in_blocks(self) -> bool:
+        """Whether it is computed from blocks: no compiler reads it from the file."""
+        return any(isinstance(source, _Dequantised) for source in _leaves(self._source))
 
     @property
     def working_bytes(self) -> int:
@@ -357,7 +388,7 @@ def put_stored_form(model: ir.Model, value: ir.Value, places: Mapping[Path, Path
 
     Raises:
         TypeError: the weight is none of a file.
-        ValueError: it is rounded.
+        ValueError: it is rounded, or computed from blocks.
     """
     weight, name = value.const_value, str(value.name)
     if not isinstance(weight, StoredWeight):
@@ -402,7 +433,8 @@ class _FormWriter:
             return self._node("Transpose", [self.written(source.source)], perm=source.permutation)
         if isinstance(source, _Cast):
             return self._node("Cast", [self.written(source.source)], to=ir.DataType.FLOAT.value)
-        raise ValueError(f"{self._name} is rounded to float16, which no file of the checkpoint holds")
+        reason = "is rounded to float16" if isinstance(source, _Rounded) else "is computed from blocks"
+        raise ValueError(f"{self._name} {reason}, which no file of the checkpoint holds")
 
     def _initializer(self, source: _File) -> ir.Value:
         name = self._new_name()
@@ -434,19 +466,20 @@ class _FormWriter:
 
 def files_of(weight: StoredWeight) -> set[Path]:
     """The files that the numbers of a weight are read from."""
-    return {source.path for source in _beginnings(weight)}
+    leaves = _leaves(weight.key)
+    return {(leaf.stored if isinstance(leaf, _Dequantised) else leaf).path for leaf in leaves}
 
 
 def count_parts(weight: StoredWeight) -> int:
     """Of how many tensors of files it is made."""
-    return sum(1 for _ in _beginnings(weight))
+    return sum(1 for _ in _leaves(weight.key))
 
 
-def _beginnings(weight: StoredWeight) -> Iterator[_File]:
-    waiting = [weight.key]
+def _leaves(whole: _Stored) -> Iterator[_File | _Dequantised]:
+    waiting = [whole]
     while waiting:
         source = waiting.pop()
-        if isinstance(source, _File):
+        if isinstance(source, (_File, _Dequantised)):
             yield source
         else:
             waiting.extend(source.parts if isinstance(source, _Joined) else [source.source])
@@ -476,14 +509,14 @@ def load_portable(path: Path) -> ir.Model:
 
 
 def fold_stored_weights(model: ir.Model) -> bool:
-    """Makes casts, joins and transposes of stored weights a part of them; says whether there were any.
+    """Makes casts, blocks, joins and transposes of stored weights a part of them; says whether there were any.
 
     A transpose is folded where all that reads a weight reads it transposed: torch stores ``[out, in]``, and products want
     ``[in, out]``. Weights are not read.
     """
     changed = False
     for node in list(model.graph):
-        if node.domain or node.op_type not in ("Cast", "Concat", "Transpose") or len(node.outputs) != 1:
+        if not _makes_weights(node) or len(node.outputs) != 1:
             continue
         if not all(_is_stored_part(value) for value in node.inputs):
             continue
@@ -497,7 +530,17 @@ def fold_stored_weights(model: ir.Model) -> bool:
         # The readers of onnx and onnx_ir refuse files with several names, as those of a checkpoint have.
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = StoredWeight(_source_of(value.const_value), str(value.name))
+    if not any(node.domain == BLOCKS for node in model.graph.all_nodes()):
+        for identifier in [identifier for identifier in model.functions if identifier[0] == BLOCKS]:
+            del model.functions[identifier]
+        model.opset_imports.pop(BLOCKS, None)
     return changed
+
+
+def _makes_weights(node: ir.Node) -> bool:
+    if node.domain == BLOCKS:
+        return node.op_type in FORMATS_BY_OP
+    return not node.domain and node.op_type in ("Cast", "Concat", "Transpose")
 
 
 def _is_stored_part(value: ir.Value | None) -> bool:
@@ -510,6 +553,9 @@ def _is_stored_part(value: ir.Value | None) -> bool:
 
 def _applied(node: ir.Node) -> _Stored | None:
     sources = [_source_of(value.const_value) for value in node.inputs if value is not None]
+    if node.domain == BLOCKS:
+        stored = sources[0]
+        return _Dequantised(stored=stored, op_type=node.op_type) if isinstance(stored, _File) else None
     if node.op_type == "Concat":
         return _Joined(parts=tuple(sources), axis=node.attributes["axis"].as_int())
     if node.op_type == "Transpose":

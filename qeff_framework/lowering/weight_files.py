@@ -94,6 +94,8 @@ def link_stored_weights(model: ir.Model, directory: Path, *, types: Collection[i
         weight = value.const_value
         if not isinstance(weight, StoredWeight) or (weight.narrow_dtype or weight.dtype) not in types:
             continue
+        if weight.lies_in_blocks:
+            continue
         files = files_of(weight)
         for file in sorted(files - set(linked)):
             linked[file] = _link(file, directory)

@@ -107,6 +107,15 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class StoredBlocks:
+    """Bytes of a file, uint8 ``[..., bytes of a row]``, whose numbers a format of `gguf_blocks` gives."""
+
+    stored: StoredTensor
+    #: Number of the format.
+    format: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ComputedTensor:
     """Numbers that are computed each time that they are needed, such as those of packed blocks."""
 
@@ -122,6 +131,8 @@ class ComputedTensor:
     parts: tuple[str, ...] = ()
     #: They are those of the one weight in `parts`, in its order.
     is_part: bool = False
+    #: Bytes that a graph can make all of the numbers from, in this shape.
+    blocks: StoredBlocks | None = None
 
     def read(self) -> torch.Tensor:
         """The numbers. Raises `CheckpointError` where they are not of the shape that was said."""

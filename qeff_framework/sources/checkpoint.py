@@ -24,7 +24,7 @@ from qeff_framework.sources.checkpoint_config import CheckpointConfig
 from qeff_framework.sources.checkpoint_files import CheckpointFiles, digest
 from qeff_framework.sources.configs import checked_module, plain_config, save_generation_config, write_json
 from qeff_framework.sources.described import described_config
-from qeff_framework.sources.gguf_header import holds_blocks
+from qeff_framework.sources.gguf_header import has_stored_form
 from qeff_framework.sources.gguf_metadata import refuse_unread_tensors, stated_pooling
 from qeff_framework.sources.loading_report import (
     LoadingReport,
@@ -219,9 +219,9 @@ class CheckpointSource:
     def load_for_export(self, auto_class: str, directory: Path) -> torch.nn.Module:
         """As `load`, but weights of safetensors, torch and GGUF files are not read: parameters say what they are made from.
 
-        Files that the export may refer to are put into `directory`; a GGUF file that holds blocks is read where it lies. A
-        checkpoint that is quantised in another way, that takes an adapter, that is of another format, or that the loader cannot
-        take so is loaded as `load` does.
+        Files that the export may refer to are put into `directory`; a GGUF file that holds nothing of the kind is read where it
+        lies. A checkpoint that is quantised in another way, that takes an adapter, that is of another format, or that the loader
+        cannot take so is loaded as `load` does.
         """
         if self._files.gguf:
             self._preprocessing.save_tokenizer(directory)
@@ -244,10 +244,10 @@ class CheckpointSource:
             placed.remove()
             return self.load(auto_class)
         self._judge(module, info)
-        announce_memory(f"the export of {self.name}", export_memory(module))
-        if isinstance(placed, WatchedFiles) and not self._arguments.get(known.KEEP):
+        announce_memory(f"the export of {self.name}", export_memory(module, directory))
+        needed = 0 if self._arguments.get(known.KEEP) else bytes_to_write(module, directory)
+        if needed:
             # Before the model is traced, which takes long. What stays packed is known when the graph is there.
-            needed = bytes_to_write(module)
             report(f"the export of {self.name} takes {told_bytes(needed)} of disk")
             require_space(directory, needed, f"writing the weights of {self.name} as numbers")
         self._referring, self._placed = checked_module(module), placed
@@ -292,13 +292,13 @@ class CheckpointSource:
     ) -> tuple[PlacedShards | WatchedFiles, contextlib.AbstractContextManager[None]] | None:
         self._check_files()
         try:
-            has_blocks = holds_blocks(file)
+            refers = has_stored_form(file)
         except ValueError:
             return None  # Transformers says what is wrong with the file.
         from qeff_framework.sources.gguf_weights import deferring_gguf
 
-        if has_blocks:
-            # The graph cannot refer to blocks, and the few plain weights beside them are no reason for a copy of all.
+        if not refers or self._arguments.get(known.KEEP):
+            # The few plain weights beside blocks that are computed here are no reason for a copy of all.
             return WatchedFiles([file], name=self.name), deferring_gguf(file, file)
         placed = PlacedShards({file: digest(file)}, directory, name=self.name)
         return placed, deferring_gguf(file, placed.path_of(file) or file)

@@ -7,7 +7,6 @@ of the vocabulary the bytes of the file without a NumPy array for each word.
 
 from __future__ import annotations
 
-import functools
 import math
 import mmap
 import struct
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qeff_framework.gguf_blocks import FORMATS
 from qeff_framework.sources.stand_ins import StandIn
 
 #: Numbers of the types of values, and how a value of fixed size is stored.
@@ -85,7 +85,14 @@ class GGUFHeader:
     def of(cls, path: Path) -> GGUFHeader:
         """Without the vocabulary, and read once: an export asks for it again and again. Raises as the class does."""
         found = path.stat()
-        return _known_header(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+        # Not the path: in an export the file has a second name.
+        facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        known = _last_read.get(facts)
+        if known is None:
+            known = cls(path)
+            _last_read.clear()
+            _last_read[facts] = known
+        return known
 
     def _read(self) -> None:
         version, tensor_count, value_count = self._take("IQQ")
@@ -148,14 +155,17 @@ class GGUFHeader:
         return self._content[self._place - length : self._place]
 
 
-@functools.lru_cache(maxsize=1)
-def _known_header(path: Path, _facts: tuple[int, int, int]) -> GGUFHeader:
-    return GGUFHeader(path)
+#: One header at most, by what tells files apart.
+_last_read: dict[tuple[int, int, int, int], GGUFHeader] = {}
 
 
-def holds_blocks(path: Path) -> bool:
-    """Whether a matrix of the file is stored in blocks. Raises `ValueError` where the header cannot be read."""
-    return any(place.kind not in PLAIN for place in GGUFHeader.of(path).tensors.values() if len(place.shape) > 1)
+def has_stored_form(path: Path) -> bool:
+    """Whether a graph can refer to most matrices of the file. Raises `ValueError` where the header cannot be read."""
+    sizes = {True: 0, False: 0}
+    for place in GGUFHeader.of(path).tensors.values():
+        if len(place.shape) > 1:
+            sizes[place.kind in PLAIN or place.kind in FORMATS] += math.prod(place.shape)
+    return sizes[True] >= sizes[False]
 
 
 @dataclass(frozen=True, kw_only=True)

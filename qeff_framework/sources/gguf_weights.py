@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, StoredTensor
+from qeff_framework.gguf_blocks import FORMATS
+from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, StoredBlocks, StoredTensor
 from qeff_framework.sources.gguf_header import PLAIN, GGUFHeader, GGUFTensorPlace, quick_reading
 from qeff_framework.sources.stand_ins import StandIn
 
@@ -30,6 +31,7 @@ Array = NDArray[Any]
 #: processor's cache.
 _NUMBERS = 1 << 17
 
+_MATRIX_AXES = 2
 _PLAIN = {number: getattr(torch, name) for number, name in PLAIN.items()}
 
 
@@ -160,8 +162,16 @@ class _Blocks:
                 compute_rows=self.first_dimension if len(shape) > 1 else None,
                 parts=(self.place.name,),
                 is_part=True,
+                blocks=self._blocks(),
             )
         )
+
+    def _blocks(self) -> StoredBlocks | None:
+        kind = FORMATS.get(self.place.kind)
+        if kind is None or len(self.place.shape) < _MATRIX_AXES:
+            return None
+        shape = (*self.place.shape[:-1], self.stored.shape[-1])
+        return StoredBlocks(stored=replace(self.stored, shape=shape), format=self.place.kind)
 
 
 class _Processor:

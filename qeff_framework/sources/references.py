@@ -28,7 +28,7 @@ from qeff_framework.sources.torch_files import deferred_content
 if TYPE_CHECKING:
     import torch
 
-    from qeff_framework.seam.deferred import DeferredTensor, StoredTensor
+    from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +143,22 @@ def read_buffers(module: torch.nn.Module) -> None:
                 setattr(owner, name, buffer.materialise())
 
 
-def bytes_to_write(module: torch.nn.Module) -> int:
-    """Bytes of the numbers of all deferred weights, each counted once, as an export that refers to no file writes them."""
+def bytes_to_write(module: torch.nn.Module, directory: Path) -> int:
+    """Bytes of the numbers of the deferred weights that lie in no file of `directory`, each counted once."""
     from qeff_framework.seam.deferred import DeferredTensor, beginnings
 
     recipes = [parameter.recipe for parameter in module.parameters() if isinstance(parameter, DeferredTensor)]
-    leaves = {id(leaf): leaf for recipe in recipes for leaf in beginnings(recipe)}
+    leaves = {id(leaf): leaf for recipe in recipes for leaf in beginnings(recipe) if not _lies_in(directory, leaf)}
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
+
+
+def _lies_in(directory: Path, leaf: StoredTensor | ComputedTensor) -> bool:
+    """Whether a graph in `directory` can refer to the numbers."""
+    from qeff_framework.seam.deferred import StoredTensor
+
+    if isinstance(leaf, StoredTensor):
+        return leaf.path.parent == directory
+    return leaf.blocks is not None and leaf.blocks.stored.path.parent == directory
 
 
 #: What an export takes beside weights, without mapped files, and for each tensor of the checkpoint. Measured: 379 MB for 2
@@ -161,8 +170,8 @@ _COPIES = 3
 _PIECES_BYTES = 64_000_000
 
 
-def export_memory(module: torch.nn.Module) -> int:
-    """Estimate of the peak of exporting a module of deferred weights, in bytes: they are written one after the other."""
+def export_memory(module: torch.nn.Module, directory: Path) -> int:
+    """Estimate of the peak of exporting a module of deferred weights to `directory`, in bytes: they are written one by one."""
     from qeff_framework.seam.deferred import ComputedTensor, DeferredTensor, beginnings, is_computed_whole
 
     tensors = whole = pieces = 0
@@ -170,7 +179,7 @@ def export_memory(module: torch.nn.Module) -> int:
         if isinstance(parameter, DeferredTensor):
             leaves = list(beginnings(parameter.recipe))
             tensors += len(leaves)
-            if any(isinstance(leaf, ComputedTensor) for leaf in leaves):
+            if any(isinstance(leaf, ComputedTensor) and not _lies_in(directory, leaf) for leaf in leaves):
                 pieces = _PIECES_BYTES
             if is_computed_whole(parameter.recipe):
                 whole = max(whole, parameter.numel() * parameter.element_size())

@@ -86,11 +86,16 @@ def test_each_weight_is_what_transformers_makes_of_it(architecture: str, model_t
     assert ComputedTensor in kinds
 
 
-def test_an_export_of_blocks_reads_the_file_where_it_lies(tmp_path: Path, store_root: Path) -> None:
+def test_blocks_that_a_graph_cannot_refer_to_are_read_where_they_lie(tmp_path: Path, store_root: Path) -> None:
     module = tiny_causal_lm("llama", num_hidden_layers=1, intermediate_size=64)[0]
-    key = "model.layers.0.mlp.up_proj.weight"
-    numbers = module.state_dict()[key].numpy()
-    packed = {key: (gguf.quants.quantize(numbers, Type.Q8_0), Type.Q8_0)}
+    generator = np.random.default_rng(0)
+    packed = {}
+    for key, state in module.state_dict().items():
+        if state.dim() > 1:
+            # A float16 scale, and 32 levels of 4 bits.
+            blocks = generator.integers(0, 256, (len(state), state.shape[1] // 32, 18), dtype=np.uint8)
+            blocks[..., 1] = 40
+            packed[key] = (blocks.reshape(len(state), -1), Type.IQ4_NL)
     file = write_gguf(tmp_path / "a.gguf", module, packed=packed)
     (directory := tmp_path / "export").mkdir()
 
