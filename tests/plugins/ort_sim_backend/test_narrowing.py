@@ -8,8 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from ort_sim_backend import OrtSimOptions
+from ort_sim_backend.calibration import calibration_rows
 from qeff_framework.options import parse_options
 from qeff_framework.plugin_api import CompileError, OptionError
 from tests.lowering.graphs import parse
@@ -183,3 +186,16 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path):
     ):
         with pytest.raises(OptionError, match=told):
             parse_options(OrtSimOptions, options, owner="ort_sim")
+
+
+def test_a_tokenizer_that_makes_no_token_of_a_sentence(tmp_path):
+    """Such as one of amino acids without an unknown token."""
+    exported = export(model(), tmp_path / "export", task="encoder", states=())
+    wanted = calibration_rows(exported, None)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"\u4e00": 0, "\u4e8c": 1}, [])))
+    tokenizer.save_pretrained(exported.directory / "tokenizer")
+    assert calibration_rows(exported, None) == wanted
+    assert wanted
+    (file := tmp_path / "prompts.txt").write_text("the fox\n")
+    with pytest.raises(CompileError, match="makes no token of its prompts"):
+        calibration_rows(exported, file)

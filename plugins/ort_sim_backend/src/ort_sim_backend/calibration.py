@@ -43,9 +43,9 @@ _ONE = ("batch_size", "full_batch_size", "num_logits_to_keep")
 
 
 def calibration_rows(exported: ExportedModel, file: Path | None) -> list[list[int]]:
-    """Token ids of the calibration texts: a line of `file` each, else built-in ones, else, without a tokenizer, random tokens.
+    """Token ids of the calibration texts: a line of `file` each, else built-in ones.
 
-    Raises `CompileError` when `file` cannot be used.
+    Where no tokenizer reads these, random tokens. Raises `CompileError` when `file` cannot be used.
     """
     has_tokenizer = (exported.directory / "tokenizer").is_dir()
     if file is not None and not has_tokenizer:
@@ -53,8 +53,11 @@ def calibration_rows(exported: ExportedModel, file: Path | None) -> list[list[in
     if not has_tokenizer:
         return _random_rows(exported)
     texts = [text.replace("\\n", "\n") for text in _lines(_TEXTS)] if file is None else _lines(file)
-    rows = prompt_ids(exported, texts)
-    return [row[:_ROW_TOKENS] for row in rows if row]
+    rows = [row[:_ROW_TOKENS] for row in prompt_ids(exported, texts) if row]
+    if not rows and file is not None:
+        raise CompileError(f"calibration_prompts={file}: the tokenizer of the checkpoint makes no token of its prompts")
+    # A vocabulary of something else than texts makes no token of a sentence.
+    return rows or _random_rows(exported)
 
 
 class Calibration:

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from qeff_framework.plugin_api import CompileError, ExportedModel
 from qeff_framework.tokenization import load_tokenizer
@@ -38,3 +40,16 @@ def test_without_a_tokenizer_prompts_are_refused_and_random_tokens_taken(tmp_pat
     rows = token_rows(exported(tmp_path), None, 3)
     assert len(rows) == 3
     assert all(0 <= token < 40 for row in rows for token in row)
+
+
+def test_a_tokenizer_that_makes_no_token_of_a_sentence(tmp_path: Path) -> None:
+    """Such as one of amino acids without an unknown token."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"\u4e00": 0, "\u4e8c": 1}, [])))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    file = tmp_path / "prompts.txt"
+    file.write_text("the fox\n")
+    with pytest.raises(CompileError, match="makes no token of its prompts"):
+        token_rows(exported(tmp_path), file, 2)
+    rows = token_rows(exported(tmp_path), None, 3)
+    assert rows == token_rows(exported(tmp_path / "other"), None, 3)
+    assert [len(row) for row in rows] == [48, 48, 48]

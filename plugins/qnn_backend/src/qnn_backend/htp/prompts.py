@@ -38,7 +38,7 @@ def token_rows(exported: ExportedModel, file: Path | None, limit: int) -> list[l
 
     Args:
         exported: with ``tokenizer/`` if the checkpoint has one.
-        file: one prompt a line; without it plain sentences are taken, or, without a tokenizer, random tokens.
+        file: one prompt a line; without it plain sentences are taken, or, where no tokenizer reads them, random tokens.
         limit: how many.
 
     Raises:
@@ -53,7 +53,11 @@ def token_rows(exported: ExportedModel, file: Path | None, limit: int) -> list[l
         texts = list(_TEXTS)
     else:
         return _random_rows(exported)[:limit]
-    return [row for row in prompt_ids(exported, texts[:limit]) if row]
+    rows = [row for row in prompt_ids(exported, texts[:limit]) if row]
+    if not rows and file is not None:
+        raise CompileError(f"calibration_prompts={file}: the tokenizer of the checkpoint makes no token of its prompts")
+    # A vocabulary of something else than texts makes no token of a sentence.
+    return rows or _random_rows(exported)[:limit]
 
 
 def _lines(file: Path) -> list[str]:
