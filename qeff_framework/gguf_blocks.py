@@ -44,23 +44,20 @@ class _Operations(Protocol[M]):
     def joined(self, first: M, second: M) -> M:
         """The columns of both."""
 
+    def signed(self, part: M) -> M:
+        """The bytes as such with a sign."""
+
     def half(self, part: M) -> M:
         """The number of the two bytes of a float16."""
 
-    def signed(self, part: M) -> M:
-        """The numbers of bytes with a sign."""
-
-    def levels(self, part: M, zero: int = 0) -> M:
-        """The numbers of bytes, less `zero`."""
-
-    def times(self, scales: M, numbers: M) -> M:
-        """Each scale times its equal share of the numbers of a block."""
+    def scaled(self, scales: M, levels: M, zero: int = 0) -> M:
+        """Each scale times its equal share of the levels of a block, less `zero`."""
 
     def plus(self, numbers: M, offsets: M) -> M:
-        """Each offset added to its equal share of the numbers of a block."""
+        """Each offset added to its equal share of the numbers of a block, as many as those that shared a scale."""
 
     def minus(self, numbers: M, offsets: M) -> M:
-        """Each offset taken from its equal share of the numbers of a block."""
+        """As `plus`, taken from them."""
 
 
 def _nibbles(o: _Operations[M], part: M, width: int) -> M:
@@ -69,12 +66,12 @@ def _nibbles(o: _Operations[M], part: M, width: int) -> M:
 
 def _q4_0(o: _Operations[M], block: M) -> M:
     scale, levels = o.parts(block, 2, 16)
-    return o.times(o.half(scale), o.levels(_nibbles(o, levels, 16), 8))
+    return o.scaled(o.half(scale), _nibbles(o, levels, 16), 8)
 
 
 def _q4_1(o: _Operations[M], block: M) -> M:
     scale, offset, levels = o.parts(block, 2, 2, 16)
-    return o.plus(o.times(o.half(scale), o.levels(_nibbles(o, levels, 16))), o.half(offset))
+    return o.plus(o.scaled(o.half(scale), _nibbles(o, levels, 16)), o.half(offset))
 
 
 def _five_bits(o: _Operations[M], low: M, high: M) -> M:
@@ -83,31 +80,31 @@ def _five_bits(o: _Operations[M], low: M, high: M) -> M:
 
 def _q5_0(o: _Operations[M], block: M) -> M:
     scale, high, low = o.parts(block, 2, 4, 16)
-    return o.times(o.half(scale), o.levels(_five_bits(o, low, high), 16))
+    return o.scaled(o.half(scale), _five_bits(o, low, high), 16)
 
 
 def _q5_1(o: _Operations[M], block: M) -> M:
     scale, offset, high, low = o.parts(block, 2, 2, 4, 16)
-    return o.plus(o.times(o.half(scale), o.levels(_five_bits(o, low, high))), o.half(offset))
+    return o.plus(o.scaled(o.half(scale), _five_bits(o, low, high)), o.half(offset))
 
 
 def _q8_0(o: _Operations[M], block: M) -> M:
     scale, levels = o.parts(block, 2, 32)
-    return o.times(o.half(scale), o.signed(levels))
+    return o.scaled(o.half(scale), o.signed(levels))
 
 
 def _q2_k(o: _Operations[M], block: M) -> M:
     steps, levels, scale, offset = o.parts(block, 16, 64, 2, 2)
-    scales = o.times(o.half(scale), o.levels(o.bits(steps, 16, (0,), 15)))
-    offsets = o.times(o.half(offset), o.levels(o.bits(steps, 16, (4,), 15)))
-    return o.minus(o.times(scales, o.levels(o.bits(levels, 32, (0, 2, 4, 6), 3))), offsets)
+    scales = o.scaled(o.half(scale), o.bits(steps, 16, (0,), 15))
+    offsets = o.scaled(o.half(offset), o.bits(steps, 16, (4,), 15))
+    return o.minus(o.scaled(scales, o.bits(levels, 32, (0, 2, 4, 6), 3)), offsets)
 
 
 def _q3_k(o: _Operations[M], block: M) -> M:
     high, low, low_steps, high_steps, scale = o.parts(block, 32, 64, 8, 4, 2)
     steps = o.merged(_nibbles(o, low_steps, 8), o.bits(high_steps, 4, (0, 2, 4, 6), 3), 4)
     levels = o.merged(o.bits(low, 32, (0, 2, 4, 6), 3), o.bits(high, 32, tuple(range(8)), 1), 2)
-    return o.times(o.times(o.half(scale), o.levels(steps, 32)), o.levels(levels, 4))
+    return o.scaled(o.scaled(o.half(scale), steps, 32), levels, 4)
 
 
 def _steps_of_six_bits(o: _Operations[M], part: M) -> tuple[M, M]:
@@ -121,9 +118,7 @@ def _steps_of_six_bits(o: _Operations[M], part: M) -> tuple[M, M]:
 
 def _scaled_by_steps(o: _Operations[M], scale: M, offset: M, steps: M, levels: M) -> M:
     of_scale, of_offset = _steps_of_six_bits(o, steps)
-    scales = o.times(o.half(scale), o.levels(of_scale))
-    offsets = o.times(o.half(offset), o.levels(of_offset))
-    return o.minus(o.times(scales, o.levels(levels)), offsets)
+    return o.minus(o.scaled(o.scaled(o.half(scale), of_scale), levels), o.scaled(o.half(offset), of_offset))
 
 
 def _q4_k(o: _Operations[M], block: M) -> M:
@@ -140,7 +135,7 @@ def _q5_k(o: _Operations[M], block: M) -> M:
 def _q6_k(o: _Operations[M], block: M) -> M:
     low, high, steps, scale = o.parts(block, 128, 64, 16, 2)
     levels = o.merged(_nibbles(o, low, 64), o.bits(high, 32, (0, 2, 4, 6), 3), 4)
-    return o.times(o.times(o.half(scale), o.signed(steps)), o.levels(levels, 32))
+    return o.scaled(o.scaled(o.half(scale), o.signed(steps)), levels, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,27 +214,24 @@ class _Arrays:
     def joined(self, first: Array, second: Array) -> Array:
         return np.concatenate([first, second], axis=1)
 
+    def signed(self, part: Array) -> Array:
+        return part.view(np.int8)
+
     def half(self, part: Array) -> Array:
         return np.ascontiguousarray(part).view("<f2").astype(np.float32)
 
-    def signed(self, part: Array) -> Array:
-        return part.view(np.int8).astype(np.float32)
-
-    def levels(self, part: Array, zero: int = 0) -> Array:
-        # Differences of bytes fit into a signed one, which is less to write than float32 twice.
-        return (part.view(np.int8) - np.int8(zero)).astype(np.float32) if zero else part.astype(np.float32)
-
-    def times(self, scales: Array, numbers: Array) -> Array:
-        return (scales[:, :, None] * self._shared(numbers, scales)).reshape(len(numbers), -1)
+    def scaled(self, scales: Array, levels: Array, zero: int = 0) -> Array:
+        numbers = levels
+        if zero:
+            # The difference fits into a byte with a sign, which is less to write than float32 twice.
+            numbers = (levels - np.uint8(zero)).view(np.int8)
+        return (scales[:, :, None] * numbers.astype(np.float32).reshape(*scales.shape, -1)).reshape(len(levels), -1)
 
     def plus(self, numbers: Array, offsets: Array) -> Array:
-        return (self._shared(numbers, offsets) + offsets[:, :, None]).reshape(len(numbers), -1)
+        return (numbers.reshape(*offsets.shape, -1) + offsets[:, :, None]).reshape(len(numbers), -1)
 
     def minus(self, numbers: Array, offsets: Array) -> Array:
-        return (self._shared(numbers, offsets) - offsets[:, :, None]).reshape(len(numbers), -1)
-
-    def _shared(self, numbers: Array, among: Array) -> Array:
-        return numbers.reshape(*among.shape, -1)
+        return (numbers.reshape(*offsets.shape, -1) - offsets[:, :, None]).reshape(len(numbers), -1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +243,11 @@ class _Value:
 
 
 class _Nodes:
-    """The operations as lines of a function."""
+    """The operations as lines of a function.
+
+    A runtime that folds constants keeps the result of each node until all are folded, so that few nodes may give float32 of all
+    numbers: what can be done with bytes is done with bytes.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -265,6 +261,9 @@ class _Nodes:
     def ints(self, *values: int) -> str:
         return self.node(f"Constant <value_ints = [{', '.join(map(str, values))}]> ()")
 
+    def reshaped(self, name: str, *shape: int) -> str:
+        return self.node(f"Reshape ({name}, {self.ints(*shape)})")
+
     def parts(self, block: _Value, *sizes: int) -> tuple[_Value, ...]:
         sizes_name = self.ints(*sizes)
         names = [f"v{next(self._numbers)}" for _ in sizes]
@@ -272,71 +271,72 @@ class _Nodes:
         return tuple(map(_Value, names, sizes))
 
     def bits(self, part: _Value, width: int, shifts: tuple[int, ...], mask: int) -> _Value:
-        name = self._reshaped(part.name, 0, -1, 1, width)
-        if shifts != (0,):
-            name = self.node(f'BitShift <direction = "RIGHT"> ({name}, {self._bytes(shifts)})')
-        kept = self.node(f"BitwiseAnd ({name}, {self._bytes((mask,))})")
-        return _Value(self._reshaped(kept, 0, -1), part.columns * len(shifts))
+        if shifts == (0,):
+            return _Value(self._masked(part.name, mask), part.columns)
+        if len(shifts) == 1:
+            moved = self.node(f'BitShift <direction = "RIGHT"> ({part.name}, {self._byte(shifts[0])})')
+            return _Value(self._masked(moved, mask), part.columns)
+        spread = self.reshaped(part.name, 0, -1, 1, width)
+        amounts = self.reshaped(self.node(f"Cast <to = 2> ({self.ints(*shifts)})"), 1, 1, -1, 1)
+        moved = self.node(f'BitShift <direction = "RIGHT"> ({spread}, {amounts})')
+        return _Value(self.reshaped(self._masked(moved, mask), 0, -1), part.columns * len(shifts))
 
     def merged(self, low: _Value, high: _Value, shift: int) -> _Value:
-        flat = self._reshaped(self._bytes((shift,)), 1, 1)
-        moved = self.node(f'BitShift <direction = "LEFT"> ({high.name}, {flat})')
+        moved = self.node(f'BitShift <direction = "LEFT"> ({high.name}, {self._byte(shift)})')
         return _Value(self.node(f"BitwiseOr ({low.name}, {moved})"), low.columns)
 
     def joined(self, first: _Value, second: _Value) -> _Value:
         return _Value(self.node(f"Concat <axis = 1> ({first.name}, {second.name})"), first.columns + second.columns)
 
+    def signed(self, part: _Value) -> _Value:
+        # A cast between integers keeps the lower bits: https://onnx.ai/onnx/operators/onnx__Cast.html
+        return _Value(self.node(f"Cast <to = 3> ({part.name})"), part.columns)
+
     def half(self, part: _Value) -> _Value:
         """There is no op that reads bytes as another type. Of NaN the result is infinite."""
         low, high = self.parts(part, 1, 1)
-        mantissa = self._sum(self._scaled(self.bits(high, 1, (0,), 3), 256.0), self._floats(low))
         exponents = self.node(f"Cast <to = 7> ({self.bits(high, 1, (2,), 31).name})")
-        power = self.node(f"Gather ({self._constant(*_POWERS)}, {exponents})")
-        leading = self.node(f"Gather ({self._constant(0.0, *[1024.0] * 31)}, {exponents})")
-        sign = self.node(f"Sub ({self._constant(1.0)}, {self._scaled(self.bits(high, 1, (7,), 1), 2.0)})")
-        return _Value(self.node(f"Mul ({sign}, {self.node(f'Mul ({self._sum(mantissa, leading)}, {power})')})"), 1)
+        power = self.node(f"Gather ({self._floats(*_POWERS)}, {exponents})")
+        leading = self.node(f"Gather ({self._floats(0.0, *[1024.0] * 31)}, {exponents})")
+        upper = self._times_constant(self.bits(high, 1, (0,), 3), 256.0)
+        mantissa = self.node(f"Add ({self.node(f'Add ({upper}, {self._cast(low)})')}, {leading})")
+        sign = self.node(f"Sub ({self._floats(1.0)}, {self._times_constant(self.bits(high, 1, (7,), 1), 2.0)})")
+        return _Value(self.node(f"Mul ({sign}, {self.node(f'Mul ({mantissa}, {power})')})"), 1)
 
-    def signed(self, part: _Value) -> _Value:
-        number = self._floats(part)
-        above = self.node(f"Greater ({number}, {self._constant(127.0)})")
-        below = self.node(f"Sub ({number}, {self._constant(256.0)})")
-        return _Value(self.node(f"Where ({above}, {below}, {number})"), part.columns)
-
-    def levels(self, part: _Value, zero: int = 0) -> _Value:
-        number = self._floats(part)
-        return _Value(self.node(f"Sub ({number}, {self._constant(float(zero))})") if zero else number, part.columns)
-
-    def times(self, scales: _Value, numbers: _Value) -> _Value:
-        return self._shared("Mul", scales, numbers, swapped=True)
+    def scaled(self, scales: _Value, levels: _Value, zero: int = 0) -> _Value:
+        column, shared = scales.name, levels.name
+        if scales.columns > 1:
+            column = self.reshaped(scales.name, -1, 1)
+            shared = self.reshaped(levels.name, -1, levels.columns // scales.columns)
+        numbers = self._cast(_Value(shared, levels.columns))
+        if zero:
+            numbers = self.node(f"Sub ({numbers}, {self._floats(float(zero))})")
+        return _Value(self.node(f"Mul ({column}, {numbers})"), levels.columns)
 
     def plus(self, numbers: _Value, offsets: _Value) -> _Value:
-        return self._shared("Add", offsets, numbers)
+        return self._moved("Add", numbers, offsets)
 
     def minus(self, numbers: _Value, offsets: _Value) -> _Value:
-        return self._shared("Sub", offsets, numbers)
+        return self._moved("Sub", numbers, offsets)
 
-    def _shared(self, op_type: str, among: _Value, numbers: _Value, *, swapped: bool = False) -> _Value:
-        shared = self._reshaped(numbers.name, 0, among.columns, -1)
-        column = self._reshaped(among.name, 0, among.columns, 1)
-        operands = (column, shared) if swapped else (shared, column)
-        return _Value(self._reshaped(self.node(f"{op_type} ({', '.join(operands)})"), 0, -1), numbers.columns)
+    def _moved(self, op_type: str, numbers: _Value, offsets: _Value) -> _Value:
+        """`scaled` has left the numbers that share a scale in a row of their own."""
+        column = self.reshaped(offsets.name, -1, 1)
+        return _Value(self.node(f"{op_type} ({numbers.name}, {column})"), numbers.columns)
 
-    def _reshaped(self, name: str, *shape: int) -> str:
-        return self.node(f"Reshape ({name}, {self.ints(*shape)})")
+    def _byte(self, value: int) -> str:
+        return self.node(f"Cast <to = 2> ({self.ints(value)})")
 
-    def _bytes(self, values: tuple[int, ...]) -> str:
-        return self._reshaped(self.node(f"Cast <to = 2> ({self.ints(*values)})"), 1, 1, -1, 1)
+    def _masked(self, name: str, mask: int) -> str:
+        return self.node(f"BitwiseAnd ({name}, {self._byte(mask)})")
 
-    def _floats(self, part: _Value) -> str:
+    def _cast(self, part: _Value) -> str:
         return self.node(f"Cast <to = 1> ({part.name})")
 
-    def _scaled(self, part: _Value, factor: float) -> str:
-        return self.node(f"Mul ({self._floats(part)}, {self._constant(factor)})")
+    def _times_constant(self, part: _Value, factor: float) -> str:
+        return self.node(f"Mul ({self._cast(part)}, {self._floats(factor)})")
 
-    def _sum(self, first: str, second: str) -> str:
-        return self.node(f"Add ({first}, {second})")
-
-    def _constant(self, *values: float) -> str:
+    def _floats(self, *values: float) -> str:
         return self.node(f"Constant <value_floats = [{', '.join(map(repr, values))}]> ()")
 
 
@@ -347,7 +347,7 @@ _POWERS = (*(2.0 ** (max(exponent, 1) - 25) for exponent in range(31)), float(np
 @cache
 def _function_text(found: BlockFormat) -> str:
     nodes = _Nodes()
-    rows = nodes._reshaped("stored", -1, found.width)  # noqa: SLF001
+    rows = nodes.reshaped("stored", -1, found.width)
     numbers = found.describe(nodes, _Value(rows, found.width))
     outer = nodes.node("Shape <start = 0, end = -1> (stored)")
     shape = nodes.node(f"Concat <axis = 0> ({outer}, {nodes.ints(-1)})")
