@@ -403,8 +403,10 @@ def _unread_window(model: PreTrainedModel, masks: MaskPlan) -> str:
     windows = sorted({size for layer in layers if (size := getattr(layer, "sliding_window", None))})
     if not windows:
         return ""
+    text = model.config.get_text_config(decoder=True)
+    field = "sliding_window" if getattr(text, "sliding_window", None) is not None else "attention_chunk_size"
     return (
-        f"the config of {model.config.model_type} names a window of {windows[0]} tokens (sliding_window), which the code of "
+        f"the config of {model.config.model_type} names a window of {windows[0]} tokens ({field}), which the code of "
         f"{type(model).__name__} does not read: here attention sees all of a text, as it does in Transformers without a cache, "
         "whereas its cache drops what is further away; if the model was trained without a window, write null"
     )

@@ -33,12 +33,11 @@ def test_greedy_tokens_equal_transformers(model_type):
 
 
 @pytest.mark.usefixtures("session_store")
-def test_a_window_that_the_code_does_not_read_is_told(caplog):
+@pytest.mark.parametrize("field", ["sliding_window", "attention_chunk_size"])
+def test_a_window_that_the_code_does_not_read_is_told(field, caplog):
     """Transformers' cache reads it all the same, so that its results with a cache and without differ."""
-    QEFFAutoModel(tiny_causal_lm("llama", num_hidden_layers=1, sliding_window=4)[0]).export()
-    assert (
-        "names a window of 4 tokens (sliding_window), which the code of LlamaForCausalLM does not read" in caplog.text
-    )
+    QEFFAutoModel(tiny_causal_lm("llama", num_hidden_layers=1, **{field: 4})[0]).export()
+    assert f"names a window of 4 tokens ({field}), which the code of LlamaForCausalLM does not read" in caplog.text
 
 
 def reference_tokens(model: PreTrainedModel, prompt: list[int]) -> list[int]:
