@@ -2,7 +2,7 @@
 
 A format is described once, in terms of a few operations, and carried out twice: on arrays, where a lowering reads a weight, and
 as nodes, in the body of the ONNX function that stands behind the bytes in a portable graph. Each operation rounds as it does in
-the gguf package, so that both give its numbers bit for bit.
+the gguf package, so that both give its numbers bit for bit; only where a scale is no number, those of the nodes may be infinite.
 
 Source of the formats: https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/quants.py
 """

@@ -23,14 +23,19 @@ def test_blocks_are_the_numbers_of_the_package_bit_for_bit(number: int) -> None:
         wanted = gguf.quants.dequantize(stored, kind)
         numbers = found.dequantise(stored)
         # More blocks than are computed at a time.
-        assert found.dequantise(np.tile(stored, (1, 1, 16))).tobytes() == np.tile(wanted, (1, 1, 16)).tobytes()
+        assert _bits(found.dequantise(np.tile(stored, (1, 1, 16)))) == _bits(np.tile(wanted, (1, 1, 16)))
     assert numbers.shape == found.shape_of(stored.shape) == wanted.shape
-    assert numbers.tobytes() == wanted.tobytes()
+    assert _bits(numbers) == _bits(wanted)
     in_graph = _session(found).run(None, {"stored": stored})[0]
     is_finite = np.isfinite(wanted)
     assert is_finite.mean() > 0.9
     assert in_graph[is_finite].tobytes() == wanted[is_finite].tobytes()
     assert not np.isfinite(in_graph[~is_finite]).any()
+
+
+def _bits(numbers: np.ndarray) -> bytes:
+    """Which of the bit patterns for NaN an operation gives is up to the processor."""
+    return np.where(np.isnan(numbers), np.float32(np.nan), numbers).tobytes()
 
 
 def _session(found: BlockFormat) -> ort.InferenceSession:

@@ -251,9 +251,7 @@ class _Writer:
     def _dequantised(self, form: _Packed) -> onnx_ir.Value:
         found, stored = FORMATS[form.blocks.format], form.blocks.stored
         content = self._initializer(_Range(stored=stored, offset=stored.offset, shape=stored.shape))
-        if (DOMAIN, found.op_type, "") not in self._model.functions:
-            attach_function(self._model, DOMAIN, found.function_text)
-        return self.node(found.op_type, [content], domain=DOMAIN)
+        return self.node(attach_function(self._model, DOMAIN, found.function_text), [content], domain=DOMAIN)
 
     def node(
         self, op_type: str, inputs: Iterable[onnx_ir.Value], *, domain: str = "", **attributes: Any

@@ -18,20 +18,22 @@ def attach_function(model: ir.Model, domain: str, text: str) -> str:
     """
     import onnx
 
-    function = ir.serde.deserialize_function(onnx.FunctionProto.FromString(_parsed(domain, text)))
-    if function.identifier() not in model.functions:
+    name, content = _parsed(domain, text)
+    if (domain, name, "") not in model.functions:
+        function = ir.serde.deserialize_function(onnx.FunctionProto.FromString(content))
         for node in function:
             # Compilers that inline a function call the copies <call>/<inner node>.
             node.name = node.outputs[0].name
         model.functions[function.identifier()] = function
         model.opset_imports[domain] = _DOMAIN_VERSION
-    return function.name
+    return name
 
 
 @cache
-def _parsed(domain: str, text: str) -> bytes:
+def _parsed(domain: str, text: str) -> tuple[str, bytes]:
+    """The name of the function, and its bytes."""
     import onnx.parser
 
     header = f'<opset_import: ["" : {ONNX_OPSET}], domain: "{domain}">'
-    content: bytes = onnx.parser.parse_function(header + text).SerializeToString()
-    return content
+    function = onnx.parser.parse_function(header + text)
+    return function.name, function.SerializeToString()

@@ -84,7 +84,7 @@ def link_stored_weights(model: ir.Model, directory: Path, *, types: Collection[i
 
     The files are hard links: the directory is complete, may be moved and copied as any other, and takes no more disk while both
     are on one file system. Where a link is refused, nothing changes for the weights of that file. Joins, transposes and casts
-    stand in the graph. Returns the names of the files.
+    stand in the graph. Weights that lie in blocks of a GGUF file are left as they are. Returns the names of the files.
 
     The readers of onnx and onnx_ir refuse external data with several names, and so do compilers that use them: link what is read
     after it has been copied, or by a reader of your own.
